@@ -1,0 +1,50 @@
+//! Types that cross the line between the BPF programs and the daemon, and nothing else.
+//!
+//! Every type here is `repr(C)` with fixed-width integers and explicit padding, so that both sides
+//! agree on each byte; sizes are asserted beside the type. The daemon enables the `user` feature to
+//! use them as map keys and values.
+#![no_std]
+
+mod counter;
+mod python;
+mod request;
+mod rule;
+mod sample;
+
+pub use counter::{KERNEL_COUNTERS, KernelCounter};
+pub use python::{
+    PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
+};
+pub use request::{
+    Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead, RESPONSE_HEAD_MAX_BYTES,
+    RequestEventHeader, RequestEventKind, conn_flag, conn_state, event_flag,
+};
+pub use rule::{LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag};
+pub use sample::{
+    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, ThreadState, ThreadTag, sample_flag,
+    thread_state_flag,
+};
+
+/// Implements `aya::Pod` for types that have no padding and accept every bit pattern.
+#[cfg(feature = "user")]
+macro_rules! pod {
+    ($($t:ty),+ $(,)?) => {$(
+        // SAFETY: the type is `repr(C)`, consists of integers and arrays of them, and its size
+        // assertion shows that it has no padding.
+        unsafe impl aya::Pod for $t {}
+    )+};
+}
+
+#[cfg(feature = "user")]
+pod!(
+    Conn,
+    ConnKey,
+    PartialHead,
+    PythonProcess,
+    PythonThread,
+    Rule,
+    SampleHeader,
+    Target,
+    ThreadState,
+    ThreadTag,
+);

@@ -1,0 +1,220 @@
+//! Connections and request events: the maps `CONNS`, `PARTIAL_HEADS` and the ring `REQUESTS`.
+
+/// Most bytes of a request head shipped with [`RequestEventKind::Start`].
+pub const HEAD_MAX_BYTES: usize = 4096;
+/// Most bytes of a response head shipped with [`RequestEventKind::FirstWrite`].
+pub const RESPONSE_HEAD_MAX_BYTES: usize = 512;
+/// Most bytes of an unfinished request line that are kept until the next read.
+pub const PARTIAL_HEAD_MAX_BYTES: usize = 256;
+
+/// Key of `CONNS` and `PARTIAL_HEADS`: one descriptor of one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ConnKey {
+    /// Process, host pid namespace.
+    pub tgid: u32,
+    /// File descriptor.
+    pub fd: i32,
+}
+
+/// States of a connection ([`Conn::state`]).
+///
+/// ```text
+/// IDLE --head--> OPEN --write--> RESPONDING --write--> RESPONDING
+///  ^                                  |
+///  +---- next head, after END --------+        any --shutdown(WR)--> HALF_CLOSED --close--> (gone)
+/// ```
+pub mod conn_state {
+    /// No request is open.
+    pub const IDLE: u32 = 0;
+    /// A head was read, nothing was written yet.
+    pub const OPEN: u32 = 1;
+    /// At least one byte of the response was written.
+    pub const RESPONDING: u32 = 2;
+    /// The response direction is shut down; further heads are never served.
+    pub const HALF_CLOSED: u32 = 3;
+}
+
+/// Bits of [`Conn::flags`].
+pub mod conn_flag {
+    /// The open request passed the prefilter of a task: events are shipped, the reader is tagged.
+    pub const TRACKED: u32 = 1;
+    /// Another thread than the reader of the head read or wrote on the connection.
+    pub const HANDED_OFF: u32 = 1 << 1;
+    /// The reader's tag was overwritten by, or overwrote, that of another open request.
+    pub const INTERLEAVED: u32 = 1 << 2;
+    /// The connection left HTTP/1 (101 Switching Protocols).
+    pub const UPGRADED: u32 = 1 << 3;
+    /// A second head was read before the first was answered.
+    pub const PIPELINED: u32 = 1 << 4;
+}
+
+/// State of one server connection: value of `CONNS`, written by `sys_exit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Conn {
+    /// Address of the kernel's `struct sock`: a change means the descriptor was reused.
+    pub sk: u64,
+    /// Identity of the open request, unique while the programs stay loaded; 0 if none.
+    pub request_id: u64,
+    /// `CLOCK_MONOTONIC` when the read that completed the request line returned.
+    pub start_ktime_ns: u64,
+    /// First write of the response, 0 before it.
+    pub first_write_ktime_ns: u64,
+    /// Latest write of the response: the request's end if nothing follows.
+    pub last_write_ktime_ns: u64,
+    /// Bytes of the response written so far (without interim `100 Continue` heads).
+    pub written_bytes: u64,
+    /// Thread that read the head.
+    pub reader_tid: u32,
+    /// [`conn_state`].
+    pub state: u32,
+    /// [`conn_flag`] bits.
+    pub flags: u32,
+    /// Task slot of a tracked request.
+    pub slot: u32,
+}
+
+/// Beginning of a request line that did not arrive whole: value of `PARTIAL_HEADS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct PartialHead {
+    /// Used bytes of `bytes`.
+    pub len: u32,
+    /// Zero.
+    pub pad: u32,
+    /// `CLOCK_MONOTONIC` of the read that brought the first byte.
+    pub ktime_ns: u64,
+    /// The bytes read so far.
+    pub bytes: [u8; PARTIAL_HEAD_MAX_BYTES],
+}
+
+/// Kinds of records in `REQUESTS` ([`RequestEventHeader::kind`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RequestEventKind {
+    /// A request began; data: its head, at most [`HEAD_MAX_BYTES`].
+    Start = 1,
+    /// First bytes of the response were written; data: at most [`RESPONSE_HEAD_MAX_BYTES`].
+    FirstWrite = 2,
+    /// The request ended, see [`EndReason`]; no data.
+    End = 3,
+    /// A target process forked; `detail` is the child's tgid.
+    Fork = 4,
+    /// A target process executed another program.
+    Exec = 5,
+    /// The last thread of a target process exited.
+    Exit = 6,
+}
+
+impl RequestEventKind {
+    /// The kind with this number, if there is one.
+    #[must_use]
+    pub const fn from_u32(kind: u32) -> Option<Self> {
+        Some(match kind {
+            1 => Self::Start,
+            2 => Self::FirstWrite,
+            3 => Self::End,
+            4 => Self::Fork,
+            5 => Self::Exec,
+            6 => Self::Exit,
+            _ => return None,
+        })
+    }
+}
+
+/// Why a request ended (`detail` of an [`RequestEventKind::End`] event).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EndReason {
+    /// The next head was read on the connection.
+    NextHead = 1,
+    /// The client closed its side: a read returned 0.
+    PeerClosed = 2,
+    /// The descriptor was closed.
+    Closed = 3,
+    /// Another descriptor was duplicated over it.
+    DupOver = 4,
+    /// The response direction was shut down.
+    Shutdown = 5,
+    /// The descriptor now names another socket; its close was not seen.
+    SocketReplaced = 6,
+    /// The thread that served it exited.
+    ThreadExit = 7,
+    /// The process executed another program.
+    Exec = 8,
+    /// The connection switched protocols.
+    Upgraded = 9,
+}
+
+impl EndReason {
+    /// The reason with this number, if there is one.
+    #[must_use]
+    pub const fn from_u32(reason: u32) -> Option<Self> {
+        Some(match reason {
+            1 => Self::NextHead,
+            2 => Self::PeerClosed,
+            3 => Self::Closed,
+            4 => Self::DupOver,
+            5 => Self::Shutdown,
+            6 => Self::SocketReplaced,
+            7 => Self::ThreadExit,
+            8 => Self::Exec,
+            9 => Self::Upgraded,
+            _ => return None,
+        })
+    }
+}
+
+/// Bits of [`RequestEventHeader::flags`].
+pub mod event_flag {
+    /// The head is longer than the bytes shipped.
+    pub const HEAD_CUT: u32 = 1;
+    /// The request line came in several reads and was joined.
+    pub const JOINED: u32 = 1 << 1;
+    /// The writer of this event is not the thread that read the head.
+    pub const OTHER_THREAD: u32 = 1 << 2;
+    /// The thread already carried the tag of another open request.
+    pub const INTERLEAVED: u32 = 1 << 3;
+    /// A second head was read before the response; the first one goes on.
+    pub const PIPELINED: u32 = 1 << 4;
+    /// The socket check could not be made (offsets unknown); only the content speaks for a request.
+    pub const SOCKET_UNCHECKED: u32 = 1 << 5;
+}
+
+/// First bytes of every record in `REQUESTS`; `data_len` bytes follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RequestEventHeader {
+    /// [`RequestEventKind`].
+    pub kind: u32,
+    /// [`event_flag`] bits.
+    pub flags: u32,
+    /// The request, 0 for process events.
+    pub request_id: u64,
+    /// `CLOCK_MONOTONIC` of the event.
+    pub ktime_ns: u64,
+    /// Process, host pid namespace.
+    pub tgid: u32,
+    /// Thread the event happened in.
+    pub tid: u32,
+    /// File descriptor of the connection, -1 for process events.
+    pub fd: i32,
+    /// Task slot.
+    pub slot: u32,
+    /// Kind-specific: [`EndReason`] or the child's tgid.
+    pub detail: u32,
+    /// Bytes that follow this header.
+    pub data_len: u32,
+    /// [`Conn::start_ktime_ns`].
+    pub start_ktime_ns: u64,
+    /// [`Conn::last_write_ktime_ns`].
+    pub last_write_ktime_ns: u64,
+    /// [`Conn::written_bytes`], including the write of this event.
+    pub written_bytes: u64,
+}
+
+const _: () = assert!(size_of::<ConnKey>() == 8);
+const _: () = assert!(size_of::<Conn>() == 64);
+const _: () = assert!(size_of::<PartialHead>() == 16 + PARTIAL_HEAD_MAX_BYTES);
+const _: () = assert!(size_of::<RequestEventHeader>() == 72);

@@ -1,0 +1,116 @@
+//! Which processes and request lines a task is about: the maps `TARGETS` and `RULES`.
+
+/// Task slots: how many tasks can be live at once. A slot indexes `RULES` and `COUNTERS`.
+pub const MAX_TASKS: u32 = 16;
+
+/// Longest literal the prefilter compares, in bytes.
+pub const LITERAL_MAX_BYTES: usize = 64;
+
+/// HTTP request methods the kernel side recognises at the beginning of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Method {
+    /// `GET`
+    Get = 0,
+    /// `POST`
+    Post = 1,
+    /// `PUT`
+    Put = 2,
+    /// `PATCH`
+    Patch = 3,
+    /// `DELETE`
+    Delete = 4,
+    /// `HEAD`
+    Head = 5,
+    /// `OPTIONS`
+    Options = 6,
+    /// `TRACE`
+    Trace = 7,
+    /// `CONNECT`
+    Connect = 8,
+}
+
+impl Method {
+    /// All methods, in index order.
+    pub const ALL: [Self; 9] = [
+        Self::Get,
+        Self::Post,
+        Self::Put,
+        Self::Patch,
+        Self::Delete,
+        Self::Head,
+        Self::Options,
+        Self::Trace,
+        Self::Connect,
+    ];
+
+    /// The token as it stands in a request line, without the space that follows it.
+    #[must_use]
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+            Self::Head => "HEAD",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// Bit of a method in [`Rule::method_mask`].
+#[must_use]
+pub const fn method_bit(method: Method) -> u32 {
+    1 << method as u32
+}
+
+/// Bits of [`Rule::flags`].
+pub mod rule_flag {
+    /// The slot holds a live rule.
+    pub const LIVE: u32 = 1;
+    /// Count heads but tag nothing more: the task has its number of requests.
+    pub const COUNT_ONLY: u32 = 1 << 1;
+    /// After the literal the target must end (space, `?` or `;`), not go on.
+    pub const EXACT: u32 = 1 << 2;
+}
+
+/// Prefilter of one task: value of `RULES` at the task's slot, written by the daemon.
+///
+/// It may pass a request that the exact match in the daemon refuses, never the other way round.
+/// A target in absolute form (`GET http://host/path`) always passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Rule {
+    /// [`rule_flag`] bits.
+    pub flags: u32,
+    /// [`method_bit`]s of the methods that match.
+    pub method_mask: u32,
+    /// Used bytes of `literal`; 0 matches every target.
+    pub literal_len: u32,
+    /// Zero.
+    pub pad: u32,
+    /// First bytes of the target as it stands on the wire.
+    pub literal: [u8; LITERAL_MAX_BYTES],
+}
+
+impl Rule {
+    /// A slot without a task.
+    pub const EMPTY: Self =
+        Self { flags: 0, method_mask: 0, literal_len: 0, pad: 0, literal: [0; LITERAL_MAX_BYTES] };
+}
+
+/// A process that serves at least one live task: value of `TARGETS`, key tgid (host pid namespace).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Target {
+    /// Bit `1 << slot` for every task this process belongs to.
+    pub task_mask: u32,
+    /// Zero.
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<Rule>() == 16 + LITERAL_MAX_BYTES);
+const _: () = assert!(size_of::<Target>() == 8);

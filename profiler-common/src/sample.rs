@@ -1,0 +1,110 @@
+//! Tags, off-CPU registers and on-CPU samples: `THREAD_TAGS`, `THREAD_STATES`, ring `SAMPLES`.
+
+/// Words of `struct pt_regs` kept: 21 on x86_64, 34 on aarch64 (`user_pt_regs`).
+pub const REGS_MAX: usize = 34;
+/// Most user stack bytes copied with an on-CPU sample.
+pub const STACK_COPY_MAX_BYTES: usize = 16 * 1024;
+/// Most kernel frames kept with a sample.
+pub const KERNEL_FRAMES_MAX: usize = 48;
+
+/// Tag of a thread that serves a profiled request: value of `THREAD_TAGS`, key tid (host).
+///
+/// Written by `sys_exit`, removed by it at the request's end, by the exit hooks and by the daemon.
+/// Only threads with a tag are ever sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ThreadTag {
+    /// The request the thread serves.
+    pub request_id: u64,
+    /// Task slot.
+    pub slot: u32,
+    /// Process of the thread.
+    pub tgid: u32,
+}
+
+/// Bits of [`ThreadState::flags`].
+pub mod thread_state_flag {
+    /// The thread is running; registers are those of its last switch-out, or zero.
+    pub const ON_CPU: u32 = 1;
+    /// The thread was preempted, not blocked: it waits for a CPU.
+    pub const RUNNABLE: u32 = 1 << 1;
+}
+
+/// Registers of a tagged thread at its last switch-out: value of `THREAD_STATES`, key tid (host).
+///
+/// `seq` is odd while `sched_switch` writes. A reader copies the value, reads the thread's memory,
+/// copies the value again and takes the memory as consistent if both copies are equal and even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ThreadState {
+    /// Counts writes; odd while one is under way.
+    pub seq: u64,
+    /// `CLOCK_MONOTONIC` of the latest switch.
+    pub ktime_ns: u64,
+    /// `task_struct.__state` at switch-out.
+    pub prev_state: u32,
+    /// [`thread_state_flag`] bits.
+    pub flags: u32,
+    /// Process of the thread.
+    pub tgid: u32,
+    /// Used entries of `kernel_frames`.
+    pub kernel_frame_count: u32,
+    /// User registers as words of the architecture's `struct pt_regs`.
+    pub regs: [u64; REGS_MAX],
+    /// Kernel stack at switch-out, innermost first.
+    pub kernel_frames: [u64; KERNEL_FRAMES_MAX],
+}
+
+/// Bits of [`SampleHeader::flags`].
+pub mod sample_flag {
+    /// The user stack is longer than [`super::STACK_COPY_MAX_BYTES`]; its outer part is missing.
+    pub const STACK_CUT: u32 = 1;
+    /// The stack copy stopped at a page that could not be read.
+    pub const STACK_PARTIAL: u32 = 1 << 1;
+    /// The Python chain is longer than the frames copied; `python_next` is the next frame.
+    pub const PYTHON_CUT: u32 = 1 << 2;
+    /// The Python chain stopped at an address that could not be read.
+    pub const PYTHON_PARTIAL: u32 = 1 << 3;
+    /// The process is a Python process but the thread's `PyThreadState` was not found.
+    pub const PYTHON_NO_THREAD: u32 = 1 << 4;
+    /// The sample interrupted user code (no kernel frames).
+    pub const IN_USER: u32 = 1 << 5;
+}
+
+/// First bytes of every record in `SAMPLES`, one tick of one tagged thread that was running.
+///
+/// ```text
+/// | SampleHeader | kernel u64 x n | PythonFrameRecord x m | stack bytes from sp upwards |
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SampleHeader {
+    /// The request the thread served.
+    pub request_id: u64,
+    /// `CLOCK_MONOTONIC` of the tick.
+    pub ktime_ns: u64,
+    /// Process, host pid namespace.
+    pub tgid: u32,
+    /// Thread, host pid namespace.
+    pub tid: u32,
+    /// Task slot.
+    pub slot: u32,
+    /// [`sample_flag`] bits.
+    pub flags: u32,
+    /// Kernel return addresses that follow, innermost first.
+    pub kernel_frame_count: u32,
+    /// [`crate::PythonFrameRecord`]s that follow.
+    pub python_frame_count: u32,
+    /// Stack bytes that follow.
+    pub stack_bytes: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Address of the first Python frame not copied, 0 if the chain is whole.
+    pub python_next: u64,
+    /// User registers as words of the architecture's `struct pt_regs`.
+    pub regs: [u64; REGS_MAX],
+}
+
+const _: () = assert!(size_of::<ThreadTag>() == 16);
+const _: () = assert!(size_of::<ThreadState>() == 32 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
+const _: () = assert!(size_of::<SampleHeader>() == 56 + 8 * REGS_MAX);

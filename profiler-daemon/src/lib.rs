@@ -1,0 +1,20 @@
+//! profilerd as a library: the pipeline of docs/architecture.md, one module per arrow.
+//!
+//! `model` holds the nouns; the stages import `model` and `process`, never each other; only `app`
+//! wires them. Heavy dependencies have one door each: aya in [`kernel`], blazesym in [`symbolize`],
+//! tonic in [`oap`] and [`embedded`], clap in [`cli`].
+
+pub mod app;
+pub mod cli;
+pub mod embedded;
+pub mod kernel;
+pub mod model;
+pub mod oap;
+pub mod output;
+pub mod process;
+pub mod request;
+pub mod sampler;
+pub mod snapshot;
+pub mod symbolize;
+pub mod timeline;
+pub mod unwind;

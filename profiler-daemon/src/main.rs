@@ -1,0 +1,3 @@
+//! The `profilerd` binary: parse, start, exit.
+
+fn main() {}

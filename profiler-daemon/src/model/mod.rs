@@ -1,0 +1,21 @@
+//! The nouns of the pipeline. No I/O, no dependency on another module of the daemon.
+//!
+//! Reading order: [`task`] (what to profile), [`request`] (what was seen), [`sample`] (one
+//! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`coverage`]
+//! (what was lost and why), [`clock`] (kernel time to wall time).
+
+pub mod clock;
+pub mod coverage;
+pub mod request;
+pub mod sample;
+pub mod snapshot;
+pub mod stack;
+pub mod task;
+
+pub use clock::WallClock;
+pub use coverage::{Counter, Coverage};
+pub use request::{ActiveRequest, EndpointRule, FinishedRequest, RequestEvent, RequestId, Sw8};
+pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes};
+pub use snapshot::{ProfiledSegment, Snapshot};
+pub use stack::{AddrFrame, Frame, FrameKind, Stack, UnwindEnd};
+pub use task::{Pid, ProfileTask, Service, TaskId, TaskLimits, TaskSlot, Tid};

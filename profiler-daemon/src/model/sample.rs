@@ -1,0 +1,79 @@
+//! One observation of one thread, before unwinding.
+
+use std::sync::Arc;
+
+use profiler_common::{PythonFrameRecord, REGS_MAX};
+
+use super::{Pid, RequestId, Tid};
+
+/// User stack bytes from `sp` upwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackBytes {
+    /// Address of the first byte.
+    pub sp: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// More stack exists above the last byte.
+    pub cut: bool,
+}
+
+/// CPython frames of the thread, innermost first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PythonChain {
+    /// The frames.
+    pub frames: Vec<PythonFrameRecord>,
+    /// Address of the next frame if the chain was cut, else 0.
+    pub next: u64,
+    /// The walk stopped at an unreadable address.
+    pub partial: bool,
+    /// The thread has no `PyThreadState`.
+    pub no_thread: bool,
+}
+
+/// Registers and memory of a thread at one instant: all that unwinding needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// Words of the architecture's `struct pt_regs`, user mode.
+    pub regs: [u64; REGS_MAX],
+    /// User stack.
+    pub stack: StackBytes,
+    /// Kernel return addresses, innermost first.
+    pub kernel_frames: Vec<u64>,
+    /// Python frames, `None` if the process is not Python.
+    pub python: Option<PythonChain>,
+}
+
+/// What a tick found.
+#[derive(Clone, Debug)]
+pub enum SampleKind {
+    /// The thread was running.
+    OnCpu(Box<Captured>),
+    /// The thread was blocked or waiting for a CPU.
+    OffCpu(Box<Captured>),
+    /// The thread has not run since its previous off-CPU sample: the same stack still holds.
+    Unchanged,
+}
+
+/// One sample of one tagged thread.
+#[derive(Clone, Debug)]
+pub struct RawSample {
+    /// The request it served.
+    pub request: RequestId,
+    /// Process.
+    pub pid: Pid,
+    /// Thread.
+    pub tid: Tid,
+    /// `CLOCK_MONOTONIC` of the observation.
+    pub ktime_ns: u64,
+    /// What was found.
+    pub kind: SampleKind,
+}
+
+/// A symbolized sample in its place in time.
+#[derive(Clone, Debug)]
+pub struct TimedStack {
+    /// `CLOCK_MONOTONIC` of the observation.
+    pub ktime_ns: u64,
+    /// The stack, innermost first.
+    pub stack: Arc<super::Stack<super::Frame>>,
+}

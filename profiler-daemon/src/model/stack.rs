@@ -1,0 +1,77 @@
+//! Stacks and frames, innermost first.
+
+use std::sync::Arc;
+
+use profiler_common::PythonFrameRecord;
+
+/// Frames of one thread at one instant, innermost (leaf) first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stack<F> {
+    /// The frames.
+    pub frames: Vec<F>,
+    /// How the walk ended.
+    pub end: UnwindEnd,
+}
+
+/// Why unwinding stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnwindEnd {
+    /// The outermost frame was reached.
+    Root,
+    /// The stack bytes ran out before the outermost frame.
+    StackCut,
+    /// No unwind information covers an address.
+    NoUnwindInfo,
+    /// A rule needed memory or a register that was not there.
+    Unreadable,
+    /// The frame limit was reached.
+    TooDeep,
+}
+
+/// A frame before symbolization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AddrFrame {
+    /// Kernel address.
+    Kernel(u64),
+    /// User address: the address to look up (a return address already minus one).
+    Native(u64),
+    /// CPython frame.
+    Python(PythonRef),
+}
+
+/// Key of a Python frame: code object and instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PythonRef {
+    /// Address of the code object.
+    pub code: u64,
+    /// Address of the last instruction.
+    pub instr: u64,
+}
+
+impl From<&PythonFrameRecord> for PythonRef {
+    fn from(record: &PythonFrameRecord) -> Self {
+        Self { code: record.code, instr: record.instr }
+    }
+}
+
+/// What kind of code a frame runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FrameKind {
+    /// Kernel.
+    Kernel,
+    /// Machine code of the process.
+    Native,
+    /// CPython bytecode.
+    Python,
+    /// The mark that stands for frames left out (`...`).
+    Elided,
+}
+
+/// A symbolized frame.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Frame {
+    /// The code signature sent to OAP: stable while the function runs.
+    pub signature: Arc<str>,
+    /// Kind of code.
+    pub kind: FrameKind,
+}

@@ -1,0 +1,8 @@
+//! What is known about a process on the host: memory, mappings, runtime, service identity.
+//!
+//! Everything read here belongs to other users and is hostile: reads are bounded, parsers return
+//! errors, and a process may be gone at any moment.
+
+pub mod memory;
+
+pub use memory::{ProcessMemory, ReadMemory};

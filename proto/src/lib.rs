@@ -1,0 +1,1 @@
+//! Generated code of the protocols profilerd speaks.
