@@ -16,13 +16,14 @@ pub use python::{
     PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
 };
 pub use request::{
-    Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead, RESPONSE_HEAD_MAX_BYTES,
-    RequestEventHeader, RequestEventKind, conn_flag, conn_state, event_flag,
+    Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead,
+    RESPONSE_HEAD_MAX_BYTES, RequestEventHeader, RequestEventKind, conn_flag, conn_state,
+    event_flag,
 };
 pub use rule::{LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag};
 pub use sample::{
-    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, ThreadState, ThreadTag, sample_flag,
-    thread_state_flag,
+    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, ThreadState, ThreadTag,
+    sample_flag, thread_state_flag,
 };
 
 /// Implements `aya::Pod` for types that have no padding and accept every bit pattern.

@@ -98,8 +98,13 @@ pub struct Rule {
 
 impl Rule {
     /// A slot without a task.
-    pub const EMPTY: Self =
-        Self { flags: 0, method_mask: 0, literal_len: 0, pad: 0, literal: [0; LITERAL_MAX_BYTES] };
+    pub const EMPTY: Self = Self {
+        flags: 0,
+        method_mask: 0,
+        literal_len: 0,
+        pad: 0,
+        literal: [0; LITERAL_MAX_BYTES],
+    };
 }
 
 /// A process that serves at least one live task: value of `TARGETS`, key tgid (host pid namespace).

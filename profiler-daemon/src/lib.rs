@@ -4,8 +4,11 @@
 //! wires them. Heavy dependencies have one door each: aya in [`kernel`], blazesym in [`symbolize`],
 //! tonic in [`oap`] and [`embedded`], clap in [`cli`].
 
+pub mod analyze;
 pub mod app;
 pub mod cli;
+pub mod config;
+pub mod doctor;
 pub mod embedded;
 pub mod kernel;
 pub mod model;

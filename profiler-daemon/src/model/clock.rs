@@ -12,7 +12,9 @@ impl WallClock {
     /// Takes the offset from two readings made back to back.
     #[must_use]
     pub const fn from_readings(monotonic_ns: u64, realtime_ns: u64) -> Self {
-        Self { offset_ns: realtime_ns as i64 - monotonic_ns as i64 }
+        Self {
+            offset_ns: realtime_ns as i64 - monotonic_ns as i64,
+        }
     }
 
     /// Wall-clock milliseconds since the epoch, rounded down.

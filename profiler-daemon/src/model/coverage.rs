@@ -99,51 +99,231 @@ pub enum Counter {
 
 /// Name and text of every counter, in report order.
 const TABLE: &[(Counter, &str, &str)] = &[
-    (Counter::RequestsSeen, "requests_seen", "request heads read by processes of the task's service"),
-    (Counter::RequestsMatched, "requests_matched", "requests whose endpoint matched"),
-    (Counter::RequestsOtherEndpoint, "requests_other_endpoint", "heads that passed the kernel prefilter but are another endpoint"),
-    (Counter::RequestsBelowThreshold, "requests_below_threshold", "matched requests that ended before the minimum duration"),
-    (Counter::RequestsOverLimit, "requests_over_limit", "matched requests beyond the maximum sampling count"),
-    (Counter::RequestsOverOpenLimit, "requests_over_open_limit", "matched requests not sampled because too many were open at once"),
-    (Counter::RequestsProfiled, "requests_profiled", "matched requests that were profiled and reported"),
-    (Counter::RequestsUnfinished, "requests_unfinished", "matched requests that were still open when the task ended"),
-    (Counter::RequestsUnanswered, "requests_unanswered", "matched requests that ended without a response line"),
-    (Counter::RequestsHandedOff, "requests_handed_off", "matched requests answered by another thread than the one that read them"),
-    (Counter::RequestsInterleaved, "requests_interleaved", "matched requests whose thread served another request at the same time"),
-    (Counter::RequestsWithoutStack, "requests_without_stack", "matched requests that ended with no usable stack"),
-    (Counter::HeadsMalformed, "heads_malformed", "request heads that could not be parsed"),
-    (Counter::PipelinedHeads, "pipelined_heads", "heads read before the previous request of the connection was answered"),
-    (Counter::NotServerSocket, "not_server_socket", "heads on descriptors that are not server sockets"),
-    (Counter::HeadsAfterShutdown, "heads_after_shutdown", "heads read after the response direction was shut down"),
-    (Counter::HeadsUnreadable, "heads_unreadable", "heads whose bytes could not be read"),
-    (Counter::PartialHeadsDropped, "partial_heads_dropped", "split request lines that could not be joined"),
-    (Counter::RequestEventsLost, "request_events_lost", "request events lost to a full ring buffer"),
-    (Counter::BadRecords, "bad_records", "ring buffer records that could not be decoded"),
-    (Counter::PeriodsExpected, "periods_expected", "dump periods inside profiled requests"),
-    (Counter::PeriodsSampled, "periods_sampled", "dump periods that have a snapshot"),
-    (Counter::SamplesOnCpu, "samples_on_cpu", "on-CPU samples taken"),
-    (Counter::SamplesOffCpu, "samples_off_cpu", "off-CPU samples taken"),
-    (Counter::SamplesUnchanged, "samples_unchanged", "dump periods in which a blocked thread had not run since the one before"),
-    (Counter::SamplesRingFull, "samples_ring_full", "on-CPU samples lost to a full ring buffer"),
-    (Counter::SamplesRaced, "samples_raced", "off-CPU reads given up because the thread kept running"),
-    (Counter::SamplesNoStack, "samples_no_stack", "samples without readable user stack"),
-    (Counter::SamplesQueueFull, "samples_queue_full", "samples lost because the unwinding queue was full"),
-    (Counter::SamplesOrphaned, "samples_orphaned", "samples of requests that were already gone"),
-    (Counter::TicksLate, "ticks_late", "ticks that came more than half a period late"),
-    (Counter::StacksCut, "stacks_cut", "stacks that end before their root: bytes ran out"),
-    (Counter::StacksNoUnwindInfo, "stacks_no_unwind_info", "stacks that end before their root: no unwind information"),
-    (Counter::StacksUnreadable, "stacks_unreadable", "stacks that end before their root: unreadable memory or register"),
-    (Counter::StacksTooDeep, "stacks_too_deep", "stacks over the frame limit; the middle is left out"),
-    (Counter::PythonMergeMismatch, "python_merge_mismatch", "python and native frames that did not fit each other; Python was put on top"),
-    (Counter::PythonPartial, "python_partial", "python chains that could not be read to their end"),
-    (Counter::PythonNameUnreadable, "python_name_unreadable", "python frames whose code object could not be read"),
-    (Counter::FramesUnknown, "frames_unknown", "native frames without a symbol"),
-    (Counter::SnapshotsTaken, "snapshots_taken", "snapshots handed to the reporter"),
-    (Counter::SnapshotsSent, "snapshots_sent", "snapshots accepted by the OAP"),
-    (Counter::SnapshotsLost, "snapshots_lost", "snapshots lost because the OAP could not be reached in time"),
-    (Counter::TagsFull, "tags_full", "tags refused because the map was full"),
-    (Counter::MapUpdatesFailed, "map_updates_failed", "other refused map updates"),
-    (Counter::ProcessesUnsupported, "processes_unsupported", "processes of the service that cannot be profiled yet (for example Go)"),
+    (
+        Counter::RequestsSeen,
+        "requests_seen",
+        "request heads read by processes of the task's service",
+    ),
+    (
+        Counter::RequestsMatched,
+        "requests_matched",
+        "requests whose endpoint matched",
+    ),
+    (
+        Counter::RequestsOtherEndpoint,
+        "requests_other_endpoint",
+        "heads that passed the kernel prefilter but are another endpoint",
+    ),
+    (
+        Counter::RequestsBelowThreshold,
+        "requests_below_threshold",
+        "matched requests that ended before the minimum duration",
+    ),
+    (
+        Counter::RequestsOverLimit,
+        "requests_over_limit",
+        "matched requests beyond the maximum sampling count",
+    ),
+    (
+        Counter::RequestsOverOpenLimit,
+        "requests_over_open_limit",
+        "matched requests not sampled because too many were open at once",
+    ),
+    (
+        Counter::RequestsProfiled,
+        "requests_profiled",
+        "matched requests that were profiled and reported",
+    ),
+    (
+        Counter::RequestsUnfinished,
+        "requests_unfinished",
+        "matched requests that were still open when the task ended",
+    ),
+    (
+        Counter::RequestsUnanswered,
+        "requests_unanswered",
+        "matched requests that ended without a response line",
+    ),
+    (
+        Counter::RequestsHandedOff,
+        "requests_handed_off",
+        "matched requests answered by another thread than the one that read them",
+    ),
+    (
+        Counter::RequestsInterleaved,
+        "requests_interleaved",
+        "matched requests whose thread served another request at the same time",
+    ),
+    (
+        Counter::RequestsWithoutStack,
+        "requests_without_stack",
+        "matched requests that ended with no usable stack",
+    ),
+    (
+        Counter::HeadsMalformed,
+        "heads_malformed",
+        "request heads that could not be parsed",
+    ),
+    (
+        Counter::PipelinedHeads,
+        "pipelined_heads",
+        "heads read before the previous request of the connection was answered",
+    ),
+    (
+        Counter::NotServerSocket,
+        "not_server_socket",
+        "heads on descriptors that are not server sockets",
+    ),
+    (
+        Counter::HeadsAfterShutdown,
+        "heads_after_shutdown",
+        "heads read after the response direction was shut down",
+    ),
+    (
+        Counter::HeadsUnreadable,
+        "heads_unreadable",
+        "heads whose bytes could not be read",
+    ),
+    (
+        Counter::PartialHeadsDropped,
+        "partial_heads_dropped",
+        "split request lines that could not be joined",
+    ),
+    (
+        Counter::RequestEventsLost,
+        "request_events_lost",
+        "request events lost to a full ring buffer",
+    ),
+    (
+        Counter::BadRecords,
+        "bad_records",
+        "ring buffer records that could not be decoded",
+    ),
+    (
+        Counter::PeriodsExpected,
+        "periods_expected",
+        "dump periods inside profiled requests",
+    ),
+    (
+        Counter::PeriodsSampled,
+        "periods_sampled",
+        "dump periods that have a snapshot",
+    ),
+    (
+        Counter::SamplesOnCpu,
+        "samples_on_cpu",
+        "on-CPU samples taken",
+    ),
+    (
+        Counter::SamplesOffCpu,
+        "samples_off_cpu",
+        "off-CPU samples taken",
+    ),
+    (
+        Counter::SamplesUnchanged,
+        "samples_unchanged",
+        "dump periods in which a blocked thread had not run since the one before",
+    ),
+    (
+        Counter::SamplesRingFull,
+        "samples_ring_full",
+        "on-CPU samples lost to a full ring buffer",
+    ),
+    (
+        Counter::SamplesRaced,
+        "samples_raced",
+        "off-CPU reads given up because the thread kept running",
+    ),
+    (
+        Counter::SamplesNoStack,
+        "samples_no_stack",
+        "samples without readable user stack",
+    ),
+    (
+        Counter::SamplesQueueFull,
+        "samples_queue_full",
+        "samples lost because the unwinding queue was full",
+    ),
+    (
+        Counter::SamplesOrphaned,
+        "samples_orphaned",
+        "samples of requests that were already gone",
+    ),
+    (
+        Counter::TicksLate,
+        "ticks_late",
+        "ticks that came more than half a period late",
+    ),
+    (
+        Counter::StacksCut,
+        "stacks_cut",
+        "stacks that end before their root: bytes ran out",
+    ),
+    (
+        Counter::StacksNoUnwindInfo,
+        "stacks_no_unwind_info",
+        "stacks that end before their root: no unwind information",
+    ),
+    (
+        Counter::StacksUnreadable,
+        "stacks_unreadable",
+        "stacks that end before their root: unreadable memory or register",
+    ),
+    (
+        Counter::StacksTooDeep,
+        "stacks_too_deep",
+        "stacks over the frame limit; the middle is left out",
+    ),
+    (
+        Counter::PythonMergeMismatch,
+        "python_merge_mismatch",
+        "python and native frames that did not fit each other; Python was put on top",
+    ),
+    (
+        Counter::PythonPartial,
+        "python_partial",
+        "python chains that could not be read to their end",
+    ),
+    (
+        Counter::PythonNameUnreadable,
+        "python_name_unreadable",
+        "python frames whose code object could not be read",
+    ),
+    (
+        Counter::FramesUnknown,
+        "frames_unknown",
+        "native frames without a symbol",
+    ),
+    (
+        Counter::SnapshotsTaken,
+        "snapshots_taken",
+        "snapshots handed to the reporter",
+    ),
+    (
+        Counter::SnapshotsSent,
+        "snapshots_sent",
+        "snapshots accepted by the OAP",
+    ),
+    (
+        Counter::SnapshotsLost,
+        "snapshots_lost",
+        "snapshots lost because the OAP could not be reached in time",
+    ),
+    (
+        Counter::TagsFull,
+        "tags_full",
+        "tags refused because the map was full",
+    ),
+    (
+        Counter::MapUpdatesFailed,
+        "map_updates_failed",
+        "other refused map updates",
+    ),
+    (
+        Counter::ProcessesUnsupported,
+        "processes_unsupported",
+        "processes of the service that cannot be profiled yet (for example Go)",
+    ),
 ];
 
 impl Counter {
@@ -167,7 +347,10 @@ impl Counter {
     /// The counter with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        TABLE.iter().find(|&&(_, n, _)| n == name).map(|&(counter, _, _)| counter)
+        TABLE
+            .iter()
+            .find(|&&(_, n, _)| n == name)
+            .map(|&(counter, _, _)| counter)
     }
 }
 
@@ -220,6 +403,17 @@ impl Coverage {
         let text = text.into();
         if !self.notes.contains(&text) {
             self.notes.push(text);
+        }
+    }
+
+    /// The form printed and sent: every counter by name, zero ones included.
+    #[must_use]
+    pub fn to_report(&self) -> super::CoverageReport {
+        super::CoverageReport {
+            counters: Counter::all()
+                .map(|c| (c.name().to_owned(), self.get(c)))
+                .collect(),
+            notes: self.notes.clone(),
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod coverage;
+pub mod report;
 pub mod request;
 pub mod sample;
 pub mod snapshot;
@@ -14,8 +15,11 @@ pub mod task;
 
 pub use clock::WallClock;
 pub use coverage::{Counter, Coverage};
+pub use report::{
+    CoverageReport, ProfileReport, SegmentReport, SnapshotReport, TaskReport, TreeNode,
+};
 pub use request::{ActiveRequest, EndpointRule, FinishedRequest, RequestEvent, RequestId, Sw8};
-pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes};
+pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes, TimedStack};
 pub use snapshot::{ProfiledSegment, Snapshot};
-pub use stack::{AddrFrame, Frame, FrameKind, Stack, UnwindEnd};
+pub use stack::{AddrFrame, Frame, FrameKind, PythonRef, Stack, UnwindEnd};
 pub use task::{Pid, ProfileTask, Service, TaskId, TaskLimits, TaskSlot, Tid};

@@ -50,7 +50,10 @@ pub struct PythonRef {
 
 impl From<&PythonFrameRecord> for PythonRef {
     fn from(record: &PythonFrameRecord) -> Self {
-        Self { code: record.code, instr: record.instr }
+        Self {
+            code: record.code,
+            instr: record.instr,
+        }
     }
 }
 

@@ -26,7 +26,10 @@ pub trait ReadMemory {
             n if n == buffer.len() => Ok(()),
             n => Err(Error::new(
                 ErrorKind::UnexpectedEof,
-                format!("only {n} of {} bytes at {address:#x} are readable", buffer.len()),
+                format!(
+                    "only {n} of {} bytes at {address:#x} are readable",
+                    buffer.len()
+                ),
             )),
         }
     }
@@ -64,7 +67,9 @@ impl ProcessMemory {
     /// Memory of this process; the process is not touched until a read.
     #[must_use]
     pub fn new(pid: Pid) -> Self {
-        Self { pid: nix::unistd::Pid::from_raw(pid.0.cast_signed()) }
+        Self {
+            pid: nix::unistd::Pid::from_raw(pid.0.cast_signed()),
+        }
     }
 }
 
@@ -73,9 +78,16 @@ impl ReadMemory for ProcessMemory {
         let Ok(base) = usize::try_from(address) else {
             return Err(Error::from(ErrorKind::InvalidInput));
         };
-        let remote = [RemoteIoVec { base, len: buffer.len() }];
+        let remote = [RemoteIoVec {
+            base,
+            len: buffer.len(),
+        }];
         // One remote vector that runs into an unreadable page is cut there, at page granularity.
-        Ok(process_vm_readv(self.pid, &mut [IoSliceMut::new(buffer)], &remote)?)
+        Ok(process_vm_readv(
+            self.pid,
+            &mut [IoSliceMut::new(buffer)],
+            &remote,
+        )?)
     }
 }
 
