@@ -1,1 +1,18 @@
-//! (module in progress)
+//! Turns request events of the kernel side into open and finished requests.
+//!
+//! In:  [`crate::model::RequestEvent`] from [`crate::kernel`]
+//! Out: [`Action`]s: begin, cancel, untag, finish; carried out by [`crate::app`]
+//! Lost: every request that is not reported has a [`crate::model::Counter`] saying why
+//!
+//! [`endpoint`] decides whether a request belongs to a task, [`head`] and [`response`] read the bytes
+//! on the wire, [`sw8`] the caller's trace context, [`tracker`] is the state machine.
+
+pub mod endpoint;
+pub mod head;
+pub mod response;
+pub mod sw8;
+pub mod tracker;
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use head::RequestHead;
+pub use tracker::{Action, ConnView, RequestTracker, TrackerLimits};

@@ -1,0 +1,127 @@
+//! Reads what the daemon needs from the bytes of an HTTP/1 request head (RFC 9112 §3, §5).
+
+/// Most header lines looked at.
+const HEADERS_MAX: usize = 128;
+
+/// The parts of a request head the daemon uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestHead {
+    /// Method token.
+    pub method: String,
+    /// Request target as it stands on the wire.
+    pub target: String,
+    /// `Host` header.
+    pub host: Option<String>,
+    /// `sw8` header.
+    pub sw8: Option<String>,
+    /// The blank line was seen: the head is whole.
+    pub complete: bool,
+}
+
+impl RequestHead {
+    /// Parses the head; `None` if the first line is not a request line. Bytes after the blank line,
+    /// a missing end and headers beyond the limit are no error.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        // Servers skip empty lines before a request line (RFC 9112 §2.2).
+        let start = bytes.iter().position(|b| !b"\r\n".contains(b))?;
+        let mut lines = bytes[start..].split(|&b| b == b'\n');
+        let line = std::str::from_utf8(trim_cr(lines.next()?)).ok()?;
+        let mut words = line.split(' ').filter(|w| !w.is_empty());
+        let (method, target) = (words.next()?, words.next()?);
+        // A version must follow unless the line was cut; HTTP/0.9 is not spoken any more.
+        if words
+            .next()
+            .is_some_and(|version| !"HTTP/1.".starts_with(&version[..version.len().min(7)]))
+        {
+            return None;
+        }
+        if !method.bytes().all(|b| b.is_ascii_uppercase()) {
+            return None;
+        }
+        let mut head = Self {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            ..Self::default()
+        };
+        for raw in lines.take(HEADERS_MAX) {
+            let line = trim_cr(raw);
+            if line.is_empty() {
+                head.complete = raw == b"\r";
+                break;
+            }
+            let Some(colon) = line.iter().position(|&b| b == b':') else {
+                continue;
+            };
+            let name = &line[..colon];
+            let value = || {
+                std::str::from_utf8(&line[colon + 1..])
+                    .ok()
+                    .map(|v| v.trim().to_owned())
+            };
+            if name.eq_ignore_ascii_case(b"host") {
+                head.host = value();
+            } else if name.eq_ignore_ascii_case(b"sw8") {
+                head.sw8 = value();
+            }
+        }
+        Some(head)
+    }
+
+    /// The target without scheme, authority and query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        let target = self.target.as_str();
+        let origin = match target.split_once("://") {
+            Some(("http" | "https", rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+            _ => target,
+        };
+        origin.split('?').next().unwrap_or(origin)
+    }
+}
+
+fn trim_cr(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that method, target, host and sw8 are found whatever the header's capitalisation.
+    #[test]
+    fn a_head_gives_line_host_and_sw8() {
+        let head = RequestHead::parse(
+            b"POST /a/b?x=1 HTTP/1.1\r\nHOST: shop:80\r\nSW8:  1-abc \r\nContent-Length: 2\r\n\r\nhi",
+        )
+        .unwrap();
+        assert_eq!((head.method.as_str(), head.path()), ("POST", "/a/b"));
+        assert_eq!(head.host.as_deref(), Some("shop:80"));
+        assert_eq!(head.sw8.as_deref(), Some("1-abc"));
+        assert!(head.complete);
+    }
+
+    /// Check that a cut head still gives its request line.
+    #[test]
+    fn a_cut_head_gives_its_request_line() {
+        let head = RequestHead::parse(b"GET http://h/p HTTP/1.1\r\nHos").unwrap();
+        assert_eq!((head.path(), head.complete), ("/p", false));
+        assert_eq!(RequestHead::parse(b"GET /fa").unwrap().target, "/fa");
+    }
+
+    /// Check that bytes that are no request line are refused, whatever they are.
+    #[test]
+    fn other_bytes_are_refused() {
+        for bytes in [
+            &b""[..],
+            b"\r\n",
+            b"HTTP/1.1 200 OK\r\n",
+            b"get / HTTP/1.1\r\n",
+            b"GET",
+            b"\xff\xfe / x",
+            b"GET / once upon a time\n",
+        ] {
+            assert_eq!(RequestHead::parse(bytes), None, "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,336 @@
+use std::time::Duration;
+
+use super::*;
+
+const SLOT: TaskSlot = TaskSlot(0);
+const PID: Pid = Pid(100);
+const MS: u64 = 1_000_000;
+
+/// No connection is known to the kernel side unless a test says so.
+#[derive(Default)]
+struct Conns(HashMap<(Pid, i32), Conn>);
+
+impl ConnView for Conns {
+    fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
+        self.0.get(&(pid, fd)).copied()
+    }
+}
+
+fn service() -> Service {
+    Service {
+        name: "shop".into(),
+        instance: "shop-1".into(),
+    }
+}
+
+fn tracker(threshold_ms: u32, max: u32) -> RequestTracker {
+    let mut tracker = RequestTracker::new(TrackerLimits {
+        max_open_requests: 4,
+    });
+    let task = ProfileTask {
+        task_id: TaskId("t".into()),
+        service: service(),
+        endpoint: "GET:/a".into(),
+        duration: Duration::from_secs(60),
+        min_duration_threshold_ms: threshold_ms,
+        dump_period_ms: 10,
+        max_sampling_count: max,
+        start_unix_ms: 0,
+        create_unix_ms: 0,
+    };
+    tracker.add_task(SLOT, task, Endpoint::parse("GET:/a").unwrap());
+    tracker.add_target(SLOT, PID, service());
+    tracker
+}
+
+fn send(tracker: &mut RequestTracker, event: RequestEvent) -> Vec<Action> {
+    let mut actions = Vec::new();
+    tracker.on_event(event, WallClock::from_readings(0, 0), &mut actions);
+    actions
+}
+
+fn start(id: u64, tid: u32, at_ms: u64, line: &str) -> RequestEvent {
+    RequestEvent::Start {
+        id: RequestId(id),
+        slot: SLOT,
+        pid: PID,
+        tid: Tid(tid),
+        fd: tid as i32,
+        start_ktime_ns: at_ms * MS,
+        flags: 0,
+        head: format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes(),
+    }
+}
+
+fn first_write(id: u64, at_ms: u64, written: u64, head: &str) -> RequestEvent {
+    RequestEvent::FirstWrite {
+        id: RequestId(id),
+        tid: Tid(1),
+        ktime_ns: at_ms * MS,
+        written_bytes: written,
+        flags: 0,
+        head: head.as_bytes().to_vec(),
+    }
+}
+
+fn end(id: u64, at_ms: u64, last_write_ms: u64, reason: EndReason) -> RequestEvent {
+    RequestEvent::End {
+        id: RequestId(id),
+        ktime_ns: at_ms * MS,
+        last_write_ktime_ns: last_write_ms * MS,
+        written_bytes: 10,
+        flags: 0,
+        reason,
+    }
+}
+
+fn finished(actions: &[Action]) -> Vec<&FinishedRequest> {
+    actions
+        .iter()
+        .filter_map(|a| {
+            if let Action::Finish(f) = a {
+                Some(&**f)
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+fn count(tracker: &mut RequestTracker, counter: Counter) -> u64 {
+    tracker.coverage_mut(SLOT).unwrap().get(counter)
+}
+
+/// Check that a matched request runs from its head to its last write, not to the event that ended it.
+#[test]
+fn a_request_ends_with_its_last_write() {
+    let mut tracker = tracker(0, 5);
+    assert!(matches!(
+        send(&mut tracker, start(1, 1, 0, "GET /a"))[..],
+        [Action::Begin(_)]
+    ));
+    send(
+        &mut tracker,
+        first_write(1, 20, 10, "HTTP/1.1 200 OK\r\n\r\n"),
+    );
+    let actions = send(&mut tracker, end(1, 5000, 30, EndReason::Closed));
+    let done = finished(&actions);
+    assert_eq!((done[0].end_ktime_ns, done[0].status), (30 * MS, Some(200)));
+    assert_eq!(done[0].request.endpoint, "GET:/a");
+}
+
+/// Check that a response of known length finishes its request at its last byte, on an idle connection.
+#[test]
+fn a_whole_response_finishes_without_an_end_event() {
+    let mut tracker = tracker(0, 5);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+    assert!(
+        finished(&send(
+            &mut tracker,
+            first_write(1, 20, head.len() as u64, head)
+        ))
+        .is_empty()
+    );
+    let mut conns = Conns::default();
+    let conn = Conn {
+        sk: 1,
+        request_id: 1,
+        start_ktime_ns: 0,
+        first_write_ktime_ns: 20 * MS,
+        last_write_ktime_ns: 25 * MS,
+        written_bytes: head.len() as u64 + 5,
+        reader_tid: 1,
+        state: 2,
+        flags: 1,
+        slot: 0,
+    };
+    conns.0.insert((PID, 1), conn);
+    let mut actions = Vec::new();
+    tracker.on_tick(90 * MS, &conns, &mut actions);
+    assert_eq!(finished(&actions)[0].end_ktime_ns, 25 * MS);
+    assert!(finished(&send(&mut tracker, end(1, 100, 25, EndReason::NextHead))).is_empty());
+}
+
+/// Check that other endpoints are dropped and counted, and never reported.
+#[test]
+fn other_endpoints_are_dropped() {
+    let mut tracker = tracker(0, 5);
+    assert!(matches!(
+        send(&mut tracker, start(1, 1, 0, "GET /ab"))[..],
+        [Action::Drop { .. }]
+    ));
+    assert!(matches!(
+        send(&mut tracker, start(2, 1, 0, "\u{1}"))[..],
+        [Action::Drop { .. }]
+    ));
+    assert_eq!(count(&mut tracker, Counter::RequestsOtherEndpoint), 1);
+    assert_eq!(count(&mut tracker, Counter::HeadsMalformed), 1);
+    assert_eq!(tracker.open_count(SLOT), 0);
+}
+
+/// Check that requests that end before the threshold take no place.
+#[test]
+fn fast_requests_take_no_place() {
+    let mut tracker = tracker(50, 1);
+    for id in 1..=3 {
+        send(&mut tracker, start(id, 1, 0, "GET /a"));
+        send(
+            &mut tracker,
+            first_write(id, 40, 10, "HTTP/1.1 200 OK\r\n\r\n"),
+        );
+        assert!(finished(&send(&mut tracker, end(id, 45, 40, EndReason::NextHead))).is_empty());
+    }
+    assert_eq!(count(&mut tracker, Counter::RequestsBelowThreshold), 3);
+    send(&mut tracker, start(4, 1, 0, "GET /a"));
+    send(
+        &mut tracker,
+        first_write(4, 60, 10, "HTTP/1.1 200 OK\r\n\r\n"),
+    );
+    let actions = send(&mut tracker, end(4, 70, 60, EndReason::NextHead));
+    assert_eq!(finished(&actions).len(), 1);
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::CountOnly { on: true, .. }))
+    );
+}
+
+/// Check that no more than the maximum number of requests is profiled, and the rest counted.
+#[test]
+fn the_maximum_sampling_count_is_kept() {
+    let mut tracker = tracker(0, 2);
+    for id in 1..=4 {
+        send(&mut tracker, start(id, id as u32, 0, "GET /a"));
+    }
+    assert_eq!(tracker.open_count(SLOT), 2);
+    assert_eq!(count(&mut tracker, Counter::RequestsMatched), 4);
+    assert_eq!(count(&mut tracker, Counter::RequestsOverLimit), 2);
+}
+
+/// Check that a request answered by another thread is dropped and its place freed.
+#[test]
+fn handed_off_requests_are_not_attributed() {
+    let mut tracker = tracker(0, 1);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    let RequestEvent::FirstWrite {
+        id,
+        tid,
+        ktime_ns,
+        written_bytes,
+        head,
+        ..
+    } = first_write(1, 9, 10, "HTTP/1.1 200 OK\r\n\r\n")
+    else {
+        unreachable!()
+    };
+    let flags = event_flag::OTHER_THREAD;
+    let event = RequestEvent::FirstWrite {
+        id,
+        tid,
+        ktime_ns,
+        written_bytes,
+        flags,
+        head,
+    };
+    let actions = send(&mut tracker, event);
+    assert!(actions.iter().any(|a| matches!(a, Action::Drop { .. })));
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::CountOnly { on: false, .. }))
+    );
+    assert_eq!(count(&mut tracker, Counter::RequestsHandedOff), 1);
+    send(&mut tracker, start(2, 1, 0, "GET /a"));
+    assert_eq!(tracker.open_count(SLOT), 1);
+}
+
+/// Check that two requests on one thread at once are both given up.
+#[test]
+fn interleaved_requests_are_not_attributed() {
+    let mut tracker = tracker(0, 5);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    let RequestEvent::Start {
+        id,
+        slot,
+        pid,
+        tid,
+        start_ktime_ns,
+        head,
+        ..
+    } = start(2, 1, 5, "GET /a")
+    else {
+        unreachable!()
+    };
+    let flags = event_flag::INTERLEAVED;
+    let event = RequestEvent::Start {
+        id,
+        slot,
+        pid,
+        tid,
+        fd: 9,
+        start_ktime_ns,
+        flags,
+        head,
+    };
+    send(&mut tracker, event);
+    assert_eq!(count(&mut tracker, Counter::RequestsInterleaved), 2);
+    assert_eq!(tracker.open_count(SLOT), 0);
+}
+
+/// Check that what was captured of a request is kept when its process dies, and that a head nobody
+/// answered is not reported.
+#[test]
+fn a_dying_server_keeps_its_samples_and_an_unanswered_head_does_not() {
+    let mut tracker = tracker(0, 5);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    let mut actions = Vec::new();
+    tracker.on_process_gone(PID, 300 * MS, &mut actions);
+    let done = finished(&actions);
+    assert_eq!((done[0].end_ktime_ns, done[0].status), (300 * MS, None));
+    send(&mut tracker, start(2, 1, 0, "GET /a"));
+    assert!(finished(&send(&mut tracker, end(2, 9, 0, EndReason::Closed))).is_empty());
+    assert_eq!(count(&mut tracker, Counter::RequestsUnanswered), 1);
+}
+
+/// Check that a task's end cuts its open requests and keeps them.
+#[test]
+fn the_end_of_a_task_cuts_open_requests() {
+    let mut tracker = tracker(0, 5);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    let mut actions = Vec::new();
+    let coverage = tracker.end_task(SLOT, 80 * MS, &mut actions).unwrap();
+    assert_eq!(finished(&actions)[0].end_ktime_ns, 80 * MS);
+    assert_eq!(coverage.get(Counter::RequestsUnfinished), 1);
+}
+
+/// Check that a quiet response of unknown length is untagged first and finished later.
+#[test]
+fn a_quiet_response_is_untagged_then_finished() {
+    let mut tracker = tracker(0, 5);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    send(
+        &mut tracker,
+        first_write(1, 20, 10, "HTTP/1.1 200 OK\r\n\r\n"),
+    );
+    let mut conns = Conns::default();
+    let conn = Conn {
+        sk: 1,
+        request_id: 1,
+        start_ktime_ns: 0,
+        first_write_ktime_ns: 20 * MS,
+        last_write_ktime_ns: 20 * MS,
+        written_bytes: 10,
+        reader_tid: 1,
+        state: 2,
+        flags: 1,
+        slot: 0,
+    };
+    conns.0.insert((PID, 1), conn);
+    let mut actions = Vec::new();
+    tracker.on_tick(1100 * MS, &conns, &mut actions);
+    assert!(matches!(actions[..], [Action::Untag { .. }]));
+    assert_eq!(tracker.sampled().count(), 0);
+    tracker.on_tick(11_000 * MS, &conns, &mut actions);
+    assert_eq!(finished(&actions)[0].end_ktime_ns, 20 * MS);
+}
