@@ -1,1 +1,185 @@
-//! (module in progress)
+//! Puts the samples of a finished request in their places: one per dump period, head and tail.
+//!
+//! In:  [`TimedStack`]s of one request, in any order
+//! Out: [`Timeline`] to [`crate::snapshot`]
+//! Lost: a period without a sample shows as [`Counter::PeriodsExpected`] above
+//!       [`Counter::PeriodsSampled`]
+//!
+//! ```text
+//!  grid      |    |    |    |    |    |    |       one tick per dump period, the same for all CPUs
+//!  request     [=========================]
+//!  samples        a    a    b    b    b            one per tick; of two (a switch within it) the first
+//!  timeline    a  a    a    b    b    b  b         first stack again at the start, last one at the end
+//! ```
+//!
+//! # Why
+//! OAP counts the time between the first and the last snapshot of a run, so without head and tail a
+//! request would lose up to two periods.
+
+use crate::model::{Counter, Coverage, TimedStack};
+
+/// The instants at which a task looks at its threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// `CLOCK_MONOTONIC` of some tick.
+    pub origin_ktime_ns: u64,
+    /// Distance between two ticks: the dump period, in nanoseconds; not 0.
+    pub period_ns: u64,
+}
+
+impl Grid {
+    /// Number of the tick nearest to an instant. Numbers before the origin are negative.
+    #[must_use]
+    pub fn tick_of(self, ktime_ns: u64) -> i64 {
+        let offset = i128::from(ktime_ns) - i128::from(self.origin_ktime_ns);
+        let period = i128::from(self.period_ns.max(1));
+        ((offset + period / 2).div_euclid(period)) as i64
+    }
+
+    /// First tick strictly after an instant.
+    #[must_use]
+    fn tick_after(self, ktime_ns: u64) -> i64 {
+        let offset = i128::from(ktime_ns) - i128::from(self.origin_ktime_ns);
+        (offset.div_euclid(i128::from(self.period_ns.max(1))) + 1) as i64
+    }
+}
+
+/// Samples of one request in order, from its start to its end.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    /// Ordered by time, inside the request; empty if there was no sample.
+    pub samples: Vec<TimedStack>,
+}
+
+/// Builds the timeline of a request that ran from `start_ktime_ns` to `end_ktime_ns`.
+#[must_use]
+pub fn build(
+    mut samples: Vec<TimedStack>,
+    grid: Grid,
+    start_ktime_ns: u64,
+    end_ktime_ns: u64,
+    losses: &mut Coverage,
+) -> Timeline {
+    let end_ktime_ns = end_ktime_ns.max(start_ktime_ns);
+    samples.retain(|s| (start_ktime_ns..=end_ktime_ns).contains(&s.ktime_ns));
+    samples.sort_by_key(|s| s.ktime_ns);
+    samples.dedup_by_key(|s| grid.tick_of(s.ktime_ns));
+
+    let expected = grid.tick_after(end_ktime_ns) - grid.tick_after(start_ktime_ns);
+    let expected = expected.max(0).cast_unsigned();
+    losses.add(Counter::PeriodsExpected, expected);
+    losses.add(Counter::PeriodsSampled, expected.min(samples.len() as u64));
+
+    if let (Some(first), Some(last)) = (samples.first().cloned(), samples.last().cloned()) {
+        if first.ktime_ns > start_ktime_ns {
+            samples.insert(
+                0,
+                TimedStack {
+                    ktime_ns: start_ktime_ns,
+                    stack: first.stack,
+                },
+            );
+        }
+        if last.ktime_ns < end_ktime_ns {
+            samples.push(TimedStack {
+                ktime_ns: end_ktime_ns,
+                stack: last.stack,
+            });
+        }
+    }
+    Timeline { samples }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{Frame, FrameKind, Stack, UnwindEnd};
+
+    const MS: u64 = 1_000_000;
+    const GRID: Grid = Grid {
+        origin_ktime_ns: 3 * MS,
+        period_ns: 10 * MS,
+    };
+
+    fn at(ms: u64, name: &str) -> TimedStack {
+        let frames = vec![Frame {
+            signature: name.into(),
+            kind: FrameKind::Native,
+        }];
+        let stack = Arc::new(Stack {
+            frames,
+            end: UnwindEnd::Root,
+        });
+        TimedStack {
+            ktime_ns: ms * MS,
+            stack,
+        }
+    }
+
+    /// Draws a timeline as "time name" words.
+    fn draw(timeline: &Timeline) -> String {
+        let words: Vec<String> = timeline
+            .samples
+            .iter()
+            .map(|s| format!("{}{}", s.ktime_ns / MS, s.stack.frames[0].signature))
+            .collect();
+        words.join(" ")
+    }
+
+    /// Check that head and tail are filled with the first and last known stacks.
+    #[test]
+    fn head_and_tail_carry_the_nearest_stack() {
+        let mut losses = Coverage::default();
+        let samples = vec![at(23, "a"), at(13, "a"), at(33, "b"), at(43, "b")];
+        let timeline = build(samples, GRID, 8 * MS, 51 * MS, &mut losses);
+        assert_eq!(draw(&timeline), "8a 13a 23a 33b 43b 51b");
+        assert_eq!(losses.get(Counter::PeriodsExpected), 4);
+        assert_eq!(losses.get(Counter::PeriodsSampled), 4);
+    }
+
+    /// Check that samples outside the request are left out and two in one tick become one.
+    #[test]
+    fn samples_outside_and_doubles_are_left_out() {
+        let mut losses = Coverage::default();
+        let samples = vec![
+            at(3, "x"),
+            at(13, "a"),
+            at(14, "b"),
+            at(24, "c"),
+            at(60, "x"),
+        ];
+        let timeline = build(samples, GRID, 10 * MS, 30 * MS, &mut losses);
+        assert_eq!(draw(&timeline), "10a 13a 24c 30c");
+        assert_eq!(losses.get(Counter::PeriodsSampled), 2);
+    }
+
+    /// Check that a period without a sample is expected but not sampled.
+    #[test]
+    fn a_missing_period_shows_in_the_counts() {
+        let mut losses = Coverage::default();
+        let timeline = build(
+            vec![at(13, "a"), at(43, "a")],
+            GRID,
+            12 * MS,
+            44 * MS,
+            &mut losses,
+        );
+        assert_eq!(draw(&timeline), "12a 13a 43a 44a");
+        assert_eq!(losses.get(Counter::PeriodsExpected), 4);
+        assert_eq!(losses.get(Counter::PeriodsSampled), 2);
+    }
+
+    /// Check that a request shorter than a period expects nothing and may have nothing.
+    #[test]
+    fn a_request_between_two_ticks_expects_nothing() {
+        let mut losses = Coverage::default();
+        assert!(
+            build(Vec::new(), GRID, 14 * MS, 15 * MS, &mut losses)
+                .samples
+                .is_empty()
+        );
+        assert_eq!(losses.get(Counter::PeriodsExpected), 0);
+    }
+}
