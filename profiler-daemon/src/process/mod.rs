@@ -4,5 +4,6 @@
 //! errors, and a process may be gone at any moment.
 
 pub mod memory;
+pub mod python;
 
 pub use memory::{ProcessMemory, ReadMemory};
