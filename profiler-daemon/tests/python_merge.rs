@@ -21,7 +21,15 @@ use python_process::{Running, pythons};
 fn native_frames(pid: Pid) -> HashMap<u32, Vec<u64>> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/native_frames.py");
     let output = Command::new("gdb")
-        .args(["-batch", "-nx", "-readnever", "-p", &pid.to_string(), "-x"])
+        .args([
+            "-batch",
+            "-nx",
+            "-iex",
+            "set auto-load off",
+            "-p",
+            &pid.to_string(),
+            "-x",
+        ])
         .arg(script)
         .output()
         .expect("gdb is installed");
@@ -31,7 +39,10 @@ fn native_frames(pid: Pid) -> HashMap<u32, Vec<u64>> {
         .filter_map(|line| line.strip_prefix("frames "))
         .map(|line| {
             let numbers: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
-            let callers = numbers[2..].iter().map(|return_address| return_address - 1);
+            // The root has a return address of zero.
+            let callers = numbers[2..]
+                .iter()
+                .filter_map(|address| address.checked_sub(1));
             let addresses = [numbers[1]].into_iter().chain(callers).collect();
             (numbers[0] as u32, addresses)
         })
