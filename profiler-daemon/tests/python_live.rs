@@ -3,6 +3,8 @@
 //! Two independent witnesses inside the process: `faulthandler`, written in C, and
 //! `sys._current_frames()`. Every CPython from 3.11 on that is found on the machine is asked.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 mod python_process;
 
 use std::process::Command;

@@ -21,7 +21,8 @@ use profiler_common::{PythonFrameRecord, PythonOffsets, python_flag};
 
 use crate::model::{Pid, PythonChain};
 use crate::process::ReadMemory;
-use crate::process::python::{PageCache, PythonRuntime, ThreadState, find_thread};
+use crate::process::page_cache::PageCache;
+use crate::process::python::{PythonRuntime, ThreadState, find_thread};
 
 /// Most frames in a chain. CPython's own recursion limit is 1,000 unless changed; a list longer than
 /// this is a cycle or not worth its memory.

@@ -1,6 +1,7 @@
 //! Python processes to look at: every CPython on the machine, running `fixtures/python_stacks.py`.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

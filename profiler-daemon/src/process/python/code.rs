@@ -192,7 +192,7 @@ impl CodeNames {
             .get(&key)
             .is_some_and(|entry| entry.fingerprint == fingerprint);
         if !known {
-            let text = |address, chars_max| read_str(memory, runtime, address, chars_max);
+            let text = |address, chars_max| read_str(memory, &runtime.code, address, chars_max);
             let file = text(fingerprint.file, FILE_CHARS_MAX).map_err(failed("co_filename"))?;
             let name = text(fingerprint.name, NAME_CHARS_MAX).map_err(failed("co_name"))?;
             let qualname =

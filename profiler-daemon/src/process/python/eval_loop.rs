@@ -20,8 +20,8 @@ use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, OpKind};
 
-use super::image::Image;
 use crate::process::ReadMemory;
+use crate::process::image::Image;
 
 const SYMBOL: &str = "_PyEval_EvalFrameDefault";
 /// `e_machine` of x86-64, the only instructions we decode.

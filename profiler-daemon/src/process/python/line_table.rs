@@ -92,30 +92,23 @@ fn svarint(bytes: &mut impl Iterator<Item = u8>) -> Option<i64> {
 mod tests {
     use super::*;
 
+    /// The first byte of an entry for `units` code units.
+    const fn entry(kind: u8, units: u8) -> u8 {
+        0x80 | kind << 3 | (units - 1)
+    }
+
     /// Check every kind of entry, including a line that is absent without disturbing the next ones.
     #[test]
     fn every_kind_of_entry_moves_the_line_as_documented() {
-        let table = LineTable::decode(
-            &[
-                0b1_0000_001,
-                0x11, // units 0-1, line 10
-                0b1_1100_000,
-                0,
-                0,            // unit 2, line 12
-                0b1_1111_011, // units 3-6, none
-                0b1_1101_000,
-                0b10, // unit 7, line 13
-                0b1_1110_111,
-                0b101,
-                0,
-                0,
-                0, // units 8-15, line 11
-                0b1_1101_000,
-                0x40 | 0b0000,
-                0b11, // unit 16, line 11 + (0b11 << 6) / 2
-            ],
-            10,
-        );
+        let entries: [&[u8]; 6] = [
+            &[entry(0, 2), 0x11],            // units 0-1, line 10
+            &[entry(12, 1), 0, 0],           // unit 2, line 10 + 2
+            &[entry(15, 4)],                 // units 3-6, none
+            &[entry(13, 1), 0b10],           // unit 7, line 12 + 1
+            &[entry(14, 8), 0b101, 0, 0, 0], // units 8-15, line 13 - 2
+            &[entry(13, 1), 0x40, 0b11],     // unit 16, line 11 + (0b11 << 6) / 2
+        ];
+        let table = LineTable::decode(&entries.concat(), 10);
         let lines: Vec<_> = [0, 1, 2, 3, 6, 7, 8, 15, 16, 17]
             .map(|unit| table.line(unit))
             .into();
@@ -144,11 +137,11 @@ mod tests {
         assert_eq!(LineTable::decode(&[0x80, 0, 0x00, 0x80], 7).line(1), None);
         let endless = [0xff; 64];
         assert_eq!(LineTable::decode(&endless, 1).line(0), None);
-        let varint = [&[0b1_1101_000][..], &[0x7f; 40]].concat();
+        let varint = [&[entry(13, 1)][..], &[0x7f; 40]].concat();
         assert_eq!(LineTable::decode(&varint, 1), LineTable::default());
         // A line below zero is no line.
         assert_eq!(
-            LineTable::decode(&[0b1_1101_000, 0b11_1111], 1).line(0),
+            LineTable::decode(&[entry(13, 1), 0b11_1111], 1).line(0),
             None
         );
     }

@@ -8,40 +8,42 @@
 //! Works on release builds of 3.11 to 3.14, static or shared, stripped or not. 3.14 is tested
 //! against a recorded description of its structures, not against a running process.
 //!
-//! Reading order: [`layout`] (offsets), [`image`] (symbols), [`eval_loop`], [`thread`],
+//! Reading order: [`layout`] (offsets), [`super::image`] (symbols), [`eval_loop`], [`thread`],
 //! [`code`] with [`string`], [`line_table`] and [`module`], then [`name`]. The walk along the frames
 //! is in [`crate::unwind::python`].
 
 mod code;
+mod debug_offsets;
+mod error;
 mod eval_loop;
-mod image;
 mod layout;
 mod line_table;
+mod locate;
 mod module;
 mod name;
 mod object;
-mod page_cache;
 mod string;
 mod thread;
 
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::io;
 use std::ops::{ControlFlow, Range};
 
 use profiler_common::{PythonOffsets, PythonProcess};
 
 pub use code::{CodeError, CodeNames, PythonCode};
-pub use image::ImageError;
-pub use layout::{CodeLayout, DEBUG_OFFSETS_BYTES, Layout, LayoutError};
+pub use debug_offsets::DEBUG_OFFSETS_BYTES;
+pub use error::PythonError;
+pub use layout::{CodeLayout, Layout, LayoutError};
+use locate::Located;
+pub use locate::find_version;
 pub use name::{CodeSignature, PythonNamer};
-pub(crate) use page_cache::PageCache;
 pub use thread::innermost_tid;
 pub(crate) use thread::{ThreadState, find_thread};
 
-use self::image::Image;
 use crate::model::{Pid, Tid};
+use crate::process::page_cache::PageCache;
 use crate::process::{ProcessMemory, ReadMemory};
 
 /// Threads of a process whose ids are compared when the offsets are checked.
@@ -59,6 +61,13 @@ pub struct PythonVersion {
 }
 
 impl PythonVersion {
+    /// A version of 3.7 to 3.10 that the file's name does not tell.
+    const UNKNOWN: Self = Self {
+        major: 3,
+        minor: 0,
+        micro: 0,
+    };
+
     /// From `PY_VERSION_HEX`: one byte each for major, minor, micro, release level and serial.
     #[must_use]
     pub fn from_hex(hex: u64) -> Self {
@@ -73,7 +82,20 @@ impl PythonVersion {
 
 impl fmt::Display for PythonVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+        // Interpreters before 3.11 have no `Py_Version`; what is not known is not printed.
+        match *self {
+            Self::UNKNOWN => write!(f, "3 (before 3.11)"),
+            Self {
+                major,
+                minor: minor @ ..11,
+                ..
+            } => write!(f, "{major}.{minor}"),
+            Self {
+                major,
+                minor,
+                micro,
+            } => write!(f, "{major}.{minor}.{micro}"),
+        }
     }
 }
 
@@ -94,70 +116,6 @@ pub struct PythonRuntime {
     pub loop_ranges: Vec<Range<u64>>,
 }
 
-/// Why the interpreter of a process cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PythonError {
-    /// A file of `/proc` could not be read; the process may be gone.
-    #[error("failed to read {path}")]
-    Proc {
-        /// The file.
-        path: String,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The image that should be CPython is not usable.
-    #[error("failed to use {path} in pid {pid} as CPython")]
-    Image {
-        /// The process.
-        pid: Pid,
-        /// The image's file.
-        path: String,
-        /// The reason.
-        #[source]
-        source: ImageError,
-    },
-    /// Memory of the interpreter could not be read.
-    #[error("failed to read {what} of CPython in pid {pid}")]
-    Memory {
-        /// The process.
-        pid: Pid,
-        /// What was read.
-        what: &'static str,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
-    /// Version or build are not supported.
-    #[error("the interpreter of pid {pid} cannot be walked")]
-    Layout {
-        /// The process.
-        pid: Pid,
-        /// The reason.
-        #[source]
-        source: LayoutError,
-    },
-    /// The interpreter has no thread yet: try again in a moment.
-    #[error("CPython {version} in pid {pid} is still starting")]
-    Starting {
-        /// The process.
-        pid: Pid,
-        /// Version of the interpreter.
-        version: PythonVersion,
-    },
-    /// The offsets lead to something that is not the list of threads.
-    #[error(
-        "the threads of CPython {version} in pid {pid} are not where this version keeps them; \
-         a patched or unusual build?"
-    )]
-    Threads {
-        /// The process.
-        pid: Pid,
-        /// Version of the interpreter.
-        version: PythonVersion,
-    },
-}
-
 impl PythonRuntime {
     /// Looks for a CPython interpreter in a process, `None` if there is none. Costs some tens of
     /// small reads of the process's memory and no read of its files.
@@ -168,48 +126,15 @@ impl PythonRuntime {
     pub fn detect(pid: Pid) -> Result<Option<Self>, PythonError> {
         let memory = ProcessMemory::new(pid);
         let memory = PageCache::new(&memory);
-        for object in object::python_objects(pid)? {
-            let image = match Image::load(&memory, object.base) {
-                Ok(image) => image,
-                // Any executable may be statically linked; only a libpython promises to be Python.
-                Err(_) if !object.is_libpython => continue,
-                Err(source) => {
-                    let path = object.path;
-                    return Err(PythonError::Image { pid, path, source });
-                }
-            };
-            if let Some(runtime) = Self::from_image(pid, &memory, &image, &object)? {
-                return Ok(Some(runtime));
-            }
-        }
-        Ok(None)
-    }
-
-    fn from_image(
-        pid: Pid,
-        memory: &dyn ReadMemory,
-        image: &Image<'_>,
-        object: &object::Object,
-    ) -> Result<Option<Self>, PythonError> {
-        let Some(runtime) = image.symbol("_PyRuntime") else {
+        let Some(found) = Located::find(pid, &memory)? else {
             return Ok(None);
         };
-        let runtime = runtime.address;
+        let Located {
+            image,
+            version,
+            runtime,
+        } = found;
         let failed = |what| move |source| PythonError::Memory { pid, what, source };
-        let unsupported = |source| PythonError::Layout { pid, source };
-        let version = match image.symbol("Py_Version") {
-            Some(symbol) => PythonVersion::from_hex(
-                memory
-                    .read_u64(symbol.address)
-                    .map_err(failed("Py_Version"))?,
-            ),
-            // 3.10 and older do not say; they are not supported anyway.
-            None => object.version_in_name().unwrap_or(PythonVersion {
-                major: 3,
-                minor: 0,
-                micro: 0,
-            }),
-        };
         let layout = if (version.major, version.minor) < (3, 13) {
             Layout::from_table(version)
         } else {
@@ -219,14 +144,14 @@ impl PythonRuntime {
                 .map_err(failed("_Py_DebugOffsets"))?;
             Layout::from_debug_offsets(version, &bytes)
         }
-        .map_err(unsupported)?;
+        .map_err(|source| PythonError::Layout { pid, source })?;
         let found = Self {
             pid,
             version,
             runtime,
             offsets: layout.offsets,
             code: layout.code,
-            loop_ranges: eval_loop::find_loop(memory, image),
+            loop_ranges: eval_loop::find_loop(&memory, &image),
         };
         found.check_threads()?;
         tracing::debug!(

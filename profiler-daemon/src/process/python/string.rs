@@ -11,7 +11,7 @@
 
 use std::io::{Error, ErrorKind};
 
-use super::PythonRuntime;
+use super::CodeLayout;
 use crate::process::ReadMemory;
 
 /// Covers the header and all of most names, so that one read does.
@@ -25,11 +25,10 @@ const KIND: u32 = 0b111;
 /// whoever owns the process.
 pub(crate) fn read_str(
     memory: &dyn ReadMemory,
-    runtime: &PythonRuntime,
+    layout: &CodeLayout,
     address: u64,
     chars_max: usize,
 ) -> Result<String, Error> {
-    let layout = &runtime.code;
     let mut first = [0; FIRST_READ_BYTES];
     let used = memory.read(address, &mut first)?;
     let first = &first[..used];
@@ -91,5 +90,99 @@ fn to_char(bytes: &[u8]) -> char {
     match char::from_u32(code) {
         Some(c) if !c.is_control() => c,
         _ => char::REPLACEMENT_CHARACTER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::python::{Layout, PythonVersion};
+
+    /// One object at address 0x1000.
+    struct Object(Vec<u8>);
+
+    impl ReadMemory for Object {
+        fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+            let bytes = address
+                .checked_sub(0x1000)
+                .and_then(|at| self.0.get(usize::try_from(at).ok()?..))
+                .filter(|bytes| !bytes.is_empty())
+                .ok_or(ErrorKind::InvalidInput)?;
+            let n = buffer.len().min(bytes.len());
+            buffer[..n].copy_from_slice(&bytes[..n]);
+            Ok(n)
+        }
+    }
+
+    fn layout(minor: u8) -> CodeLayout {
+        let version = PythonVersion {
+            major: 3,
+            minor,
+            micro: 0,
+        };
+        Layout::from_table(version).unwrap().code
+    }
+
+    /// A `str` object: header, state and characters where `layout` has them.
+    fn object(layout: &CodeLayout, length: u64, state: u32, characters: &[u8]) -> Object {
+        let data = if state_bits(state) & ASCII != 0 {
+            layout.str_ascii_data
+        } else {
+            layout.str_compact_data
+        };
+        let mut bytes = vec![0; data as usize];
+        bytes[16..24].copy_from_slice(&length.to_ne_bytes());
+        bytes[32..36].copy_from_slice(&state.to_ne_bytes());
+        bytes.extend_from_slice(characters);
+        Object(bytes)
+    }
+
+    const fn state(kind: u32, ascii: bool) -> u32 {
+        (kind | COMPACT | if ascii { ASCII } else { 0 }) << 2 | 0b11
+    }
+
+    /// Check all widths, on both layouts, and the wide `interned` of newer sources.
+    #[test]
+    fn every_width_is_read() {
+        let ucs2: Vec<u8> = "да".encode_utf16().flat_map(u16::to_ne_bytes).collect();
+        let ucs4: Vec<u8> = "𠀀a"
+            .chars()
+            .flat_map(|c| u32::from(c).to_ne_bytes())
+            .collect();
+        for layout in [layout(11), layout(12)] {
+            for (length, state, characters, text) in [
+                (4, state(1, true), &b"name"[..], "name"),
+                (3, state(1, false), b"a\xef\xe4", "aïä"),
+                (2, state(2, false), &ucs2, "да"),
+                (2, state(4, false), &ucs4, "𠀀a"),
+                (4, (1 | COMPACT | ASCII) << 16 | 1, b"wide", "wide"),
+                (0, state(1, true), b"", ""),
+            ] {
+                let object = object(&layout, length, state, characters);
+                let read = read_str(&object, &layout, 0x1000, 100).unwrap();
+                assert_eq!(read, text);
+            }
+        }
+    }
+
+    /// Check that long strings are cut, disturbing characters replaced, and nonsense refused.
+    #[test]
+    fn hostile_strings_are_bounded() {
+        let layout = layout(12);
+        let read = |length, state, characters: &[u8], chars_max| {
+            let object = object(&layout, length, state, characters);
+            read_str(&object, &layout, 0x1000, chars_max)
+        };
+        let long = vec![b'x'; 1000];
+        let ascii = state(1, true);
+        assert_eq!(read(1000, ascii, &long, 600).unwrap(), "x".repeat(600));
+        assert_eq!(read(u64::MAX, ascii, b"abc", 3).unwrap(), "abc");
+        assert_eq!(read(4, ascii, b"a\x1b[m", 9).unwrap(), "a\u{fffd}[m");
+        let surrogate = 0xdc80_u16.to_ne_bytes();
+        assert_eq!(read(1, state(2, false), &surrogate, 9).unwrap(), "\u{fffd}");
+        assert!(read(u64::MAX, ascii, b"abc", 1000).is_err());
+        assert!(read(3, state(3, false), b"abc", 9).is_err());
+        assert!(read(3, 0, b"abc", 9).is_err());
+        assert!(read_str(&Object(vec![0; 8]), &layout, 0x1000, 9).is_err());
     }
 }
