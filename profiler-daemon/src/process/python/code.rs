@@ -48,6 +48,8 @@ pub struct PythonCode {
     pub qualname: Arc<str>,
     /// `co_firstlineno`: the line of `def`, or of its first decorator.
     pub first_line: u32,
+    /// `<module>.<qualname>:<first line>`: names the function, whatever it is executing.
+    pub signature: Arc<str>,
 }
 
 impl PythonCode {
@@ -197,12 +199,15 @@ impl CodeNames {
             let name = text(fingerprint.name, NAME_CHARS_MAX).map_err(failed("co_name"))?;
             let qualname =
                 text(fingerprint.qualname, NAME_CHARS_MAX).map_err(failed("co_qualname"))?;
+            let first_line = fingerprint.first_line;
+            let module = module_of(&file);
             let code = PythonCode {
-                module: module_of(&file).into(),
+                signature: format!("{module}.{qualname}:{first_line}").into(),
+                module: module.into(),
                 file: file.into(),
                 name: name.into(),
                 qualname: qualname.into(),
-                first_line: fingerprint.first_line,
+                first_line,
             };
             let entry = Entry {
                 fingerprint,

@@ -3,7 +3,7 @@
 use super::{PythonError, PythonVersion, object};
 use crate::model::Pid;
 use crate::process::image::Image;
-use crate::process::mapped_image::{mapped_images, maps_path};
+use crate::process::mapped_image::{MappedImage, mapped_images, maps_path};
 use crate::process::page_cache::PageCache;
 use crate::process::{ProcessMemory, ReadMemory};
 
@@ -17,11 +17,7 @@ pub(super) struct Located<'m> {
 
 impl<'m> Located<'m> {
     pub(super) fn find(pid: Pid, memory: &'m dyn ReadMemory) -> Result<Option<Self>, PythonError> {
-        let images = mapped_images(pid).map_err(|source| PythonError::Proc {
-            path: maps_path(pid),
-            source,
-        })?;
-        for mapped in object::candidates(images) {
+        for mapped in candidates(pid)? {
             let image = match Image::load(memory, mapped.base) {
                 Ok(image) => image,
                 // Any executable may be statically linked; only a libpython promises to be Python.
@@ -56,6 +52,14 @@ impl<'m> Located<'m> {
     }
 }
 
+fn candidates(pid: Pid) -> Result<Vec<MappedImage>, PythonError> {
+    let images = mapped_images(pid).map_err(|source| PythonError::Proc {
+        path: maps_path(pid),
+        source,
+    })?;
+    Ok(object::candidates(images))
+}
+
 /// The version of the CPython interpreter in a process, supported or not; `None` if there is none.
 ///
 /// # Errors
@@ -64,5 +68,12 @@ impl<'m> Located<'m> {
 pub fn find_version(pid: Pid) -> Result<Option<PythonVersion>, PythonError> {
     let memory = ProcessMemory::new(pid);
     let memory = PageCache::new(&memory);
-    Ok(Located::find(pid, &memory)?.map(|found| found.version))
+    match Located::find(pid, &memory)? {
+        Some(found) => Ok(Some(found.version)),
+        // 3.6 and older have no `_PyRuntime`, but a name.
+        None => Ok(candidates(pid)?
+            .iter()
+            .filter(|image| object::is_libpython(image))
+            .find_map(object::version_in_name)),
+    }
 }

@@ -83,16 +83,13 @@ impl PythonNamer {
         if code.is_internal() {
             return Ok(None);
         }
-        let signature = match self.signature {
-            CodeSignature::Function => {
-                format!("{}.{}:{}", code.module, code.qualname, code.first_line)
-            }
+        Ok(Some(match self.signature {
+            CodeSignature::Function => Arc::clone(&code.signature),
             CodeSignature::Line => {
                 let line = self.names.line(memory, runtime, python)?;
                 let line = line.unwrap_or(code.first_line);
-                format!("{}.{}: {}", code.file, code.name, line)
+                format!("{}.{}: {}", code.file, code.name, line).into()
             }
-        };
-        Ok(Some(signature.into()))
+        }))
     }
 }
