@@ -6,6 +6,7 @@
 //! A program's headers are at the start of its file, so "offset 0 is mapped" finds every loaded ELF
 //! image together with the address of its headers.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Error, Read};
 
@@ -44,13 +45,14 @@ pub(crate) fn mapped_images(pid: Pid) -> Result<Vec<MappedImage>, Error> {
     let maps = File::open(maps_path(pid))?.take(MAPS_BYTES_MAX);
     // Fails for kernel threads, which have no mappings either.
     let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let mut images: Vec<MappedImage> = Vec::new();
+    let mut images = Vec::new();
+    let mut seen = HashSet::new();
     for line in BufReader::new(maps).split(b'\n') {
         let line = line?;
         let Some((base, path)) = std::str::from_utf8(&line).ok().and_then(image_start) else {
             continue;
         };
-        if images.iter().all(|image| image.path != path) && images.len() < IMAGES_MAX {
+        if images.len() < IMAGES_MAX && seen.insert(path.to_owned()) {
             images.push(MappedImage {
                 path: path.to_owned(),
                 base,

@@ -148,9 +148,14 @@ pub fn walk_chain(
     PythonWalker::default().walk(memory, runtime, native_tid)
 }
 
-/// Continues a chain at [`PythonChain::next`], for example one that the BPF walker cut.
+/// Continues a chain at [`PythonChain::next`]: one that the BPF walker cut, or stopped at a page that
+/// was not resident, which reading from here brings in. The thread may have run since: its outer
+/// frames, which these are, seldom changed.
 pub fn extend_chain(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonChain) {
-    extend(&PageCache::new(memory), runtime, chain);
+    if chain.next != 0 {
+        chain.partial = false;
+        extend(&PageCache::new(memory), runtime, chain);
+    }
 }
 
 fn extend(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonChain) {
@@ -365,17 +370,27 @@ mod tests {
         assert_ne!(chain.next, 0);
     }
 
-    /// Check that a cut chain is continued where it stopped.
+    /// Check that a chain that was cut or met a missing page is continued where it stopped, and that
+    /// one without a place to continue stays as it is.
     #[test]
     fn a_cut_chain_is_extended() {
         let whole = walk_chain(&process(), &runtime(), 101);
-        let mut cut = PythonChain {
-            frames: whole.frames[..1].to_vec(),
-            next: 0x8100,
+        for partial in [false, true] {
+            let mut cut = PythonChain {
+                frames: whole.frames[..1].to_vec(),
+                next: 0x8100,
+                partial,
+                ..PythonChain::default()
+            };
+            extend_chain(&process(), &runtime(), &mut cut);
+            assert_eq!(cut, whole);
+        }
+        let mut lost = PythonChain {
+            partial: true,
             ..PythonChain::default()
         };
-        extend_chain(&process(), &runtime(), &mut cut);
-        assert_eq!(cut, whole);
+        extend_chain(&process(), &runtime(), &mut lost);
+        assert!(lost.partial && lost.frames.is_empty());
     }
 
     /// Check that a remembered thread state is not used after it left the list, although its memory

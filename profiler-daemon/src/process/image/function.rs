@@ -41,7 +41,7 @@ impl Image<'_> {
         }
         let found = entry(low.checked_sub(1)?)?;
         let start = relative(table, found)?;
-        let fde = relative(table, found + 4)?;
+        let fde = relative(table, found.checked_add(4)?)?;
         let pc_field = fde.checked_add(8)?;
         // The entry must say the same as the table, which also proves the encoding we assume.
         if relative(pc_field, pc_field)? != start {
