@@ -223,6 +223,10 @@ fn a_thread_in_a_pid_namespace_is_found_by_its_inner_id() {
         let chain = walk_chain(&memory, &runtime, inner);
         let frames = describe(&memory, &runtime, &mut CodeNames::default(), &chain);
         assert_eq!(frames.last().unwrap().name, "<module>");
+        let mut walker = PythonWalker::default();
+        for _ in 0..2 {
+            assert_eq!(walker.walk_thread(&memory, &runtime, Tid(pid.0)), chain);
+        }
         let thread = &truth.threads[0];
         let chain = walk_chain(&memory, &runtime, thread.tid);
         let frames = describe(&memory, &runtime, &mut CodeNames::default(), &chain);

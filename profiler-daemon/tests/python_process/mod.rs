@@ -118,10 +118,12 @@ impl Running {
 
 /// Every CPython that should be supported: 3.11 and later in `/usr/bin`, in `PATH` and of pyenv.
 pub(crate) fn pythons() -> Vec<PathBuf> {
-    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    let pyenv = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
+    let pyenv = pyenv.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")));
     let mut directories: Vec<PathBuf> = vec!["/usr/bin".into(), "/usr/local/bin".into()];
-    if let Ok(versions) = std::fs::read_dir(home.join(".pyenv/versions")) {
-        directories.extend(versions.flatten().map(|version| version.path().join("bin")));
+    let versions = pyenv.and_then(|pyenv| std::fs::read_dir(pyenv.join("versions")).ok());
+    for version in versions.into_iter().flatten().flatten() {
+        directories.push(version.path().join("bin"));
     }
     if let Some(path) = std::env::var_os("PATH") {
         directories.extend(std::env::split_paths(&path));

@@ -8,9 +8,9 @@
 //! Works on release builds of 3.11 to 3.14, static or shared, stripped or not. 3.14 is tested
 //! against a recorded description of its structures, not against a running process.
 //!
-//! Reading order: [`layout`] (offsets), [`super::image`] (symbols), [`eval_loop`], [`thread`],
-//! [`code`] with [`string`], [`line_table`] and [`module`], then [`name`]. The walk along the frames
-//! is in [`crate::unwind::python`].
+//! Reading order: `layout.rs` (offsets), `locate.rs` (symbols), `eval_loop.rs`, `thread.rs`, `code.rs`
+//! with `string.rs`, `line_table.rs` and `module.rs`, then `name.rs`. The walk along the frames is in
+//! [`crate::unwind::python`].
 
 mod code;
 mod debug_offsets;

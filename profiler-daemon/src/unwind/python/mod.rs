@@ -13,131 +13,26 @@
 //! proves that it was, by the sequence number of its switches. The list of threads may change while
 //! it is followed; the id found at its end is checked, and a wrong turn ends in an error.
 
-use std::io::{Error, ErrorKind};
-use std::num::NonZeroUsize;
+mod walker;
 
-use lru::LruCache;
+use std::io::{Error, ErrorKind};
+
 use profiler_common::{PythonFrameRecord, PythonOffsets, python_flag};
 
-use crate::model::{Pid, PythonChain};
+use crate::model::PythonChain;
 use crate::process::ReadMemory;
 use crate::process::page_cache::PageCache;
-use crate::process::python::{PythonRuntime, ThreadState, find_thread};
+use crate::process::python::PythonRuntime;
+
+pub use walker::PythonWalker;
 
 /// Most frames in a chain. CPython's own recursion limit is 1,000 unless changed; a list longer than
 /// this is a cycle or not worth its memory.
 const FRAMES_MAX: usize = 4096;
-/// Threads whose state's address is remembered.
-const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 /// Room for the fields of a frame that we read.
 const FRAME_BYTES_MAX: usize = 1032;
 /// A `_PyStackRef` (3.14) keeps flags in the two low bits; they are 0 in the pointers of older ones.
 const TAG_BITS: u64 = 0b11;
-/// `PyThreadState.prev` and `.interp`: first and third field in all supported versions.
-const TSTATE_PREV: u64 = 0;
-const TSTATE_INTERP: u64 = 16;
-
-/// Walks frames and remembers where each thread's state is.
-pub struct PythonWalker {
-    tstates: LruCache<(Pid, u32), u64>,
-}
-
-impl Default for PythonWalker {
-    fn default() -> Self {
-        Self {
-            tstates: LruCache::new(THREADS_MAX),
-        }
-    }
-}
-
-impl PythonWalker {
-    /// The frames of the thread with this id *in its own pid namespace*
-    /// ([`crate::process::python::innermost_tid`]).
-    pub fn walk(
-        &mut self,
-        memory: &dyn ReadMemory,
-        runtime: &PythonRuntime,
-        native_tid: u32,
-    ) -> PythonChain {
-        let memory = &PageCache::new(memory);
-        let mut chain = PythonChain::default();
-        match self.first_frame(memory, runtime, native_tid) {
-            Ok(Some(first)) => {
-                chain.next = first;
-                extend(memory, runtime, &mut chain);
-            }
-            Ok(None) => chain.no_thread = true,
-            Err(error) => {
-                tracing::trace!(pid = %runtime.pid, native_tid, %error, "no PyThreadState");
-                chain.no_thread = true;
-                chain.partial = true;
-            }
-        }
-        chain
-    }
-
-    /// Address of the thread's innermost frame, 0 if it runs no Python code; `None` if the
-    /// interpreter does not know the thread.
-    fn first_frame(
-        &mut self,
-        memory: &dyn ReadMemory,
-        runtime: &PythonRuntime,
-        native_tid: u32,
-    ) -> Result<Option<u64>, Error> {
-        let offsets = &runtime.offsets;
-        let key = (runtime.pid, native_tid);
-        if let Some(&address) = self.tstates.get(&key) {
-            if let Some(state) = revisit(memory, offsets, address, native_tid) {
-                return state.first_frame(memory, offsets).map(Some);
-            }
-            self.tstates.pop(&key);
-        }
-        let Some(state) = find_thread(memory, runtime.runtime, offsets, native_tid)? else {
-            return Ok(None);
-        };
-        self.tstates.put(key, state.address);
-        state.first_frame(memory, offsets).map(Some)
-    }
-
-    /// Drops what is remembered about a process.
-    pub fn forget(&mut self, pid: Pid) {
-        let gone: Vec<_> = self
-            .tstates
-            .iter()
-            .filter(|((of, _), _)| *of == pid)
-            .map(|(&key, _)| key)
-            .collect();
-        for key in gone {
-            self.tstates.pop(&key);
-        }
-    }
-}
-
-/// The thread state at a remembered address, if it still is that thread's. Threads that enter Python
-/// from C for each call get a new state each time; the old one's memory keeps its id for a while,
-/// but is no longer in the list.
-fn revisit(
-    memory: &dyn ReadMemory,
-    offsets: &PythonOffsets,
-    address: u64,
-    native_tid: u32,
-) -> Option<ThreadState> {
-    let state = ThreadState::read(memory, offsets, address)
-        .ok()
-        .filter(|state| state.native_tid == native_tid)?;
-    let previous = memory.read_u64(address.checked_add(TSTATE_PREV)?).ok()?;
-    let link = if previous == 0 {
-        let interpreter = memory.read_u64(address.checked_add(TSTATE_INTERP)?).ok()?;
-        interpreter.checked_add(offsets.interp_threads_head.into())?
-    } else {
-        previous.checked_add(offsets.tstate_next.into())?
-    };
-    let runs_python =
-        |state: &ThreadState| matches!(state.first_frame(memory, offsets), Ok(frame) if frame != 0);
-    // An idle state may mean that the thread is busy in another interpreter: look again.
-    (memory.read_u64(link).ok()? == address && runs_python(&state)).then_some(state)
-}
-
 /// The frames of one blocked thread, for a caller that asks once. See [`PythonWalker::walk`].
 #[must_use]
 pub fn walk_chain(
@@ -219,6 +114,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::model::Pid;
     use crate::process::python::{Layout, PythonVersion};
 
     /// Memory made of words, readable only where one was written.
