@@ -223,13 +223,28 @@ fn a_thread_in_a_pid_namespace_is_found_by_its_inner_id() {
         let chain = walk_chain(&memory, &runtime, inner);
         let frames = describe(&memory, &runtime, &mut CodeNames::default(), &chain);
         assert_eq!(frames.last().unwrap().name, "<module>");
-        let mut walker = PythonWalker::default();
-        for _ in 0..2 {
-            assert_eq!(walker.walk_thread(&memory, &runtime, Tid(pid.0)), chain);
-        }
         let thread = &truth.threads[0];
         let chain = walk_chain(&memory, &runtime, thread.tid);
         let frames = describe(&memory, &runtime, &mut CodeNames::default(), &chain);
         assert_eq!(frames, thread.frames);
+
+        let host_tid = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .map(|entry| {
+                Tid(entry
+                    .unwrap()
+                    .file_name()
+                    .to_str()
+                    .unwrap()
+                    .parse()
+                    .unwrap())
+            })
+            .find(|&tid| innermost_tid(pid, tid).unwrap() == thread.tid)
+            .unwrap();
+        assert_ne!(host_tid.0, thread.tid);
+        let mut walker = PythonWalker::default();
+        for _ in 0..2 {
+            assert_eq!(walker.walk_thread(&memory, &runtime, host_tid), chain);
+        }
     }
 }
