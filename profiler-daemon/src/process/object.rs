@@ -1,0 +1,468 @@
+//! Opens the files behind mappings and reads their ELF headers.
+//!
+//! In:  a [`Mapping`]; `/proc/PID/map_files`, `/proc/PID/root`, process memory for the vDSO
+//! Out: [`ObjectFile`], [`FileId`], [`ElfLayout`]
+//! Lost: nothing; what cannot be opened or is malformed is an error
+//!
+//! # Which file
+//! `/proc/PID/map_files/START-END` is the mapped file itself: it works for deleted files, chroots and
+//! containers, and cannot be exchanged. It needs `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`
+//! (<https://github.com/torvalds/linux/blob/v6.12/fs/proc/base.c#L2292>). Otherwise the path is tried
+//! in the process's root and in ours, and only a regular file with the mapping's inode is taken.
+//!
+//! # Why read and not mmap
+//! The owner of a file can truncate it at any moment, and touching a mapped page behind the new end
+//! is a SIGBUS: any user could end the daemon. A read just comes back short.
+//!
+//! Formats: System V gABI, chapters 4 and 5 (ELF header, section header, program header).
+
+use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{Error, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::sync::LazyLock;
+
+use super::{Mapping, ProcessMemory, ReadMemory};
+use crate::model::Pid;
+
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+const CLASS_64: u8 = 2;
+const DATA_NATIVE: u8 = if cfg!(target_endian = "little") { 1 } else { 2 };
+const HEADER_BYTES: usize = 64;
+const PROGRAM_HEADER_BYTES: usize = 56;
+const SECTION_HEADER_BYTES: usize = 64;
+/// Real objects have about a dozen.
+const PROGRAM_HEADERS_MAX: usize = 128;
+/// Linked objects have about 40; those built with a section per function may keep thousands.
+const SECTION_HEADERS_MAX: usize = 16_384;
+const PT_LOAD: u32 = 1;
+const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
+/// `p_flags` of an executable segment.
+const PF_X: u32 = 1;
+/// Real vDSO images are 4 to 16 KiB.
+const VDSO_BYTES_MAX: u64 = 128 << 10;
+/// Allocation step of [`read_range`], so that a size that the file does not have costs nothing.
+const READ_STEP_BYTES: usize = 1 << 20;
+
+/// Identity of a file's content: equal as long as nobody wrote to the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified_s: i64,
+    modified_ns: i64,
+}
+
+impl FileId {
+    /// The vDSO has no file. It is the same in every process of its kind, but a process can write to
+    /// its own copy: only the content tells.
+    fn from_image(image: &[u8]) -> Self {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self {
+            device: 0,
+            inode: HASHER.hash_one(image),
+            bytes: image.len() as u64,
+            modified_s: 0,
+            modified_ns: 0,
+        }
+    }
+}
+
+/// Bytes of an object by file offset: a file, or an image in memory that looks like its file.
+pub(crate) struct ObjectFile {
+    id: FileId,
+    source: Source,
+}
+
+enum Source {
+    File(File),
+    Image(Vec<u8>),
+}
+
+impl ObjectFile {
+    /// Opens what is mapped: a file or the vDSO.
+    ///
+    /// # Errors
+    ///
+    /// The mapping is of neither kind, or its file cannot be opened.
+    pub(crate) fn open(
+        pid: Pid,
+        memory: &ProcessMemory,
+        mapping: &Mapping,
+    ) -> Result<Self, Error> {
+        if mapping.is_vdso() {
+            return Self::from_vdso(memory, mapping);
+        }
+        if !mapping.is_file() {
+            return Err(Error::new(ErrorKind::NotFound, "anonymous memory"));
+        }
+        let path = mapping.path.strip_suffix(" (deleted)");
+        let path = path.unwrap_or(&mapping.path);
+        let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+        Self::from_path(&exact, None)
+            .or_else(|_| Self::from_path(&format!("/proc/{pid}/root{path}"), Some(mapping.inode)))
+            .or_else(|_| Self::from_path(path, Some(mapping.inode)))
+            .map_err(|error| Error::new(error.kind(), format!("failed to open {path}: {error}")))
+    }
+
+    fn from_path(path: &str, inode: Option<u64>) -> Result<Self, Error> {
+        // A path of another user may lead to a pipe, which must not block us.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || inode.is_some_and(|inode| inode != metadata.ino()) {
+            return Err(Error::new(ErrorKind::NotFound, "another file has this path"));
+        }
+        Ok(Self {
+            id: FileId {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                bytes: metadata.size(),
+                modified_s: metadata.mtime(),
+                modified_ns: metadata.mtime_nsec(),
+            },
+            source: Source::File(file),
+        })
+    }
+
+    /// The vDSO's mapping is a whole ELF file, section headers included.
+    fn from_vdso(memory: &ProcessMemory, mapping: &Mapping) -> Result<Self, Error> {
+        let bytes = (mapping.end - mapping.start).min(VDSO_BYTES_MAX);
+        let mut image = vec![0; usize::try_from(bytes).unwrap_or_default()];
+        memory.read_exact(mapping.start, &mut image)?;
+        Ok(Self::from_image(image))
+    }
+
+    /// An object whose bytes are already here.
+    fn from_image(image: Vec<u8>) -> Self {
+        Self {
+            id: FileId::from_image(&image),
+            source: Source::Image(image),
+        }
+    }
+
+    /// What identifies the content.
+    pub(crate) fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Size in bytes when it was opened.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.id.bytes
+    }
+}
+
+/// Addresses are file offsets.
+impl ReadMemory for ObjectFile {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        match &self.source {
+            Source::File(file) => read_file(file, address, buffer),
+            Source::Image(image) => {
+                let rest = usize::try_from(address).ok().and_then(|at| image.get(at..));
+                let rest = rest.unwrap_or_default();
+                let n = rest.len().min(buffer.len());
+                buffer[..n].copy_from_slice(&rest[..n]);
+                Ok(n)
+            }
+        }
+    }
+}
+
+fn read_file(file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// Reads `bytes` bytes at a file offset.
+///
+/// # Errors
+///
+/// They are more than `max`, or the object ends before them.
+pub(crate) fn read_range(
+    object: &dyn ReadMemory,
+    offset: u64,
+    bytes: u64,
+    max: usize,
+) -> Result<Vec<u8>, Error> {
+    let bytes = usize::try_from(bytes)
+        .ok()
+        .filter(|&bytes| bytes <= max)
+        .ok_or_else(|| Error::new(ErrorKind::InvalidData, "a part of the object is too large"))?;
+    let mut read = Vec::new();
+    while read.len() < bytes {
+        let at = read.len();
+        read.resize(bytes.min(at + READ_STEP_BYTES), 0);
+        object.read_exact(offset.saturating_add(at as u64), &mut read[at..])?;
+    }
+    Ok(read)
+}
+
+/// A part of an object, in the file and in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Offset in the file.
+    pub(crate) offset: u64,
+    /// Bytes in the file.
+    pub(crate) file_bytes: u64,
+    /// Address in the object, before it is loaded somewhere.
+    pub(crate) address: u64,
+    executable: bool,
+}
+
+impl Segment {
+    /// File offset of an address.
+    pub(crate) fn offset_of(&self, address: u64) -> Option<u64> {
+        let within = address.checked_sub(self.address)?;
+        (within < self.file_bytes).then(|| self.offset.saturating_add(within))
+    }
+
+    /// Address of a file offset.
+    fn address_of(&self, offset: u64) -> Option<u64> {
+        let within = offset.checked_sub(self.offset)?;
+        (within < self.file_bytes).then(|| self.address.wrapping_add(within))
+    }
+}
+
+/// An entry of the section headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Section {
+    /// `sh_type`.
+    pub(crate) kind: u32,
+    /// Address in the object, 0 if it is not loaded.
+    pub(crate) address: u64,
+    /// Offset in the file.
+    pub(crate) offset: u64,
+    /// Bytes in the file.
+    pub(crate) bytes: u64,
+    /// Index of a section it refers to.
+    pub(crate) link: u32,
+}
+
+/// The section headers as they are in the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SectionTable {
+    /// Offset of the table in the file.
+    pub(crate) offset: u64,
+    /// The table.
+    pub(crate) bytes: Vec<u8>,
+    /// Index of the section that has the sections' names.
+    pub(crate) names: u16,
+}
+
+impl SectionTable {
+    /// Its entries.
+    pub(crate) fn sections(&self) -> impl Iterator<Item = Section> {
+        self.bytes
+            .chunks_exact(SECTION_HEADER_BYTES)
+            .map(|entry| Section {
+                kind: u32_at(entry, 4),
+                address: u64_at(entry, 16),
+                offset: u64_at(entry, 24),
+                bytes: u64_at(entry, 32),
+                link: u32_at(entry, 40),
+            })
+    }
+}
+
+/// Where the parts of an ELF object are.
+#[derive(Clone, Debug)]
+pub(crate) struct ElfLayout {
+    /// Loaded segments.
+    loads: Vec<Segment>,
+    /// `.eh_frame_hdr`, if it is announced by a program header.
+    pub(crate) eh_frame_hdr: Option<Segment>,
+    /// Section headers; empty if the object was stripped of them.
+    pub(crate) sections: SectionTable,
+}
+
+impl ElfLayout {
+    /// Reads the headers of an object.
+    ///
+    /// # Errors
+    ///
+    /// They are unreadable, malformed, or of another word size or byte order.
+    pub(crate) fn read(object: &dyn ReadMemory) -> Result<Self, Error> {
+        let malformed = |what| Error::new(ErrorKind::InvalidData, what);
+        let mut header = [0; HEADER_BYTES];
+        object.read_exact(0, &mut header)?;
+        if header[..4] != ELF_MAGIC {
+            return Err(malformed("not an ELF object"));
+        }
+        if header[4] != CLASS_64 || header[5] != DATA_NATIVE {
+            return Err(malformed("not a 64-bit object of this machine"));
+        }
+        if usize::from(u16_at(&header, 54)) != PROGRAM_HEADER_BYTES {
+            return Err(malformed("strange program headers"));
+        }
+        let table = read_range(
+            object,
+            u64_at(&header, 32),
+            u64::from(u16_at(&header, 56)) * PROGRAM_HEADER_BYTES as u64,
+            PROGRAM_HEADERS_MAX * PROGRAM_HEADER_BYTES,
+        )?;
+        let mut layout = Self {
+            loads: Vec::new(),
+            eh_frame_hdr: None,
+            sections: Self::read_sections(object, &header).unwrap_or_default(),
+        };
+        for entry in table.chunks_exact(PROGRAM_HEADER_BYTES) {
+            let segment = Segment {
+                offset: u64_at(entry, 8),
+                file_bytes: u64_at(entry, 32),
+                address: u64_at(entry, 16),
+                executable: u32_at(entry, 4) & PF_X != 0,
+            };
+            match u32_at(entry, 0) {
+                PT_LOAD => layout.loads.push(segment),
+                PT_GNU_EH_FRAME => layout.eh_frame_hdr = Some(segment),
+                _ => {}
+            }
+        }
+        // Neighbouring segments may share a page of the file: code is looked for in code first.
+        layout.loads.sort_by_key(|segment| !segment.executable);
+        Ok(layout)
+    }
+
+    fn read_sections(object: &dyn ReadMemory, header: &[u8]) -> Result<SectionTable, Error> {
+        if usize::from(u16_at(header, 58)) != SECTION_HEADER_BYTES {
+            return Ok(SectionTable::default());
+        }
+        let offset = u64_at(header, 40);
+        let bytes = u64::from(u16_at(header, 60)) * SECTION_HEADER_BYTES as u64;
+        Ok(SectionTable {
+            offset,
+            bytes: read_range(
+                object,
+                offset,
+                bytes,
+                SECTION_HEADERS_MAX * SECTION_HEADER_BYTES,
+            )?,
+            names: u16_at(header, 62),
+        })
+    }
+
+    /// The address in the object of a byte of the file.
+    pub(crate) fn address_of(&self, offset: u64) -> Option<u64> {
+        self.loads.iter().find_map(|load| load.address_of(offset))
+    }
+
+    /// The loaded segment that contains an address of the object.
+    pub(crate) fn segment_of(&self, address: u64) -> Option<Segment> {
+        let mut loads = self.loads.iter();
+        loads
+            .find(|load| load.offset_of(address).is_some())
+            .copied()
+    }
+
+    /// The section that starts at an address of the object.
+    pub(crate) fn section_at(&self, address: u64) -> Option<Section> {
+        let mut sections = self.sections.sections();
+        sections.find(|section| section.address == address && section.bytes > 0)
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_ne_bytes(word)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_ne_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Mappings;
+
+    fn image(bytes: &[u8]) -> ObjectFile {
+        ObjectFile::from_image(bytes.to_vec())
+    }
+
+    /// Check that the files of all our mappings and our vDSO can be opened, and that an address of
+    /// our own code lies where the headers say.
+    #[test]
+    fn our_own_objects_can_be_read() {
+        let pid = Pid(std::process::id());
+        let memory = ProcessMemory::new(pid);
+        let mappings = Mappings::read(pid).unwrap();
+        let here = our_own_objects_can_be_read as *const () as u64;
+        let mut code = [0; 16];
+        memory.read_exact(here, &mut code).unwrap();
+        let mut vdsos = 0;
+        for mapping in mappings.as_slice() {
+            if !mapping.is_file() && !mapping.is_vdso() {
+                assert!(ObjectFile::open(pid, &memory, mapping).is_err());
+                continue;
+            }
+            vdsos += u32::from(mapping.is_vdso());
+            let object = ObjectFile::open(pid, &memory, mapping).unwrap();
+            let layout = ElfLayout::read(&object).unwrap();
+            assert!(layout.eh_frame_hdr.is_some(), "{mapping:?}");
+            let first = layout.address_of(mapping.file_offset);
+            assert!(first.is_some(), "{mapping:?}");
+            if (mapping.start..mapping.end).contains(&here) {
+                let offset = here - mapping.start + mapping.file_offset;
+                let address = layout.address_of(offset).unwrap();
+                let segment = layout.segment_of(address).unwrap();
+                assert_eq!(segment.offset_of(address), Some(offset));
+                assert_eq!(read_range(&object, offset, 16, 16).unwrap(), code);
+            }
+        }
+        assert_eq!(vdsos, 1);
+    }
+
+    /// Check that a path that now leads to another file, or to a pipe, is refused.
+    #[test]
+    fn another_file_under_the_same_path_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("object");
+        std::fs::write(&path, b"x").unwrap();
+        let path = path.to_str().unwrap();
+        let inode = std::fs::metadata(path).unwrap().ino();
+        assert!(ObjectFile::from_path(path, Some(inode)).is_ok());
+        assert!(ObjectFile::from_path(path, Some(inode + 1)).is_err());
+        let pipe = directory.path().join("pipe");
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&pipe, mode).unwrap();
+        assert!(ObjectFile::from_path(pipe.to_str().unwrap(), None).is_err());
+    }
+
+    /// Check that no corrupted or missing byte of real headers makes the reader panic, and that sizes
+    /// that the file does not have are errors.
+    #[test]
+    fn corrupted_headers_are_errors_or_nothing() {
+        let exe = std::fs::read("/bin/true").unwrap();
+        for at in 0..0x400 {
+            let mut bytes = exe[..0x2000].to_vec();
+            bytes[at] ^= 0xff;
+            if let Ok(layout) = ElfLayout::read(&image(&bytes)) {
+                let _ = (layout.address_of(u64::MAX), layout.section_at(0x1000));
+            }
+            let _ = ElfLayout::read(&image(&bytes[..at]));
+        }
+        let object = image(&exe);
+        assert!(read_range(&object, 0, u64::MAX, 1 << 30).is_err());
+        assert!(read_range(&object, 0, 1 << 29, 1 << 30).is_err());
+        assert!(read_range(&object, u64::MAX, 8, 8).is_err());
+        assert_eq!(read_range(&object, 1, 3, 8).unwrap(), b"ELF");
+    }
+}

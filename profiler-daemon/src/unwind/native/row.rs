@@ -1,0 +1,131 @@
+//! What the unwind information says about one address, and how it gives the caller's registers.
+//!
+//! In:  a row of gimli's unwind table; the registers of a frame
+//! Out: [`Row`], small enough to be kept by the thousand; the registers of the calling frame
+//! Lost: nothing
+
+use std::ops::Range;
+
+use gimli::{CfaRule, RegisterRule, UnwindExpression, UnwindTableRow};
+
+use super::arch::{self, Registers};
+use super::expression::evaluate;
+use super::stack_memory::StackMemory;
+use crate::model::UnwindEnd;
+
+/// How to get from one frame to the one that called it.
+#[derive(Debug)]
+pub(super) struct Row {
+    cfa: Cfa,
+    /// Registers that do not keep their value. Those without a rule here do.
+    rules: Box<[(u16, Rule)]>,
+    /// The frame was pushed by the kernel for a signal: its caller was interrupted and did not call.
+    pub(super) is_signal: bool,
+}
+
+/// Bytes of a DWARF expression in the object's `.eh_frame`.
+type Expression = Range<u32>;
+
+#[derive(Debug)]
+enum Cfa {
+    Register(u16, i64),
+    Expression(Expression),
+}
+
+#[derive(Debug)]
+enum Rule {
+    Undefined,
+    /// Saved at CFA + n.
+    Saved(i64),
+    /// Is CFA + n.
+    Cfa(i64),
+    Register(u16),
+    SavedAt(Expression),
+    Is(Expression),
+    Constant(u64),
+}
+
+impl Row {
+    /// Keeps what is needed of gimli's row.
+    pub(super) fn new(row: &UnwindTableRow<usize>, is_signal: bool) -> Option<Self> {
+        let cfa = match row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => Cfa::Register(register.0, *offset),
+            CfaRule::Expression(expression) => Cfa::Expression(range(expression)?),
+        };
+        let mut rules = Vec::new();
+        for (register, rule) in row.registers() {
+            if usize::from(register.0) >= arch::COUNT {
+                continue;
+            }
+            let rule = match rule {
+                RegisterRule::Undefined => Rule::Undefined,
+                RegisterRule::SameValue => continue,
+                RegisterRule::Offset(offset) => Rule::Saved(*offset),
+                RegisterRule::ValOffset(offset) => Rule::Cfa(*offset),
+                RegisterRule::Register(other) => Rule::Register(other.0),
+                RegisterRule::Expression(expression) => Rule::SavedAt(range(expression)?),
+                RegisterRule::ValExpression(expression) => Rule::Is(range(expression)?),
+                RegisterRule::Constant(value) => Rule::Constant(*value),
+                RegisterRule::Architectural => return None,
+            };
+            rules.push((register.0, rule));
+        }
+        Some(Self {
+            cfa,
+            rules: rules.into_boxed_slice(),
+            is_signal,
+        })
+    }
+
+    /// The registers of the caller. `eh_frame` is the section that the row comes from.
+    ///
+    /// # Errors
+    ///
+    /// [`UnwindEnd::Root`] if there is no caller; otherwise what stands in the way.
+    pub(super) fn caller(
+        &self,
+        registers: &Registers,
+        memory: &StackMemory<'_>,
+        eh_frame: &[u8],
+    ) -> Result<Registers, UnwindEnd> {
+        let run = |expression: &Expression, initial| {
+            let bytes = eh_frame
+                .get(expression.start as usize..expression.end as usize)
+                .ok_or(UnwindEnd::Unreadable)?;
+            evaluate(bytes, initial, registers, memory)
+        };
+        let known = |number| registers.get(number).ok_or(UnwindEnd::Unreadable);
+        let cfa = match &self.cfa {
+            Cfa::Register(register, offset) => known(*register)?.wrapping_add_signed(*offset),
+            Cfa::Expression(expression) => run(expression, None)?,
+        };
+        let mut caller = *registers;
+        if !self.is_signal {
+            caller.forget_scratch();
+        }
+        caller.set(arch::SP, Some(cfa));
+        // Without a rule, the return address is where the architecture left it at the call.
+        caller.set(arch::RETURN_ADDRESS, registers.get(arch::RETURN_ADDRESS));
+        for (number, rule) in &self.rules {
+            let value = match rule {
+                Rule::Undefined if *number == arch::RETURN_ADDRESS => return Err(UnwindEnd::Root),
+                Rule::Undefined => None,
+                Rule::Saved(offset) => Some(memory.read_u64(cfa.wrapping_add_signed(*offset))?),
+                Rule::Cfa(offset) => Some(cfa.wrapping_add_signed(*offset)),
+                Rule::Register(other) => registers.get(*other),
+                Rule::SavedAt(expression) => Some(memory.read_u64(run(expression, Some(cfa))?)?),
+                Rule::Is(expression) => Some(run(expression, Some(cfa))?),
+                Rule::Constant(value) => Some(*value),
+            };
+            caller.set(*number, value);
+        }
+        let return_address = caller.get(arch::RETURN_ADDRESS);
+        caller.pc = arch::code_address(return_address.ok_or(UnwindEnd::Unreadable)?);
+        Ok(caller)
+    }
+}
+
+fn range(expression: &UnwindExpression<usize>) -> Option<Expression> {
+    let start = u32::try_from(expression.offset).ok()?;
+    Some(start..start.checked_add(u32::try_from(expression.length).ok()?)?)
+}
