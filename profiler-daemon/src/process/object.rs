@@ -35,6 +35,8 @@ const SECTION_HEADER_BYTES: usize = 64;
 const PROGRAM_HEADERS_MAX: usize = 128;
 /// Linked objects have about 40; those built with a section per function may keep thousands.
 const SECTION_HEADERS_MAX: usize = 16_384;
+/// Most bytes of section names that are read.
+const SECTION_NAMES_BYTES_MAX: usize = 1 << 20;
 const PT_LOAD: u32 = 1;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 /// `p_flags` of an executable segment.
@@ -86,11 +88,7 @@ impl ObjectFile {
     /// # Errors
     ///
     /// The mapping is of neither kind, or its file cannot be opened.
-    pub(crate) fn open(
-        pid: Pid,
-        memory: &ProcessMemory,
-        mapping: &Mapping,
-    ) -> Result<Self, Error> {
+    pub(crate) fn open(pid: Pid, memory: &ProcessMemory, mapping: &Mapping) -> Result<Self, Error> {
         if mapping.is_vdso() {
             return Self::from_vdso(memory, mapping);
         }
@@ -99,7 +97,10 @@ impl ObjectFile {
         }
         let path = mapping.path.strip_suffix(" (deleted)");
         let path = path.unwrap_or(&mapping.path);
-        let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+        let exact = format!(
+            "/proc/{pid}/map_files/{:x}-{:x}",
+            mapping.start, mapping.end
+        );
         Self::from_path(&exact, None)
             .or_else(|_| Self::from_path(&format!("/proc/{pid}/root{path}"), Some(mapping.inode)))
             .or_else(|_| Self::from_path(path, Some(mapping.inode)))
@@ -114,7 +115,10 @@ impl ObjectFile {
             .open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() || inode.is_some_and(|inode| inode != metadata.ino()) {
-            return Err(Error::new(ErrorKind::NotFound, "another file has this path"));
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                "another file has this path",
+            ));
         }
         Ok(Self {
             id: FileId {
@@ -237,6 +241,8 @@ impl Segment {
 /// An entry of the section headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Section {
+    /// Offset of its name in the section of names.
+    name: u32,
     /// `sh_type`.
     pub(crate) kind: u32,
     /// Address in the object, 0 if it is not loaded.
@@ -266,6 +272,7 @@ impl SectionTable {
         self.bytes
             .chunks_exact(SECTION_HEADER_BYTES)
             .map(|entry| Section {
+                name: u32_at(entry, 0),
                 kind: u32_at(entry, 4),
                 address: u64_at(entry, 16),
                 offset: u64_at(entry, 24),
@@ -363,6 +370,28 @@ impl ElfLayout {
         loads
             .find(|load| load.offset_of(address).is_some())
             .copied()
+    }
+
+    /// The section with this name.
+    pub(crate) fn section_named(&self, object: &dyn ReadMemory, name: &str) -> Option<Section> {
+        let names = self
+            .sections
+            .sections()
+            .nth(usize::from(self.sections.names))?;
+        let names = read_range(object, names.offset, names.bytes, SECTION_NAMES_BYTES_MAX).ok()?;
+        let is_named = |section: &Section| {
+            let rest = names
+                .get(section.name as usize..)?
+                .strip_prefix(name.as_bytes())?;
+            (rest.first() == Some(&0)).then_some(())
+        };
+        let mut sections = self.sections.sections();
+        sections.find(|section| is_named(section).is_some())
+    }
+
+    /// Frees the section headers.
+    pub(crate) fn forget_sections(&mut self) {
+        self.sections = SectionTable::default();
     }
 
     /// The section that starts at an address of the object.

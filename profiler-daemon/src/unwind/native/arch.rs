@@ -26,12 +26,20 @@ pub(super) struct Registers {
 }
 
 impl Registers {
+    /// Nothing is known.
+    pub(super) fn unknown() -> Self {
+        Self {
+            values: [0; COUNT],
+            known: 0,
+            pc: 0,
+        }
+    }
+
     /// From the words of a `struct pt_regs`.
     pub(super) fn from_pt_regs(words: &[u64; REGS_MAX]) -> Self {
         let mut registers = Self {
-            values: [0; COUNT],
-            known: 0,
             pc: words[PT_REGS_PC],
+            ..Self::unknown()
         };
         for (number, &word) in PT_REGS.iter().enumerate() {
             registers.set(number as u16, Some(words[word]));

@@ -9,8 +9,8 @@
 //! memory; in signal frames; in hand-written assembly of cryptographic libraries.
 
 use gimli::{
-    Encoding, EndianSlice, Evaluation, EvaluationResult, Expression, Format, Location, NativeEndian,
-    Piece, Value,
+    Encoding, EndianSlice, Evaluation, EvaluationResult, Expression, Format, Location,
+    NativeEndian, Piece, Value,
 };
 
 use super::arch::Registers;

@@ -19,6 +19,8 @@ pub(super) struct Row {
     cfa: Cfa,
     /// Registers that do not keep their value. Those without a rule here do.
     rules: Box<[(u16, Rule)]>,
+    /// The return address is undefined: nobody called.
+    is_root: bool,
     /// The frame was pushed by the kernel for a signal: its caller was interrupted and did not call.
     pub(super) is_signal: bool,
 }
@@ -53,12 +55,16 @@ impl Row {
             CfaRule::Expression(expression) => Cfa::Expression(range(expression)?),
         };
         let mut rules = Vec::new();
+        let mut is_root = false;
         for (register, rule) in row.registers() {
             if usize::from(register.0) >= arch::COUNT {
                 continue;
             }
             let rule = match rule {
-                RegisterRule::Undefined => Rule::Undefined,
+                RegisterRule::Undefined => {
+                    is_root |= register.0 == arch::RETURN_ADDRESS;
+                    Rule::Undefined
+                }
                 RegisterRule::SameValue => continue,
                 RegisterRule::Offset(offset) => Rule::Saved(*offset),
                 RegisterRule::ValOffset(offset) => Rule::Cfa(*offset),
@@ -73,6 +79,7 @@ impl Row {
         Some(Self {
             cfa,
             rules: rules.into_boxed_slice(),
+            is_root,
             is_signal,
         })
     }
@@ -88,6 +95,9 @@ impl Row {
         memory: &StackMemory<'_>,
         eh_frame: &[u8],
     ) -> Result<Registers, UnwindEnd> {
+        if self.is_root {
+            return Err(UnwindEnd::Root);
+        }
         let run = |expression: &Expression, initial| {
             let bytes = eh_frame
                 .get(expression.start as usize..expression.end as usize)
@@ -108,7 +118,6 @@ impl Row {
         caller.set(arch::RETURN_ADDRESS, registers.get(arch::RETURN_ADDRESS));
         for (number, rule) in &self.rules {
             let value = match rule {
-                Rule::Undefined if *number == arch::RETURN_ADDRESS => return Err(UnwindEnd::Root),
                 Rule::Undefined => None,
                 Rule::Saved(offset) => Some(memory.read_u64(cfa.wrapping_add_signed(*offset))?),
                 Rule::Cfa(offset) => Some(cfa.wrapping_add_signed(*offset)),

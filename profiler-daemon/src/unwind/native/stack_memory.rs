@@ -103,7 +103,10 @@ mod tests {
         assert_eq!(memory.read_u64(0x1009), Err(UnwindEnd::StackCut));
         assert_eq!(memory.read_u64(0xfff), Err(UnwindEnd::Unreadable));
         assert_eq!(memory.read_u64(u64::MAX), Err(UnwindEnd::StackCut));
-        let whole = StackBytes { cut: false, ..stack };
+        let whole = StackBytes {
+            cut: false,
+            ..stack
+        };
         let memory = StackMemory::new(&whole, None);
         assert_eq!(memory.read_u64(0x1010), Err(UnwindEnd::Unreadable));
     }
