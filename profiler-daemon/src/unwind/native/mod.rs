@@ -20,7 +20,7 @@
 //!
 //! # Why not framehop
 //! It knows three registers and no memory in expressions, so that stacks end at signal frames and in
-//! hand-written assembly; measured at equal speed.
+//! hand-written assembly.
 
 mod arch;
 mod expression;
@@ -55,7 +55,8 @@ const PREPARED_MAX: usize = 256;
 pub struct NativeFrame {
     /// The address to look up: a return address already minus one.
     pub address: u64,
-    /// The frame was executing this very instruction: the leaf, or interrupted by a signal.
+    /// The frame is at this very instruction: the leaf, a frame interrupted by a signal, or the code
+    /// that a signal handler returns to.
     pub is_exact: bool,
 }
 
@@ -142,7 +143,7 @@ impl Unwinder {
         let end = if arch::is_native(&captured.regs) {
             walk.run()
         } else {
-            walk.push(walk.registers.pc);
+            walk.push(walk.registers.pc, true);
             UnwindEnd::NoUnwindInfo
         };
         Unwound {
@@ -185,11 +186,8 @@ impl Walk<'_> {
         }
     }
 
-    fn push(&mut self, address: u64) {
-        self.frames.push(NativeFrame {
-            address,
-            is_exact: self.is_exact,
-        });
+    fn push(&mut self, address: u64, is_exact: bool) {
+        self.frames.push(NativeFrame { address, is_exact });
     }
 
     /// Adds the current frame and moves to its caller.
@@ -204,7 +202,7 @@ impl Walk<'_> {
         let Some((table, address)) = self.locate(lookup) else {
             // Not code: the leaf may have jumped there, a return address is misread.
             if is_leaf {
-                self.push(pc);
+                self.push(pc, true);
             }
             return Err(UnwindEnd::NoUnwindInfo);
         };
@@ -225,7 +223,11 @@ impl Walk<'_> {
             None => (self.frame_pointer_caller(), false),
         };
         // The return address of a signal handler is the first byte of the code that ends it.
-        self.push(if is_signal { pc } else { lookup });
+        if is_signal {
+            self.push(pc, true);
+        } else {
+            self.push(lookup, self.is_exact);
+        }
         let caller = caller?;
         if caller.pc == 0 {
             return Err(UnwindEnd::Root);
