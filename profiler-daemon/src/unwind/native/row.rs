@@ -117,14 +117,29 @@ impl Row {
         // Without a rule, the return address is where the architecture left it at the call.
         caller.set(arch::RETURN_ADDRESS, registers.get(arch::RETURN_ADDRESS));
         for (number, rule) in &self.rules {
-            let value = match rule {
-                Rule::Undefined => None,
-                Rule::Saved(offset) => Some(memory.read_u64(cfa.wrapping_add_signed(*offset))?),
-                Rule::Cfa(offset) => Some(cfa.wrapping_add_signed(*offset)),
-                Rule::Register(other) => registers.get(*other),
-                Rule::SavedAt(expression) => Some(memory.read_u64(run(expression, Some(cfa))?)?),
-                Rule::Is(expression) => Some(run(expression, Some(cfa))?),
-                Rule::Constant(value) => Some(*value),
+            let read = match rule {
+                Rule::Undefined => Ok(None),
+                Rule::Saved(offset) => {
+                    let slot = cfa.wrapping_add_signed(*offset);
+                    match memory.read_u64(slot) {
+                        // In epilogues the rule still stands when the register was popped.
+                        Err(_) if slot < registers.sp() => Ok(registers.get(*number)),
+                        read => read.map(Some),
+                    }
+                }
+                Rule::Cfa(offset) => Ok(Some(cfa.wrapping_add_signed(*offset))),
+                Rule::Register(other) => Ok(registers.get(*other)),
+                Rule::SavedAt(expression) => run(expression, Some(cfa))
+                    .and_then(|slot| memory.read_u64(slot))
+                    .map(Some),
+                Rule::Is(expression) => run(expression, Some(cfa)).map(Some),
+                Rule::Constant(value) => Ok(Some(*value)),
+            };
+            let value = match read {
+                Ok(value) => value,
+                Err(end) if *number == arch::RETURN_ADDRESS => return Err(end),
+                // Perhaps no caller needs it.
+                Err(_) => None,
             };
             caller.set(*number, value);
         }
