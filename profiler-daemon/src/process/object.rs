@@ -113,12 +113,25 @@ impl ObjectFile {
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || inode.is_some_and(|inode| inode != metadata.ino()) {
+        let object = Self::from_file(file)?;
+        if inode.is_some_and(|inode| inode != object.id.inode) {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 "another file has this path",
             ));
+        }
+        Ok(object)
+    }
+
+    /// An object in a file.
+    ///
+    /// # Errors
+    ///
+    /// It is not a regular file.
+    pub(crate) fn from_file(file: File) -> Result<Self, Error> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(Error::new(ErrorKind::InvalidInput, "not a regular file"));
         }
         Ok(Self {
             id: FileId {

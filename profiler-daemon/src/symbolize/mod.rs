@@ -1,1 +1,242 @@
-//! (module in progress)
+//! Turns stacks of addresses into stacks of names.
+//!
+//! In:  [`Stack`]s of [`AddrFrame`]s from [`crate::unwind`]; symbol tables, perf maps, kallsyms,
+//!      Python code objects
+//! Out: [`Stack`]s of [`Frame`]s, whose signatures OAP compares and people read
+//! Lost: functions without a name -> `Counter::FramesUnknown`; the middle of deep stacks ->
+//!       `Counter::StacksTooDeep`; stacks without root -> `Counter::StacksCut`,
+//!       `StacksNoUnwindInfo`, `StacksUnreadable`
+//!
+//! Names are kept per process and address until its mappings change: a sampled thread visits the same
+//! addresses again and again, and the second time costs one lookup.
+//!
+//! This is the only module that knows blazesym. It gets copies of symbol tables, never a file that
+//! another user could truncate under it (`symbol_copy.rs`).
+
+mod depth;
+mod kernel_symbols;
+mod object_symbols;
+mod perf_map;
+mod signature;
+mod symbol_copy;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub use depth::STACK_FRAMES_MAX;
+
+use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, Pid, Stack, UnwindEnd};
+use crate::process::Process;
+use crate::process::python::{CodeSignature, PythonNamer};
+use kernel_symbols::KernelSymbols;
+use object_symbols::ObjectSymbols;
+use perf_map::PerfMap;
+
+/// Names kept per process.
+const NAMES_MAX: usize = 65_536;
+/// Mappings read ahead by [`Symbolizer::prepare`].
+const PREPARED_MAX: usize = 64;
+/// Shown for kernel frames where the kernel hides its addresses.
+const KERNEL_HIDDEN: &str = "[kernel]";
+/// The object of generated code.
+const JIT_OBJECT: &str = "[jit]";
+
+/// Symbolizes the stacks of any number of processes. Belongs to one thread: blazesym's caches cannot
+/// be sent to another.
+pub struct Symbolizer {
+    objects: ObjectSymbols,
+    kernel: KernelSymbols,
+    kernel_names: HashMap<u64, Name>,
+    processes: HashMap<Pid, ProcessNames>,
+    python: PythonNamer,
+}
+
+/// A name once found.
+#[derive(Clone)]
+struct Name {
+    frame: Frame,
+    is_unknown: bool,
+}
+
+impl Name {
+    fn new(signature: Arc<str>, kind: FrameKind, is_unknown: bool) -> Self {
+        Self {
+            frame: Frame { signature, kind },
+            is_unknown,
+        }
+    }
+}
+
+struct ProcessNames {
+    generation: u64,
+    names: HashMap<u64, Name>,
+    perf_map: Option<PerfMap>,
+}
+
+impl std::fmt::Debug for Symbolizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Symbolizer").finish_non_exhaustive()
+    }
+}
+
+impl Symbolizer {
+    /// A symbolizer that has seen nothing yet; `signature` is the form of Python frames.
+    #[must_use]
+    pub fn new(signature: CodeSignature) -> Self {
+        Self {
+            objects: ObjectSymbols::new(),
+            kernel: KernelSymbols::default(),
+            kernel_names: HashMap::new(),
+            processes: HashMap::new(),
+            python: PythonNamer::new(signature),
+        }
+    }
+
+    /// Reads the symbols of the kernel and of what the process has mapped, so that the first stack
+    /// does not wait for them.
+    pub fn prepare(&mut self, process: &Process) {
+        self.kernel.load();
+        for mapping in process.mappings.as_slice().iter().take(PREPARED_MAX) {
+            self.objects.load(process, mapping);
+        }
+    }
+
+    /// Drops what is remembered about a process. Symbols stay, for the next process with the same
+    /// files.
+    pub fn forget(&mut self, pid: Pid) {
+        self.processes.remove(&pid);
+        self.python.forget(pid);
+    }
+
+    /// Drops all symbols and names: the last task has ended.
+    pub fn release(&mut self) {
+        self.objects.release();
+        self.kernel = KernelSymbols::default();
+        self.kernel_names = HashMap::new();
+        let processes = std::mem::take(&mut self.processes);
+        for pid in processes.into_keys() {
+            self.python.forget(pid);
+        }
+    }
+
+    /// Names the frames of a stack, and counts what could not be named or is missing.
+    pub fn symbolize(
+        &mut self,
+        process: &Process,
+        stack: &Stack<AddrFrame>,
+        losses: &mut Coverage,
+    ) -> Stack<Frame> {
+        self.check_names(process);
+        let mut frames = Vec::with_capacity(stack.frames.len());
+        for frame in &stack.frames {
+            let name = match *frame {
+                AddrFrame::Kernel(address) => self.kernel_name(address, losses),
+                AddrFrame::Native(address) => self.native_name(process, address),
+                AddrFrame::Python(python) => {
+                    match &process.python {
+                        Some(runtime) => {
+                            let memory = &process.memory;
+                            frames.extend(self.python.frame(memory, runtime, python, losses));
+                        }
+                        None => losses.bump(Counter::PythonNameUnreadable),
+                    }
+                    continue;
+                }
+            };
+            if name.is_unknown {
+                losses.bump(Counter::FramesUnknown);
+            }
+            frames.push(name.frame);
+        }
+        let is_cut = depth::limit(&mut frames);
+        match stack.end {
+            _ if is_cut => losses.bump(Counter::StacksTooDeep),
+            UnwindEnd::Root => {}
+            UnwindEnd::StackCut => losses.bump(Counter::StacksCut),
+            UnwindEnd::NoUnwindInfo => losses.bump(Counter::StacksNoUnwindInfo),
+            UnwindEnd::Unreadable => losses.bump(Counter::StacksUnreadable),
+            UnwindEnd::TooDeep => losses.bump(Counter::StacksTooDeep),
+        }
+        Stack {
+            frames,
+            end: stack.end,
+        }
+    }
+
+    /// Throws away names that no longer hold.
+    fn check_names(&mut self, process: &Process) {
+        let generation = process.mappings.generation();
+        let entry = self.processes.entry(process.pid);
+        let known = entry.or_insert_with(|| ProcessNames {
+            generation,
+            names: HashMap::new(),
+            perf_map: None,
+        });
+        let is_recompiled = known.perf_map.as_mut().is_some_and(PerfMap::refresh);
+        if known.generation != generation || is_recompiled || known.names.len() >= NAMES_MAX {
+            known.generation = generation;
+            known.names.clear();
+        }
+    }
+
+    fn kernel_name(&mut self, address: u64, losses: &mut Coverage) -> Name {
+        if let Some(name) = self.kernel_names.get(&address) {
+            return name.clone();
+        }
+        let name = match self.kernel.find(address) {
+            Some(symbol) => {
+                let signature = signature::kernel(&symbol.function, symbol.module.as_deref());
+                Name::new(signature, FrameKind::Kernel, false)
+            }
+            None => {
+                if self.kernel.are_hidden() {
+                    losses.note(
+                        "kernel frames have no names: /proc/kallsyms hides addresses \
+                         (sysctl kernel.kptr_restrict, or CAP_SYSLOG is missing)",
+                    );
+                }
+                Name::new(Arc::from(KERNEL_HIDDEN), FrameKind::Kernel, true)
+            }
+        };
+        if self.kernel_names.len() >= NAMES_MAX {
+            self.kernel_names.clear();
+        }
+        self.kernel_names.insert(address, name.clone());
+        name
+    }
+
+    fn native_name(&mut self, process: &Process, address: u64) -> Name {
+        let known = self.processes.get_mut(&process.pid);
+        if let Some(name) = known.as_ref().and_then(|known| known.names.get(&address)) {
+            return name.clone();
+        }
+        let name = match process.mappings.find(address) {
+            Some(mapping) if mapping.is_file() || mapping.is_vdso() => {
+                let function = self.objects.name(process, mapping, address);
+                let object = mapping.file_name();
+                let signature = signature::native(function.as_deref(), object);
+                Name::new(signature, FrameKind::Native, function.is_none())
+            }
+            // Anonymous memory: generated code.
+            Some(_) => {
+                let perf_map = self.processes.get_mut(&process.pid).map(|known| {
+                    let new = || {
+                        let mut perf_map = PerfMap::new(process.pid);
+                        perf_map.refresh();
+                        perf_map
+                    };
+                    &*known.perf_map.get_or_insert_with(new)
+                });
+                let function = perf_map.and_then(|perf_map| perf_map.find(address));
+                let object = if function.is_some() { JIT_OBJECT } else { "" };
+                let signature = signature::native(function, object);
+                Name::new(signature, FrameKind::Native, function.is_none())
+            }
+            None => Name::new(signature::native(None, ""), FrameKind::Native, true),
+        };
+        if let Some(known) = self.processes.get_mut(&process.pid) {
+            known.names.insert(address, name.clone());
+        }
+        name
+    }
+}

@@ -1,0 +1,131 @@
+//! The text of native and kernel frames: stable for a function, safe to print.
+//!
+//! In:  a symbol's name, which the owner of the object chose
+//! Out: `function (object)`, `function [kernel]`, `function [module]`
+//! Lost: nothing
+//!
+//! # Why suffixes go
+//! OAP merges neighbouring snapshots by text. Compilers split and copy functions (`parse.cold`,
+//! `parse.part.0`, `parse.constprop.0`); all of them are `parse` to whoever reads the result, and a
+//! function that moves between its hot and its cold part is still one call.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// Longest name shown, in characters. Demangled C++ may be megabytes.
+const NAME_CHARS_MAX: usize = 240;
+/// Suffixes that compilers give to parts and copies of a function; a number may follow.
+const SUFFIXES: &[&str] = &[
+    ".cold",
+    ".part",
+    ".isra",
+    ".constprop",
+    ".lto_priv",
+    ".llvm",
+    ".localalias",
+];
+
+/// A frame in an object; `None` is a function without a name.
+pub(super) fn native(function: Option<&str>, object: &str) -> Arc<str> {
+    let function = function.map_or(Cow::Borrowed("[unknown]"), stable);
+    match object {
+        "" => Arc::from(function),
+        // `[vdso]` is its own bracket.
+        object if object.starts_with('[') => format!("{function} {}", clean(object)).into(),
+        object => format!("{function} ({})", clean(object)).into(),
+    }
+}
+
+/// A frame of the kernel or of one of its modules.
+pub(super) fn kernel(function: &str, module: Option<&str>) -> Arc<str> {
+    format!("{} [{}]", stable(function), module.unwrap_or("kernel")).into()
+}
+
+/// A name without the marks of compilers.
+fn stable(name: &str) -> Cow<'_, str> {
+    let mut name = name;
+    loop {
+        // As the C++ demangler writes them.
+        if let Some((rest, _)) = name.split_once(" [clone ") {
+            name = rest;
+            continue;
+        }
+        let digits = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let bare = digits.strip_suffix('.').unwrap_or(name);
+        let found = SUFFIXES.iter().find_map(|suffix| bare.strip_suffix(suffix));
+        match found {
+            Some(rest) if !rest.is_empty() => name = rest,
+            _ => return clean(name),
+        }
+    }
+}
+
+/// Text without control characters, which would reach a terminal, and of bounded length.
+fn clean(text: &str) -> Cow<'_, str> {
+    let is_long = text.chars().nth(NAME_CHARS_MAX).is_some();
+    if !is_long && !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let printable = |c: char| if c.is_control() { '?' } else { c };
+    let mut cleaned: String = text.chars().take(NAME_CHARS_MAX).map(printable).collect();
+    if is_long {
+        cleaned.push('…');
+    }
+    Cow::Owned(cleaned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that all parts and copies of a function have one signature.
+    #[test]
+    fn compiler_suffixes_are_removed() {
+        for (name, expected) in [
+            ("parse", "parse"),
+            ("parse.cold", "parse"),
+            ("parse.cold.12", "parse"),
+            ("parse.part.0", "parse"),
+            ("parse.isra.0.cold", "parse"),
+            ("parse.constprop.1.isra.0", "parse"),
+            ("parse.llvm.1234567890", "parse"),
+            ("finish_task_switch.isra.0", "finish_task_switch"),
+            (
+                "ns::parse(int) [clone .part.0] [clone .cold]",
+                "ns::parse(int)",
+            ),
+            ("main.main", "main.main"),
+            ("Foo.bar.7", "Foo.bar.7"),
+            (".cold", ".cold"),
+            ("a.1.2", "a.1.2"),
+        ] {
+            assert_eq!(stable(name), expected);
+        }
+    }
+
+    /// Check the forms of frames.
+    #[test]
+    fn frames_name_function_and_object() {
+        assert_eq!(&*native(Some("sleep"), "libc.so.6"), "sleep (libc.so.6)");
+        assert_eq!(&*native(None, "libc.so.6"), "[unknown] (libc.so.6)");
+        assert_eq!(&*native(None, ""), "[unknown]");
+        assert_eq!(
+            &*native(Some("__vdso_time"), "[vdso]"),
+            "__vdso_time [vdso]"
+        );
+        assert_eq!(&*kernel("do_nanosleep", None), "do_nanosleep [kernel]");
+        assert_eq!(&*kernel("ext4_write", Some("ext4")), "ext4_write [ext4]");
+    }
+
+    /// Check that hostile names cannot write to a terminal or fill memory.
+    #[test]
+    fn hostile_names_are_tamed() {
+        assert_eq!(
+            &*native(Some("a\x1b[2Jb\n"), "li\x07b.so"),
+            "a?[2Jb? (li?b.so)"
+        );
+        let long = native(Some(&"é".repeat(5000)), "x");
+        assert_eq!(long.chars().count(), NAME_CHARS_MAX + 5);
+        assert!(long.ends_with("… (x)"));
+    }
+}
