@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -91,6 +92,11 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 impl Running {
+    /// Lets a read return.
+    pub(crate) fn write_byte(&mut self) {
+        self.stdin.write_all(b"x").unwrap();
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid(self.child.id())
     }
