@@ -127,35 +127,40 @@ impl Running {
 
     /// Asks gdb for registers and frames of every thread.
     pub(crate) fn ask_gdb(&self) -> BTreeMap<u32, Truth> {
-        let output = Command::new("gdb")
-            .args(["-batch", "-nx", "-iex", "set auto-load off", "-p"])
-            .arg(self.pid().to_string())
-            .arg("-x")
-            .arg(fixture("native_stack.py"))
-            .output()
-            .expect("gdb is installed");
-        let output = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut threads: BTreeMap<u32, Truth> = BTreeMap::new();
-        for line in output.lines() {
-            let mut words = line.split(' ');
-            match (words.next(), words.next()) {
-                (Some("regs"), Some(tid)) => {
-                    let truth = threads.entry(tid.parse().unwrap()).or_default();
-                    for (register, word) in truth.regs.iter_mut().zip(words) {
-                        *register = word.parse().unwrap();
-                    }
-                }
-                (Some("frame"), Some(tid)) => {
-                    let truth = threads.entry(tid.parse().unwrap()).or_default();
-                    truth.pcs.push(words.next().unwrap().parse().unwrap());
-                    truth.names.push(words.collect::<Vec<_>>().join(" "));
-                }
-                _ => {}
-            }
-        }
-        assert!(!threads.is_empty(), "{output}");
-        threads
+        ask_gdb(self.pid())
     }
+}
+
+/// Asks gdb for registers and frames of every thread.
+pub(crate) fn ask_gdb(pid: Pid) -> BTreeMap<u32, Truth> {
+    let output = Command::new("gdb")
+        .args(["-batch", "-nx", "-iex", "set auto-load off", "-p"])
+        .arg(pid.to_string())
+        .arg("-x")
+        .arg(fixture("native_stack.py"))
+        .output()
+        .expect("gdb is installed");
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut threads: BTreeMap<u32, Truth> = BTreeMap::new();
+    for line in output.lines() {
+        let mut words = line.split(' ');
+        match (words.next(), words.next()) {
+            (Some("regs"), Some(tid)) => {
+                let truth = threads.entry(tid.parse().unwrap()).or_default();
+                for (register, word) in truth.regs.iter_mut().zip(words) {
+                    *register = word.parse().unwrap();
+                }
+            }
+            (Some("frame"), Some(tid)) => {
+                let truth = threads.entry(tid.parse().unwrap()).or_default();
+                truth.pcs.push(words.next().unwrap().parse().unwrap());
+                truth.names.push(words.collect::<Vec<_>>().join(" "));
+            }
+            _ => {}
+        }
+    }
+    assert!(!threads.is_empty(), "{output}");
+    threads
 }
 
 /// What gdb says about a thread.
