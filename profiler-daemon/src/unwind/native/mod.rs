@@ -260,9 +260,12 @@ impl Walk<'_> {
     }
 
     fn is_sigreturn(&self) -> bool {
+        let pc = self.registers.pc;
         let mut code = [0; arch::SIGRETURN_CODE.len()];
-        let read = self.process.memory.read_exact(self.registers.pc, &mut code);
-        read.is_ok() && code == *arch::SIGRETURN_CODE
+        // Code does not change: live memory will do.
+        let is_read = self.memory.read(pc, &mut code).is_ok()
+            || self.process.memory.read_exact(pc, &mut code).is_ok();
+        is_read && code == *arch::SIGRETURN_CODE
     }
 
     /// The registers that the kernel saved when it ran a signal handler.
