@@ -6,12 +6,14 @@
 #![no_std]
 
 mod counter;
+mod kernel;
 mod python;
 mod request;
 mod rule;
 mod sample;
 
 pub use counter::{KERNEL_COUNTERS, KernelCounter};
+pub use kernel::{KernelOffsets, Settings, setting_flag};
 pub use python::{
     PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
 };
@@ -40,11 +42,13 @@ macro_rules! pod {
 pod!(
     Conn,
     ConnKey,
+    KernelOffsets,
     PartialHead,
     PythonProcess,
     PythonThread,
     Rule,
     SampleHeader,
+    Settings,
     Target,
     ThreadState,
     ThreadTag,

@@ -20,6 +20,10 @@ pub struct ThreadTag {
     pub slot: u32,
     /// Process of the thread.
     pub tgid: u32,
+    /// Descriptor of the request's connection.
+    pub fd: i32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Bits of [`ThreadState::flags`].
@@ -69,6 +73,8 @@ pub mod sample_flag {
     pub const PYTHON_NO_THREAD: u32 = 1 << 4;
     /// The sample interrupted user code (no kernel frames).
     pub const IN_USER: u32 = 1 << 5;
+    /// The process is in `PYTHON_PROCS`.
+    pub const PYTHON: u32 = 1 << 6;
 }
 
 /// First bytes of every record in `SAMPLES`, one tick of one tagged thread that was running.
@@ -105,6 +111,6 @@ pub struct SampleHeader {
     pub regs: [u64; REGS_MAX],
 }
 
-const _: () = assert!(size_of::<ThreadTag>() == 16);
+const _: () = assert!(size_of::<ThreadTag>() == 24);
 const _: () = assert!(size_of::<ThreadState>() == 32 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
 const _: () = assert!(size_of::<SampleHeader>() == 56 + 8 * REGS_MAX);
