@@ -22,66 +22,63 @@ use crate::{maps, read};
 const SEARCH_MAX: u32 = 512;
 /// Pid namespaces can be nested this deep, `MAX_PID_NS_LEVEL`.
 const PID_LEVEL_MAX: u32 = 32;
+/// Size of a record.
+const RECORD: u64 = size_of::<PythonFrameRecord>() as u64;
 /// Returned by [`push_frame`] when the frame could not be read; no address is odd.
 const UNREADABLE: u64 = 1;
 
-/// What [`walk`] found.
-pub struct Chain {
-    /// Records written.
-    pub frames: u32,
-    /// `sample_flag` bits.
-    pub flags: u32,
-    /// First frame not copied, 0 if none.
-    pub next: u64,
-}
-
-/// Writes the chain of thread `tid` to `bytes[at..]`. The process's `PythonProcess` must be in the
-/// scratch.
-#[inline(always)]
-pub fn walk(scratch: &mut SampleScratch, tid: u32, at: u64) -> Chain {
-    let mut chain = Chain {
-        frames: 0,
-        flags: 0,
-        next: 0,
+/// Writes the chain of thread `tid` to `bytes[at..]`, and what is to say about it to the scratch, where
+/// the process's `PythonProcess` must be. Returns the bytes written.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk_python(tid: u64, at: u64) -> u64 {
+    let Some(scratch) = maps::sample_scratch() else {
+        return 0;
     };
-    let offsets = scratch.python.offsets;
-    let tstate = thread_state(scratch, tid);
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    scratch.python_frames = 0;
+    scratch.python_next = 0;
+    scratch.python_flags = sample_flag::PYTHON;
+    let tstate = thread_state(tid);
     if tstate == 0 {
-        chain.flags = sample_flag::PYTHON_NO_THREAD;
-        return chain;
+        scratch.python_flags |= sample_flag::PYTHON_NO_THREAD;
+        return 0;
     }
-    let Some(mut frame) = read::user::<u64>(tstate + u64::from(offsets.tstate_frame)) else {
-        chain.flags = sample_flag::PYTHON_PARTIAL;
-        return chain;
+    let offsets = &scratch.python.offsets;
+    let mut frame = tstate + u64::from(offsets.tstate_frame);
+    let Some(first) = read::user::<u64>(frame) else {
+        scratch.python_flags |= sample_flag::PYTHON_PARTIAL;
+        return 0;
     };
+    frame = first;
     if offsets.cframe_indirect != 0 && frame != 0 {
-        let current = frame + u64::from(offsets.cframe_current_frame);
-        let Some(first) = read::user::<u64>(current) else {
-            chain.flags = sample_flag::PYTHON_PARTIAL;
-            return chain;
+        let Some(first) = read::user::<u64>(frame + u64::from(offsets.cframe_current_frame)) else {
+            scratch.python_flags |= sample_flag::PYTHON_PARTIAL;
+            return 0;
         };
         frame = first;
     }
     scratch.python_span = frame_span(scratch);
-    while chain.frames < PYTHON_FRAMES_MAX as u32 {
+    let mut count = 0;
+    while count < PYTHON_FRAMES_MAX as u64 {
         if frame == 0 {
-            return chain;
+            break;
         }
-        let to = at + u64::from(chain.frames) * size_of::<PythonFrameRecord>() as u64;
-        let previous = push_frame(frame, to);
+        let previous = push_frame(frame, at + count * RECORD);
         if previous == UNREADABLE {
-            chain.flags = sample_flag::PYTHON_PARTIAL;
-            chain.next = frame;
-            return chain;
+            scratch.python_flags |= sample_flag::PYTHON_PARTIAL;
+            break;
         }
-        chain.frames += 1;
         frame = previous;
+        count += 1;
     }
-    if frame != 0 {
-        chain.flags = sample_flag::PYTHON_CUT;
-        chain.next = frame;
+    if count == PYTHON_FRAMES_MAX as u64 && frame != 0 {
+        scratch.python_flags |= sample_flag::PYTHON_CUT;
     }
-    chain
+    scratch.python_next = frame;
+    scratch.python_frames = count as u32;
+    count * RECORD
 }
 
 /// Bytes of a frame that hold all the fields we want.
@@ -159,13 +156,19 @@ fn byte_at(scratch: &SampleScratch, offset: u32) -> u8 {
 }
 
 /// Address of the thread's `PyThreadState`, 0 if there is none.
-#[inline(always)]
-fn thread_state(scratch: &mut SampleScratch, tid: u32) -> u64 {
-    let offsets = scratch.python.offsets;
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn thread_state(tid: u64) -> u64 {
+    let Some(scratch) = maps::sample_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let offsets = &scratch.python.offsets;
     let Some(wanted) = namespace_tid() else {
         return 0;
     };
-    if let Some(known) = maps::python_thread(tid) {
+    if let Some(known) = maps::python_thread(tid as u32) {
         let tstate = known.tstate;
         let id = tstate + u64::from(offsets.tstate_native_thread_id);
         if read::user::<u64>(id).is_some_and(|id| id as u32 == wanted) {
@@ -173,22 +176,23 @@ fn thread_state(scratch: &mut SampleScratch, tid: u32) -> u64 {
         }
     }
     let head = scratch.python.runtime + u64::from(offsets.interpreters_head);
-    scratch.interp = read::user(head).unwrap_or(0);
-    scratch.tstate = if scratch.interp == 0 {
-        0
-    } else {
-        read::user(scratch.interp + u64::from(offsets.interp_threads_head)).unwrap_or(0)
-    };
+    let interp: u64 = read::user(head).unwrap_or(0);
+    let mut tstate = 0;
+    if interp != 0 {
+        tstate = read::user(interp + u64::from(offsets.interp_threads_head)).unwrap_or(0);
+    }
+    scratch.interp = interp;
+    scratch.tstate = tstate;
     let mut step = 0;
     while step < SEARCH_MAX {
-        match search_step(u64::from(wanted)) {
-            step_result::NEXT => {}
-            step_result::FOUND => {
-                let tstate = scratch_tstate();
-                maps::insert_python_thread(tid, &PythonThread { tstate });
-                return tstate;
-            }
-            _ => return 0,
+        let result = search_step(u64::from(wanted));
+        if result == step_result::END {
+            break;
+        }
+        if result == step_result::FOUND {
+            let tstate = found_tstate();
+            maps::insert_python_thread(tid as u32, &PythonThread { tstate });
+            return tstate;
         }
         step += 1;
     }
@@ -204,7 +208,7 @@ mod step_result {
 
 /// Where the search stands. Read anew: [`search_step`] writes it behind the compiler's back.
 #[inline(always)]
-fn scratch_tstate() -> u64 {
+fn found_tstate() -> u64 {
     maps::sample_scratch().map_or(0, |scratch| {
         // SAFETY: the pointer is to this CPU's element.
         unsafe { core::ptr::read_volatile(&raw const (*scratch).tstate) }

@@ -16,23 +16,39 @@ pub extern "C" fn match_rules(task_mask: u64, line: u64) -> u64 {
     count_all(task_mask as u32, KernelCounter::RequestsSeen);
     let mut matched = NO_SLOT;
     let mut slot = 0;
-    while slot < MAX_TASKS {
-        if task_mask & (1 << slot) != 0 {
-            let flags = rule_passes(u64::from(slot), line);
-            if flags != 0 {
-                count(slot, KernelCounter::PrefilterPassed);
-                if flags & u64::from(rule_flag::COUNT_ONLY) != 0 {
-                    count(slot, KernelCounter::CountedOnly);
-                } else if matched != NO_SLOT {
-                    count(slot, KernelCounter::OtherTask);
-                } else {
-                    matched = u64::from(slot);
-                }
-            }
+    while slot < u64::from(MAX_TASKS) {
+        if task_mask >> slot == 0 {
+            break;
         }
+        matched = match_slot(task_mask, slot, line, matched);
         slot += 1;
     }
     matched
+}
+
+/// Gives the request to a slot if its bit is set, its rule passes and no lower slot has it.
+/// Returns the slot that has it now. On its own for the reason given at `count_bit`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn match_slot(task_mask: u64, slot: u64, line: u64, matched: u64) -> u64 {
+    if task_mask >> (slot & 63) & 1 == 0 {
+        return matched;
+    }
+    let flags = rule_passes(slot, line);
+    if flags == 0 {
+        return matched;
+    }
+    let index = slot as u32;
+    count(index, KernelCounter::PrefilterPassed);
+    if flags & u64::from(rule_flag::COUNT_ONLY) != 0 {
+        count(index, KernelCounter::CountedOnly);
+        matched
+    } else if matched != NO_SLOT {
+        count(index, KernelCounter::OtherTask);
+        matched
+    } else {
+        slot
+    }
 }
 
 /// The rule's flags if it passes the request line, else 0.

@@ -23,9 +23,10 @@ use profiler_common::{
 use crate::arch::{REGS_WORDS, SP};
 use crate::count::count;
 use crate::globals::sample_wakeup_bytes;
+use crate::python::walk_python;
 use crate::scratch::{SAMPLE_BYTES, SampleScratch};
 use crate::stack::copy_user_stack;
-use crate::{maps, python, read};
+use crate::{maps, read};
 
 const HEADER: u64 = size_of::<SampleHeader>() as u64;
 const FRAMES_BYTES: u64 = 8 * KERNEL_FRAMES_MAX as u64;
@@ -71,29 +72,33 @@ fn try_sample(
     let mut flags = if kernel_bytes == 0 { sample_flag::IN_USER } else { 0 };
     let mut at = HEADER + kernel_bytes;
 
-    let mut python_frames = 0;
-    let mut python_next = 0;
+    scratch.python_frames = 0;
+    scratch.python_flags = 0;
+    scratch.python_next = 0;
     if let Some(process) = maps::python_process(tgid) {
         scratch.python = *process;
-        let chain = python::walk(scratch, tid, at);
-        if chain.flags & sample_flag::PYTHON_PARTIAL != 0 {
-            count(tag.slot, KernelCounter::PythonUnreadable);
-        }
-        flags |= chain.flags | sample_flag::PYTHON;
-        python_frames = chain.frames;
-        python_next = chain.next;
-        at += u64::from(python_frames) * size_of::<PythonFrameRecord>() as u64;
+        at += walk_python(u64::from(tid), at);
     }
     if at > HEADER + FRAMES_BYTES + PYTHON_BYTES {
         return Err(KernelCounter::MapUpdateFailed);
     }
-
-    let (stack_bytes, stack_flags) = copy_user_stack(scratch, at, sp);
+    let stack = copy_user_stack(at, sp);
+    let stack_bytes = stack & 0xffff_ffff;
+    flags |= (stack >> 32) as u32;
     if stack_bytes == 0 {
         count(tag.slot, KernelCounter::StackUnreadable);
     }
-    flags |= stack_flags;
 
+    // The functions just called have written to the scratch: look at it anew.
+    let scratch = maps::sample_scratch().ok_or(KernelCounter::MapUpdateFailed)?;
+    // SAFETY: the pointer is to this CPU's element; this program does not interrupt itself.
+    let scratch = unsafe { &mut *scratch };
+    let python_flags = scratch.python_flags;
+    if python_flags & sample_flag::PYTHON_PARTIAL != 0 {
+        count(tag.slot, KernelCounter::PythonUnreadable);
+    }
+    flags |= python_flags;
+    let (python_frames, python_next) = (scratch.python_frames, scratch.python_next);
     // SAFETY: the header is the first part of the aligned byte array.
     let header = unsafe { &mut *scratch.bytes.as_mut_ptr().cast::<SampleHeader>() };
     header.request_id = tag.request_id;

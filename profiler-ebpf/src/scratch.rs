@@ -34,7 +34,7 @@ pub struct RequestScratch {
     pub data: [u8; DATA_BYTES],
 }
 
-/// Bytes of the user stack's region in [`SampleScratch::bytes`].
+/// Size of the largest sample.
 pub const SAMPLE_BYTES: usize = size_of::<SampleHeader>()
     + 8 * KERNEL_FRAMES_MAX
     + size_of::<PythonFrameRecord>() * PYTHON_FRAMES_MAX
@@ -54,6 +54,12 @@ pub struct SampleScratch {
     pub interp: u64,
     /// Thread state the search stands at.
     pub tstate: u64,
+    /// Result of the Python walk: the first frame not copied, 0 if none.
+    pub python_next: u64,
+    /// Result of the Python walk: records written.
+    pub python_frames: u32,
+    /// Result of the Python walk: `sample_flag` bits.
+    pub python_flags: u32,
     /// The Python frame being read.
     pub python_frame: [u8; PYTHON_FRAME_BYTES],
     /// The record: header, kernel frames, Python frames, stack bytes, without gaps.

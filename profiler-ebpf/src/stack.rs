@@ -6,19 +6,24 @@
 
 use profiler_common::{STACK_COPY_MAX_BYTES, sample_flag};
 
-use crate::read;
-use crate::scratch::{SAMPLE_BYTES, SampleScratch};
+use crate::scratch::SAMPLE_BYTES;
+use crate::{maps, read};
 
 /// Size of a page. With larger ones (aarch64) the steps are merely smaller than they could be.
 const PAGE: u64 = 4096;
 /// The first part of a page and as many whole ones as the cap allows.
 const STEPS: u32 = (STACK_COPY_MAX_BYTES as u64 / PAGE) as u32 + 1;
 
-/// Copies from `sp` upwards to `bytes[at..]`; returns the number of bytes and
-/// [`sample_flag`]s about how the copy ended.
-#[inline(always)]
-pub fn copy_user_stack(scratch: &mut SampleScratch, at: u64, sp: u64) -> (u64, u32) {
-    let bytes = scratch.bytes.as_mut_ptr();
+/// Copies from `sp` upwards to `bytes[at..]` of the sample's scratch. Returns the number of bytes in
+/// the low half and [`sample_flag`]s about how the copy ended in the high half.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn copy_user_stack(at: u64, sp: u64) -> u64 {
+    let Some(scratch) = maps::sample_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let bytes = unsafe { (&raw mut (*scratch).bytes).cast::<u8>() };
     let mut copied = 0;
     let mut step = 0;
     while step < STEPS {
@@ -34,10 +39,10 @@ pub fn copy_user_stack(scratch: &mut SampleScratch, at: u64, sp: u64) -> (u64, u
         }
         // SAFETY: to + chunk <= SAMPLE_BYTES by the check above.
         if !unsafe { read::copy_user(bytes.add(to as usize), chunk, address) } {
-            return (copied, sample_flag::STACK_PARTIAL);
+            return u64::from(sample_flag::STACK_PARTIAL) << 32 | copied;
         }
         copied += chunk;
         step += 1;
     }
-    (copied, sample_flag::STACK_CUT)
+    u64::from(sample_flag::STACK_CUT) << 32 | copied
 }
