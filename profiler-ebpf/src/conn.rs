@@ -12,9 +12,7 @@
 //! before the answer may still get one (a half-closed connection), so end of file ends a request
 //! only once its response has begun.
 
-use profiler_common::{
-    ConnKey, EndReason, KernelCounter, RequestEventKind, conn_flag, conn_state,
-};
+use profiler_common::{ConnKey, EndReason, KernelCounter, RequestEventKind, conn_flag, conn_state};
 
 use crate::count::count_all;
 use crate::head::{self, LINE_MAX, line_status, status};

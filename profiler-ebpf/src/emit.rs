@@ -95,9 +95,10 @@ pub extern "C" fn send(data_len: u64) -> u64 {
     // SAFETY: `data` follows `header` without a gap, and both together are longer than `len`.
     let record = unsafe {
         core::slice::from_raw_parts(
-            scratch
-                .cast::<u8>()
-                .add(core::mem::offset_of!(crate::scratch::RequestScratch, header)),
+            scratch.cast::<u8>().add(core::mem::offset_of!(
+                crate::scratch::RequestScratch,
+                header
+            )),
             len,
         )
     };

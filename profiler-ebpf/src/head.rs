@@ -46,7 +46,14 @@ pub fn byte(scratch: &RequestScratch, index: u64) -> u8 {
 /// Method tokens with the space that follows, as little-endian words, in the order of
 /// `profiler_common::Method`.
 const TOKENS: [&[u8]; 9] = [
-    b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"HEAD ", b"OPTIONS ", b"TRACE ",
+    b"GET ",
+    b"POST ",
+    b"PUT ",
+    b"PATCH ",
+    b"DELETE ",
+    b"HEAD ",
+    b"OPTIONS ",
+    b"TRACE ",
     b"CONNECT ",
 ];
 const CONNECT: u64 = 8;

@@ -107,11 +107,41 @@ macro_rules! change {
 }
 
 change!(insert_conn, remove_conn, CONNS, ConnKey, Conn);
-change!(insert_partial_head, remove_partial_head, PARTIAL_HEADS, ConnKey, PartialHead);
-change!(insert_thread_tag, remove_thread_tag, THREAD_TAGS, u32, ThreadTag);
-change!(insert_thread_state, remove_thread_state, THREAD_STATES, u32, ThreadState);
-change!(insert_python_process, remove_python_process, PYTHON_PROCS, u32, PythonProcess);
-change!(insert_python_thread, remove_python_thread, PYTHON_THREADS, u32, PythonThread);
+change!(
+    insert_partial_head,
+    remove_partial_head,
+    PARTIAL_HEADS,
+    ConnKey,
+    PartialHead
+);
+change!(
+    insert_thread_tag,
+    remove_thread_tag,
+    THREAD_TAGS,
+    u32,
+    ThreadTag
+);
+change!(
+    insert_thread_state,
+    remove_thread_state,
+    THREAD_STATES,
+    u32,
+    ThreadState
+);
+change!(
+    insert_python_process,
+    remove_python_process,
+    PYTHON_PROCS,
+    u32,
+    PythonProcess
+);
+change!(
+    insert_python_thread,
+    remove_python_thread,
+    PYTHON_THREADS,
+    u32,
+    PythonThread
+);
 change!(insert_target, remove_target, TARGETS, u32, Target);
 
 /// Takes a request off the list of cancelled ones; true if it was there.
@@ -128,13 +158,17 @@ pub fn rule(slot: u32) -> Option<&'static Rule> {
 #[inline(always)]
 pub fn counter(index: u32) -> Option<&'static mut u64> {
     // SAFETY: the element belongs to this CPU.
-    COUNTERS.get_ptr_mut(index).map(|value| unsafe { &mut *value })
+    COUNTERS
+        .get_ptr_mut(index)
+        .map(|value| unsafe { &mut *value })
 }
 
 #[inline(always)]
 pub fn last_request_id() -> Option<&'static mut u64> {
     // SAFETY: the element belongs to this CPU.
-    REQUEST_IDS.get_ptr_mut(0).map(|value| unsafe { &mut *value })
+    REQUEST_IDS
+        .get_ptr_mut(0)
+        .map(|value| unsafe { &mut *value })
 }
 
 /// This CPU's work space of `sys_exit` and the process hooks.

@@ -10,9 +10,7 @@
 //! checks that the entry still holds. The thread-local `_Py_tss_tstate` is no help: it is unset
 //! whenever the thread has released the interpreter lock.
 
-use profiler_common::{
-    PYTHON_FRAMES_MAX, PythonFrameRecord, PythonThread, sample_flag,
-};
+use profiler_common::{PYTHON_FRAMES_MAX, PythonFrameRecord, PythonThread, sample_flag};
 
 use crate::globals::offset;
 use crate::scratch::{PYTHON_FRAME_BYTES, SAMPLE_BYTES, SampleScratch};
@@ -145,7 +143,14 @@ pub extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
 fn word_at(scratch: &SampleScratch, offset: u32) -> u64 {
     let offset = offset as usize & (PYTHON_FRAME_BYTES - 8);
     // SAFETY: offset + 8 <= PYTHON_FRAME_BYTES.
-    unsafe { scratch.python_frame.as_ptr().add(offset).cast::<u64>().read_unaligned() }
+    unsafe {
+        scratch
+            .python_frame
+            .as_ptr()
+            .add(offset)
+            .cast::<u64>()
+            .read_unaligned()
+    }
 }
 
 #[inline(always)]

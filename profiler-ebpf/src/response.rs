@@ -74,8 +74,7 @@ pub extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 {
                 other.flags |= conn_flag::INTERLEAVED;
             }
         }
-    } else if set_tag(conn.request_id, u64::from(conn.slot), key & 0xffff_ffff)
-        == set_result::FULL
+    } else if set_tag(conn.request_id, u64::from(conn.slot), key & 0xffff_ffff) == set_result::FULL
     {
         // The daemon had taken the tag away after a long silence (a stream).
         count(conn.slot, KernelCounter::TagsFull);

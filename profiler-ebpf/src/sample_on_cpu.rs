@@ -16,8 +16,8 @@ use aya_ebpf::helpers::generated::bpf_get_stack;
 use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
 use profiler_common::{
-    KERNEL_FRAMES_MAX, KernelCounter, PYTHON_FRAMES_MAX, PythonFrameRecord, REGS_MAX,
-    SampleHeader, ThreadTag, sample_flag,
+    KERNEL_FRAMES_MAX, KernelCounter, PYTHON_FRAMES_MAX, PythonFrameRecord, REGS_MAX, SampleHeader,
+    ThreadTag, sample_flag,
 };
 
 use crate::arch::{REGS_WORDS, SP};
@@ -69,7 +69,11 @@ fn try_sample(
     };
     // No frames, or an error, if the tick hit user code.
     let kernel_bytes = if kernel > 0 { kernel as u64 & 0x1f8 } else { 0 };
-    let mut flags = if kernel_bytes == 0 { sample_flag::IN_USER } else { 0 };
+    let mut flags = if kernel_bytes == 0 {
+        sample_flag::IN_USER
+    } else {
+        0
+    };
     let mut at = HEADER + kernel_bytes;
 
     scratch.python_frames = 0;

@@ -65,11 +65,7 @@ fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) 
     if let Some(regs) = read::current_user_regs() {
         // SAFETY: `regs` has REGS_MAX >= REGS_WORDS words.
         unsafe {
-            read::copy_kernel(
-                state.regs.as_mut_ptr().cast(),
-                8 * REGS_WORDS as u64,
-                regs,
-            );
+            read::copy_kernel(state.regs.as_mut_ptr().cast(), 8 * REGS_WORDS as u64, regs);
         }
     }
     // SAFETY: the buffer has the size that is given.

@@ -111,10 +111,11 @@ impl<'a> KernelTypes<'a> {
                 this.structs.entry(name).or_insert(at as u32);
             }
             this.starts.push(at as u32);
-            at = found.data + data_len(&found).ok_or(BtfError::UnknownKind {
-                index,
-                kind: found.kind,
-            })?;
+            at = found.data
+                + data_len(&found).ok_or(BtfError::UnknownKind {
+                    index,
+                    kind: found.kind,
+                })?;
         }
         if at == types.len() {
             Ok(this)
@@ -276,7 +277,9 @@ mod tests {
         for word in [24, 0, len, len, strings.len() as u32] {
             bytes.extend(word.to_ne_bytes());
         }
-        types.iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
+        types
+            .iter()
+            .for_each(|word| bytes.extend(word.to_ne_bytes()));
         bytes.extend(strings);
         bytes
     }
@@ -285,10 +288,30 @@ mod tests {
     fn sample() -> Vec<u8> {
         // strings: 1 "a", 3 "x", 5 "y", 7 "E", 9 "int"
         let types = [
-            9, 1 << 24, 4, 32, // 1: int
-            0, 6 << 24 | 1, 4, 7, 0, // 2: enum { E }
-            0, 4 << 24 | 1, 4, 5, 1, 0, // 3: struct { int y; }
-            1, 4 << 24 | 2, 8, 3, 1, 0, 0, 3, 32, // 4: struct a
+            9,
+            1 << 24,
+            4,
+            32, // 1: int
+            0,
+            6 << 24 | 1,
+            4,
+            7,
+            0, // 2: enum { E }
+            0,
+            4 << 24 | 1,
+            4,
+            5,
+            1,
+            0, // 3: struct { int y; }
+            1,
+            4 << 24 | 2,
+            8,
+            3,
+            1,
+            0,
+            0,
+            3,
+            32, // 4: struct a
         ];
         file(&types, b"\0a\0x\0y\0E\0int\0")
     }

@@ -82,8 +82,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestRecord, BadRecord> {
             last_write_ktime_ns: header.last_write_ktime_ns,
             written_bytes: header.written_bytes,
             flags: header.flags,
-            reason: EndReason::from_u32(header.detail)
-                .ok_or(BadRecord::Reason(header.detail))?,
+            reason: EndReason::from_u32(header.detail).ok_or(BadRecord::Reason(header.detail))?,
         },
         RequestEventKind::Fork => RequestEvent::Fork {
             parent: pid,

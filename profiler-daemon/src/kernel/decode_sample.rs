@@ -14,9 +14,7 @@ use profiler_common::{
 
 use super::bad_record::{BadRecord, Reader};
 use super::regs::stack_pointer;
-use crate::model::{
-    Captured, Pid, PythonChain, RawSample, RequestId, SampleKind, StackBytes, Tid,
-};
+use crate::model::{Captured, Pid, PythonChain, RawSample, RequestId, SampleKind, StackBytes, Tid};
 
 const HEADER: usize = size_of::<SampleHeader>();
 
@@ -140,7 +138,9 @@ mod tests {
         for word in 0..REGS_MAX as u64 {
             bytes.extend((0x1000 + word).to_ne_bytes());
         }
-        kernel.iter().for_each(|frame| bytes.extend(frame.to_ne_bytes()));
+        kernel
+            .iter()
+            .for_each(|frame| bytes.extend(frame.to_ne_bytes()));
         for (code, instr, owner) in python {
             bytes.extend(code.to_ne_bytes());
             bytes.extend(instr.to_ne_bytes());

@@ -77,9 +77,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
 fn is_absent(error: &MapError) -> bool {
     match error {
         MapError::KeyNotFound => true,
-        MapError::SyscallError(error) => {
-            error.io_error.raw_os_error() == Some(nix::libc::ENOENT)
-        }
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(nix::libc::ENOENT),
         _ => false,
     }
 }
@@ -137,12 +135,11 @@ impl Maps {
     pub(super) fn reset_counters(&mut self, slot: u32) -> Result<(), KernelError> {
         let cpus = nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?;
         for counter in KernelCounter::ALL {
-            let zero = PerCpuValues::try_from(vec![0; cpus]).map_err(|source| {
-                KernelError::Cpus {
+            let zero =
+                PerCpuValues::try_from(vec![0; cpus]).map_err(|source| KernelError::Cpus {
                     path: "/sys/devices/system/cpu/possible",
                     source,
-                }
-            })?;
+                })?;
             self.counters
                 .set(slot * KERNEL_COUNTERS + counter as u32, zero, 0)
                 .map_err(error(COUNTERS))?;

@@ -35,9 +35,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::PerfEvent;
-use aya::programs::perf_event::{
-    PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent,
-};
+use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya_log::EbpfLogger;
 use nix::time::{ClockId, clock_gettime};
 use profiler_common::{
@@ -283,7 +281,10 @@ impl Kernel {
     #[must_use]
     pub fn targets(&self) -> Vec<(Pid, Target)> {
         let entries = self.maps.targets.entries();
-        entries.into_iter().map(|(tgid, target)| (Pid(tgid), target)).collect()
+        entries
+            .into_iter()
+            .map(|(tgid, target)| (Pid(tgid), target))
+            .collect()
     }
 
     /// Tells the sampler how to walk a CPython process, or that it is none.
@@ -309,7 +310,10 @@ impl Kernel {
     ///
     /// A map refuses.
     pub fn untag(&mut self, tid: Tid, request: RequestId) -> Result<(), KernelError> {
-        if self.thread_tag(tid)?.is_some_and(|tag| tag.request_id == request.0) {
+        if self
+            .thread_tag(tid)?
+            .is_some_and(|tag| tag.request_id == request.0)
+        {
             self.maps.tags.remove(&tid.0)?;
             self.maps.states.remove(&tid.0)?;
         }
@@ -366,7 +370,10 @@ impl Kernel {
     #[must_use]
     pub fn tags(&self) -> Vec<(Tid, ThreadTag)> {
         let entries = self.maps.tags.entries();
-        entries.into_iter().map(|(tid, tag)| (Tid(tid), tag)).collect()
+        entries
+            .into_iter()
+            .map(|(tid, tag)| (Tid(tid), tag))
+            .collect()
     }
 
     /// Counts of a slot since its rule was set, over all CPUs.
@@ -419,9 +426,8 @@ impl Kernel {
         ktime_ns: u64,
         each: &mut impl FnMut(Result<RequestEvent, BadRecord>),
     ) {
-        let closed = |key: &ConnKey| {
-            key.tgid == pid.0 && (first..=last).contains(&key.fd.cast_unsigned())
-        };
+        let closed =
+            |key: &ConnKey| key.tgid == pid.0 && (first..=last).contains(&key.fd.cast_unsigned());
         for (key, conn) in self.maps.conns.entries() {
             if !closed(&key) {
                 continue;
@@ -482,7 +488,9 @@ impl Kernel {
         self.maps.tags.remove_if(|_, tag| tag.tgid == pid.0)?;
         self.maps.states.remove_if(|_, state| state.tgid == pid.0)?;
         self.maps.conns.remove_if(|key, _| key.tgid == pid.0)?;
-        self.maps.partial_heads.remove_if(|key, _| key.tgid == pid.0)?;
+        self.maps
+            .partial_heads
+            .remove_if(|key, _| key.tgid == pid.0)?;
         self.maps.python.remove(&pid.0)
     }
 

@@ -156,12 +156,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Ebpf, KernelError> {
     Ok(ebpf)
 }
 
-fn load_hook(
-    ebpf: &mut Ebpf,
-    hook: &Hook,
-    btf: &Btf,
-    prefer_raw: bool,
-) -> Result<(), KernelError> {
+fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf, prefer_raw: bool) -> Result<(), KernelError> {
     let mut refusal = None;
     if !prefer_raw {
         let program: &mut BtfTracePoint = program(ebpf, hook.program)?;

@@ -15,9 +15,7 @@ const THREAD_SIZE: u32 = 16 * 1024;
 ///
 /// A structure that nothing works without is missing. The members the socket check needs may be
 /// missing: then its flag is not set.
-pub(super) fn kernel_offsets(
-    types: &KernelTypes<'_>,
-) -> Result<(KernelOffsets, u32), BtfError> {
+pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, u32), BtfError> {
     let task = |member| types.offset_of("task_struct", member);
     let mut offsets = KernelOffsets {
         task_pid: task("pid")?,
@@ -59,8 +57,8 @@ fn add_socket_offsets(
     offsets.file_private_data = types.offset_of("file", "private_data")?;
     offsets.inode_mode = types.offset_of("inode", "i_mode")?;
     offsets.socket_sk = types.offset_of("socket", "sk")?;
-    offsets.sock_family = types.offset_of("sock", "__sk_common")?
-        + types.offset_of("sock_common", "skc_family")?;
+    offsets.sock_family =
+        types.offset_of("sock", "__sk_common")? + types.offset_of("sock_common", "skc_family")?;
     offsets.sock_max_ack_backlog = types.offset_of("sock", "sk_max_ack_backlog")?;
     offsets.unix_addr = types.offset_of("unix_sock", "addr")?;
     Ok(())
