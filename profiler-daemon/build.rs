@@ -16,7 +16,6 @@
 
 use std::env;
 use std::error::Error;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -186,7 +185,7 @@ fn linker() -> Result<PathBuf, Box<dyn Error>> {
     if let Some(path) = env::var_os(LINKER_VARIABLE) {
         return Ok(path.into());
     }
-    let path = env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = env::var_os("PATH").unwrap_or_default();
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));

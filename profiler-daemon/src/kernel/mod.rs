@@ -27,8 +27,10 @@ mod object;
 mod offsets;
 mod probe;
 mod regs;
+mod scheduler;
 mod stats;
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -70,6 +72,8 @@ pub struct Kernel {
     samples: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn Log>>,
     statistics: Option<OwnedFd>,
+    /// Where kernel stacks of switched-out threads begin.
+    schedule: Option<Range<u64>>,
     ebpf: Ebpf,
 }
 
@@ -88,6 +92,8 @@ impl Kernel {
     ///
     /// The kernel or the process's privileges do not allow it; the text says what to do.
     pub fn load(options: &LoadOptions) -> Result<Self, KernelError> {
+        // Reads all kernel symbols, which takes as long as the verifier takes meanwhile.
+        let schedule = std::thread::spawn(scheduler::schedule_range);
         let mut ebpf = object::load(options)?;
         let log = if options.log {
             EbpfLogger::init(&mut ebpf)
@@ -103,6 +109,7 @@ impl Kernel {
             samples: maps::take_ring(&mut ebpf, "SAMPLES")?,
             log,
             statistics: None,
+            schedule: schedule.join().unwrap_or_default(),
             ebpf,
         })
     }
@@ -340,12 +347,17 @@ impl Kernel {
     }
 
     /// Last registers of a tagged thread. A reader compares `seq` before and after reading memory.
+    /// Kernel frames begin with the scheduler.
     ///
     /// # Errors
     ///
     /// The map refuses.
     pub fn thread_state(&self, tid: Tid) -> Result<Option<ThreadState>, KernelError> {
-        self.maps.states.get(&tid.0)
+        let mut state = self.maps.states.get(&tid.0)?;
+        if let (Some(state), Some(schedule)) = (&mut state, &self.schedule) {
+            scheduler::trim(state, schedule);
+        }
+        Ok(state)
     }
 
     /// The request a thread serves.
