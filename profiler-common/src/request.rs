@@ -107,8 +107,9 @@ pub enum RequestEventKind {
     Exec = 5,
     /// The last thread of a target process exited.
     Exit = 6,
-    /// A target process closed the descriptors `fd..=detail` with one call. The daemon ends the
-    /// requests on them: no program can walk a range of any size.
+    /// A target process closed the descriptors `fd..=detail` with one call, the rest of a range whose
+    /// beginning the program has looked at. The daemon ends the requests on them: no program can
+    /// walk a range of any size.
     CloseRange = 7,
 }
 

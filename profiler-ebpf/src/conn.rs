@@ -140,6 +140,34 @@ pub extern "C" fn on_close(key: u64, reason: u64) -> u64 {
     0
 }
 
+/// Descriptors of a closed range that are looked at here; the daemon looks at the rest, later.
+const CLOSE_RANGE_MAX: u64 = 64;
+
+/// The descriptors from the key's up to `last` were closed by one call.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
+    let first = key & 0xffff_ffff;
+    let mut index = 0;
+    while index < CLOSE_RANGE_MAX {
+        if first + index > last {
+            return 0;
+        }
+        on_close(key + index, EndReason::Closed as u64);
+        index += 1;
+    }
+    let rest = first + CLOSE_RANGE_MAX;
+    if rest <= last {
+        emit::process_event(
+            RequestEventKind::CloseRange,
+            (key >> 32) as u32,
+            (rest as u32).cast_signed(),
+            last as u32,
+        );
+    }
+    0
+}
+
 /// The response direction was shut down.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -10,13 +10,13 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use aya_log_ebpf::debug;
-use profiler_common::{EndReason, RequestEventKind};
+use profiler_common::EndReason;
 
 use crate::arch::{ARGS, NUMBER, call, meaning};
-use crate::conn::{on_close, on_end_of_file, on_read, on_shutdown, pack};
+use crate::conn::{on_close, on_close_range, on_end_of_file, on_read, on_shutdown, pack};
 use crate::response::on_write;
 use crate::scratch::RequestScratch;
-use crate::{emit, maps, read};
+use crate::{maps, read};
 
 /// `MSG_PEEK`: the same bytes will be read again.
 const MSG_PEEK: u64 = 2;
@@ -153,13 +153,7 @@ fn dispatch(
             on_close(key, EndReason::Closed as u64);
         }
         call::CLOSE_RANGE if args[2] & CLOSE_RANGE_CLOEXEC == 0 => {
-            let (first, last) = (args[0] as u32, args[1] as u32);
-            emit::process_event(
-                RequestEventKind::CloseRange,
-                tgid,
-                first.cast_signed(),
-                last,
-            );
+            on_close_range(key, args[1] & 0xffff_ffff);
         }
         // 0 is SHUT_RD.
         call::SHUTDOWN if args[1] != 0 => {

@@ -7,6 +7,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 log = tempfile.TemporaryFile("wb", buffering=0)
+held = []
 log.write(b"GET / HTTP/1.1 200\n" * 3)
 
 
@@ -39,11 +40,13 @@ class Handler(BaseHTTPRequestHandler):
             url = f"http://127.0.0.1:{server.server_port}/inside"
             with urllib.request.urlopen(url) as answer:
                 body = answer.read()
+        elif self.path.startswith("/openmany"):
+            held.extend(os.dup(log.fileno()) for _ in range(80))
         elif self.path.startswith("/closerange"):
             fd = self.connection.fileno()
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            os.closerange(fd, fd + 1)
-            return
+            os.closerange(3, fd + 1)
+            time.sleep(60)
         elif self.path.startswith("/exec"):
             os.execv("/bin/sleep", ["sleep", "60"])
         elif self.path.startswith("/fork"):
