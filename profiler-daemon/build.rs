@@ -36,7 +36,14 @@ enum Toolchain {
     RustupNightly,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() {
+    if let Err(error) = build() {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), Box<dyn Error>> {
     let workspace = workspace_root()?;
     for path in [PACKAGE, "profiler-common", "Cargo.lock", "Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", workspace.join(path).display());
@@ -69,6 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let flags = [
         // Which layout of `struct pt_regs` and which system call numbers.
         format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "--check-cfg=cfg(bpf_target_arch, values(\"x86_64\", \"aarch64\"))".to_owned(),
         // Maps and globals are described by BTF, which the linker makes from debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
@@ -89,12 +97,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let output = cargo
         .output()
         .map_err(|error| format!("failed to run {cargo:?}: {error}"))?;
+    let messages = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!(
-            "the BPF object did not build ({toolchain:?}): {cargo:?}\n{}",
-            String::from_utf8_lossy(&output.stderr)
+            "{messages}\nthe BPF object did not build with the {toolchain:?} toolchain"
         )
         .into());
+    }
+    // Warnings of the inner build would stay unseen otherwise.
+    for line in messages.lines() {
+        println!("cargo::warning={line}");
     }
     let object = target_dir.join(target).join("release").join(PACKAGE);
     fs::copy(&object, out_dir.join(PACKAGE))

@@ -24,8 +24,8 @@ pub use request::{
 };
 pub use rule::{LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag};
 pub use sample::{
-    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, ThreadState, ThreadTag,
-    sample_flag, thread_state_flag,
+    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, TAGGED_TIDS_LEN, ThreadState,
+    ThreadTag, sample_flag, thread_state_flag,
 };
 
 /// Implements `aya::Pod` for types that have no padding and accept every bit pattern.

@@ -1,41 +1,41 @@
 //! What differs between processor architectures: words of `struct pt_regs`, system call numbers.
 
 /// What a system call means for a connection. Values of [`CALLS`].
-pub mod call {
+pub(crate) mod call {
     /// Not looked at.
-    pub const NONE: u8 = 0;
+    pub(crate) const NONE: u8 = 0;
     /// `(fd, buffer, count, flags)`: bytes of a request.
-    pub const READ: u8 = 1;
+    pub(crate) const READ: u8 = 1;
     /// `(fd, iovec, count)`: bytes of a request.
-    pub const READ_IOVEC: u8 = 2;
+    pub(crate) const READ_IOVEC: u8 = 2;
     /// `(fd, msghdr, flags)`: bytes of a request.
-    pub const READ_MESSAGE: u8 = 3;
+    pub(crate) const READ_MESSAGE: u8 = 3;
     /// `(fd, buffer)`: bytes of a response.
-    pub const WRITE: u8 = 4;
+    pub(crate) const WRITE: u8 = 4;
     /// `(fd, iovec, count)`: bytes of a response.
-    pub const WRITE_IOVEC: u8 = 5;
+    pub(crate) const WRITE_IOVEC: u8 = 5;
     /// `(fd, msghdr)`: bytes of a response.
-    pub const WRITE_MESSAGE: u8 = 6;
+    pub(crate) const WRITE_MESSAGE: u8 = 6;
     /// `(fd)`: bytes of a response that do not lie in the caller's memory.
-    pub const WRITE_UNSEEN: u8 = 7;
+    pub(crate) const WRITE_UNSEEN: u8 = 7;
     /// `(_, _, fd)`: the same.
-    pub const SPLICE: u8 = 8;
+    pub(crate) const SPLICE: u8 = 8;
     /// `(fd, mmsghdr)`: messages of a response; the result is their number.
-    pub const WRITE_MESSAGES: u8 = 9;
+    pub(crate) const WRITE_MESSAGES: u8 = 9;
     /// `(fd)`.
-    pub const CLOSE: u8 = 10;
+    pub(crate) const CLOSE: u8 = 10;
     /// `(first, last, flags)`.
-    pub const CLOSE_RANGE: u8 = 11;
+    pub(crate) const CLOSE_RANGE: u8 = 11;
     /// `(fd, how)`.
-    pub const SHUTDOWN: u8 = 12;
+    pub(crate) const SHUTDOWN: u8 = 12;
     /// `(old, new)`; the result is `new`.
-    pub const DUP: u8 = 13;
+    pub(crate) const DUP: u8 = 13;
     /// `(fd, buffer, count, flags)` with `flags` in the place `recvfrom` has them.
-    pub const RECEIVE: u8 = 14;
+    pub(crate) const RECEIVE: u8 = 14;
 }
 
 /// Size of [`CALLS`]; later numbers (469 in Linux 6.18) are none of ours.
-pub const CALLS_LEN: usize = 512;
+pub(crate) const CALLS_LEN: usize = 512;
 
 #[cfg(bpf_target_arch = "x86_64")]
 mod layout {
@@ -43,21 +43,25 @@ mod layout {
 
     /// Words of `struct pt_regs`.
     /// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/ptrace.h#L56>
-    pub const REGS_WORDS: usize = 21;
+    pub(crate) const REGS_WORDS: usize = 21;
     /// Stack pointer.
-    pub const SP: usize = 19;
+    pub(crate) const SP: usize = 19;
     /// First four system call arguments: `rdi`, `rsi`, `rdx`, `r10`.
-    pub const ARGS: [usize; 4] = [14, 13, 12, 7];
+    pub(crate) const ARGS: [usize; 4] = [14, 13, 12, 7];
     /// System call number: `orig_rax`.
-    pub const NUMBER: usize = 15;
-    /// Code segment; its low two bits are the privilege level.
-    pub const CS: usize = 17;
-    /// `__USER_CS`: 64-bit code. Another value means a 32-bit caller with other call numbers.
-    pub const USER_CS: u64 = 0x33;
+    pub(crate) const NUMBER: usize = 15;
+    /// Word that tells 32-bit callers, which have other call numbers and structures: `cs`.
+    pub(crate) const MODE: usize = 17;
+
+    /// Whether that word is of a 32-bit caller: not `__USER_CS`.
+    #[inline(always)]
+    pub(crate) fn is_compat(mode: u64) -> bool {
+        mode != 0x33
+    }
 
     /// `(number, meaning)`.
     /// <https://github.com/torvalds/linux/blob/v6.12/arch/x86/entry/syscalls/syscall_64.tbl>
-    pub const TABLE: &[(usize, u8)] = &[
+    pub(crate) const TABLE: &[(usize, u8)] = &[
         (0, call::READ),
         (19, call::READ_IOVEC),
         (327, call::READ_IOVEC),
@@ -85,17 +89,25 @@ mod layout {
 
     /// Words of `struct user_pt_regs`, the beginning of `struct pt_regs`.
     /// <https://github.com/torvalds/linux/blob/v5.10/arch/arm64/include/asm/ptrace.h#L179>
-    pub const REGS_WORDS: usize = 34;
+    pub(crate) const REGS_WORDS: usize = 34;
     /// Stack pointer.
-    pub const SP: usize = 31;
+    pub(crate) const SP: usize = 31;
     /// First four system call arguments: `orig_x0` (x0 holds the result), `x1` to `x3`.
-    pub const ARGS: [usize; 4] = [34, 1, 2, 3];
+    pub(crate) const ARGS: [usize; 4] = [34, 1, 2, 3];
     /// System call number: `syscallno`, the low half of its word.
-    pub const NUMBER: usize = 35;
+    pub(crate) const NUMBER: usize = 35;
+    /// Word that tells 32-bit callers, which have other call numbers and structures: `pstate`.
+    pub(crate) const MODE: usize = 33;
+
+    /// Whether that word is of a 32-bit caller: `PSTATE.nRW` is set.
+    #[inline(always)]
+    pub(crate) fn is_compat(mode: u64) -> bool {
+        mode & 0x10 != 0
+    }
 
     /// `(number, meaning)`.
     /// <https://github.com/torvalds/linux/blob/v6.12/scripts/syscall.tbl>
-    pub const TABLE: &[(usize, u8)] = &[
+    pub(crate) const TABLE: &[(usize, u8)] = &[
         (63, call::READ),
         (65, call::READ_IOVEC),
         (286, call::READ_IOVEC),
@@ -116,7 +128,7 @@ mod layout {
     ];
 }
 
-pub use layout::*;
+pub(crate) use layout::*;
 
 /// Meaning of a system call by its number: one load decides about all calls of all processes.
 #[unsafe(no_mangle)]
@@ -132,7 +144,7 @@ static CALLS: [u8; CALLS_LEN] = {
 
 /// Meaning of a system call number, one of [`call`].
 #[inline(always)]
-pub fn meaning(number: u64) -> u8 {
+pub(crate) fn meaning(number: u64) -> u8 {
     if number >= CALLS_LEN as u64 {
         return call::NONE;
     }

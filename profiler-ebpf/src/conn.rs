@@ -18,7 +18,7 @@ use crate::count::count_all;
 use crate::head::{self, LINE_MAX, line_status, status};
 use crate::partial::{join_piece, keep_piece};
 use crate::scratch::fetch;
-use crate::socket::server_socket;
+use crate::socket::{same_socket, server_socket};
 use crate::start::start_request;
 use crate::{emit, maps, read, tag};
 
@@ -27,13 +27,13 @@ const LASTING_FLAGS: u32 = conn_flag::UPGRADED | conn_flag::PARTIAL;
 
 /// A connection's key as one integer, for functions that take only those.
 #[inline(always)]
-pub fn pack(tgid: u32, fd: i32) -> u64 {
+pub(crate) fn pack(tgid: u32, fd: i32) -> u64 {
     u64::from(tgid) << 32 | u64::from(fd.cast_unsigned())
 }
 
 /// The reverse of [`pack`].
 #[inline(always)]
-pub fn unpack(key: u64) -> ConnKey {
+pub(crate) fn unpack(key: u64) -> ConnKey {
     ConnKey {
         tgid: (key >> 32) as u32,
         fd: (key as u32).cast_signed(),
@@ -43,20 +43,21 @@ pub fn unpack(key: u64) -> ConnKey {
 /// A read brought bytes; the scratch says where they are.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_read(key: u64) -> u64 {
+pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let task_mask = unsafe { (*scratch).task_mask };
     let fd = u64::from(key as u32);
-    let copied = fetch(0, 16);
+    let copied = fetch(0, LINE_MAX);
     if copied == 0 {
         count_all(task_mask, KernelCounter::HeadUnreadable);
         return 0;
     }
-    let begins = line_status(head::line(copied));
-    let mut sk = 0;
+    let line = head::line(copied);
+    let begins = line_status(line);
+    let mut sk;
     if let Some(conn) = maps::conn(unpack(key)) {
         if conn.flags & conn_flag::PARTIAL != 0 {
             return join_piece(key, conn.sk);
@@ -68,11 +69,12 @@ pub extern "C" fn on_read(key: u64) -> u64 {
         if begins == status::NO || closing && begins == status::TOKEN {
             return 0;
         }
-        sk = server_socket(fd);
+        sk = same_socket(fd, conn.sk);
         if sk != conn.sk {
             // Its close was not seen (io_uring, close on exec): this is another connection.
             end_request(key, EndReason::SocketReplaced as u64);
             maps::remove_conn(unpack(key));
+            sk = server_socket(fd);
         } else if conn.state == conn_state::OPEN {
             conn.flags |= conn_flag::PIPELINED;
             count_all(task_mask, KernelCounter::PipelinedHeads);
@@ -82,6 +84,8 @@ pub extern "C" fn on_read(key: u64) -> u64 {
                 count_all(task_mask, KernelCounter::HeadAfterShutdown);
             }
             return 0;
+        } else if begins == status::WHOLE && conn.flags & conn_flag::TRACKED != 0 {
+            end_request(key, EndReason::NextHead as u64);
         }
     } else if begins == status::NO {
         return 0;
@@ -94,22 +98,18 @@ pub extern "C" fn on_read(key: u64) -> u64 {
         }
         return 0;
     }
-    let copied = fetch(0, LINE_MAX);
-    let line = head::line(copied);
-    match line_status(line) {
-        status::WHOLE => {
-            end_if_open(key);
-            start_request(key, sk, line, 0)
-        }
-        status::NO => 0,
-        _ => keep_piece(key, sk, copied),
+    if begins == status::WHOLE {
+        start_request(key, sk, line, 0)
+    } else {
+        keep_piece(key, sk, copied)
     }
 }
 
-/// Ends the request before the one whose head was just read.
+/// Ends the request before the one whose head was just read. One that is not tracked needs no end:
+/// the next one overwrites it.
 #[inline(always)]
-pub fn end_if_open(key: u64) {
-    if maps::conn(unpack(key)).is_some_and(|conn| conn.state != conn_state::IDLE) {
+pub(crate) fn end_if_tracked(key: u64) {
+    if maps::conn(unpack(key)).is_some_and(|conn| conn.flags & conn_flag::TRACKED != 0) {
         end_request(key, EndReason::NextHead as u64);
     }
 }
@@ -117,7 +117,7 @@ pub fn end_if_open(key: u64) {
 /// A read returned 0: the client sends no more.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_end_of_file(key: u64) -> u64 {
+pub(crate) extern "C" fn on_end_of_file(key: u64) -> u64 {
     if maps::conn(unpack(key)).is_some_and(|conn| conn.state == conn_state::RESPONDING) {
         end_request(key, EndReason::PeerClosed as u64);
     }
@@ -127,7 +127,7 @@ pub extern "C" fn on_end_of_file(key: u64) -> u64 {
 /// The descriptor was closed, or another one duplicated over it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_close(key: u64, reason: u64) -> u64 {
+pub(crate) extern "C" fn on_close(key: u64, reason: u64) -> u64 {
     let conn_key = unpack(key);
     let Some(conn) = maps::conn(conn_key) else {
         return 0;
@@ -146,7 +146,7 @@ const CLOSE_RANGE_MAX: u64 = 64;
 /// The descriptors from the key's up to `last` were closed by one call.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
+pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
     let first = key & 0xffff_ffff;
     let mut index = 0;
     while index < CLOSE_RANGE_MAX {
@@ -171,7 +171,7 @@ pub extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
 /// The response direction was shut down.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_shutdown(key: u64) -> u64 {
+pub(crate) extern "C" fn on_shutdown(key: u64) -> u64 {
     end_request(key, EndReason::Shutdown as u64);
     if let Some(conn) = maps::conn(unpack(key)) {
         conn.state = conn_state::HALF_CLOSED;
@@ -183,7 +183,7 @@ pub extern "C" fn on_shutdown(key: u64) -> u64 {
 /// it was tracked and the daemon has not cancelled it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn end_request(key: u64, reason: u64) -> u64 {
+pub(crate) extern "C" fn end_request(key: u64, reason: u64) -> u64 {
     let conn_key = unpack(key);
     let Some(conn) = maps::conn(conn_key) else {
         return 0;

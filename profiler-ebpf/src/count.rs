@@ -6,7 +6,7 @@ use crate::maps;
 
 /// Adds one to a counter of a task slot.
 #[inline(always)]
-pub fn count(slot: u32, counter: KernelCounter) {
+pub(crate) fn count(slot: u32, counter: KernelCounter) {
     if let Some(value) = maps::counter(slot * KERNEL_COUNTERS + counter as u32) {
         // Per CPU and with preemption off: nothing else writes this element meanwhile.
         *value += 1;
@@ -16,13 +16,13 @@ pub fn count(slot: u32, counter: KernelCounter) {
 /// Adds one to a counter of every task in `task_mask`: events before a rule has matched concern
 /// all tasks of the process.
 #[inline(always)]
-pub fn count_all(task_mask: u32, counter: KernelCounter) {
+pub(crate) fn count_all(task_mask: u32, counter: KernelCounter) {
     count_mask(u64::from(task_mask), counter as u64);
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn count_mask(task_mask: u64, counter: u64) -> u64 {
+pub(crate) extern "C" fn count_mask(task_mask: u64, counter: u64) -> u64 {
     let mut slot = 0;
     while slot < u64::from(MAX_TASKS) {
         if task_mask >> slot == 0 {
@@ -38,7 +38,7 @@ pub extern "C" fn count_mask(task_mask: u64, counter: u64) -> u64 {
 /// combination of known bits would be another state for the verifier: 2^16 of them.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn count_bit(task_mask: u64, slot: u64, counter: u64) -> u64 {
+pub(crate) extern "C" fn count_bit(task_mask: u64, slot: u64, counter: u64) -> u64 {
     if task_mask >> (slot & 63) & 1 != 0
         && let Some(value) = maps::counter(slot as u32 * KERNEL_COUNTERS + counter as u32)
     {

@@ -10,7 +10,7 @@ use crate::{maps, read};
 
 /// Bits of an event's flags that a connection's flags stand for.
 #[inline(always)]
-pub fn flags_of(conn: &Conn) -> u32 {
+pub(crate) fn flags_of(conn: &Conn) -> u32 {
     let mut flags = 0;
     if conn.flags & conn_flag::HANDED_OFF != 0 {
         flags |= event_flag::OTHER_THREAD;
@@ -26,7 +26,7 @@ pub fn flags_of(conn: &Conn) -> u32 {
 
 /// Writes the header of an event about the request that is open on `conn`.
 #[inline(always)]
-pub fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u32, detail: u32) {
+pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u32, detail: u32) {
     let Some(scratch) = maps::request_scratch() else {
         return;
     };
@@ -52,7 +52,7 @@ pub fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u32, deta
 
 /// Writes and sends an event about a process; `fd` and `detail` as the kind has them.
 #[inline(always)]
-pub fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: u32) {
+pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: u32) {
     let Some(scratch) = maps::request_scratch() else {
         return;
     };
@@ -80,7 +80,7 @@ pub fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: u32) {
 /// Sends the header in the scratch and `data_len` bytes behind it; a full ring is counted.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn send(data_len: u64) -> u64 {
+pub(crate) extern "C" fn send(data_len: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };

@@ -48,13 +48,13 @@ pub(crate) use offset;
 
 /// Where the offsets lie; read them with [`offset!`].
 #[inline(always)]
-pub fn offsets() -> *const KernelOffsets {
+pub(crate) fn offsets() -> *const KernelOffsets {
     (&raw const OFFSETS).cast()
 }
 
 /// Whether a bit of `Settings::flags` is set.
 #[inline(always)]
-pub fn setting(flag: u32) -> bool {
+pub(crate) fn setting(flag: u32) -> bool {
     let settings: *const Settings = (&raw const SETTINGS).cast();
     // SAFETY: the global is initialized and never written while programs run.
     unsafe { core::ptr::read_volatile(&raw const (*settings).flags) & flag != 0 }
@@ -62,7 +62,7 @@ pub fn setting(flag: u32) -> bool {
 
 /// `Settings::sample_wakeup_bytes`.
 #[inline(always)]
-pub fn sample_wakeup_bytes() -> u64 {
+pub(crate) fn sample_wakeup_bytes() -> u64 {
     let settings: *const Settings = (&raw const SETTINGS).cast();
     // SAFETY: the global is initialized and never written while programs run.
     u64::from(unsafe { core::ptr::read_volatile(&raw const (*settings).sample_wakeup_bytes) })

@@ -3,42 +3,42 @@
 use crate::{maps, scratch::RequestScratch};
 
 /// Bytes of a request line that are looked at; a longer one counts as whole.
-pub const LINE_MAX: u64 = 256;
+pub(crate) const LINE_MAX: u64 = 256;
 
 /// What the bytes are. Low byte of what [`line`] returns; the others are [`method`] and
 /// [`target_offset`].
-pub mod status {
+pub(crate) mod status {
     /// Not the beginning of a request.
-    pub const NO: u64 = 0;
+    pub(crate) const NO: u64 = 0;
     /// The beginning of a method token.
-    pub const TOKEN: u64 = 1;
+    pub(crate) const TOKEN: u64 = 1;
     /// A method token and the beginning of a target.
-    pub const TARGET: u64 = 2;
+    pub(crate) const TARGET: u64 = 2;
     /// A method token and a target up to its end, or up to [`super::LINE_MAX`].
-    pub const WHOLE: u64 = 3;
+    pub(crate) const WHOLE: u64 = 3;
 }
 
 /// Low byte of a result of [`line`], see [`status`].
 #[inline(always)]
-pub fn line_status(line: u64) -> u64 {
+pub(crate) fn line_status(line: u64) -> u64 {
     line & 0xff
 }
 
 /// Index of the method, as in `profiler_common::Method`.
 #[inline(always)]
-pub fn method(line: u64) -> u64 {
+pub(crate) fn method(line: u64) -> u64 {
     line >> 8 & 0xf
 }
 
 /// Where the target begins.
 #[inline(always)]
-pub fn target_offset(line: u64) -> u64 {
+pub(crate) fn target_offset(line: u64) -> u64 {
     line >> 16 & 0xf
 }
 
 /// Byte at `index` of the scratch's data; the index wraps at 512 to satisfy the verifier.
 #[inline(always)]
-pub fn byte(scratch: &RequestScratch, index: u64) -> u8 {
+pub(crate) fn byte(scratch: &RequestScratch, index: u64) -> u8 {
     // SAFETY: the index is below 512, and `data` is longer.
     unsafe { *scratch.data.as_ptr().add((index & 0x1ff) as usize) }
 }
@@ -114,7 +114,7 @@ fn token_prefix(first: u64, len: u64) -> bool {
 /// is `CONNECT`; RFC 9112 §3.2.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn line(len: u64) -> u64 {
+pub(crate) extern "C" fn line(len: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return status::NO;
     };
@@ -145,19 +145,24 @@ pub extern "C" fn line(len: u64) -> u64 {
         return status::NO;
     }
     let found = offset << 16 | method << 8;
-    let mut index = 0;
-    while index < LINE_MAX {
+    // Counts from 0, so that the verifier sees an end, although the first byte is further on.
+    let mut count = 0;
+    while count < LINE_MAX {
+        let index = offset + 1 + count;
+        if index >= LINE_MAX {
+            break;
+        }
         if index >= len {
             return found | status::TARGET;
         }
         let byte = byte(scratch, index);
-        if index > offset && byte <= b' ' {
+        if byte <= b' ' {
             return match byte {
                 b' ' | b'\r' | b'\n' => found | status::WHOLE,
                 _ => status::NO,
             };
         }
-        index += 1;
+        count += 1;
     }
     found | status::WHOLE
 }

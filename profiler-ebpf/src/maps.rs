@@ -8,7 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use profiler_common::{
     Conn, ConnKey, KERNEL_COUNTERS, MAX_TASKS, PartialHead, PythonProcess, PythonThread, Rule,
-    Target, ThreadState, ThreadTag,
+    TAGGED_TIDS_LEN, Target, ThreadState, ThreadTag,
 };
 
 use crate::scratch::{RequestScratch, SampleScratch};
@@ -40,6 +40,13 @@ static THREAD_TAGS: HashMap<u32, ThreadTag> = HashMap::with_max_entries(4096, 0)
 /// Registers of tagged threads at their last switch-out, by tid.
 #[map]
 static THREAD_STATES: HashMap<u32, ThreadState> = HashMap::with_max_entries(4096, 0);
+
+/// 1 where a thread with this hash of its tid was tagged since the programs were attached.
+/// `sched_switch` looks here first: a load from an array instead of a lookup for each of the two
+/// threads of every switch of the machine. Never reset by the programs: what is left over costs a
+/// lookup and nothing else.
+#[map]
+static TAGGED_TIDS: Array<u32> = Array::with_max_entries(TAGGED_TIDS_LEN, 0);
 
 /// CPython processes, by tgid.
 #[map]
@@ -75,7 +82,7 @@ static SAMPLES: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 macro_rules! lookup {
     ($name:ident, $map:ident, $key:ty, $value:ty) => {
         #[inline(always)]
-        pub fn $name(key: $key) -> Option<&'static mut $value> {
+        pub(crate) fn $name(key: $key) -> Option<&'static mut $value> {
             // SAFETY: a value stays readable and writable until the program ends; see the module.
             $map.get_ptr_mut(&key).map(|value| unsafe { &mut *value })
         }
@@ -94,12 +101,12 @@ lookup!(target, TARGETS, u32, Target);
 macro_rules! change {
     ($insert:ident, $remove:ident, $map:ident, $key:ty, $value:ty) => {
         #[inline(always)]
-        pub fn $insert(key: $key, value: &$value) -> bool {
+        pub(crate) fn $insert(key: $key, value: &$value) -> bool {
             $map.insert(&key, value, 0).is_ok()
         }
 
         #[inline(always)]
-        pub fn $remove(key: $key) {
+        pub(crate) fn $remove(key: $key) {
             // Absent is as good as removed.
             let _ = $map.remove(&key);
         }
@@ -122,13 +129,6 @@ change!(
     ThreadTag
 );
 change!(
-    insert_thread_state,
-    remove_thread_state,
-    THREAD_STATES,
-    u32,
-    ThreadState
-);
-change!(
     insert_python_process,
     remove_python_process,
     PYTHON_PROCS,
@@ -142,21 +142,45 @@ change!(
     u32,
     PythonThread
 );
+change!(
+    insert_thread_state,
+    remove_thread_state,
+    THREAD_STATES,
+    u32,
+    ThreadState
+);
 change!(insert_target, remove_target, TARGETS, u32, Target);
+
+/// Notes that a thread has a state.
+#[inline(always)]
+pub(crate) fn note_tagged(tid: u32) {
+    if let Some(noted) = TAGGED_TIDS.get_ptr_mut(tid % TAGGED_TIDS_LEN) {
+        // SAFETY: an array's elements stay; every writer writes the same.
+        unsafe { *noted = 1 }
+    }
+}
+
+/// Whether a thread may have a state.
+#[inline(always)]
+pub(crate) fn may_be_tagged(tid: u32) -> bool {
+    TAGGED_TIDS
+        .get(tid % TAGGED_TIDS_LEN)
+        .is_some_and(|noted| *noted != 0)
+}
 
 /// Takes a request off the list of cancelled ones; true if it was there.
 #[inline(always)]
-pub fn take_cancel(request_id: u64) -> bool {
+pub(crate) fn take_cancel(request_id: u64) -> bool {
     CANCELS.remove(&request_id).is_ok()
 }
 
 #[inline(always)]
-pub fn rule(slot: u32) -> Option<&'static Rule> {
+pub(crate) fn rule(slot: u32) -> Option<&'static Rule> {
     RULES.get(slot)
 }
 
 #[inline(always)]
-pub fn counter(index: u32) -> Option<&'static mut u64> {
+pub(crate) fn counter(index: u32) -> Option<&'static mut u64> {
     // SAFETY: the element belongs to this CPU.
     COUNTERS
         .get_ptr_mut(index)
@@ -164,7 +188,7 @@ pub fn counter(index: u32) -> Option<&'static mut u64> {
 }
 
 #[inline(always)]
-pub fn last_request_id() -> Option<&'static mut u64> {
+pub(crate) fn last_request_id() -> Option<&'static mut u64> {
     // SAFETY: the element belongs to this CPU.
     REQUEST_IDS
         .get_ptr_mut(0)
@@ -173,30 +197,30 @@ pub fn last_request_id() -> Option<&'static mut u64> {
 
 /// This CPU's work space of `sys_exit` and the process hooks.
 #[inline(always)]
-pub fn request_scratch() -> Option<*mut RequestScratch> {
+pub(crate) fn request_scratch() -> Option<*mut RequestScratch> {
     REQUEST_SCRATCH.get_ptr_mut(0)
 }
 
 /// This CPU's work space of `sample_on_cpu`.
 #[inline(always)]
-pub fn sample_scratch() -> Option<*mut SampleScratch> {
+pub(crate) fn sample_scratch() -> Option<*mut SampleScratch> {
     SAMPLE_SCRATCH.get_ptr_mut(0)
 }
 
 /// Writes a request event and wakes the daemon; false if the ring is full.
 #[inline(always)]
-pub fn output_request(bytes: &[u8]) -> bool {
+pub(crate) fn output_request(bytes: &[u8]) -> bool {
     REQUESTS.output::<[u8]>(bytes, 0).is_ok()
 }
 
 /// Writes a sample; false if the ring is full.
 #[inline(always)]
-pub fn output_sample(bytes: &[u8], flags: u64) -> bool {
+pub(crate) fn output_sample(bytes: &[u8], flags: u64) -> bool {
     SAMPLES.output::<[u8]>(bytes, flags).is_ok()
 }
 
 /// Bytes in `SAMPLES` that the daemon has not read yet.
 #[inline(always)]
-pub fn unread_sample_bytes() -> u64 {
+pub(crate) fn unread_sample_bytes() -> u64 {
     SAMPLES.query(u64::from(aya_ebpf::bindings::BPF_RB_AVAIL_DATA))
 }

@@ -2,7 +2,7 @@
 
 use profiler_common::{Conn, KernelCounter, PARTIAL_HEAD_MAX_BYTES, conn_flag, conn_state};
 
-use crate::conn::{end_if_open, unpack};
+use crate::conn::{end_if_tracked, unpack};
 use crate::count::count_all;
 use crate::head::{self, LINE_MAX, line_status, status};
 use crate::scratch::fetch;
@@ -14,7 +14,7 @@ const _: () = assert!(LINE_MAX == PARTIAL_HEAD_MAX_BYTES as u64);
 /// Keeps the first piece, `data[..len]` of the scratch.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn keep_piece(key: u64, sk: u64, len: u64) -> u64 {
+pub(crate) extern "C" fn keep_piece(key: u64, sk: u64, len: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };
@@ -66,7 +66,7 @@ fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
 /// Joins the read in the scratch to the pieces kept; opens the request if the line is whole now.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
+pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };
@@ -96,7 +96,7 @@ pub extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
     match line_status(line) {
         status::WHOLE => {
             forget(conn_key);
-            end_if_open(key);
+            end_if_tracked(key);
             start_request(key, sk, line, joined);
         }
         status::NO => {

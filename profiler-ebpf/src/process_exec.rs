@@ -13,12 +13,12 @@ use crate::process_exit::drop_thread;
 use crate::{emit, maps, read};
 
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn process_exec(ctx: BtfTracePointContext) -> i32 {
     handle(ctx.arg(1))
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn raw_exec(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn raw_exec(ctx: RawTracePointContext) -> i32 {
     handle(ctx.arg(1))
 }
 

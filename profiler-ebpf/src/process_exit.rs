@@ -15,12 +15,12 @@ use crate::tag::open_conn;
 use crate::{emit, maps, read};
 
 #[btf_tracepoint(function = "sched_process_exit")]
-pub fn process_exit(_ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn process_exit(_ctx: BtfTracePointContext) -> i32 {
     handle()
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub fn raw_exit(_ctx: RawTracePointContext) -> i32 {
+pub(crate) fn raw_exit(_ctx: RawTracePointContext) -> i32 {
     handle()
 }
 
@@ -39,7 +39,7 @@ fn handle() -> i32 {
 
 /// Ends the request a thread serves and forgets the thread.
 #[inline(always)]
-pub fn drop_thread(tid: u32, reason: EndReason) {
+pub(crate) fn drop_thread(tid: u32, reason: EndReason) {
     let Some(tag) = maps::thread_tag(tid) else {
         return;
     };

@@ -13,12 +13,12 @@ use crate::globals::offset;
 use crate::{emit, maps, read};
 
 #[btf_tracepoint(function = "sched_process_fork")]
-pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn process_fork(ctx: BtfTracePointContext) -> i32 {
     handle(ctx.arg(1))
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
-pub fn raw_fork(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn raw_fork(ctx: RawTracePointContext) -> i32 {
     handle(ctx.arg(1))
 }
 

@@ -29,7 +29,7 @@ const UNREADABLE: u64 = 1;
 /// the process's `PythonProcess` must be. Returns the bytes written.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn walk_python(tid: u64, at: u64) -> u64 {
+pub(crate) extern "C" fn walk_python(tid: u64, at: u64) -> u64 {
     let Some(scratch) = maps::sample_scratch() else {
         return 0;
     };
@@ -100,7 +100,7 @@ fn frame_span(scratch: &SampleScratch) -> u64 {
 /// [`UNREADABLE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
+pub(crate) extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
     let Some(scratch) = maps::sample_scratch() else {
         return UNREADABLE;
     };
@@ -163,7 +163,7 @@ fn byte_at(scratch: &SampleScratch, offset: u32) -> u8 {
 /// Address of the thread's `PyThreadState`, 0 if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn thread_state(tid: u64) -> u64 {
+pub(crate) extern "C" fn thread_state(tid: u64) -> u64 {
     let Some(scratch) = maps::sample_scratch() else {
         return 0;
     };
@@ -206,9 +206,9 @@ pub extern "C" fn thread_state(tid: u64) -> u64 {
 
 /// Results of [`search_step`].
 mod step_result {
-    pub(super) const NEXT: u64 = 0;
-    pub(super) const FOUND: u64 = 1;
-    pub(super) const END: u64 = 2;
+    pub(crate) const NEXT: u64 = 0;
+    pub(crate) const FOUND: u64 = 1;
+    pub(crate) const END: u64 = 2;
 }
 
 /// Where the search stands. Read anew: [`search_step`] writes it behind the compiler's back.
@@ -223,7 +223,7 @@ fn found_tstate() -> u64 {
 /// Looks at one thread state, or moves on to the next interpreter.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn search_step(wanted: u64) -> u64 {
+pub(crate) extern "C" fn search_step(wanted: u64) -> u64 {
     let Some(scratch) = maps::sample_scratch() else {
         return step_result::END;
     };

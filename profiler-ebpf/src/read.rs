@@ -9,7 +9,7 @@ use profiler_common::setting_flag;
 use crate::globals::{offset, setting};
 
 /// Integers that can be read from memory as they are.
-pub trait Word: Copy + Default {}
+pub(crate) trait Word: Copy + Default {}
 impl Word for u8 {}
 impl Word for u16 {}
 impl Word for u32 {}
@@ -18,7 +18,7 @@ impl Word for [u64; 2] {}
 
 /// A value in kernel memory, `None` if the address is bad.
 #[inline(always)]
-pub fn kernel<T: Word>(address: u64) -> Option<T> {
+pub(crate) fn kernel<T: Word>(address: u64) -> Option<T> {
     let mut value = T::default();
     // SAFETY: `value` has room for its own size; the helper checks the source.
     let result = unsafe {
@@ -33,7 +33,7 @@ pub fn kernel<T: Word>(address: u64) -> Option<T> {
 
 /// A value in the current process's memory, `None` if the page is not resident or the address bad.
 #[inline(always)]
-pub fn user<T: Word>(address: u64) -> Option<T> {
+pub(crate) fn user<T: Word>(address: u64) -> Option<T> {
     let mut value = T::default();
     // SAFETY: `value` has room for its own size; the helper checks the source.
     let result = unsafe {
@@ -52,7 +52,7 @@ pub fn user<T: Word>(address: u64) -> Option<T> {
 ///
 /// `destination` has room for `len` bytes, and the verifier can see it.
 #[inline(always)]
-pub unsafe fn copy_user(destination: *mut u8, len: u64, address: u64) -> bool {
+pub(crate) unsafe fn copy_user(destination: *mut u8, len: u64, address: u64) -> bool {
     // SAFETY: the caller vouches for the destination; the helper checks the source.
     unsafe { bpf_probe_read_user(destination.cast(), len as u32, address as *const _) == 0 }
 }
@@ -63,21 +63,21 @@ pub unsafe fn copy_user(destination: *mut u8, len: u64, address: u64) -> bool {
 ///
 /// `destination` has room for `len` bytes, and the verifier can see it.
 #[inline(always)]
-pub unsafe fn copy_kernel(destination: *mut u8, len: u64, address: u64) -> bool {
+pub(crate) unsafe fn copy_kernel(destination: *mut u8, len: u64, address: u64) -> bool {
     // SAFETY: the caller vouches for the destination; the helper checks the source.
     unsafe { bpf_probe_read_kernel(destination.cast(), len as u32, address as *const _) == 0 }
 }
 
 /// Address of the current `task_struct`.
 #[inline(always)]
-pub fn current_task() -> u64 {
+pub(crate) fn current_task() -> u64 {
     // SAFETY: the helper has no precondition.
     unsafe { bpf_get_current_task() }
 }
 
 /// Address of the current task's user registers on its kernel stack.
 #[inline(always)]
-pub fn current_user_regs() -> Option<u64> {
+pub(crate) fn current_user_regs() -> Option<u64> {
     if setting(setting_flag::TASK_PT_REGS) {
         // Linux 5.15. Knows the padding above the registers that FRED brought.
         // SAFETY: the helpers have no precondition but a task, and that is the current one.
@@ -90,14 +90,14 @@ pub fn current_user_regs() -> Option<u64> {
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
 #[inline(always)]
-pub fn ktime_ns() -> u64 {
+pub(crate) fn ktime_ns() -> u64 {
     // SAFETY: the helper has no precondition.
     unsafe { bpf_ktime_get_ns() }
 }
 
 /// Identity of the current thread: `(tgid, tid)`, host pid namespace.
 #[inline(always)]
-pub fn current_ids() -> (u32, u32) {
+pub(crate) fn current_ids() -> (u32, u32) {
     let ids = aya_ebpf::helpers::bpf_get_current_pid_tgid();
     ((ids >> 32) as u32, ids as u32)
 }

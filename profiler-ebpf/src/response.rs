@@ -19,7 +19,7 @@ const SWITCHING_PROTOCOLS: u64 = 101;
 /// An interim response (`100 Continue`, `103 Early Hints`) is not yet the response.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
+pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
     let conn_key = unpack(key);
     let Some(conn) = maps::conn(conn_key) else {
         return 0;
@@ -55,7 +55,7 @@ pub extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
 /// Times, threads and the first bytes of a response the daemon wants to know about.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 {
+pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 {
     let conn_key = unpack(key);
     let Some(conn) = maps::conn(conn_key) else {
         return 0;

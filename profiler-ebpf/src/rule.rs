@@ -6,13 +6,13 @@ use crate::count::{count, count_all};
 use crate::{head, maps};
 
 /// No task wants the request.
-pub const NO_SLOT: u64 = 0xff;
+pub(crate) const NO_SLOT: u64 = 0xff;
 
 /// Counts the head for every task of the process and returns the first slot whose rule passes it,
 /// or [`NO_SLOT`]. `line` is a result of [`head::line`], whose bytes are still in the scratch.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn match_rules(task_mask: u64, line: u64) -> u64 {
+pub(crate) extern "C" fn match_rules(task_mask: u64, line: u64) -> u64 {
     count_all(task_mask as u32, KernelCounter::RequestsSeen);
     let mut matched = NO_SLOT;
     let mut slot = 0;
@@ -30,7 +30,7 @@ pub extern "C" fn match_rules(task_mask: u64, line: u64) -> u64 {
 /// Returns the slot that has it now. On its own for the reason given at `count_bit`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn match_slot(task_mask: u64, slot: u64, line: u64, matched: u64) -> u64 {
+pub(crate) extern "C" fn match_slot(task_mask: u64, slot: u64, line: u64, matched: u64) -> u64 {
     if task_mask >> (slot & 63) & 1 == 0 {
         return matched;
     }
@@ -56,7 +56,7 @@ pub extern "C" fn match_slot(task_mask: u64, slot: u64, line: u64, matched: u64)
 /// A percent sign where the literal has something else passes too: the daemon decodes.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn rule_passes(slot: u64, line: u64) -> u64 {
+pub(crate) extern "C" fn rule_passes(slot: u64, line: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };

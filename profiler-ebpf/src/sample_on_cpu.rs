@@ -33,7 +33,7 @@ const FRAMES_BYTES: u64 = 8 * KERNEL_FRAMES_MAX as u64;
 const PYTHON_BYTES: u64 = (size_of::<PythonFrameRecord>() * PYTHON_FRAMES_MAX) as u64;
 
 #[perf_event]
-pub fn sample_on_cpu(ctx: PerfEventContext) -> u32 {
+pub(crate) fn sample_on_cpu(ctx: PerfEventContext) -> u32 {
     let (tgid, tid) = read::current_ids();
     let Some(tag) = maps::thread_tag(tid) else {
         return 0;

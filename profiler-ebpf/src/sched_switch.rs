@@ -1,7 +1,7 @@
 //! `sched_switch`: where tagged threads leave and take a CPU.
 //!
-//! The program runs at every context switch of the machine; it makes two lookups and leaves unless
-//! one of the threads is tagged. At switch-out it stores the registers with which the thread entered
+//! The program runs at every context switch of the machine; it looks at two counts in an array and
+//! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the thread entered
 //! the kernel and its kernel stack. The user stack is not touched: while the thread stays
 //! switched out the daemon can read it whenever it likes, and sees by `ThreadState::seq` whether the
 //! thread ran meanwhile.
@@ -23,22 +23,30 @@ use crate::globals::offset;
 use crate::{maps, read};
 
 #[btf_tracepoint(function = "sched_switch")]
-pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    handle(&ctx, ctx.arg(0), ctx.arg(2))
+pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    let offset = offset!(task_pid) as usize;
+    let pid = |task: *const u8| {
+        // SAFETY: the verifier knows the argument as a `struct task_struct *` and checks the offset.
+        unsafe { core::ptr::read_volatile(task.add(offset).cast::<u32>()) }
+    };
+    handle(&ctx, ctx.arg(0), pid(ctx.arg(1)), pid(ctx.arg(2)))
 }
 
 #[raw_tracepoint(tracepoint = "sched_switch")]
-pub fn raw_switch(ctx: RawTracePointContext) -> i32 {
-    handle(&ctx, ctx.arg(0), ctx.arg(2))
+pub(crate) fn raw_switch(ctx: RawTracePointContext) -> i32 {
+    let next: u64 = ctx.arg(2);
+    let next_tid = read::kernel::<u32>(next + offset!(task_pid)).unwrap_or(0);
+    handle(&ctx, ctx.arg(0), read::current_ids().1, next_tid)
 }
 
 #[inline(always)]
-fn handle(ctx: &impl EbpfContext, preempted: u64, next: u64) -> i32 {
-    let (_, prev_tid) = read::current_ids();
-    if let Some(state) = maps::thread_state(prev_tid) {
+fn handle(ctx: &impl EbpfContext, preempted: u64, prev_tid: u32, next_tid: u32) -> i32 {
+    if maps::may_be_tagged(prev_tid)
+        && let Some(state) = maps::thread_state(prev_tid)
+    {
         switch_out(ctx, state, preempted & 0xff != 0);
     }
-    if let Some(next_tid) = read::kernel::<u32>(next + offset!(task_pid))
+    if maps::may_be_tagged(next_tid)
         && let Some(state) = maps::thread_state(next_tid)
     {
         state.ktime_ns = read::ktime_ns();

@@ -15,55 +15,55 @@ const DATA_BYTES: usize = HEAD_MAX_BYTES + PARTIAL_HEAD_MAX_BYTES;
 
 /// Work space of request detection.
 #[repr(C)]
-pub struct RequestScratch {
+pub(crate) struct RequestScratch {
     /// Where the system call's bytes lie: a buffer, or an array of `struct iovec`.
-    pub base: u64,
+    pub(crate) base: u64,
     /// Elements at `base`; 0: `base` is a plain buffer.
-    pub iovec_count: u64,
+    pub(crate) iovec_count: u64,
     /// Bytes the system call moved.
-    pub len: u64,
+    pub(crate) len: u64,
     /// `Target::task_mask` of the current process.
-    pub task_mask: u32,
+    pub(crate) task_mask: u32,
     /// Zero.
-    pub pad: u32,
+    pub(crate) pad: u32,
     /// Room to build a `PARTIAL_HEADS` value.
-    pub partial: PartialHead,
+    pub(crate) partial: PartialHead,
     /// Header of the next event.
-    pub header: RequestEventHeader,
+    pub(crate) header: RequestEventHeader,
     /// Data of the next event; must follow the header.
-    pub data: [u8; DATA_BYTES],
+    pub(crate) data: [u8; DATA_BYTES],
 }
 
 /// Size of the largest sample.
-pub const SAMPLE_BYTES: usize = size_of::<SampleHeader>()
+pub(crate) const SAMPLE_BYTES: usize = size_of::<SampleHeader>()
     + 8 * KERNEL_FRAMES_MAX
     + size_of::<PythonFrameRecord>() * PYTHON_FRAMES_MAX
     + STACK_COPY_MAX_BYTES;
 
 /// Room for one `_PyInterpreterFrame`: its fixed part is 80 bytes (3.11) to 88 bytes (3.14).
-pub const PYTHON_FRAME_BYTES: usize = 128;
+pub(crate) const PYTHON_FRAME_BYTES: usize = 128;
 
 /// Work space of the sampler.
 #[repr(C)]
-pub struct SampleScratch {
+pub(crate) struct SampleScratch {
     /// The process's interpreter; `runtime` is 0 if it is not a Python process.
-    pub python: PythonProcess,
+    pub(crate) python: PythonProcess,
     /// Bytes to read of each Python frame.
-    pub python_span: u64,
+    pub(crate) python_span: u64,
     /// Interpreter the search for the thread stands at.
-    pub interp: u64,
+    pub(crate) interp: u64,
     /// Thread state the search stands at.
-    pub tstate: u64,
+    pub(crate) tstate: u64,
     /// Result of the Python walk: the first frame not copied, 0 if none.
-    pub python_next: u64,
+    pub(crate) python_next: u64,
     /// Result of the Python walk: records written.
-    pub python_frames: u32,
+    pub(crate) python_frames: u32,
     /// Result of the Python walk: `sample_flag` bits.
-    pub python_flags: u32,
+    pub(crate) python_flags: u32,
     /// The Python frame being read.
-    pub python_frame: [u8; PYTHON_FRAME_BYTES],
+    pub(crate) python_frame: [u8; PYTHON_FRAME_BYTES],
     /// The record: header, kernel frames, Python frames, stack bytes, without gaps.
-    pub bytes: [u8; SAMPLE_BYTES],
+    pub(crate) bytes: [u8; SAMPLE_BYTES],
 }
 
 // The kernel refuses larger elements of per-CPU arrays (PCPU_MIN_UNIT_SIZE).
@@ -75,7 +75,7 @@ const _: () = assert!(size_of::<RequestScratch>() <= 32 * 1024);
 /// Fewer than asked for if an `iovec` beyond the fourth would be needed, 0 if nothing is readable.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fetch(at: u64, limit: u64) -> u64 {
+pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };

@@ -17,7 +17,7 @@ use crate::globals::{offset, setting};
 use crate::read::{self, kernel};
 
 /// Address taken for the socket of a descriptor that cannot be checked.
-pub const UNCHECKED: u64 = 1;
+pub(crate) const UNCHECKED: u64 = 1;
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
@@ -29,7 +29,7 @@ const AF_INET6: u16 = 10;
 /// of a connection, else 0; [`UNCHECKED`] if the kernel's offsets are not known.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn server_socket(fd: u64) -> u64 {
+pub(crate) extern "C" fn server_socket(fd: u64) -> u64 {
     if !setting(setting_flag::SOCKET_CHECK) {
         return UNCHECKED;
     }
@@ -38,6 +38,40 @@ pub extern "C" fn server_socket(fd: u64) -> u64 {
 
 #[inline(always)]
 fn try_server_socket(fd: u64) -> Option<u64> {
+    let file = file(fd)?;
+    let inode: u64 = kernel(file + offset!(file_inode))?;
+    let mode: u16 = kernel(inode + offset!(inode_mode))?;
+    if mode & S_IFMT != S_IFSOCK {
+        return None;
+    }
+    let sk = sock(file)?;
+    let is_server = match kernel::<u16>(sk + offset!(sock_family))? {
+        AF_INET | AF_INET6 => kernel::<u32>(sk + offset!(sock_max_ack_backlog))? != 0,
+        AF_UNIX => kernel::<u64>(sk + offset!(unix_addr))? != 0,
+        _ => false,
+    };
+    is_server.then_some(sk)
+}
+
+/// `known` if the descriptor still is the socket that [`server_socket`] gave for it, else 0.
+/// Cheaper: what the socket is has been found out before, and a descriptor of another kind of file
+/// gives another address here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn same_socket(fd: u64, known: u64) -> u64 {
+    if !setting(setting_flag::SOCKET_CHECK) {
+        return UNCHECKED;
+    }
+    if file(fd).and_then(sock) == Some(known) {
+        known
+    } else {
+        0
+    }
+}
+
+/// The `struct file` of a descriptor.
+#[inline(always)]
+fn file(fd: u64) -> Option<u64> {
     let files: u64 = kernel(read::current_task() + offset!(task_files))?;
     let fdt: u64 = kernel(files + offset!(files_fdt))?;
     let max_fds: u32 = kernel(fdt + offset!(fdt_max_fds))?;
@@ -45,18 +79,12 @@ fn try_server_socket(fd: u64) -> Option<u64> {
         return None;
     }
     let descriptors: u64 = kernel(fdt + offset!(fdt_fd))?;
-    let file: u64 = kernel(descriptors + 8 * fd)?;
-    let inode: u64 = kernel(file + offset!(file_inode))?;
-    let mode: u16 = kernel(inode + offset!(inode_mode))?;
-    if mode & S_IFMT != S_IFSOCK {
-        return None;
-    }
+    kernel(descriptors + 8 * fd)
+}
+
+/// The `struct sock` of a file that is a socket.
+#[inline(always)]
+fn sock(file: u64) -> Option<u64> {
     let socket: u64 = kernel(file + offset!(file_private_data))?;
-    let sk: u64 = kernel(socket + offset!(socket_sk))?;
-    let is_server = match kernel::<u16>(sk + offset!(sock_family))? {
-        AF_INET | AF_INET6 => kernel::<u32>(sk + offset!(sock_max_ack_backlog))? != 0,
-        AF_UNIX => kernel::<u64>(sk + offset!(unix_addr))? != 0,
-        _ => false,
-    };
-    is_server.then_some(sk)
+    kernel(socket + offset!(socket_sk))
 }

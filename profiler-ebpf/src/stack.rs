@@ -18,7 +18,7 @@ const STEPS: u32 = (STACK_COPY_MAX_BYTES as u64 / PAGE) as u32 + 1;
 /// the low half and [`sample_flag`]s about how the copy ended in the high half.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn copy_user_stack(at: u64, sp: u64) -> u64 {
+pub(crate) extern "C" fn copy_user_stack(at: u64, sp: u64) -> u64 {
     let Some(scratch) = maps::sample_scratch() else {
         return 0;
     };

@@ -21,7 +21,7 @@ use crate::{emit, maps, read};
 /// known to be its body, and not mistaken for a head.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn start_request(key: u64, sk: u64, line: u64, joined: u64) -> u64 {
+pub(crate) extern "C" fn start_request(key: u64, sk: u64, line: u64, joined: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };

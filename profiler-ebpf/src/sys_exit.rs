@@ -12,7 +12,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use aya_log_ebpf::debug;
 use profiler_common::EndReason;
 
-use crate::arch::{ARGS, NUMBER, call, meaning};
+use crate::arch::{ARGS, MODE, NUMBER, call, is_compat, meaning};
 use crate::conn::{on_close, on_close_range, on_end_of_file, on_read, on_shutdown, pack};
 use crate::response::on_write;
 use crate::scratch::RequestScratch;
@@ -26,26 +26,40 @@ const CLOSE_RANGE_CLOEXEC: u64 = 4;
 const MSGHDR_IOV: u64 = 16;
 
 #[btf_tracepoint(function = "sys_exit")]
-pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let regs: *const u64 = ctx.arg(0);
     let result: i64 = ctx.arg(1);
     // SAFETY: the verifier knows the argument as a `struct pt_regs *` and checks the offset; a bad
     // address reads as 0.
     let word = |index: usize| unsafe { core::ptr::read_volatile(regs.add(index)) };
-    handle(&ctx, result, regs as u64, word)
+    let is_compat = || {
+        // Two bytes: with FRED the rest of the word holds other fields.
+        // SAFETY: as above.
+        is_compat(u64::from(unsafe {
+            core::ptr::read_volatile(regs.add(MODE).cast::<u16>())
+        }))
+    };
+    handle(&ctx, result, word, is_compat)
 }
 
 #[raw_tracepoint(tracepoint = "sys_exit")]
-pub fn raw_sys_exit(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn raw_sys_exit(ctx: RawTracePointContext) -> i32 {
     let regs: u64 = ctx.arg(0);
     let result: i64 = ctx.arg(1);
     let word = |index: usize| read::kernel::<u64>(regs + 8 * index as u64).unwrap_or(0);
-    handle(&ctx, result, regs, word)
+    let is_compat =
+        || read::kernel::<u16>(regs + 8 * MODE as u64).is_none_or(|mode| is_compat(mode.into()));
+    handle(&ctx, result, word, is_compat)
 }
 
 /// Passes on the calls of target processes that concern connections.
 #[inline(always)]
-fn handle(ctx: &impl EbpfContext, result: i64, regs: u64, word: impl Fn(usize) -> u64) -> i32 {
+fn handle(
+    ctx: &impl EbpfContext,
+    result: i64,
+    word: impl Fn(usize) -> u64,
+    is_compat: impl Fn() -> bool,
+) -> i32 {
     if result < 0 {
         return 0;
     }
@@ -60,7 +74,7 @@ fn handle(ctx: &impl EbpfContext, result: i64, regs: u64, word: impl Fn(usize) -
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };
-    if is_compat(regs) {
+    if is_compat() {
         return 0;
     }
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
@@ -75,22 +89,6 @@ fn handle(ctx: &impl EbpfContext, result: i64, regs: u64, word: impl Fn(usize) -
         );
     }
     0
-}
-
-/// A 32-bit caller has other system call numbers and structures.
-#[cfg(bpf_target_arch = "x86_64")]
-#[inline(always)]
-fn is_compat(regs: u64) -> bool {
-    // Two bytes: with FRED the rest of the word holds other fields.
-    read::kernel::<u16>(regs + 8 * crate::arch::CS as u64).map(u64::from)
-        != Some(crate::arch::USER_CS)
-}
-
-/// `PSTATE.nRW` (bit 4) is set for AArch32.
-#[cfg(bpf_target_arch = "aarch64")]
-#[inline(always)]
-fn is_compat(regs: u64) -> bool {
-    read::kernel::<u64>(regs + 8 * 33).is_none_or(|pstate| pstate & 0x10 != 0)
 }
 
 /// Finds descriptor, bytes and length of a call and hands them to the state machine; false if a

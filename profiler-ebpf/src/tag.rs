@@ -8,13 +8,13 @@ use profiler_common::{
 use crate::{maps, read};
 
 /// Results of [`set`].
-pub mod set_result {
+pub(crate) mod set_result {
     /// No room in the maps.
-    pub const FULL: u64 = 0;
+    pub(crate) const FULL: u64 = 0;
     /// The thread carries the tag.
-    pub const SET: u64 = 1;
+    pub(crate) const SET: u64 = 1;
     /// It does, and carried that of another request that nobody has answered yet.
-    pub const INTERLEAVED: u64 = 2;
+    pub(crate) const INTERLEAVED: u64 = 2;
 }
 
 /// What a thread's state is when it gets a tag: it runs. In read-only memory, since it does not fit
@@ -34,7 +34,7 @@ static RUNNING: ThreadState = ThreadState {
 /// Tags the current thread with a request of its process; see [`set_result`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
+pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
     let (tgid, tid) = read::current_ids();
     let mut result = set_result::SET;
     if let Some(old) = maps::thread_tag(tid)
@@ -48,6 +48,7 @@ pub extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
     if maps::thread_state(tid).is_none() && !maps::insert_thread_state(tid, &RUNNING) {
         return set_result::FULL;
     }
+    maps::note_tagged(tid);
     if let Some(state) = maps::thread_state(tid) {
         state.seq += 2;
         state.ktime_ns = read::ktime_ns();
@@ -71,7 +72,7 @@ pub extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
 
 /// The connection of a tag, if its request is still the one that is open there.
 #[inline(always)]
-pub fn open_conn(tag: &ThreadTag) -> Option<&'static mut Conn> {
+pub(crate) fn open_conn(tag: &ThreadTag) -> Option<&'static mut Conn> {
     let conn = maps::conn(ConnKey {
         tgid: tag.tgid,
         fd: tag.fd,
@@ -81,7 +82,7 @@ pub fn open_conn(tag: &ThreadTag) -> Option<&'static mut Conn> {
 
 /// Removes the tag and state of a thread if they are still that request's.
 #[inline(always)]
-pub fn clear(tid: u32, request_id: u64) {
+pub(crate) fn clear(tid: u32, request_id: u64) {
     if maps::thread_tag(tid).is_some_and(|tag| tag.request_id == request_id) {
         maps::remove_thread_tag(tid);
         maps::remove_thread_state(tid);

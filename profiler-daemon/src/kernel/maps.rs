@@ -5,8 +5,8 @@ use std::borrow::Borrow;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya::{Ebpf, Pod, util::nr_cpus};
 use profiler_common::{
-    Conn, ConnKey, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess, Rule, Target,
-    ThreadState, ThreadTag,
+    Conn, ConnKey, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess, Rule,
+    TAGGED_TIDS_LEN, Target, ThreadState, ThreadTag,
 };
 
 use super::error::KernelError;
@@ -93,6 +93,7 @@ pub(super) struct Maps {
     pub(super) python: Table<u32, PythonProcess>,
     rules: Array<MapData, Rule>,
     counters: PerCpuArray<MapData, u64>,
+    tagged_tids: Array<MapData, u32>,
 }
 
 impl Maps {
@@ -111,6 +112,9 @@ impl Maps {
             states: Table::take(ebpf, "THREAD_STATES")?,
             python: Table::take(ebpf, "PYTHON_PROCS")?,
             rules: take(ebpf, RULES)?.try_into().map_err(error(RULES))?,
+            tagged_tids: take(ebpf, TAGGED_TIDS)?
+                .try_into()
+                .map_err(error(TAGGED_TIDS))?,
             counters: take(ebpf, COUNTERS)?.try_into().map_err(error(COUNTERS))?,
         })
     }
@@ -151,6 +155,17 @@ impl Maps {
     pub(super) fn clear_requests(&mut self) -> Result<(), KernelError> {
         self.tags.remove_if(|_, _| true)?;
         self.states.remove_if(|_, _| true)?;
+        for index in 0..TAGGED_TIDS_LEN {
+            let noted = self
+                .tagged_tids
+                .get(&index, 0)
+                .map_err(error(TAGGED_TIDS))?;
+            if noted != 0 {
+                self.tagged_tids
+                    .set(index, 0, 0)
+                    .map_err(error(TAGGED_TIDS))?;
+            }
+        }
         self.conns.remove_if(|_, _| true)?;
         self.partial_heads.remove_if(|_, _| true)?;
         self.cancels.remove_if(|_, _| true)
@@ -159,6 +174,7 @@ impl Maps {
 
 const RULES: &str = "RULES";
 const COUNTERS: &str = "COUNTERS";
+const TAGGED_TIDS: &str = "TAGGED_TIDS";
 
 /// A ring buffer by name.
 pub(super) fn take_ring(
