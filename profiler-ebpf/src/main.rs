@@ -18,7 +18,7 @@
 //!   function once and on its own, whatever its callers know, so that loops and branches in it do
 //!   not multiply. What they share lies in per-CPU maps ([`scratch`]).
 //! * Offsets into kernel structures come from [`globals`].
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod arch;

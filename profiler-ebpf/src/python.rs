@@ -106,11 +106,8 @@ pub(crate) extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &mut *scratch };
-    let span = scratch.python_span;
+    let span = read::opaque(scratch.python_span);
     if span == 0 || span > PYTHON_FRAME_BYTES as u64 {
-        return UNREADABLE;
-    }
-    if to > (SAMPLE_BYTES - size_of::<PythonFrameRecord>()) as u64 {
         return UNREADABLE;
     }
     // SAFETY: the buffer has PYTHON_FRAME_BYTES.
@@ -126,6 +123,10 @@ pub(crate) extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
         flags: 0,
     };
     let previous = word_at(scratch, offsets.frame_previous);
+    let to = read::opaque(to);
+    if to > SAMPLE_BYTES as u64 - RECORD {
+        return UNREADABLE;
+    }
     // SAFETY: to + size_of::<PythonFrameRecord>() <= SAMPLE_BYTES; records are 8-byte aligned since
     // everything before them in the sample is a multiple of 8 bytes long.
     unsafe {

@@ -88,6 +88,19 @@ pub(crate) fn current_user_regs() -> Option<u64> {
     }
 }
 
+/// The same number, about which the compiler knows nothing any more.
+///
+/// A bound checked on it is then really checked there, in the register that is used: the compiler
+/// would leave out what it can prove from far above, and verifiers before 5.12 forget the bounds of
+/// a number that was spilled to the stack meanwhile.
+#[inline(always)]
+pub(crate) fn opaque(mut number: u64) -> u64 {
+    // An empty block would leave two lines of source at one instruction, which kernels refuse.
+    // SAFETY: moves a register to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
+    number
+}
+
 /// `CLOCK_MONOTONIC` in nanoseconds.
 #[inline(always)]
 pub(crate) fn ktime_ns() -> u64 {

@@ -81,9 +81,6 @@ pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &mut *scratch };
-    if at > PARTIAL_HEAD_MAX_BYTES as u64 {
-        return 0;
-    }
     let mut wanted = scratch.len;
     if wanted > limit {
         wanted = limit;
@@ -94,11 +91,8 @@ pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
     if wanted == 0 {
         return 0;
     }
-    let data = scratch.data.as_mut_ptr();
     if scratch.iovec_count == 0 {
-        // SAFETY: at + wanted <= DATA_BYTES by the checks above.
-        let copied = unsafe { read::copy_user(data.add(at as usize), wanted, scratch.base) };
-        return if copied { wanted } else { 0 };
+        return copy_to_data(scratch, at, wanted, scratch.base);
     }
     let mut copied = 0;
     let mut index = 0;
@@ -113,20 +107,34 @@ pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
         if chunk > len {
             chunk = len;
         }
-        if chunk > HEAD_MAX_BYTES as u64 {
-            break;
+        if chunk != 0 {
+            let done = copy_to_data(scratch, at + copied, chunk, base);
+            if done == 0 {
+                break;
+            }
+            copied += done;
         }
-        let to = at + copied;
-        if to > PARTIAL_HEAD_MAX_BYTES as u64 {
-            // The rest is left out rather than checked against every boundary: the line is whole.
-            break;
-        }
-        // SAFETY: to + chunk <= PARTIAL_HEAD_MAX_BYTES + HEAD_MAX_BYTES = DATA_BYTES.
-        if chunk != 0 && !unsafe { read::copy_user(data.add(to as usize), chunk, base) } {
-            break;
-        }
-        copied += chunk;
         index += 1;
     }
     copied
+}
+
+/// Copies user memory to `data[at..]`; returns `len`, or 0 if it is not readable or does not begin
+/// within the first [`PARTIAL_HEAD_MAX_BYTES`], where the request line is.
+#[inline(always)]
+fn copy_to_data(scratch: &mut RequestScratch, at: u64, len: u64, address: u64) -> u64 {
+    let at = read::opaque(at);
+    if at > PARTIAL_HEAD_MAX_BYTES as u64 {
+        return 0;
+    }
+    let len = read::opaque(len);
+    if len > HEAD_MAX_BYTES as u64 {
+        return 0;
+    }
+    // SAFETY: at + len <= PARTIAL_HEAD_MAX_BYTES + HEAD_MAX_BYTES = DATA_BYTES.
+    let copied = unsafe {
+        let to = scratch.data.as_mut_ptr().add(at as usize);
+        read::copy_user(to, len, address)
+    };
+    if copied { len } else { 0 }
 }

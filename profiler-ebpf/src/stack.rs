@@ -33,7 +33,8 @@ pub(crate) extern "C" fn copy_user_stack(at: u64, sp: u64) -> u64 {
         if chunk > left {
             chunk = left;
         }
-        let to = at + copied;
+        let to = read::opaque(at + copied);
+        let chunk = read::opaque(chunk);
         if chunk == 0 || chunk > PAGE || to > SAMPLE_BYTES as u64 - PAGE {
             break;
         }

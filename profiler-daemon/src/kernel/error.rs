@@ -75,11 +75,24 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The verifier refused a program.
-    #[error("the kernel refuses the BPF program {name}: {source}")]
+    #[error(
+        "the kernel refuses the BPF program {name} ({source}): please report it with the output of \
+         `uname -a` and the end of the verifier's log:\n{log_tail}"
+    )]
+    Verifier {
+        /// Name of the program.
+        name: &'static str,
+        /// The cause.
+        source: io::Error,
+        /// Last lines of the verifier's log.
+        log_tail: String,
+    },
+    /// A program could not be loaded for another reason.
+    #[error("the BPF program {name} cannot be loaded: {source}")]
     Program {
         /// Name of the program.
         name: &'static str,
-        /// The cause, with the verifier's log.
+        /// The cause.
         source: ProgramError,
     },
     /// A loaded program could not be attached.
@@ -118,6 +131,28 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// Turns the error of loading one program into ours. A verifier's log can be megabytes long; what
+    /// it stumbled over stands at the end.
+    pub(super) fn from_program(name: &'static str, error: ProgramError) -> Self {
+        const LOG_LINES: usize = 24;
+        match error {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } => {
+                let log = verifier_log.to_string();
+                let mut tail: Vec<_> = log.lines().rev().take(LOG_LINES).collect();
+                tail.reverse();
+                Self::Verifier {
+                    name,
+                    source: io_error,
+                    log_tail: tail.join("\n"),
+                }
+            }
+            source => Self::Program { name, source },
+        }
+    }
+
     /// Turns aya's loading error into ours.
     pub(super) fn from_load(error: EbpfError) -> Self {
         match error {

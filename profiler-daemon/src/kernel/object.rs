@@ -15,7 +15,7 @@ use aya::programs::{
     BtfTracePoint, PerfEvent, Program, ProgramError, RawTracePoint, perf_event::PerfEventLink,
     raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
 };
-use aya::{Btf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use profiler_common::Settings;
 
@@ -137,7 +137,6 @@ pub(super) fn load(options: &LoadOptions) -> Result<Ebpf, KernelError> {
 
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&btf))
-        .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("OFFSETS", &offsets, true)
         .override_global("SETTINGS", &settings, true)
         .override_global(aya_log::LEVEL, &log_level, false)
@@ -149,10 +148,9 @@ pub(super) fn load(options: &LoadOptions) -> Result<Ebpf, KernelError> {
         load_hook(&mut ebpf, hook, &btf, options.prefer_raw)?;
     }
     let program: &mut PerfEvent = program(&mut ebpf, SAMPLE_PROGRAM)?;
-    program.load().map_err(|source| KernelError::Program {
-        name: SAMPLE_PROGRAM,
-        source,
-    })?;
+    program
+        .load()
+        .map_err(|error| KernelError::from_program(SAMPLE_PROGRAM, error))?;
     Ok(ebpf)
 }
 
@@ -166,10 +164,9 @@ fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf, prefer_raw: bool) -> Resul
         }
     }
     let program: &mut RawTracePoint = program(ebpf, hook.raw_program)?;
-    program.load().map_err(|error| KernelError::Program {
-        name: hook.program,
-        source: refusal.unwrap_or(error),
-    })
+    program
+        .load()
+        .map_err(|error| KernelError::from_program(hook.program, refusal.unwrap_or(error)))
 }
 
 /// An attached program; detached when dropped. Held by file descriptor only: nothing is pinned,
