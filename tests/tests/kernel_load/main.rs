@@ -3,6 +3,7 @@
 //! Needs root and a kernel with BTF; Python tests need `python3`, stack tests a C compiler.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod calls;
 mod harness;
 mod hygiene;
 mod python;
