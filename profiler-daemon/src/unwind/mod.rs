@@ -1,1 +1,4 @@
 //! (module in progress)
+
+pub mod merge;
+pub mod python;
