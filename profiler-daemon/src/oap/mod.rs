@@ -1,1 +1,2 @@
-//! (module in progress)
+//! tmp
+pub mod auth;
