@@ -6,7 +6,8 @@
 //!
 //! The operations have had this shape since OAP 9.5.0.
 
-use std::sync::Arc;
+mod rows;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -19,11 +20,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::analyze::{Element, Tree};
-use crate::embedded::task::{LogEntry, Operation, TaskRecord, TaskRequest, service_id};
+use crate::embedded::task::service_id;
 use crate::embedded::wire;
 use crate::model::clock::unix_ms_now;
-use crate::model::{Coverage, ProfileReport, SegmentReport};
+use crate::model::{Coverage, ProfileReport};
+use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
 
 /// Largest answer accepted: the trees of one segment.
 const ANSWER_MAX_BYTES: usize = 256 << 20;
@@ -46,90 +47,6 @@ const ANALYZE: &str = "query($q: [SegmentProfileAnalyzeQuery!]!){ \
 #[derive(Clone, Debug)]
 pub struct GraphqlClient {
     uri: Uri,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Created {
-    id: Option<String>,
-    error_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct TaskRow {
-    id: String,
-    #[serde(default)]
-    service_name: Option<String>,
-    endpoint_name: String,
-    start_time: i64,
-    duration: i32,
-    min_duration_threshold: i32,
-    dump_period: i32,
-    max_sampling_count: i32,
-    #[serde(default)]
-    logs: Option<Vec<LogRow>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct LogRow {
-    #[serde(default)]
-    instance_name: Option<String>,
-    operation_type: String,
-    operation_time: i64,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct TraceRow {
-    trace_id: String,
-    #[serde(default)]
-    instance_name: Option<String>,
-    spans: Vec<SpanRow>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SpanRow {
-    span_id: i32,
-    segment_id: String,
-    start_time: i64,
-    end_time: i64,
-    #[serde(default)]
-    endpoint_name: Option<String>,
-    #[serde(default)]
-    tags: Vec<TagRow>,
-    profiled: bool,
-}
-
-#[derive(Deserialize)]
-struct TagRow {
-    key: String,
-    #[serde(default)]
-    value: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct AnalysisRow {
-    tip: Option<String>,
-    trees: Vec<TreeRow>,
-}
-
-#[derive(Deserialize)]
-struct TreeRow {
-    elements: Vec<ElementRow>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ElementRow {
-    id: String,
-    parent_id: String,
-    code_signature: String,
-    duration: i64,
-    duration_child_excluded: i64,
-    count: u32,
 }
 
 impl GraphqlClient {
@@ -335,111 +252,6 @@ fn pick(tasks: Vec<pb::TaskDetail>, text: &str) -> Result<pb::TaskDetail> {
     })
 }
 
-/// A task of the OAP; its creation time stands at the beginning of its id.
-fn record(id: String, request: TaskRequest) -> TaskRecord {
-    let create_ms = id.split('_').next().and_then(|ms| ms.parse().ok());
-    TaskRecord {
-        create_ms: create_ms.unwrap_or(request.start_ms),
-        id,
-        request,
-    }
-}
-
-fn detail(row: TaskRow, now_ms: i64) -> pb::TaskDetail {
-    let request = TaskRequest {
-        service: row.service_name.unwrap_or_default(),
-        endpoint: row.endpoint_name,
-        start_ms: row.start_time,
-        duration_minutes: row.duration,
-        min_duration_threshold_ms: row.min_duration_threshold,
-        dump_period_ms: row.dump_period,
-        max_sampling_count: row.max_sampling_count,
-    };
-    let task = record(row.id, request);
-    let mut logs: Vec<LogEntry> = row
-        .logs
-        .into_iter()
-        .flatten()
-        .map(|log| LogEntry {
-            instance: log.instance_name.unwrap_or_default(),
-            operation: match log.operation_type.as_str() {
-                "EXECUTION_FINISHED" => Operation::Finished,
-                _ => Operation::Notified,
-            },
-            time_ms: log.operation_time,
-        })
-        .collect();
-    logs.sort_by_key(|log| std::cmp::Reverse(log.time_ms));
-    pb::TaskDetail {
-        task: Some(wire::task_to_wire(&task, task.state(&logs, now_ms))),
-        logs: logs
-            .into_iter()
-            .map(|log| pb::TaskLog {
-                service_instance: log.instance,
-                operation: log.operation.name().to_owned(),
-                time_ms: log.time_ms,
-            })
-            .collect(),
-        ..pb::TaskDetail::default()
-    }
-}
-
-/// The profiled segments of traces, without trees: a trace may hold several, and others.
-fn profiled_segments(traces: &[TraceRow]) -> Vec<SegmentReport> {
-    let mut segments: Vec<SegmentReport> = Vec::new();
-    for trace in traces {
-        for span in trace.spans.iter().filter(|span| span.profiled) {
-            let end_ms = span.end_time;
-            let index = segments
-                .iter()
-                .position(|s| s.segment_id == span.segment_id);
-            let Some(segment) = index.map(|index| &mut segments[index]) else {
-                segments.push(SegmentReport {
-                    segment_id: span.segment_id.clone(),
-                    trace_id: trace.trace_id.clone(),
-                    service_instance: trace.instance_name.clone().unwrap_or_default(),
-                    endpoint: span.endpoint_name.clone().unwrap_or_default(),
-                    start_ms: span.start_time,
-                    duration_ms: end_ms.saturating_sub(span.start_time),
-                    status: status(span),
-                    ..SegmentReport::default()
-                });
-                continue;
-            };
-            let end_ms = end_ms.max(segment.start_ms.saturating_add(segment.duration_ms));
-            segment.start_ms = segment.start_ms.min(span.start_time);
-            segment.duration_ms = end_ms.saturating_sub(segment.start_ms);
-            if span.span_id == 0 {
-                segment.endpoint = span.endpoint_name.clone().unwrap_or_default();
-                segment.status = status(span).or(segment.status);
-            }
-        }
-    }
-    segments
-}
-
-fn status(span: &SpanRow) -> Option<u16> {
-    let is_status = |tag: &&TagRow| matches!(tag.key.as_str(), "http.status_code" | "status_code");
-    let tag = span.tags.iter().find(is_status)?;
-    tag.value.as_deref()?.parse().ok()
-}
-
-fn to_tree(row: TreeRow) -> Result<Tree> {
-    let elements = row.elements.into_iter().map(|element| {
-        Some(Element {
-            id: element.id.parse().ok()?,
-            parent_id: element.parent_id.parse().ok()?,
-            code_signature: Arc::from(element.code_signature),
-            duration_ms: element.duration,
-            self_ms: element.duration_child_excluded,
-            count: element.count,
-        })
-    });
-    let elements: Option<Vec<Element>> = elements.collect();
-    let elements = elements.context("a call tree of the OAP has ids that are no numbers")?;
-    Ok(Tree::try_from_elements(elements)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -451,48 +263,5 @@ mod tests {
         for bad in ["", "127.0.0.1:12800", "https://oap/graphql", "http://"] {
             assert!(GraphqlClient::new(bad).is_err(), "{bad}");
         }
-    }
-
-    /// Check that an answer of OAP 10.1.0 becomes a task with its state and log.
-    #[test]
-    fn a_task_row_becomes_a_task() {
-        let row = json!({
-            "id": "1795405209971_ZGVtby1zdmM=.1", "serviceId": "x", "serviceName": "demo-svc",
-            "endpointName": "/", "startTime": 1_795_405_209_971_i64, "duration": 5,
-            "minDurationThreshold": 0, "dumpPeriod": 10, "maxSamplingCount": 5,
-            "logs": [
-                {"instanceName": "i", "operationType": "NOTIFIED",
-                 "operationTime": 1_795_405_219_000_i64},
-                {"instanceName": "i", "operationType": "EXECUTION_FINISHED",
-                 "operationTime": 1_795_405_519_000_i64},
-            ],
-        });
-        let detail = detail(serde_json::from_value(row).unwrap(), 1_795_405_600_000);
-        let task = detail.task.unwrap();
-        assert_eq!(task.create_ms, 1_795_405_209_971);
-        assert_eq!(task.state(), pb::TaskState::Finished);
-        assert_eq!(detail.logs[0].operation, "EXECUTION_FINISHED");
-    }
-
-    /// Check that spans of one segment become one request, and that others are left out.
-    #[test]
-    fn profiled_spans_become_segments() {
-        let span = |id: i32, segment: &str, start: i64, end: i64, profiled: bool| {
-            json!({
-                "spanId": id, "segmentId": segment, "startTime": start, "endTime": end,
-                "endpointName": format!("/{id}"), "type": "Entry", "profiled": profiled,
-                "tags": [{"key": "http.status_code", "value": "200"}],
-            })
-        };
-        let trace = json!({
-            "traceId": "t", "instanceName": "i",
-            "spans": [span(1, "a", 105, 120, true), span(0, "a", 100, 110, true),
-                      span(0, "b", 90, 200, false)],
-        });
-        let segments = profiled_segments(&[serde_json::from_value(trace).unwrap()]);
-        assert_eq!(segments.len(), 1);
-        assert_eq!(segments[0].endpoint, "/0");
-        assert_eq!((segments[0].start_ms, segments[0].duration_ms), (100, 20));
-        assert_eq!(segments[0].status, Some(200));
     }
 }
