@@ -1,1 +1,5 @@
-//! (module in progress)
+//! The command line.
+
+pub mod analyze;
+pub mod task;
+mod task_text;
