@@ -61,8 +61,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let folder = target_dir().join("demo");
     fs::create_dir_all(&folder)?;
 
-    let mut service =
-        SampleService::start(&args.python, SERVICE, Some(&folder.join("truth.jsonl")))?;
+    let truth = folder.join("truth.jsonl");
+    // The service appends.
+    fs::write(&truth, "")?;
+    let mut service = SampleService::start(&args.python, SERVICE, Some(&truth))?;
     let mut daemon = Daemon::start(&binary, &folder.join("profilerd.log"))?;
     step(&format!(
         "the sample service is pid {}, profilerd is pid {}",
