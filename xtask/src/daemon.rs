@@ -15,6 +15,8 @@ use crate::command::{cargo, is_root, run, step, target_dir};
 
 /// Longest time from start to an open port; loading is far quicker.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Exit status of `profilerd` for a result without any profiled request: complete, and empty.
+const EXIT_NO_REQUEST: i32 = 3;
 /// Lines of its log that an error shows.
 const LOG_TAIL_LINES: usize = 20;
 
@@ -157,7 +159,8 @@ impl Daemon {
             .stdin(Stdio::null())
             .output()
             .context("failed to start profilerd task")?;
-        if !output.status.success() {
+        let has_answer = [Some(0), Some(EXIT_NO_REQUEST)].contains(&output.status.code());
+        if !has_answer {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
         String::from_utf8(output.stdout).context("profilerd task printed no text")
