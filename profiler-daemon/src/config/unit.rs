@@ -18,8 +18,10 @@ const SIZE_UNITS: [(&str, u64); 4] = [
 /// Durations from one to another, both included.
 #[derive(Clone, Copy, Debug)]
 pub struct DurationRange {
-    min_ms: u64,
-    max_ms: u64,
+    /// Least, in milliseconds.
+    pub min_ms: u64,
+    /// Most, in milliseconds.
+    pub max_ms: u64,
 }
 
 /// Sizes from one to another, both included.

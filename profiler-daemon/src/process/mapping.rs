@@ -221,11 +221,11 @@ mod tests {
     fn hostile_lines_do_no_harm() {
         let line = |path: &str| format!("1000-2000 r-xp 00000000 fe:00 7      {path}\n");
         for (path, name) in [
+            ("/tmp/a b  c-x 00:00 9 /etc/passwd", "passwd"),
             (
-                "/tmp/a b  c-x 00:00 9 /etc/passwd",
-                "passwd",
+                "/tmp/x\\0123000-4000 r-xp 0 0:0 1 y",
+                "x\\0123000-4000 r-xp 0 0:0 1 y",
             ),
-            ("/tmp/x\\0123000-4000 r-xp 0 0:0 1 y", "x\\0123000-4000 r-xp 0 0:0 1 y"),
             ("/usr/lib/libfoo.so (deleted)", "libfoo.so"),
             ("/memfd:jit (deleted)", "memfd:jit"),
             ("/tmp/dir/", ""),
@@ -234,7 +234,11 @@ mod tests {
             assert_eq!(mappings.as_slice()[0].path, path);
             assert_eq!(mappings.as_slice()[0].file_name(), name);
         }
-        let not_utf8 = [b"1000-2000 r-xp 00000000 fe:00 7 /\xff\xfe".as_slice(), b"\n"].concat();
+        let not_utf8 = [
+            b"1000-2000 r-xp 00000000 fe:00 7 /\xff\xfe".as_slice(),
+            b"\n",
+        ]
+        .concat();
         assert_eq!(
             Mappings::parse(&not_utf8[..]).unwrap().as_slice()[0].file_name(),
             "\u{fffd}\u{fffd}"

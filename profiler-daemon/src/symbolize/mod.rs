@@ -40,7 +40,6 @@ struct Memo {
 }
 
 /// Names addresses; keeps what it learned until told to forget.
-#[derive(Debug)]
 pub struct Symbolizer {
     blazesym: Option<Blazesym>,
     namer: PythonNamer,
@@ -69,10 +68,16 @@ impl Symbolizer {
     ) -> Arc<Stack<Frame>> {
         let memo = self.processes.entry(process.pid).or_default();
         if memo.generation != process.mappings.generation() || memo.stacks.len() > MEMO_MAX {
-            *memo = Memo { generation: process.mappings.generation(), ..Memo::default() };
+            *memo = Memo {
+                generation: process.mappings.generation(),
+                ..Memo::default()
+            };
         }
         // A Python frame may be another function at the same address: its namer checks on each use.
-        let has_python = stack.frames.iter().any(|f| matches!(f, AddrFrame::Python(_)));
+        let has_python = stack
+            .frames
+            .iter()
+            .any(|f| matches!(f, AddrFrame::Python(_)));
         let key = (stack.frames, stack.end);
         if !has_python && let Some(known) = memo.stacks.get(&key) {
             return Arc::clone(known);
@@ -92,7 +97,10 @@ impl Symbolizer {
                 }
             }
         }
-        let named = Arc::new(Stack { frames: shorten(frames), end: key.1 });
+        let named = Arc::new(Stack {
+            frames: shorten(frames),
+            end: key.1,
+        });
         if !has_python && let Some(memo) = self.processes.get_mut(&process.pid) {
             memo.stacks.insert(key, Arc::clone(&named));
         }
@@ -103,13 +111,19 @@ impl Symbolizer {
         let (frame, known) = match self.kernel.get(&address) {
             Some(known) => known.clone(),
             None => {
-                let source = Source::Kernel(Kernel { vmlinux: MaybeDefault::None, ..Kernel::default() });
+                let source = Source::Kernel(Kernel {
+                    vmlinux: MaybeDefault::None,
+                    ..Kernel::default()
+                });
                 let name = self.lookup(&source, address);
                 let text = name.as_ref().map_or_else(
                     || "[unknown] [kernel]".to_owned(),
                     |name| format!("{} [kernel]", base_name(name)),
                 );
-                let frame = Frame { signature: text.into(), kind: FrameKind::Kernel };
+                let frame = Frame {
+                    signature: text.into(),
+                    kind: FrameKind::Kernel,
+                };
                 self.kernel.insert(address, (frame.clone(), name.is_some()));
                 (frame, name.is_some())
             }
@@ -120,22 +134,34 @@ impl Symbolizer {
         frame
     }
 
-    fn native_frame(&mut self, process: &mut Process, address: u64, losses: &mut Coverage) -> Frame {
+    fn native_frame(
+        &mut self,
+        process: &mut Process,
+        address: u64,
+        losses: &mut Coverage,
+    ) -> Frame {
         let memo = self.processes.entry(process.pid).or_default();
         let (frame, known) = match memo.frames.get(&address) {
             Some(known) => known.clone(),
             None => {
-                let object = process.mappings.find(address).map(|m| m.file_name().to_owned());
+                let object = process
+                    .mappings
+                    .find(address)
+                    .map(|m| m.file_name().to_owned());
                 let mut source = ProcessSource::new(BlazePid::from(process.pid.0));
                 source.debug_syms = false;
                 let name = self.lookup(&Source::Process(source), address);
                 let known = name.is_some();
-                let name = name.map_or_else(|| "[unknown]".to_owned(), |n| base_name(&n).to_owned());
+                let name =
+                    name.map_or_else(|| "[unknown]".to_owned(), |n| base_name(&n).to_owned());
                 let text = match object {
                     Some(object) if !object.is_empty() => format!("{name} ({object})"),
                     _ => name,
                 };
-                let frame = Frame { signature: text.into(), kind: FrameKind::Native };
+                let frame = Frame {
+                    signature: text.into(),
+                    kind: FrameKind::Native,
+                };
                 let memo = self.processes.entry(process.pid).or_default();
                 if memo.frames.len() < MEMO_MAX {
                     memo.frames.insert(address, (frame.clone(), known));
@@ -151,7 +177,10 @@ impl Symbolizer {
 
     fn lookup(&mut self, source: &Source<'_>, address: u64) -> Option<String> {
         let blazesym = self.blazesym.get_or_insert_with(|| {
-            Blazesym::builder().enable_code_info(false).enable_inlined_fns(false).build()
+            Blazesym::builder()
+                .enable_code_info(false)
+                .enable_inlined_fns(false)
+                .build()
         });
         match blazesym.symbolize_single(source, Input::AbsAddr(address)) {
             Ok(Symbolized::Sym(symbol)) => Some(symbol.name.into_owned()),
@@ -194,7 +223,10 @@ fn shorten(mut frames: Vec<Frame>) -> Vec<Frame> {
     if frames.len() > FRAMES_MAX {
         let root = frames.split_off(frames.len() - ROOT_FRAMES);
         frames.truncate(FRAMES_MAX - ROOT_FRAMES - 1);
-        frames.push(Frame { signature: "...".into(), kind: FrameKind::Elided });
+        frames.push(Frame {
+            signature: "...".into(),
+            kind: FrameKind::Elided,
+        });
         frames.extend(root);
     }
     frames
@@ -221,10 +253,16 @@ mod tests {
     /// Check that a deep stack keeps leaf and root around one mark.
     #[test]
     fn a_deep_stack_keeps_leaf_and_root() {
-        let frame = |i: usize| Frame { signature: i.to_string().into(), kind: FrameKind::Native };
+        let frame = |i: usize| Frame {
+            signature: i.to_string().into(),
+            kind: FrameKind::Native,
+        };
         let short = shorten((0..700).map(frame).collect());
         assert_eq!(short.len(), FRAMES_MAX);
         assert_eq!((&*short[0].signature, &*short[499].signature), ("0", "699"));
-        assert_eq!(short.iter().filter(|f| f.kind == FrameKind::Elided).count(), 1);
+        assert_eq!(
+            short.iter().filter(|f| f.kind == FrameKind::Elided).count(),
+            1
+        );
     }
 }

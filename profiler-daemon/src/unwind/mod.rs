@@ -47,7 +47,10 @@ impl Unwinder {
         if merged.mismatch {
             losses.bump(Counter::PythonMergeMismatch);
         }
-        Stack { frames: merged.frames, end }
+        Stack {
+            frames: merged.frames,
+            end,
+        }
     }
 
     /// Forgets a process that is gone or runs another program.

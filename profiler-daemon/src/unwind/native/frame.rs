@@ -15,8 +15,7 @@ pub(super) const SP: usize = 7;
 /// Return address column.
 const RA: usize = 16;
 /// Word of `struct pt_regs` for each DWARF register (arch/x86/include/asm/ptrace.h, v6.1).
-const PT_REGS_WORD: [usize; REGISTERS] =
-    [10, 12, 11, 5, 13, 14, 4, 19, 9, 8, 7, 6, 3, 2, 1, 0, 16];
+const PT_REGS_WORD: [usize; REGISTERS] = [10, 12, 11, 5, 13, 14, 4, 19, 9, 8, 7, 6, 3, 2, 1, 0, 16];
 /// Most operations of one DWARF expression.
 const EXPRESSION_STEPS_MAX: u32 = 256;
 
@@ -69,12 +68,16 @@ impl Row {
     ) -> Option<Self> {
         let index = |register: Register| Some(usize::from(register.0)).filter(|&r| r < REGISTERS);
         let cfa = match row.cfa() {
-            CfaRule::RegisterAndOffset { register, offset } => Cfa::Offset(index(*register)?, *offset),
+            CfaRule::RegisterAndOffset { register, offset } => {
+                Cfa::Offset(index(*register)?, *offset)
+            }
             CfaRule::Expression(e) => Cfa::Expression(expression(e)?),
         };
         let mut rules = Vec::new();
         for (register, rule) in row.registers() {
-            let Some(register) = index(*register) else { continue };
+            let Some(register) = index(*register) else {
+                continue;
+            };
             let rule = match rule {
                 RegisterRule::Undefined => Rule::Undefined,
                 RegisterRule::Offset(n) => Rule::Offset(*n),
@@ -87,7 +90,12 @@ impl Row {
             };
             rules.push((register, rule));
         }
-        Some(Self { cfa, rules, is_signal, encoding })
+        Some(Self {
+            cfa,
+            rules,
+            is_signal,
+            encoding,
+        })
     }
 }
 
@@ -127,9 +135,9 @@ impl Registers {
                 Rule::Offset(n) => read(cfa.wrapping_add_signed(*n)),
                 Rule::ValOffset(n) => Some(cfa.wrapping_add_signed(*n)),
                 Rule::Register(other) => self.0[*other],
-                Rule::Expression(bytes) => {
-                    self.evaluate(bytes, row.encoding, Some(cfa), &read).and_then(&read)
-                }
+                Rule::Expression(bytes) => self
+                    .evaluate(bytes, row.encoding, Some(cfa), &read)
+                    .and_then(&read),
                 Rule::ValExpression(bytes) => self.evaluate(bytes, row.encoding, Some(cfa), &read),
                 Rule::Constant(n) => Some(*n),
             };
@@ -138,14 +146,18 @@ impl Registers {
         if undefined_return {
             return Step::Root;
         }
-        let Some(ip) = caller.0[RA] else { return Step::Failed };
+        let Some(ip) = caller.0[RA] else {
+            return Step::Failed;
+        };
         *self = caller;
         if ip == 0 { Step::Root } else { Step::Caller }
     }
 
     /// Goes to the caller by the frame record at `rbp`: saved `rbp`, then the return address.
     pub(super) fn step_frame_pointer(&mut self, read: impl Fn(u64) -> Option<u64>) -> Step {
-        let (Some(bp), Some(sp)) = (self.0[BP], self.0[SP]) else { return Step::Failed };
+        let (Some(bp), Some(sp)) = (self.0[BP], self.0[SP]) else {
+            return Step::Failed;
+        };
         if bp == 0 {
             return Step::Root;
         }
@@ -180,12 +192,16 @@ impl Registers {
         loop {
             result = match result {
                 EvaluationResult::Complete => break,
-                EvaluationResult::RequiresMemory { address, size: 8, .. } => {
-                    evaluation.resume_with_memory(Value::Generic(read(address)?)).ok()?
-                }
+                EvaluationResult::RequiresMemory {
+                    address, size: 8, ..
+                } => evaluation
+                    .resume_with_memory(Value::Generic(read(address)?))
+                    .ok()?,
                 EvaluationResult::RequiresRegister { register, .. } => {
                     let value = self.0.get(usize::from(register.0)).copied().flatten()?;
-                    evaluation.resume_with_register(Value::Generic(value)).ok()?
+                    evaluation
+                        .resume_with_register(Value::Generic(value))
+                        .ok()?
                 }
                 _ => return None,
             };

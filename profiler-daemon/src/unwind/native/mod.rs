@@ -69,7 +69,10 @@ impl NativeUnwinder {
                 return (frames, UnwindEnd::TooDeep);
             }
             frames.push(lookup);
-            let memory = SampleMemory { stack: &captured.stack, process: process.memory };
+            let memory = SampleMemory {
+                stack: &captured.stack,
+                process: process.memory,
+            };
             let before = registers.get(SP);
             let step = match self.row(process, lookup) {
                 Some(row) => {
@@ -88,8 +91,11 @@ impl NativeUnwinder {
             match step {
                 Step::Root => return (frames, UnwindEnd::Root),
                 Step::Failed => {
-                    let end =
-                        if captured.stack.cut { UnwindEnd::StackCut } else { UnwindEnd::Unreadable };
+                    let end = if captured.stack.cut {
+                        UnwindEnd::StackCut
+                    } else {
+                        UnwindEnd::Unreadable
+                    };
                     return (frames, end);
                 }
                 Step::Caller => {}

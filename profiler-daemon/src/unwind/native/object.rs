@@ -59,7 +59,10 @@ impl ObjectCache {
         let key = if mapping.is_vdso() {
             Key::Vdso(pid)
         } else if mapping.is_file() {
-            Key::File { device: mapping.device, inode: mapping.inode }
+            Key::File {
+                device: mapping.device,
+                inode: mapping.inode,
+            }
         } else {
             return None;
         };
@@ -96,8 +99,10 @@ impl ObjectCache {
 impl Object {
     fn from_file(pid: Pid, mapping: &Mapping) -> Option<Self> {
         // map_files survives deletion and needs no path; the path works without CAP_CHECKPOINT_RESTORE.
-        let by_range =
-            format!("/proc/{}/map_files/{:x}-{:x}", pid.0, mapping.start, mapping.end);
+        let by_range = format!(
+            "/proc/{}/map_files/{:x}-{:x}",
+            pid.0, mapping.start, mapping.end
+        );
         let by_path = format!("/proc/{}/root{}", pid.0, mapping.path);
         let file = File::open(by_range).or_else(|_| File::open(by_path)).ok()?;
         Self::parse(&ReadCache::new(file))
@@ -118,7 +123,10 @@ impl Object {
             if section.size() > SECTION_MAX_BYTES {
                 return None;
             }
-            Some((section.address(), section.uncompressed_data().ok()?.into_owned()))
+            Some((
+                section.address(),
+                section.uncompressed_data().ok()?.into_owned(),
+            ))
         };
         let (eh_frame_address, eh_frame) = section(".eh_frame")?;
         bases = bases.set_eh_frame(eh_frame_address);
@@ -129,7 +137,11 @@ impl Object {
         }
         for (name, text) in [(".text", true), (".got", false)] {
             if let Some(section) = file.section_by_name(name) {
-                bases = if text { bases.set_text(section.address()) } else { bases.set_got(section.address()) };
+                bases = if text {
+                    bases.set_text(section.address())
+                } else {
+                    bases.set_got(section.address())
+                };
             }
         }
         let endian = file.endian();
@@ -141,12 +153,19 @@ impl Object {
             .filter(|p| p.p_type(endian) == object::elf::PT_LOAD)
             .map(|p| (p.p_offset(endian), p.p_vaddr(endian), p.p_filesz(endian)))
             .collect();
-        Some(Self { eh_frame, eh_frame_hdr, bases, segments })
+        Some(Self {
+            eh_frame,
+            eh_frame_hdr,
+            bases,
+            segments,
+        })
     }
 
     /// Address in the object's own terms.
     pub(super) fn to_object_address(&self, mapping: &Mapping, address: u64) -> Option<u64> {
-        let offset = address.checked_sub(mapping.start)?.checked_add(mapping.file_offset)?;
+        let offset = address
+            .checked_sub(mapping.start)?
+            .checked_add(mapping.file_offset)?;
         self.segments
             .iter()
             .find(|(start, _, size)| offset >= *start && offset - start < *size)
@@ -161,10 +180,14 @@ impl Object {
         let row = fde
             .unwind_info_for_address(&eh_frame, &self.bases, &mut context, address)
             .ok()?;
-        let expression = |e: &gimli::UnwindExpression<usize>| {
-            Some(e.get(&eh_frame).ok()?.0.slice().to_vec())
-        };
-        Row::from_gimli(row, expression, fde.is_signal_trampoline(), fde.cie().encoding())
+        let expression =
+            |e: &gimli::UnwindExpression<usize>| Some(e.get(&eh_frame).ok()?.0.slice().to_vec());
+        Row::from_gimli(
+            row,
+            expression,
+            fde.is_signal_trampoline(),
+            fde.cie().encoding(),
+        )
     }
 
     fn fde<'a>(
@@ -183,6 +206,8 @@ impl Object {
                 return fde.contains(address).then_some(fde);
             }
         }
-        eh_frame.fde_for_address(&self.bases, address, EhFrame::cie_from_offset).ok()
+        eh_frame
+            .fde_for_address(&self.bases, address, EhFrame::cie_from_offset)
+            .ok()
     }
 }
