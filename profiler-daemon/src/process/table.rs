@@ -428,28 +428,4 @@ mod tests {
                 .all(|process| !process.identity.service.name.is_empty())
         );
     }
-
-    /// Prints the cost of first and later scans with a thousand processes more.
-    #[test]
-    #[ignore = "a measurement"]
-    fn scan_cost() {
-        let spawn = || {
-            Command::new("sleep")
-                .arg("1000")
-                .spawn()
-                .map(Shell)
-                .unwrap()
-        };
-        let _sleepers: Vec<Shell> = (0..1000).map(|_| spawn()).collect();
-        let mut table = ProcessTable::new(Vec::new());
-        for scan in 0..3 {
-            let begin = std::time::Instant::now();
-            table.scan().unwrap();
-            println!(
-                "scan {scan}: {} processes in {:?}",
-                table.iter().count(),
-                begin.elapsed()
-            );
-        }
-    }
 }
