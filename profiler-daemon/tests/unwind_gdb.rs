@@ -7,8 +7,7 @@ mod native_process;
 use native_process::{Program, Running, STACK_BYTES, Truth, capture};
 use profiler_daemon::model::UnwindEnd;
 use profiler_daemon::process::{Process, ReadMemory};
-use profiler_daemon::unwind::Unwinder;
-use profiler_daemon::unwind::native::NativeFrame;
+use profiler_daemon::unwind::{NativeFrame, NativeUnwinder};
 
 const BLOCKING: &[i64] = &[
     libc::SYS_read,
@@ -25,13 +24,13 @@ fn pc(frame: &NativeFrame) -> u64 {
 
 /// Unwinds all threads and expects gdb's frames, from the leaf to the root.
 fn expect_gdb_frames(running: &Running) -> Vec<Truth> {
-    let mut unwinder = Unwinder::new();
+    let mut unwinder = NativeUnwinder::new();
     let mut process = running.process();
     let memory = process.memory;
     let truths = running.ask_gdb();
     running.wait_blocked(truths.len(), BLOCKING);
     for (tid, truth) in &truths {
-        let captured = capture(running.pid(), truth.regs, STACK_BYTES);
+        let captured = capture(running.pid(), &truth.regs, STACK_BYTES);
         let unwound = unwinder.unwind(&mut process, &captured, Some(&memory));
         let pcs: Vec<u64> = unwound.frames.iter().map(pc).collect();
         assert_eq!(pcs, truth.pcs, "thread {tid}: {:?}", truth.names);
@@ -103,9 +102,9 @@ fn a_cut_stack_says_so() {
     running.wait_blocked(2, BLOCKING);
     let mut process = running.process();
     let memory = process.memory;
-    let mut unwinder = Unwinder::new();
+    let mut unwinder = NativeUnwinder::new();
     for truth in running.ask_gdb().values() {
-        let captured = capture(running.pid(), truth.regs, 4096);
+        let captured = capture(running.pid(), &truth.regs, 4096);
         let cut = unwinder.unwind(&mut process, &captured, None);
         assert_eq!(cut.end, UnwindEnd::StackCut);
         let pcs: Vec<u64> = cut.frames.iter().map(pc).collect();
@@ -127,7 +126,7 @@ fn garbage_ends() {
     let truth = running.ask_gdb().into_values().next().unwrap();
     let mut process: Process = running.process();
     let memory = process.memory;
-    let mut unwinder = Unwinder::new();
+    let mut unwinder = NativeUnwinder::new();
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut random = move || {
         state ^= state << 13;
@@ -135,7 +134,7 @@ fn garbage_ends() {
         state ^= state << 17;
         state
     };
-    let good = capture(running.pid(), truth.regs, STACK_BYTES);
+    let good = capture(running.pid(), &truth.regs, STACK_BYTES);
     let mappings = process.mappings.clone();
     let mappings = mappings.as_slice();
     for round in 0..4000_usize {

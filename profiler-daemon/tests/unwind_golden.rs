@@ -27,7 +27,7 @@ use profiler_daemon::model::{AddrFrame, Captured, Coverage, Pid, Stack, StackByt
 use profiler_daemon::process::python::CodeSignature;
 use profiler_daemon::process::{Mappings, Process, ReadMemory};
 use profiler_daemon::symbolize::Symbolizer;
-use profiler_daemon::unwind::Unwinder;
+use profiler_daemon::unwind::NativeUnwinder;
 
 const LINE_BYTES: usize = 32;
 const FLAGS: &[&str] = &[
@@ -77,7 +77,7 @@ fn record() {
     let regs: Vec<String> = truth.regs.iter().map(|word| format!("{word:x}")).collect();
     writeln!(text, "regs {}", regs.join(" ")).unwrap();
     // The frames end where the arguments and the environment of the process begin.
-    let captured = capture(running.pid(), truth.regs, STACK_BYTES);
+    let captured = capture(running.pid(), &truth.regs, STACK_BYTES);
     let root = truth.pcs.last().unwrap();
     let words = captured.stack.bytes.chunks_exact(8);
     let end = words.clone().position(|word| word == root.to_ne_bytes());
@@ -200,7 +200,7 @@ impl Recording {
         };
         let code = Code(&self.memory);
         let beyond: &dyn ReadMemory = if stack_is_live { &self.memory } else { &code };
-        let unwound = Unwinder::new().unwind(&mut self.process, &captured, Some(beyond));
+        let unwound = NativeUnwinder::new().unwind(&mut self.process, &captured, Some(beyond));
         let addresses = unwound.addresses().into_iter();
         let stack = Stack {
             frames: addresses.map(AddrFrame::Native).collect(),
@@ -268,8 +268,8 @@ fn the_recorded_program_equals_gdb() {
     running.wait_blocked(1, &[libc::SYS_pause]);
     let truth = running.ask_gdb().into_values().next().unwrap();
     let mut process = running.process();
-    let captured = capture(running.pid(), truth.regs, STACK_BYTES);
-    let unwound = Unwinder::new().unwind(&mut process, &captured, None);
+    let captured = capture(running.pid(), &truth.regs, STACK_BYTES);
+    let unwound = NativeUnwinder::new().unwind(&mut process, &captured, None);
     let frames = unwound.frames.iter();
     let pcs: Vec<u64> = frames
         .map(|frame| frame.address + u64::from(!frame.is_exact))

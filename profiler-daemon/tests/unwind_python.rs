@@ -10,7 +10,7 @@ use profiler_daemon::model::{Coverage, FrameKind, Stack, UnwindEnd};
 use profiler_daemon::process::Process;
 use profiler_daemon::process::python::{CodeSignature, PythonRuntime};
 use profiler_daemon::symbolize::Symbolizer;
-use profiler_daemon::unwind::Unwinder;
+use profiler_daemon::unwind::NativeUnwinder;
 use profiler_daemon::unwind::merge::merge;
 use profiler_daemon::unwind::python::walk_chain;
 use python_process::{Running, pythons};
@@ -25,14 +25,14 @@ fn stacks_of_cpython_are_whole() {
         let mut process = Process::open(pid).unwrap();
         process.python = PythonRuntime::detect(pid).unwrap();
         let memory = process.memory;
-        let mut unwinder = Unwinder::new();
+        let mut unwinder = NativeUnwinder::new();
         let mut symbolizer = Symbolizer::new(CodeSignature::Function);
         unwinder.prepare(&process);
         let gdb = ask_gdb(pid);
         for thread in &truth.threads {
             let context = format!("{} {}", python.display(), thread.name);
             let truth = &gdb[&thread.tid];
-            let captured = capture(pid, truth.regs, STACK_BYTES);
+            let captured = capture(pid, &truth.regs, STACK_BYTES);
             let unwound = unwinder.unwind(&mut process, &captured, Some(&memory));
             let frames = unwound.frames.iter();
             let pcs: Vec<u64> = frames

@@ -18,7 +18,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid as TracedPid;
 use profiler_common::REGS_MAX;
 use profiler_daemon::model::UnwindEnd;
-use profiler_daemon::unwind::Unwinder;
+use profiler_daemon::unwind::NativeUnwinder;
 
 /// More than the program takes; an endless one must fail.
 const STEPS_MAX: usize = 200_000;
@@ -94,7 +94,7 @@ fn callers_are_found_at_every_instruction() {
     }
 
     let mut process = running.process();
-    let mut unwinder = Unwinder::new();
+    let mut unwinder = NativeUnwinder::new();
     let mut callers: Vec<u64> = Vec::new();
     let mut objects = BTreeSet::new();
     let mut in_plt = 0;
@@ -104,7 +104,7 @@ fn callers_are_found_at_every_instruction() {
         if callers.first().is_some_and(|caller| caller + 1 == pc) {
             break;
         }
-        let captured = capture(running.pid(), regs, STACK_BYTES);
+        let captured = capture(running.pid(), &regs, STACK_BYTES);
         let unwound = unwinder.unwind(&mut process, &captured, None);
         let addresses = unwound.addresses();
         let mapping = process.mappings.find(pc).unwrap();

@@ -1,1 +1,209 @@
-//! (module in progress)
+//! An OAP in the daemon: SkyWalking's profiling services over gRPC, with results for people.
+//!
+//! In:  tasks by `profilerd task`; heartbeats, segments, snapshots by language agents and by our
+//!      own reporter ([`crate::oap`]), which knows no other way to it than gRPC
+//! Out: commands for agents; results analysed by [`crate::analyze`]
+//! Lost: see [`store`]
+//!
+//! ```text
+//! agents, profilerd  --ProfileTask, ManagementService, TraceSegmentReportService-->  agents.rs
+//! profilerd task     --profilerd.v1.Tasks------------------------------------------>  tasks.rs
+//! anything           --grpc.health.v1.Health--------------------------------------->  tonic-health
+//!                                                       agents.rs, tasks.rs  ----->  store.rs
+//! ```
+//!
+//! What a SkyWalking OAP refuses is refused here with the same words ([`task`]); what it would not
+//! show is not shown ([`store`]). Unlike OAP, a new task is delivered at once: there is no cache
+//! that is refreshed every 10 s.
+
+mod agents;
+pub mod client;
+mod snapshots;
+mod state;
+pub mod store;
+pub mod task;
+mod tasks;
+pub mod trace;
+pub mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use profiler_proto::profilerd::tasks_server::TasksServer;
+use profiler_proto::skywalking::management_service_server::ManagementServiceServer;
+use profiler_proto::skywalking::profile_task_server::ProfileTaskServer;
+use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmentReportServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Status};
+use tracing::{info, warn};
+
+use agents::Agents;
+use store::{Store, StoreLimits};
+use tasks::TaskService;
+
+pub use client::TaskClient;
+
+/// Largest message accepted. A snapshot of 1024 frames of 5,000 bytes fits; OAP takes ten times
+/// more, which no agent needs.
+const MESSAGE_MAX_BYTES: usize = 8 << 20;
+/// Calls one connection may have open.
+const STREAMS_MAX: u32 = 128;
+/// How long a stop waits for open calls.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How the embedded OAP is run.
+#[derive(Clone, Debug)]
+pub struct EmbeddedConfig {
+    /// Where to listen; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Token that callers must send as `authentication` metadata.
+    pub token: Option<String>,
+    /// Sizes of the store.
+    pub limits: StoreLimits,
+}
+
+impl EmbeddedConfig {
+    /// Without a token, with the default sizes.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            token: None,
+            limits: StoreLimits::default(),
+        }
+    }
+}
+
+/// A running embedded OAP. Dropping it stops it without waiting.
+#[derive(Debug)]
+pub struct EmbeddedOap {
+    local_addr: SocketAddr,
+    store: Arc<Store>,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+}
+
+impl EmbeddedOap {
+    /// Starts on `listen`, without a token.
+    ///
+    /// # Errors
+    ///
+    /// See [`Self::start_with`].
+    pub async fn start(listen: SocketAddr) -> Result<Self> {
+        Self::start_with(EmbeddedConfig::new(listen)).await
+    }
+
+    /// Starts. Calls are accepted when this returns.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be listened on; the text says what to do.
+    pub async fn start_with(config: EmbeddedConfig) -> Result<Self> {
+        let listen = config.listen;
+        let listener = TcpListener::bind(listen).await.with_context(|| {
+            format!(
+                "failed to listen on {listen}; is another OAP or profilerd running there? \
+                 Choose another address with --listen"
+            )
+        })?;
+        let local_addr = listener
+            .local_addr()
+            .context("failed to read the listening address")?;
+        let store = Arc::new(Store::new(config.limits));
+        let (stop, stopped) = oneshot::channel();
+        let router = router(&store, config.token).await;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await; // a dropped sender means stop, too
+            };
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
+                warn!(%error, "the embedded OAP has failed");
+            }
+        });
+        info!(%local_addr, "embedded OAP is listening");
+        Ok(Self {
+            local_addr,
+            store,
+            stop,
+            server,
+        })
+    }
+
+    /// Address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What it remembers, for looking at.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Stops: no new calls, open ones get two seconds.
+    pub async fn shutdown(mut self) {
+        let _ = self.stop.send(());
+        if tokio::time::timeout(STOP_DEADLINE, &mut self.server)
+            .await
+            .is_err()
+        {
+            self.server.abort();
+            let _ = self.server.await;
+        }
+    }
+}
+
+/// All services; all but the health check ask for the token.
+async fn router(store: &Arc<Store>, token: Option<String>) -> tonic::transport::server::Router {
+    let check = move |request: Request<()>| check_token(token.as_deref(), request);
+    let agents = Agents::new(Arc::clone(store));
+    let tasks = TaskService::new(Arc::clone(store));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<ProfileTaskServer<Agents>>().await;
+    Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_keepalive_interval(Some(Duration::from_secs(60)))
+        .add_service(health_service)
+        .add_service(InterceptedService::new(
+            ProfileTaskServer::new(agents.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES),
+            check.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            ManagementServiceServer::new(agents.clone())
+                .max_decoding_message_size(MESSAGE_MAX_BYTES),
+            check.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            TraceSegmentReportServiceServer::new(agents)
+                .max_decoding_message_size(MESSAGE_MAX_BYTES),
+            check.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            TasksServer::new(tasks).max_decoding_message_size(MESSAGE_MAX_BYTES),
+            check,
+        ))
+}
+
+/// OAP compares the whole value and answers PERMISSION_DENIED.
+fn check_token(token: Option<&str>, request: Request<()>) -> Result<Request<()>, Status> {
+    let Some(token) = token else {
+        return Ok(request);
+    };
+    let sent = request.metadata().get("authentication");
+    if sent.is_some_and(|sent| sent.as_bytes() == token.as_bytes()) {
+        Ok(request)
+    } else {
+        Err(Status::permission_denied(
+            "the authentication metadata is missing or wrong",
+        ))
+    }
+}

@@ -1,5 +1,16 @@
 //! Turns `CLOCK_MONOTONIC` of the kernel side into the wall-clock milliseconds of the protocol.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The wall clock now, epoch milliseconds.
+#[must_use]
+pub fn unix_ms_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    })
+}
+
 /// Offset between `CLOCK_MONOTONIC` and `CLOCK_REALTIME`, fixed for the life of one request so that
 /// its snapshot times never run backwards when the wall clock is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod coverage;
+pub mod record;
 pub mod report;
 pub mod request;
 pub mod sample;
@@ -15,6 +16,7 @@ pub mod task;
 
 pub use clock::WallClock;
 pub use coverage::{Counter, Coverage};
+pub use record::{Progress, ProgressState, RecordRequest, RecordTarget};
 pub use report::{
     CoverageReport, ProfileReport, SegmentReport, SnapshotReport, TaskReport, TreeNode,
 };

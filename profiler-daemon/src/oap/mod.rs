@@ -1,1 +1,223 @@
-//! (module in progress)
+//! The client side of SkyWalking's protocol: tasks come in, snapshots go out.
+//!
+//! In:  [`ProfiledSegment`]s, service instances, coverage, through [`OapHandle`]
+//! Out: [`OapEvent`]s: tasks to run; and all that is sent to the OAP
+//! Lost: segments over the queue's limit and snapshots on a failed connection, counted per task
+//! ([`DeliveryStats`]); commands that are refused, told as events
+//!
+//! ```text
+//!                  link.rs: one connection, kept, failed over
+//!                 /          |                \
+//! presence.rs  heartbeat   poll.rs  tasks     report.rs  segments, snapshots, ends of tasks
+//!                            |                 ^
+//!                     command.rs: checked    queue.rs <- segment.rs
+//!                            v                 |
+//!                         OapEvent          OapHandle
+//! ```
+//!
+//! Embedded or real, an OAP is spoken to in one way; only `ReportCoverage` is ours, and an OAP that
+//! does not know it is not asked again on that connection.
+
+pub mod auth;
+mod backoff;
+mod command;
+mod config;
+pub mod graphql;
+mod link;
+mod name;
+mod poll;
+mod presence;
+mod queue;
+mod report;
+mod segment;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::model::{Coverage, ProfileTask, ProfiledSegment, Service, TaskId};
+use link::Link;
+use poll::Poller;
+use presence::Presence;
+use queue::Queue;
+use report::Reporter;
+
+pub use config::{OapConfig, TlsConfig};
+pub use presence::{Reporting, instance_properties};
+pub use queue::{DeliveryStats, ReportError};
+
+/// Events that may wait for the application.
+const EVENTS_MAX: usize = 64;
+
+/// What the OAP tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OapEvent {
+    /// Run this task at the instance it names. It comes once per instance.
+    Task(ProfileTask),
+    /// A task for this instance was not understood or is out of range; nothing of it is run.
+    TaskRefused {
+        /// The instance it was for.
+        service: Service,
+        /// Why, for people.
+        reason: String,
+    },
+    /// An OAP has been reached.
+    Connected,
+    /// No OAP can be reached; attempts go on.
+    Disconnected {
+        /// The first cause, for people.
+        reason: String,
+    },
+}
+
+/// Starts the client.
+#[derive(Debug)]
+pub struct OapClient;
+
+impl OapClient {
+    /// Starts the client on the current tokio runtime. It stops at [`OapHandle::shutdown`] or when
+    /// the last handle is dropped.
+    ///
+    /// Connection events are dropped when nobody reads them; tasks wait.
+    #[must_use]
+    pub fn spawn(config: OapConfig) -> (OapHandle, mpsc::Receiver<OapEvent>) {
+        let config = Arc::new(config);
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let (services, watched) = watch::channel(Arc::default());
+        let queue = Arc::new(Queue::new(config.queue_snapshots));
+        let (link, keeper) = Link::new(Arc::clone(&config), events.clone());
+        let poller = Poller {
+            config: Arc::clone(&config),
+            link: link.clone(),
+            services: watched.clone(),
+            events,
+        };
+        let presence = Presence {
+            config: Arc::clone(&config),
+            link: link.clone(),
+            services: watched,
+        };
+        let reporter = Reporter {
+            config,
+            link,
+            queue: Arc::clone(&queue),
+            without_coverage: None,
+        };
+        let running = Running {
+            reporter: Mutex::new(Some(tokio::spawn(reporter.run()))),
+            others: [
+                tokio::spawn(keeper.run()),
+                tokio::spawn(poller.run()),
+                tokio::spawn(presence.run()),
+            ],
+        };
+        let handle = OapHandle {
+            queue,
+            services: Arc::new(services),
+            running: Arc::new(running),
+        };
+        (handle, receiver)
+    }
+}
+
+/// The client's tasks; they end with it.
+#[derive(Debug)]
+struct Running {
+    reporter: Mutex<Option<JoinHandle<()>>>,
+    others: [JoinHandle<()>; 3],
+}
+
+impl Running {
+    fn take_reporter(&self) -> Option<JoinHandle<()>> {
+        let mut reporter = self.reporter.lock().unwrap_or_else(PoisonError::into_inner);
+        reporter.take()
+    }
+
+    fn abort_others(&self) {
+        for task in &self.others {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.abort_others();
+        if let Some(reporter) = self.take_reporter() {
+            reporter.abort();
+        }
+    }
+}
+
+/// The application's side of a running client. Clones share it.
+#[derive(Clone, Debug)]
+pub struct OapHandle {
+    queue: Arc<Queue>,
+    services: Arc<watch::Sender<Arc<Vec<Reporting>>>>,
+    running: Arc<Running>,
+}
+
+impl OapHandle {
+    /// Replaces the service instances: each with its properties and layer (empty: `GENERAL`).
+    /// Tasks are asked for, and heartbeats sent, for exactly these.
+    pub fn set_services(
+        &self,
+        services: impl IntoIterator<Item = (Service, Vec<(String, String)>, String)>,
+    ) {
+        let services: Vec<Reporting> = services
+            .into_iter()
+            .map(|(service, properties, layer)| Reporting::new(service, properties, layer))
+            .collect();
+        self.services.send_if_modified(|current| {
+            let is_new = **current != services;
+            if is_new {
+                *current = Arc::new(services);
+            }
+            is_new
+        });
+    }
+
+    /// Queues a profiled request for delivery. Snapshots without frames are left out and the others
+    /// numbered from 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError`] if it was not taken; its snapshots count as lost then.
+    pub fn report(&self, segment: ProfiledSegment) -> Result<(), ReportError> {
+        self.queue.report(segment)
+    }
+
+    /// Sends the counts of a task at an instance while it runs; only the latest of a task is kept.
+    /// `SnapshotsSent` and `SnapshotsLost` are filled in here.
+    pub fn coverage(&self, task_id: TaskId, service: Service, coverage: Coverage) {
+        self.queue.coverage((task_id, service), coverage);
+    }
+
+    /// Reports the end of a task at an instance, after everything that was reported before.
+    pub fn finish(&self, task_id: TaskId, service: Service, coverage: Coverage) {
+        self.queue.finish((task_id, service), coverage);
+    }
+
+    /// What became of a task's snapshots so far, over all instances.
+    #[must_use]
+    pub fn delivery(&self, task_id: &TaskId) -> DeliveryStats {
+        self.queue.stats(task_id)
+    }
+
+    /// Delivers what waits, for at most `deadline`, and stops. Returns the number of snapshots that
+    /// were given up.
+    pub async fn shutdown(&self, deadline: Duration) -> u64 {
+        self.queue.close();
+        if let Some(mut reporter) = self.running.take_reporter()
+            && timeout(deadline, &mut reporter).await.is_err()
+        {
+            reporter.abort();
+            let _ = reporter.await;
+        }
+        self.running.abort_others();
+        self.queue.give_up()
+    }
+}

@@ -4,8 +4,8 @@
 //!      Python code objects
 //! Out: [`Stack`]s of [`Frame`]s, whose signatures OAP compares and people read
 //! Lost: functions without a name -> `Counter::FramesUnknown`; the middle of deep stacks ->
-//!       `Counter::StacksTooDeep`; stacks without root -> `Counter::StacksCut`,
-//!       `StacksNoUnwindInfo`, `StacksUnreadable`
+//!       `Counter::StacksTooDeep`; Python frames without an interpreter ->
+//!       `Counter::PythonNameUnreadable`
 //!
 //! Names are kept per process and address until its mappings change: a sampled thread visits the same
 //! addresses again and again, and the second time costs one lookup.
@@ -119,7 +119,7 @@ impl Symbolizer {
         }
     }
 
-    /// Names the frames of a stack, and counts what could not be named or is missing.
+    /// Names the frames of a stack, and counts what could not be named or was left out.
     pub fn symbolize(
         &mut self,
         process: &Process,
@@ -148,14 +148,9 @@ impl Symbolizer {
             }
             frames.push(name.frame);
         }
-        let is_cut = depth::limit(&mut frames);
-        match stack.end {
-            _ if is_cut => losses.bump(Counter::StacksTooDeep),
-            UnwindEnd::Root => {}
-            UnwindEnd::StackCut => losses.bump(Counter::StacksCut),
-            UnwindEnd::NoUnwindInfo => losses.bump(Counter::StacksNoUnwindInfo),
-            UnwindEnd::Unreadable => losses.bump(Counter::StacksUnreadable),
-            UnwindEnd::TooDeep => losses.bump(Counter::StacksTooDeep),
+        // A walk that did not reach the root for its depth was counted when it ended.
+        if depth::limit(&mut frames) && stack.end != UnwindEnd::TooDeep {
+            losses.bump(Counter::StacksTooDeep);
         }
         Stack {
             frames,

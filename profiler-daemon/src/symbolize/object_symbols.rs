@@ -197,8 +197,8 @@ mod tests {
             let name = name_of(&mut symbols, &process, code).unwrap();
             assert!(name.contains(expected), "{name}");
         }
-        let vdso = process.mappings.as_slice().iter();
-        let vdso = vdso.filter(|mapping| mapping.is_vdso()).next().unwrap();
+        let mut mappings = process.mappings.as_slice().iter();
+        let vdso = mappings.find(|mapping| mapping.is_vdso()).unwrap();
         let names = (vdso.start..vdso.end)
             .step_by(16)
             .filter_map(|address| symbols.name(&process, vdso, address));

@@ -185,13 +185,13 @@ impl Default for Truth {
 }
 
 /// A sample as the daemon would take it.
-pub(crate) fn capture(pid: Pid, regs: [u64; REGS_MAX], most: usize) -> Captured {
+pub(crate) fn capture(pid: Pid, regs: &[u64; REGS_MAX], most: usize) -> Captured {
     let sp = regs[SP];
     let mut bytes = vec![0; most];
     let read = ProcessMemory::new(pid).read(sp, &mut bytes).unwrap();
     bytes.truncate(read);
     Captured {
-        regs,
+        regs: *regs,
         stack: StackBytes {
             sp,
             cut: read == most,

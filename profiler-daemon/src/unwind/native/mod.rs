@@ -47,7 +47,7 @@ use table::UnwindTable;
 pub const FRAMES_MAX: usize = 2048;
 /// Rows kept. A row takes about 150 bytes; a large service visits some thousands of addresses.
 const ROWS_MAX: usize = 32_768;
-/// Mappings opened ahead by [`Unwinder::prepare`].
+/// Mappings opened ahead by [`NativeUnwinder::prepare`].
 const PREPARED_MAX: usize = 256;
 
 /// A native frame.
@@ -77,27 +77,27 @@ impl Unwound {
     }
 }
 
-/// Unwinds the stacks of any number of processes.
-pub struct Unwinder {
+/// Unwinds the native stacks of any number of processes.
+pub struct NativeUnwinder {
     modules: Modules,
     /// By table and address; `None` where no unwind information covers the address.
     rows: HashMap<(u32, u64), Option<Row>>,
     context: Box<UnwindContext<usize>>,
 }
 
-impl Default for Unwinder {
+impl Default for NativeUnwinder {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl std::fmt::Debug for Unwinder {
+impl std::fmt::Debug for NativeUnwinder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Unwinder").finish_non_exhaustive()
+        f.debug_struct("NativeUnwinder").finish_non_exhaustive()
     }
 }
 
-impl Unwinder {
+impl NativeUnwinder {
     /// An unwinder that has seen nothing yet.
     #[must_use]
     pub fn new() -> Self {
@@ -165,7 +165,7 @@ impl Unwinder {
 
 /// One walk.
 struct Walk<'w> {
-    unwinder: &'w mut Unwinder,
+    unwinder: &'w mut NativeUnwinder,
     process: &'w mut Process,
     memory: StackMemory<'w>,
     registers: Registers,

@@ -296,12 +296,12 @@ mod tests {
         let word = |at: usize| u32::from_ne_bytes(whole[at..at + 4].try_into().unwrap());
         let cie = fde + 4 - word(fde + 4) as usize;
         for start in [fde, cie] {
-            for at in start..start + 64 {
+            for (at, &original) in whole.iter().enumerate().skip(start).take(64) {
                 for byte in [0, 1, 0x7f, 0x80, 0xff] {
                     table.eh_frame[at] = byte;
                     let _ = table.row(&mut context, address);
                     let _ = table.row(&mut context, address + 40);
-                    table.eh_frame[at] = whole[at];
+                    table.eh_frame[at] = original;
                 }
             }
         }

@@ -1,0 +1,237 @@
+//! Applies variables to a configuration: the names of SkyWalking's agents, and our own.
+//!
+//! Ours are `PROFILERD_` and the key's path in capitals. The agents' names that mean the same are
+//! accepted, since a host that runs agents has them already. An empty value counts as unset, as
+//! templates of deployments leave them.
+
+use super::{CodeSignature, Config, ConfigError, LogLevel, Secret, nearest, range};
+
+/// Sets one value from text.
+type Setter = fn(&mut Config, &str) -> Result<(), String>;
+
+/// Names in the order in which they are applied: where two mean the same, ours comes last and wins.
+const VARIABLES: &[(&str, Setter)] = &[
+    ("SW_AGENT_COLLECTOR_BACKEND_SERVICES", backends),
+    ("SW_AGENT_AUTHENTICATION", authentication),
+    ("SW_AGENT_FORCE_TLS", tls_enabled),
+    ("SW_AGENT_SSL_TRUSTED_CA_PATH", tls_ca_file),
+    ("SW_AGENT_SSL_CERT_CHAIN_PATH", tls_cert_file),
+    ("SW_AGENT_SSL_KEY_PATH", tls_key_file),
+    ("PROFILERD_OAP_BACKENDS", backends),
+    ("PROFILERD_OAP_AUTHENTICATION", authentication),
+    ("PROFILERD_OAP_POLL_INTERVAL", |config, text| {
+        config.oap.poll_interval = range::POLL_INTERVAL.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_OAP_HEARTBEAT_INTERVAL", |config, text| {
+        config.oap.heartbeat_interval = range::HEARTBEAT_INTERVAL.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_OAP_TLS_ENABLED", tls_enabled),
+    ("PROFILERD_OAP_TLS_CA_FILE", tls_ca_file),
+    ("PROFILERD_OAP_TLS_CERT_FILE", tls_cert_file),
+    ("PROFILERD_OAP_TLS_KEY_FILE", tls_key_file),
+    ("PROFILERD_OAP_TLS_SERVER_NAME", |config, text| {
+        config.oap.tls.server_name = Some(text.to_owned());
+        Ok(())
+    }),
+    ("PROFILERD_PROCESSES_SCAN_INTERVAL", |config, text| {
+        config.processes.scan_interval = range::SCAN_INTERVAL.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_LIMITS_MAX_OPEN_REQUESTS", |config, text| {
+        config.limits.max_open_requests = range::MAX_OPEN_REQUESTS.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_LIMITS_MAX_FRAMES", |config, text| {
+        config.limits.max_frames = range::MAX_FRAMES.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_LIMITS_SAMPLE_QUEUE", |config, text| {
+        config.limits.sample_queue = range::SAMPLE_QUEUE.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_LIMITS_SNAPSHOT_QUEUE", |config, text| {
+        config.limits.snapshot_queue = range::SNAPSHOT_QUEUE.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_LIMITS_REQUESTS_RING", |config, text| {
+        config.limits.requests_ring_bytes = range::RING.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_LIMITS_SAMPLES_RING", |config, text| {
+        config.limits.samples_ring_bytes = range::RING.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_CODE_SIGNATURE", |config, text| {
+        config.code_signature = choose(
+            text,
+            &[
+                ("function", CodeSignature::Function),
+                ("line", CodeSignature::Line),
+            ],
+        )?;
+        Ok(())
+    }),
+    ("PROFILERD_LOG_LEVEL", |config, text| {
+        use LogLevel as L;
+        let levels = [L::Error, L::Warn, L::Info, L::Debug, L::Trace];
+        config.log.level = choose(text, &levels.map(|level| (level.name(), level)))?;
+        Ok(())
+    }),
+];
+
+/// Read elsewhere: by the command line.
+const OTHERS: &[&str] = &["PROFILERD_CONFIG", "PROFILERD_LISTEN"];
+
+/// Applies all variables that are known; returns warnings about unknown ones of ours.
+pub(super) fn apply(
+    config: &mut Config,
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<Vec<String>, ConfigError> {
+    let mut given: Vec<(String, String)> = variables
+        .into_iter()
+        .filter(|(name, value)| is_of_interest(name) && !value.trim().is_empty())
+        .collect();
+    given.sort();
+    for (name, set) in VARIABLES {
+        if let Some((_, value)) = given.iter().find(|(given, _)| given == name) {
+            let failed = |problem| ConfigError::Variable {
+                name: (*name).to_owned(),
+                problem,
+            };
+            set(config, value.trim()).map_err(failed)?;
+        }
+    }
+    let known = |name: &str| VARIABLES.iter().any(|&(n, _)| n == name) || OTHERS.contains(&name);
+    let unknown = given
+        .iter()
+        .filter(|(name, _)| name.starts_with("PROFILERD_") && !known(name));
+    Ok(unknown.map(|(name, _)| warning(name)).collect())
+}
+
+fn is_of_interest(name: &str) -> bool {
+    name.starts_with("PROFILERD_") || name.starts_with("SW_AGENT_")
+}
+
+fn warning(name: &str) -> String {
+    let ours = VARIABLES
+        .iter()
+        .map(|&(n, _)| n)
+        .filter(|n| n.starts_with("PROFILERD_"));
+    match nearest(name, ours) {
+        Some(known) => {
+            format!("the variable {name} is unknown and has no effect; the nearest is {known}")
+        }
+        None => format!("the variable {name} is unknown and has no effect"),
+    }
+}
+
+fn backends(config: &mut Config, text: &str) -> Result<(), String> {
+    let backends = text
+        .split(',')
+        .map(str::trim)
+        .filter(|backend| !backend.is_empty());
+    config.oap.backends = backends.map(str::to_owned).collect();
+    Ok(())
+}
+
+fn authentication(config: &mut Config, text: &str) -> Result<(), String> {
+    config.oap.authentication = Some(Secret(text.to_owned()));
+    Ok(())
+}
+
+fn tls_enabled(config: &mut Config, text: &str) -> Result<(), String> {
+    config.oap.tls.enabled = choose(&text.to_lowercase(), &[("true", true), ("false", false)])?;
+    Ok(())
+}
+
+fn tls_ca_file(config: &mut Config, text: &str) -> Result<(), String> {
+    config.oap.tls.ca_file = Some(text.into());
+    Ok(())
+}
+
+fn tls_cert_file(config: &mut Config, text: &str) -> Result<(), String> {
+    config.oap.tls.cert_file = Some(text.into());
+    Ok(())
+}
+
+fn tls_key_file(config: &mut Config, text: &str) -> Result<(), String> {
+    config.oap.tls.key_file = Some(text.into());
+    Ok(())
+}
+
+fn choose<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let found = choices.iter().find(|&&(name, _)| name == text);
+    found.map(|&(_, value)| value).ok_or_else(|| {
+        let names: Vec<&str> = choices.iter().map(|&(name, _)| name).collect();
+        format!("{text:?} is none of {}", names.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(variables: &[(&str, &str)]) -> Result<(Config, Vec<String>), ConfigError> {
+        let mut config = Config::default();
+        let owned = variables
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let warnings = apply(&mut config, owned)?;
+        Ok((config, warnings))
+    }
+
+    /// Check that agents' names work, that ours win, and that empty ones do nothing.
+    #[test]
+    fn ours_win_over_the_agents() {
+        let (config, warnings) = applied(&[
+            ("PROFILERD_OAP_BACKENDS", "ours:1"),
+            ("SW_AGENT_COLLECTOR_BACKEND_SERVICES", "theirs:1"),
+            ("SW_AGENT_AUTHENTICATION", " token "),
+            ("SW_AGENT_FORCE_TLS", "True"),
+            ("SW_AGENT_NAME", "of another program"),
+            ("PROFILERD_LOG_LEVEL", ""),
+            ("PROFILERD_LIMITS_SAMPLES_RING", "8MiB"),
+        ])
+        .unwrap();
+        assert_eq!(config.oap.backends, ["ours:1"]);
+        assert_eq!(config.oap.authentication, Some(Secret("token".to_owned())));
+        assert!(config.oap.tls.enabled);
+        assert_eq!(config.limits.samples_ring_bytes, 8 << 20);
+        assert_eq!(config.log.level, LogLevel::Info);
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    /// Check that a bad value is refused under the variable's name, without showing secrets.
+    #[test]
+    fn a_bad_value_names_its_variable() {
+        let error = applied(&[("PROFILERD_OAP_POLL_INTERVAL", "5")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("PROFILERD_OAP_POLL_INTERVAL") && error.contains("1s to 5m"),
+            "{error}"
+        );
+        let error = applied(&[("PROFILERD_CODE_SIGNATURE", "x")])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("none of function, line"), "{error}");
+    }
+
+    /// Check that what Kubernetes sets for a Service of our name is a warning, and a slip names the
+    /// nearest.
+    #[test]
+    fn an_unknown_variable_is_a_warning() {
+        let (_, warnings) = applied(&[
+            ("PROFILERD_SERVICE_HOST", "10.0.0.1"),
+            ("PROFILERD_OAP_POLL_INTERVALL", "5s"),
+        ])
+        .unwrap();
+        assert_eq!(warnings.len(), 2);
+        assert!(
+            warnings[0].ends_with("PROFILERD_OAP_POLL_INTERVAL"),
+            "{warnings:?}"
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! Turns a YAML file into [`Config`]; errors name file, line and what was meant.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer};
+use thiserror::Error;
+
+use super::Config;
+
+/// Largest file read: a thousand rules have a tenth of it.
+const FILE_MAX_BYTES: u64 = 1 << 20;
+/// Least likeness (Jaro-Winkler, 0 to 1) of a key that is offered for an unknown one.
+const LIKENESS_MIN: f64 = 0.75;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to read the configuration {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A key or value in the file.
+    #[error("{file}:{line}:{column}: {problem}")]
+    Content {
+        /// The file.
+        file: String,
+        /// Line, from 1.
+        line: u64,
+        /// Column, from 1.
+        column: u64,
+        /// What is wrong and what is accepted.
+        problem: String,
+    },
+    /// A variable.
+    #[error("the variable {name}: {problem}")]
+    Variable {
+        /// Its name.
+        name: String,
+        /// What is wrong and what is accepted.
+        problem: String,
+    },
+}
+
+pub(super) fn read(path: &Path) -> Result<Config, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = String::new();
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file
+        .take(FILE_MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
+    if length as u64 > FILE_MAX_BYTES {
+        return Err(unreadable(io::Error::other("it is larger than 1 MiB")));
+    }
+    parse(&text, &path.display().to_string())
+}
+
+pub(super) fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
+    // A file of comments only is an empty document.
+    let parsed: Result<Option<Config>, _> = serde_saphyr::from_str(text);
+    parsed.map(Option::unwrap_or_default).map_err(|error| {
+        let location = error.location();
+        ConfigError::Content {
+            file: file.to_owned(),
+            line: location.as_ref().map_or(0, serde_saphyr::Location::line),
+            column: location.as_ref().map_or(0, serde_saphyr::Location::column),
+            problem: problem(&error),
+        }
+    })
+}
+
+fn problem(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error as E;
+    match error.without_snippet() {
+        E::SerdeUnknownField {
+            field, expected, ..
+        } => unknown("key", field, expected),
+        E::SerdeUnknownVariant {
+            variant, expected, ..
+        } => unknown("value", variant, expected),
+        E::SerdeMissingField { field, .. } => format!("the key {field:?} is missing"),
+        other => other.to_string(),
+    }
+}
+
+fn unknown(what: &str, given: &str, known: &[&str]) -> String {
+    let hint = match nearest(given, known.iter().copied()) {
+        Some(name) => format!("did you mean {name:?}? "),
+        None => String::new(),
+    };
+    format!(
+        "unknown {what} {given:?}; {hint}known here: {}",
+        known.join(", ")
+    )
+}
+
+/// The known name that is most like `given`, if one is like it at all.
+#[must_use]
+pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |name: &str| strsim::jaro_winkler(&given.to_lowercase(), &name.to_lowercase());
+    let rated = known.into_iter().map(|name| (likeness(name), name));
+    rated
+        .filter(|&(likeness, _)| likeness >= LIKENESS_MIN)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+/// A section whose keys are all commented out is null, and means its defaults.
+pub(super) fn section<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse(text, "p.yaml").unwrap_err().to_string()
+    }
+
+    /// Check that an unknown key is answered with file, line and the nearest known key.
+    #[test]
+    fn an_unknown_key_is_answered_with_the_nearest() {
+        let text = error("oap:\n  backends: [a:1]\n  poll_intervall: 5s\n");
+        assert!(
+            text.starts_with("p.yaml:3:3: unknown key \"poll_intervall\""),
+            "{text}"
+        );
+        assert!(text.contains("did you mean \"poll_interval\"?"), "{text}");
+        let text = error("zzz: 1\n");
+        assert!(
+            text.starts_with("p.yaml:1:1:") && !text.contains("did you mean"),
+            "{text}"
+        );
+        assert!(text.contains("known here: oap, services"), "{text}");
+    }
+
+    /// Check that a value out of range is answered with the range, at its line.
+    #[test]
+    fn a_bad_value_is_answered_with_the_range() {
+        let text = error("oap:\n  poll_interval: 1ms\n");
+        assert!(text.starts_with("p.yaml:2:"), "{text}");
+        assert!(
+            text.contains("accepted is 1s to 5m, the nearest is 1s"),
+            "{text}"
+        );
+        let text = error("code_signature: lines\n");
+        assert!(text.contains("did you mean \"line\"?"), "{text}");
+        let text = error("limits:\n\n  max_frames: many\n");
+        assert!(text.starts_with("p.yaml:3:"), "{text}");
+        assert!(error("oap: [1]\n").starts_with("p.yaml:1:"));
+        assert!(error("oap: {a\n").starts_with("p.yaml:"));
+    }
+
+    /// Check that empty files and empty sections mean the defaults.
+    #[test]
+    fn empty_means_default() {
+        for text in [
+            "",
+            "# nothing\n",
+            "oap:\nlimits:\n  # max_frames: 5\nservices:\n",
+        ] {
+            assert_eq!(parse(text, "f").unwrap(), Config::default(), "{text:?}");
+        }
+    }
+
+    /// Check that a file that is not there, or is not text, is named.
+    #[test]
+    fn an_unreadable_file_is_named() {
+        let error = read(Path::new("/nonexistent/p.yaml"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/nonexistent/p.yaml"), "{error}");
+        assert!(read(Path::new("/dev/zero")).is_err());
+    }
+}

@@ -1,0 +1,389 @@
+//! The configuration: defaults, then a YAML file, then the environment, then flags; the later wins.
+//!
+//! In:  a file, variables (`SW_AGENT_*` as language agents know them, `PROFILERD_*`)
+//! Out: [`Config`]
+//! Lost: nothing; an unknown key or a value out of range ends the start, an unknown `PROFILERD_*`
+//!       variable is a warning (Kubernetes sets such for a Service named `profilerd`)
+//!
+//! docs/configuration.md has every key with default, unit, range and reason; a test reads it.
+
+mod environment;
+mod file;
+mod rule;
+mod unit;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use serde::Deserialize;
+
+use crate::oap::{OapConfig, TlsConfig};
+
+pub use file::{ConfigError, nearest};
+pub use rule::{Pattern, RuleMatch, ServiceRule};
+pub use unit::{DurationRange, SizeRange, duration_text, parse_duration};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where results go.
+    #[serde(deserialize_with = "file::section")]
+    pub oap: OapSettings,
+    /// Which process belongs to which service; the first that matches decides.
+    #[serde(deserialize_with = "file::section")]
+    pub services: Vec<ServiceRule>,
+    /// How processes are found.
+    #[serde(deserialize_with = "file::section")]
+    pub processes: ProcessSettings,
+    /// Budgets of memory and work.
+    #[serde(deserialize_with = "file::section")]
+    pub limits: Limits,
+    /// What the text of a stack frame stands for.
+    pub code_signature: CodeSignature,
+    /// What is logged.
+    #[serde(deserialize_with = "file::section")]
+    pub log: LogSettings,
+}
+
+/// The OAP and how to talk to it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OapSettings {
+    /// OAPs as `host:port`; the first that can be reached is used.
+    pub backends: Vec<String>,
+    /// Token sent as `authentication` metadata.
+    pub authentication: Option<Secret>,
+    /// Time between two task queries of an instance. Agents ask every 20 s, which is the largest part
+    /// of a task's start latency; a query is one small call.
+    #[serde(deserialize_with = "OapSettings::poll_interval")]
+    pub poll_interval: Duration,
+    /// Time between two heartbeats of an instance. 30 s, as agents do: OAP takes an instance for gone
+    /// after a few minutes of silence.
+    #[serde(deserialize_with = "OapSettings::heartbeat_interval")]
+    pub heartbeat_interval: Duration,
+    /// Transport encryption.
+    #[serde(deserialize_with = "file::section")]
+    pub tls: TlsSettings,
+}
+
+/// Files for TLS, in PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsSettings {
+    /// Speak TLS. Off by default, as OAP's port 11800 does not.
+    pub enabled: bool,
+    /// Certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate chain, for an OAP that asks for one; with `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// The key of `cert_file`.
+    pub key_file: Option<PathBuf>,
+    /// Name in the server's certificate, if it differs from the address.
+    pub server_name: Option<String>,
+}
+
+/// How processes are found.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProcessSettings {
+    /// Time between two looks at /proc: how soon a new process is known to the OAP.
+    #[serde(deserialize_with = "ProcessSettings::scan_interval")]
+    pub scan_interval: Duration,
+}
+
+/// Budgets of memory and work.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most matched requests open at once over all tasks; more are counted, not sampled. Each holds
+    /// its samples in memory until it ends.
+    #[serde(deserialize_with = "Limits::max_open_requests")]
+    pub max_open_requests: u32,
+    /// Most frames of a stack; beyond, the middle is left out. 500 is what agents send.
+    #[serde(deserialize_with = "Limits::max_frames")]
+    pub max_frames: u32,
+    /// Samples that may wait for unwinding: 1,024 are ten threads for one second at 10 ms.
+    #[serde(deserialize_with = "Limits::sample_queue")]
+    pub sample_queue: u32,
+    /// Snapshots that may wait for an OAP that is away: nine requests of two minutes at 10 ms.
+    #[serde(deserialize_with = "Limits::snapshot_queue")]
+    pub snapshot_queue: u32,
+    /// Size of the ring of request events. 1 MiB holds the starts of 250 requests with long heads.
+    #[serde(rename = "requests_ring", deserialize_with = "Limits::requests_ring")]
+    pub requests_ring_bytes: u32,
+    /// Size of the ring of on-CPU samples. 4 MiB holds 200 samples of the largest size.
+    #[serde(rename = "samples_ring", deserialize_with = "Limits::samples_ring")]
+    pub samples_ring_bytes: u32,
+}
+
+/// What the text of a stack frame stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CodeSignature {
+    /// The function: stable while it runs, so that OAP's durations are right.
+    #[default]
+    Function,
+    /// The line that executes, as agents print it; a function that spans lines becomes many nodes.
+    Line,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// Least severity shown.
+    pub level: LogLevel,
+}
+
+/// Severity of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// We stopped doing something.
+    Error,
+    /// Degraded, and counted.
+    Warn,
+    /// Life cycle, tasks.
+    #[default]
+    Info,
+    /// Per process.
+    Debug,
+    /// Per sample.
+    Trace,
+}
+
+/// Text that is not shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Default for OapSettings {
+    fn default() -> Self {
+        Self {
+            backends: vec!["127.0.0.1:11800".to_owned()],
+            authentication: None,
+            poll_interval: Duration::from_secs(5),
+            heartbeat_interval: Duration::from_secs(30),
+            tls: TlsSettings::default(),
+        }
+    }
+}
+
+impl Default for ProcessSettings {
+    fn default() -> Self {
+        Self {
+            scan_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_open_requests: 256,
+            max_frames: 500,
+            sample_queue: 1024,
+            snapshot_queue: 108_000,
+            requests_ring_bytes: 1 << 20,
+            samples_ring_bytes: 4 << 20,
+        }
+    }
+}
+
+impl LogLevel {
+    /// Name in configuration, flags and filters.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Accepted values, the same in file and environment.
+mod range {
+    use super::{DurationRange, SizeRange, unit::NumberRange};
+
+    pub(super) const POLL_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
+    pub(super) const HEARTBEAT_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
+    pub(super) const SCAN_INTERVAL: DurationRange = DurationRange::ms(500, 300_000);
+    pub(super) const MAX_OPEN_REQUESTS: NumberRange = NumberRange::new(1, 65_536);
+    pub(super) const MAX_FRAMES: NumberRange = NumberRange::new(16, 1_000);
+    pub(super) const SAMPLE_QUEUE: NumberRange = NumberRange::new(16, 65_536);
+    pub(super) const SNAPSHOT_QUEUE: NumberRange = NumberRange::new(1_000, 10_000_000);
+    pub(super) const RING: SizeRange = SizeRange::powers_of_two(64 << 10, 256 << 20);
+}
+
+/// Deserializers that refuse what is out of range.
+macro_rules! ranged {
+    ($($owner:ty: $($name:ident: $value:ty = $range:expr),+;)+) => {$(
+        impl $owner {$(
+            fn $name<'de, D: serde::Deserializer<'de>>(from: D) -> Result<$value, D::Error> {
+                $range.deserialize(from)
+            }
+        )+}
+    )+};
+}
+
+ranged! {
+    OapSettings:
+        poll_interval: Duration = range::POLL_INTERVAL,
+        heartbeat_interval: Duration = range::HEARTBEAT_INTERVAL;
+    ProcessSettings:
+        scan_interval: Duration = range::SCAN_INTERVAL;
+    Limits:
+        max_open_requests: u32 = range::MAX_OPEN_REQUESTS,
+        max_frames: u32 = range::MAX_FRAMES,
+        sample_queue: u32 = range::SAMPLE_QUEUE,
+        snapshot_queue: u32 = range::SNAPSHOT_QUEUE,
+        requests_ring: u32 = range::RING,
+        samples_ring: u32 = range::RING;
+}
+
+impl Config {
+    /// Defaults, then `file`, then the environment. Warnings come with it, for the log that is not
+    /// there yet.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, has an unknown key, or a value is out of range; the text names the
+    /// place and what is accepted.
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(Self, Vec<String>)> {
+        let mut config = match file {
+            Some(path) => file::read(path)?,
+            None => Self::default(),
+        };
+        let warnings = environment::apply(&mut config, variables)?;
+        config.check()?;
+        Ok((config, warnings))
+    }
+
+    /// Checks what concerns more than one value.
+    ///
+    /// # Errors
+    ///
+    /// Names the keys that do not fit each other.
+    pub fn check(&self) -> Result<()> {
+        let tls = &self.oap.tls;
+        if tls.cert_file.is_some() != tls.key_file.is_some() {
+            bail!(
+                "oap.tls.cert_file and oap.tls.key_file belong together: give both for mutual TLS, or \
+                 none"
+            );
+        }
+        if !tls.enabled && (tls.ca_file.is_some() || tls.cert_file.is_some()) {
+            bail!("oap.tls has files but oap.tls.enabled is false; set it to true, or remove them");
+        }
+        self.oap_config().check()
+    }
+
+    /// What the OAP client needs.
+    #[must_use]
+    pub fn oap_config(&self) -> OapConfig {
+        let oap = &self.oap;
+        let tls = oap.tls.enabled.then(|| TlsConfig {
+            ca_file: oap.tls.ca_file.clone(),
+            identity: oap.tls.cert_file.clone().zip(oap.tls.key_file.clone()),
+            domain: oap.tls.server_name.clone(),
+        });
+        OapConfig {
+            token: oap.authentication.as_ref().map(|token| token.0.clone()),
+            tls,
+            poll_interval: oap.poll_interval,
+            heartbeat_interval: oap.heartbeat_interval,
+            queue_snapshots: self.limits.snapshot_queue as usize,
+            ..OapConfig::new(oap.backends.clone())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that the page in docs lists every key with its default: its example is the default.
+    #[test]
+    fn the_documented_example_is_the_default() {
+        let page = include_str!("../../../docs/configuration.md");
+        let begin = page.find("```yaml\n").unwrap() + "```yaml\n".len();
+        let example = &page[begin..begin + page[begin..].find("```").unwrap()];
+        let config = file::parse(example, "docs").unwrap();
+        assert_eq!(config, Config::default());
+        for key in [
+            "backends",
+            "authentication",
+            "poll_interval",
+            "heartbeat_interval",
+            "ca_file",
+            "cert_file",
+            "key_file",
+            "server_name",
+            "scan_interval",
+            "max_open_requests",
+            "max_frames",
+            "sample_queue",
+            "snapshot_queue",
+            "requests_ring",
+            "samples_ring",
+            "code_signature",
+            "level",
+            "listen_port",
+        ] {
+            assert!(page.contains(key), "{key} is not documented");
+        }
+    }
+
+    /// Check that the later source wins: file over default, environment over file.
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.yaml");
+        std::fs::write(
+            &path,
+            "oap:\n  backends: [file:1]\n  authentication: from-file\n",
+        )
+        .unwrap();
+        let variables = [("SW_AGENT_COLLECTOR_BACKEND_SERVICES", "a:1, b:2")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let (config, warnings) = Config::load(Some(&path), variables).unwrap();
+        assert_eq!(config.oap.backends, ["a:1", "b:2"]);
+        assert_eq!(config.oap.authentication.unwrap().0, "from-file");
+        assert!(warnings.is_empty());
+    }
+
+    /// Check that a token is not shown, and that half of mutual TLS is refused.
+    #[test]
+    fn secrets_are_hidden_and_halves_refused() {
+        let mut config = Config::default();
+        config.oap.authentication = Some(Secret("s3cret".to_owned()));
+        assert!(!format!("{config:?}").contains("s3cret"));
+        config.oap.tls.enabled = true;
+        config.oap.tls.cert_file = Some("c.pem".into());
+        assert!(
+            config
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("belong together")
+        );
+        config.oap.tls.key_file = Some("k.pem".into());
+        config.check().unwrap();
+        assert!(config.oap_config().tls.unwrap().identity.is_some());
+    }
+}

@@ -1,0 +1,146 @@
+//! The services that agents speak: `ProfileTask`, `ManagementService`, `TraceSegmentReportService`.
+//!
+//! In:  what language agents and profilerd's own reporter send
+//! Out: rows in the [`Store`], commands in the answers
+//! Lost: rows the store refuses, counted there; the call succeeds all the same, as in OAP
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use profiler_proto::skywalking as pb;
+use profiler_proto::skywalking::management_service_server::ManagementService;
+use profiler_proto::skywalking::profile_task_server::ProfileTask;
+use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmentReportService;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::debug;
+
+use super::store::Store;
+use crate::model::clock::unix_ms_now;
+
+/// Most properties kept per instance, and the longest kept value.
+const PROPERTIES_MAX: usize = 64;
+const PROPERTY_MAX_BYTES: usize = 512;
+/// Longest service or instance name: OAP cuts at 70 characters, agents may send more.
+const NAME_MAX_BYTES: usize = 600;
+
+/// The three services on one store.
+#[derive(Clone, Debug)]
+pub(super) struct Agents {
+    store: Arc<Store>,
+}
+
+type Answer = Result<Response<pb::Commands>, Status>;
+
+fn no_commands() -> Answer {
+    Ok(Response::new(pb::Commands::default()))
+}
+
+fn check_names(service: &str, instance: &str) -> Result<(), Status> {
+    for (what, name) in [("service", service), ("serviceInstance", instance)] {
+        if name.is_empty() || name.len() > NAME_MAX_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "{what} must have 1 to {NAME_MAX_BYTES} bytes"
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Agents {
+    pub(super) fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+}
+
+#[tonic::async_trait]
+impl ProfileTask for Agents {
+    async fn get_profile_task_commands(
+        &self,
+        request: Request<pb::ProfileTaskCommandQuery>,
+    ) -> Answer {
+        let query = request.into_inner();
+        check_names(&query.service, &query.service_instance)?;
+        let commands = self.store.commands(
+            &query.service,
+            &query.service_instance,
+            query.last_command_time,
+            unix_ms_now(),
+        );
+        Ok(Response::new(pb::Commands { commands }))
+    }
+
+    async fn collect_snapshot(&self, request: Request<Streaming<pb::ThreadSnapshot>>) -> Answer {
+        let mut stream = request.into_inner();
+        let mut count = 0_u64;
+        while let Some(snapshot) = stream.message().await? {
+            self.store.add_snapshot(snapshot, unix_ms_now());
+            count += 1;
+        }
+        debug!(count, "snapshots collected");
+        no_commands()
+    }
+
+    async fn report_task_finish(&self, request: Request<pb::ProfileTaskFinishReport>) -> Answer {
+        let report = request.into_inner();
+        check_names(&report.service, &report.service_instance)?;
+        self.store
+            .finished(&report.task_id, &report.service_instance, unix_ms_now());
+        no_commands()
+    }
+}
+
+#[tonic::async_trait]
+impl ManagementService for Agents {
+    async fn report_instance_properties(&self, request: Request<pb::InstanceProperties>) -> Answer {
+        let report = request.into_inner();
+        check_names(&report.service, &report.service_instance)?;
+        let mut properties: BTreeMap<String, String> = BTreeMap::new();
+        let fits = |text: &str| text.len() <= PROPERTY_MAX_BYTES;
+        for pair in report.properties.into_iter().take(PROPERTIES_MAX) {
+            if !fits(&pair.key) || !fits(&pair.value) {
+                continue;
+            }
+            // `ipv4` comes once for each address; OAP joins them as well.
+            properties
+                .entry(pair.key)
+                .and_modify(|value| {
+                    value.push(',');
+                    value.push_str(&pair.value);
+                })
+                .or_insert(pair.value);
+        }
+        self.store.seen(
+            &report.service,
+            &report.service_instance,
+            Some(properties),
+            unix_ms_now(),
+        );
+        no_commands()
+    }
+
+    async fn keep_alive(&self, request: Request<pb::InstancePingPkg>) -> Answer {
+        let ping = request.into_inner();
+        check_names(&ping.service, &ping.service_instance)?;
+        self.store
+            .seen(&ping.service, &ping.service_instance, None, unix_ms_now());
+        no_commands()
+    }
+}
+
+#[tonic::async_trait]
+impl TraceSegmentReportService for Agents {
+    async fn collect(&self, request: Request<Streaming<pb::SegmentObject>>) -> Answer {
+        let mut stream = request.into_inner();
+        while let Some(segment) = stream.message().await? {
+            self.store.add_segment(segment);
+        }
+        no_commands()
+    }
+
+    async fn collect_in_sync(&self, request: Request<pb::SegmentCollection>) -> Answer {
+        for segment in request.into_inner().segments {
+            self.store.add_segment(segment);
+        }
+        no_commands()
+    }
+}

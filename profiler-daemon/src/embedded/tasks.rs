@@ -1,0 +1,154 @@
+//! The service of the command line: tasks, coverage and results (`profilerd.v1.Tasks`).
+
+use std::sync::Arc;
+
+use profiler_proto::profilerd as pb;
+use profiler_proto::profilerd::result_part::Part;
+use profiler_proto::profilerd::tasks_server::Tasks;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use super::store::{FindError, Store};
+use super::task::{Refusal, TaskState};
+use super::wire;
+use crate::model::clock::unix_ms_now;
+
+/// Longest service or endpoint name of a task; OAP's column for the endpoint has 512.
+const NAME_MAX_BYTES: usize = 2048;
+
+/// `profilerd.v1.Tasks` on a store.
+#[derive(Clone, Debug)]
+pub(super) struct TaskService {
+    store: Arc<Store>,
+}
+
+impl TaskService {
+    pub(super) fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+}
+
+impl From<FindError> for Status {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::Ambiguous(..) => Self::invalid_argument(error.to_string()),
+            FindError::Empty | FindError::Unknown(_) => Self::not_found(error.to_string()),
+        }
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Argument(text) => Self::invalid_argument(text),
+            Refusal::Busy => Self::failed_precondition(refusal.to_string()),
+            Refusal::Full(_) => Self::resource_exhausted(refusal.to_string()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Tasks for TaskService {
+    async fn create_task(
+        &self,
+        request: Request<pb::CreateTaskRequest>,
+    ) -> Result<Response<pb::Task>, Status> {
+        let request = wire::request_from_wire(request.into_inner());
+        if request.service.len() > NAME_MAX_BYTES || request.endpoint.len() > NAME_MAX_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "service and endpoint may have at most {NAME_MAX_BYTES} bytes"
+            )));
+        }
+        let now_ms = unix_ms_now();
+        let task = self.store.create_task(request, now_ms)?;
+        info!(task_id = %task.id, endpoint = %task.request.endpoint, "profile task created");
+        let state = task.state(&[], now_ms);
+        Ok(Response::new(wire::task_to_wire(&task, state)))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<pb::ListTasksRequest>,
+    ) -> Result<Response<pb::ListTasksResponse>, Status> {
+        let filter = request.into_inner();
+        let fits = |wanted: &str, name: &str| wanted.is_empty() || wanted == name;
+        let tasks = self.store.tasks(unix_ms_now()).into_iter();
+        let tasks = tasks.filter(|(task, _): &(_, TaskState)| {
+            fits(&filter.service, &task.request.service)
+                && fits(&filter.endpoint, &task.request.endpoint)
+        });
+        Ok(Response::new(pb::ListTasksResponse {
+            tasks: tasks
+                .map(|(task, state)| wire::task_to_wire(&task, state))
+                .collect(),
+        }))
+    }
+
+    async fn get_task(
+        &self,
+        request: Request<pb::GetTaskRequest>,
+    ) -> Result<Response<pb::TaskDetail>, Status> {
+        let task_id = request.into_inner().task_id;
+        let view = self.store.find_task(&task_id, unix_ms_now())?;
+        Ok(Response::new(wire::detail_to_wire(&view)))
+    }
+
+    type GetResultStream = ReceiverStream<Result<pb::ResultPart, Status>>;
+
+    async fn get_result(
+        &self,
+        request: Request<pb::GetResultRequest>,
+    ) -> Result<Response<Self::GetResultStream>, Status> {
+        let task_id = request.into_inner().task_id;
+        let view = self.store.find_task(&task_id, unix_ms_now())?;
+        let (parts, receiver) = mpsc::channel(2);
+        let store = Arc::clone(&self.store);
+        // Analysis is computation: it must not hold up the heartbeat of others.
+        tokio::task::spawn_blocking(move || {
+            let head = Part::Head(pb::ResultHead {
+                task: Some(wire::task_to_wire(&view.task, view.state)),
+                coverage: Some(wire::coverage_to_wire(&view.coverage)),
+            });
+            let segments = store.segments(&view.task.id);
+            let segments = segments
+                .iter()
+                .map(|data| Part::Segment(wire::segment_to_wire(data)));
+            for part in std::iter::once(head).chain(segments) {
+                let part = pb::ResultPart { part: Some(part) };
+                if parts.blocking_send(Ok(part)).is_err() {
+                    return; // the caller has hung up
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn report_coverage(
+        &self,
+        request: Request<pb::ReportCoverageRequest>,
+    ) -> Result<Response<pb::ReportCoverageResponse>, Status> {
+        let report = request.into_inner();
+        let coverage = wire::coverage_from_wire(&report.coverage.unwrap_or_default());
+        self.store
+            .set_coverage(&report.task_id, &report.service_instance, coverage)?;
+        Ok(Response::new(pb::ReportCoverageResponse {}))
+    }
+
+    async fn list_instances(
+        &self,
+        _request: Request<pb::ListInstancesRequest>,
+    ) -> Result<Response<pb::ListInstancesResponse>, Status> {
+        let instances = self.store.instances().into_iter();
+        let instances = instances.map(|((service, service_instance), record)| pb::Instance {
+            service,
+            service_instance,
+            properties: record.properties,
+            last_seen_ms: record.last_seen_ms,
+        });
+        Ok(Response::new(pb::ListInstancesResponse {
+            instances: instances.collect(),
+        }))
+    }
+}

@@ -1,0 +1,163 @@
+//! Turns a `SegmentObject` into what a profile needs to know of it.
+//!
+//! In:  `SegmentObject` of an agent or of our own reporter
+//! Out: [`SegmentSummary`]; the spans themselves are not kept
+//! Lost: segments without spans, without a span 0 or with an unusable id -> [`BadSegment`]
+
+use profiler_proto::skywalking::{SegmentObject, SpanObject, SpanType};
+use thiserror::Error;
+
+/// Longest segment or trace id, the width of OAP's column.
+pub(super) const ID_MAX_BYTES: usize = 150;
+/// Longest other name kept.
+const NAME_MAX_BYTES: usize = 600;
+
+/// A trace segment, without its spans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentSummary {
+    /// Segment id.
+    pub segment_id: String,
+    /// Trace id.
+    pub trace_id: String,
+    /// Service name.
+    pub service: String,
+    /// Service instance name.
+    pub instance: String,
+    /// Operation name of the last entry span, else of span 0.
+    pub endpoint: String,
+    /// Earliest start of a span, epoch milliseconds.
+    pub start_ms: i64,
+    /// Latest end of a span, epoch milliseconds.
+    pub end_ms: i64,
+    /// HTTP status from the tags of the entry span, if there is one.
+    pub status: Option<u16>,
+}
+
+/// Why a segment is not stored.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum BadSegment {
+    /// OAP ignores such segments too.
+    #[error("segment without spans")]
+    NoSpans,
+    /// OAP reads ids and times from span 0.
+    #[error("segment without span 0")]
+    NoSpanZero,
+    /// Empty, or wider than OAP's column.
+    #[error("segment id or trace id is empty or longer than {ID_MAX_BYTES} bytes")]
+    BadId,
+}
+
+impl SegmentSummary {
+    /// Reads a segment.
+    ///
+    /// # Errors
+    ///
+    /// [`BadSegment`] for a segment that OAP would not show either.
+    pub fn try_from_object(object: SegmentObject) -> Result<Self, BadSegment> {
+        let id_ok = |id: &str| !id.is_empty() && id.len() <= ID_MAX_BYTES;
+        if !id_ok(&object.trace_segment_id) || !id_ok(&object.trace_id) {
+            return Err(BadSegment::BadId);
+        }
+        let start_ms = object.spans.iter().map(|span| span.start_time).min();
+        let end_ms = object.spans.iter().map(|span| span.end_time).max();
+        let (Some(start_ms), Some(end_ms)) = (start_ms, end_ms) else {
+            return Err(BadSegment::NoSpans);
+        };
+        let first = object.spans.iter().find(|span| span.span_id == 0);
+        let first = first.ok_or(BadSegment::NoSpanZero)?;
+        let is_entry = |span: &&SpanObject| span.span_type() == SpanType::Entry;
+        let named = object.spans.iter().rfind(is_entry).unwrap_or(first);
+        Ok(Self {
+            endpoint: cut(&named.operation_name),
+            status: status(named),
+            service: cut(&object.service),
+            instance: cut(&object.service_instance),
+            segment_id: object.trace_segment_id,
+            trace_id: object.trace_id,
+            start_ms,
+            end_ms: end_ms.max(start_ms),
+        })
+    }
+}
+
+/// The status tag: `http.status_code` in Java and here, `status_code` in older agents.
+fn status(span: &SpanObject) -> Option<u16> {
+    span.tags
+        .iter()
+        .find(|tag| matches!(tag.key.as_str(), "http.status_code" | "status_code"))
+        .and_then(|tag| tag.value.parse().ok())
+}
+
+fn cut(name: &str) -> String {
+    name[..name.floor_char_boundary(NAME_MAX_BYTES)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_proto::skywalking::KeyStringValuePair;
+
+    use super::*;
+
+    fn span(span_id: i32, kind: SpanType, name: &str, start_time: i64) -> SpanObject {
+        SpanObject {
+            span_id,
+            start_time,
+            end_time: start_time + 10,
+            operation_name: name.to_owned(),
+            span_type: kind.into(),
+            ..SpanObject::default()
+        }
+    }
+
+    fn object(spans: Vec<SpanObject>) -> SegmentObject {
+        SegmentObject {
+            trace_id: "t".to_owned(),
+            trace_segment_id: "s".to_owned(),
+            spans,
+            ..SegmentObject::default()
+        }
+    }
+
+    /// Check that the endpoint is the last entry span's and the times are the outermost ones.
+    #[test]
+    fn a_segment_is_named_by_its_last_entry_span() {
+        let mut entry = span(1, SpanType::Entry, "POST:/", 95);
+        entry.tags.push(KeyStringValuePair {
+            key: "http.status_code".to_owned(),
+            value: "503".to_owned(),
+        });
+        let spans = vec![
+            span(2, SpanType::Exit, "mysql", 120),
+            span(0, SpanType::Entry, "/raw", 100),
+            entry,
+        ];
+        let summary = SegmentSummary::try_from_object(object(spans)).unwrap();
+        assert_eq!(summary.endpoint, "POST:/");
+        assert_eq!((summary.start_ms, summary.end_ms), (95, 130));
+        assert_eq!(summary.status, Some(503));
+    }
+
+    /// Check that a segment without an entry span is named by span 0.
+    #[test]
+    fn without_entry_span_zero_names_the_segment() {
+        let spans = vec![
+            span(1, SpanType::Exit, "b", 2),
+            span(0, SpanType::Local, "a", 1),
+        ];
+        let summary = SegmentSummary::try_from_object(object(spans)).unwrap();
+        assert_eq!(summary.endpoint, "a");
+        assert_eq!(summary.status, None);
+    }
+
+    /// Check that what OAP would not show is refused.
+    #[test]
+    fn unusable_segments_are_refused() {
+        let refused = |object| SegmentSummary::try_from_object(object).unwrap_err();
+        assert_eq!(refused(object(Vec::new())), BadSegment::NoSpans);
+        let lone = vec![span(1, SpanType::Entry, "a", 1)];
+        assert_eq!(refused(object(lone)), BadSegment::NoSpanZero);
+        let mut long = object(vec![span(0, SpanType::Entry, "a", 1)]);
+        long.trace_segment_id = "x".repeat(151);
+        assert_eq!(refused(long), BadSegment::BadId);
+    }
+}

@@ -1,0 +1,181 @@
+//! How to reach an OAP.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+/// Everything the client needs to know.
+#[derive(Clone, Debug)]
+pub struct OapConfig {
+    /// OAPs as `host:port`; the first that can be reached is used.
+    pub backends: Vec<String>,
+    /// Token sent as `authentication` metadata.
+    pub token: Option<String>,
+    /// TLS; `None` is plain text.
+    pub tls: Option<TlsConfig>,
+    /// Time between two task queries of an instance. Agents ask every 20 s, which is the largest
+    /// part of a task's start latency; a query is one small call.
+    pub poll_interval: Duration,
+    /// Time between two heartbeats of an instance.
+    pub heartbeat_interval: Duration,
+    /// Properties are sent with every so many heartbeats.
+    pub properties_every: u32,
+    /// Longest time for one connection attempt.
+    pub connect_timeout: Duration,
+    /// Longest time for one call, a stream of snapshots included.
+    pub call_timeout: Duration,
+    /// First and longest pause between connection attempts.
+    pub retry: (Duration, Duration),
+    /// Snapshots that may wait for delivery, over all tasks.
+    pub queue_snapshots: usize,
+    /// Most snapshots in one stream.
+    pub batch_snapshots: usize,
+}
+
+/// Files for TLS, in PEM. They are read again for each connection, so renewed ones are picked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate chain and its key, for an OAP that asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Name in the server's certificate, if it differs from the address.
+    pub domain: Option<String>,
+}
+
+impl OapConfig {
+    /// For an embedded OAP: close by, so tasks are asked for every second.
+    #[must_use]
+    pub fn embedded(address: impl Into<String>) -> Self {
+        Self {
+            poll_interval: Duration::from_secs(1),
+            retry: (Duration::from_millis(100), Duration::from_secs(5)),
+            ..Self::new(vec![address.into()])
+        }
+    }
+
+    /// For SkyWalking OAPs.
+    #[must_use]
+    pub fn new(backends: Vec<String>) -> Self {
+        Self {
+            backends,
+            token: None,
+            tls: None,
+            poll_interval: Duration::from_secs(5),
+            heartbeat_interval: Duration::from_secs(30),
+            properties_every: 10,
+            connect_timeout: Duration::from_secs(5),
+            call_timeout: Duration::from_secs(30),
+            retry: (Duration::from_millis(500), Duration::from_secs(30)),
+            // Nine requests of two minutes at 10 ms.
+            queue_snapshots: 108_000,
+            batch_snapshots: 1_000,
+        }
+    }
+
+    /// Checks what can be checked without connecting.
+    ///
+    /// # Errors
+    ///
+    /// If there is no backend, an address is malformed or the token cannot be sent.
+    pub fn check(&self) -> Result<()> {
+        if self.backends.is_empty() {
+            bail!("no OAP is configured; name at least one as HOST:PORT");
+        }
+        for backend in &self.backends {
+            self.endpoint_without_tls(backend)?;
+        }
+        super::auth::Token::new(self.token.as_deref())?;
+        Ok(())
+    }
+
+    /// A tonic endpoint for one backend.
+    pub(super) fn endpoint(&self, backend: &str) -> Result<Endpoint> {
+        let endpoint = self.endpoint_without_tls(backend)?;
+        match &self.tls {
+            Some(tls) => endpoint
+                .tls_config(tls.to_tonic()?)
+                .context("the TLS configuration cannot be used"),
+            None => Ok(endpoint),
+        }
+    }
+
+    fn endpoint_without_tls(&self, backend: &str) -> Result<Endpoint> {
+        let malformed = || format!("{backend:?} is not an OAP address of the form HOST:PORT");
+        let (host, port) = backend.rsplit_once(':').with_context(malformed)?;
+        if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+            bail!(malformed());
+        }
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let endpoint =
+            Endpoint::from_shared(format!("{scheme}://{backend}")).with_context(malformed)?;
+        Ok(endpoint
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(Duration::from_secs(60)))
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20)))
+    }
+}
+
+impl TlsConfig {
+    fn to_tonic(&self) -> Result<ClientTlsConfig> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))
+        };
+        let mut tls = ClientTlsConfig::new();
+        tls = match &self.ca_file {
+            Some(path) => tls.ca_certificate(Certificate::from_pem(read(path)?)),
+            None => tls.with_native_roots(),
+        };
+        if let Some((certificate, key)) = &self.identity {
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        if let Some(domain) = &self.domain {
+            tls = tls.domain_name(domain);
+        }
+        Ok(tls)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check which addresses are taken.
+    #[test]
+    fn addresses_are_host_and_port() {
+        let check = |backend: &str| OapConfig::new(vec![backend.to_owned()]).check();
+        for good in ["127.0.0.1:11800", "oap:11800", "[::1]:11800"] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "oap",
+            "oap:",
+            ":1",
+            "oap:99999",
+            "http://oap:1",
+            "a b:1",
+        ] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+        assert!(OapConfig::new(Vec::new()).check().is_err());
+    }
+
+    /// Check that a missing certificate file is named.
+    #[test]
+    fn a_missing_certificate_is_named() {
+        let config = OapConfig {
+            tls: Some(TlsConfig {
+                ca_file: Some("/nonexistent/ca.pem".into()),
+                ..TlsConfig::default()
+            }),
+            ..OapConfig::new(vec!["oap:1".to_owned()])
+        };
+        let error = config.endpoint("oap:1").unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/ca.pem"));
+    }
+}

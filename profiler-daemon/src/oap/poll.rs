@@ -1,0 +1,295 @@
+//! Asks for tasks, for each service instance.
+//!
+//! In:  answers to `getProfileTaskCommands`
+//! Out: [`OapEvent::Task`], each task once per instance; [`OapEvent::TaskRefused`]
+//! Lost: nothing silently; a command that is not carried out is refused with a reason
+//!
+//! OAP keeps no record of what it has delivered. Each instance says up to which creation time it
+//! knows the tasks (`lastCommandTime`, -1 at first) and gets those created later.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use profiler_proto::skywalking::{Command, Commands, ProfileTaskCommandQuery};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tonic::Status;
+use tracing::{debug, warn};
+
+use super::command::{self, PROFILE_TASK_QUERY};
+use super::link::{Connection, Failure, Link, explain};
+use super::presence::Reporting;
+use super::{OapConfig, OapEvent};
+use crate::model::Service;
+use crate::model::clock::unix_ms_now;
+
+/// Task ids and serial numbers remembered per instance. Python agents remember as many.
+const REMEMBERED: usize = 64;
+
+/// What one instance knows.
+#[derive(Debug)]
+struct Known {
+    last_command_ms: i64,
+    /// Task ids that were handled.
+    tasks: Remembered,
+    /// Serial numbers of deliveries that were handled.
+    serials: Remembered,
+}
+
+/// The last texts of one kind, oldest first.
+#[derive(Debug, Default)]
+struct Remembered(VecDeque<String>);
+
+impl Remembered {
+    /// Remembers a text; true if it is new.
+    fn insert(&mut self, text: &str) -> bool {
+        if self.0.iter().any(|known| known == text) {
+            return false;
+        }
+        if self.0.len() >= REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(text.to_owned());
+        true
+    }
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            last_command_ms: -1,
+            tasks: Remembered::default(),
+            serials: Remembered::default(),
+        }
+    }
+}
+
+impl Known {
+    /// Turns an answer into events and advances lastCommandTime.
+    fn receive(&mut self, service: &Service, answer: &Commands, now_ms: i64) -> Vec<OapEvent> {
+        let asked_ms = self.last_command_ms;
+        let mut events = Vec::new();
+        for command in &answer.commands {
+            if command.command != PROFILE_TASK_QUERY {
+                debug!(command = command::shorten(&command.command), "ignored");
+                continue;
+            }
+            let create_ms = command::create_time(command, now_ms);
+            if create_ms.is_some_and(|create_ms| create_ms <= asked_ms) {
+                continue; // known before the question was asked
+            }
+            if let Some(create_ms) = create_ms {
+                self.last_command_ms = self.last_command_ms.max(create_ms);
+            }
+            if self.is_new(command) {
+                events.push(event(service, command, now_ms));
+            }
+        }
+        events
+    }
+
+    /// Whether neither the delivery nor the task has been seen.
+    fn is_new(&mut self, command: &Command) -> bool {
+        let text = |key| command::argument(command, key).map(command::shorten_id);
+        let is_new_serial = text("SerialNumber").is_none_or(|serial| self.serials.insert(&serial));
+        let is_new_task = text("TaskId").is_none_or(|task_id| self.tasks.insert(&task_id));
+        is_new_serial && is_new_task
+    }
+}
+
+fn event(service: &Service, command: &Command, now_ms: i64) -> OapEvent {
+    match command::parse(command, service, now_ms) {
+        Ok(parsed) => OapEvent::Task(parsed.task),
+        Err(error) => {
+            let task_id = command::argument(command, "TaskId").unwrap_or("without id");
+            let task_id = command::shorten(task_id);
+            OapEvent::TaskRefused {
+                service: service.clone(),
+                reason: format!("profile task {task_id} is refused: {error}"),
+            }
+        }
+    }
+}
+
+/// The polling task.
+#[derive(Debug)]
+pub(super) struct Poller {
+    pub(super) config: Arc<OapConfig>,
+    pub(super) link: Link,
+    pub(super) services: watch::Receiver<Arc<Vec<Reporting>>>,
+    pub(super) events: mpsc::Sender<OapEvent>,
+}
+
+impl Poller {
+    /// Runs until the link or the receiver of events is gone.
+    pub(super) async fn run(mut self) {
+        let mut known: HashMap<Service, Known> = HashMap::new();
+        let mut muted = None;
+        loop {
+            let next = Instant::now() + self.config.poll_interval;
+            let connection = match muted {
+                Some(generation) => self.link.connection_after(generation).await,
+                None => self.link.connection().await,
+            };
+            let Some(connection) = connection else { return };
+            let services = Arc::clone(&self.services.borrow_and_update());
+            known.retain(|service, _| services.iter().any(|r| r.service == *service));
+            for reporting in services.iter() {
+                let service = &reporting.service;
+                let known = known.entry(service.clone()).or_default();
+                match self.ask(&connection, service, known.last_command_ms).await {
+                    Ok(answer) => {
+                        for event in known.receive(service, &answer, unix_ms_now()) {
+                            if self.events.send(event).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                    Err(status) => {
+                        if Failure::of(&status) == Failure::Unimplemented {
+                            warn!(
+                                "the OAP has no profiling service; asking again after a reconnect"
+                            );
+                            muted = Some(connection.generation);
+                        } else {
+                            debug!(service = service.name, "task query: {}", explain(&status));
+                        }
+                        break;
+                    }
+                }
+            }
+            tokio::select! {
+                () = sleep_until(next) => {}
+                changed = self.services.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        connection: &Connection,
+        service: &Service,
+        last_command_time: i64,
+    ) -> Result<Commands, Status> {
+        let query = ProfileTaskCommandQuery {
+            service: service.name.clone(),
+            service_instance: service.instance.clone(),
+            last_command_time,
+        };
+        let mut client = connection.profile_task();
+        let call = client.get_profile_task_commands(query);
+        self.link.call(connection, call).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::task::{TaskRecord, TaskRequest};
+
+    const NOW: i64 = 1_795_405_209_971;
+
+    fn service() -> Service {
+        Service {
+            name: "svc".to_owned(),
+            instance: "one".to_owned(),
+        }
+    }
+
+    fn task(create_ms: i64) -> TaskRecord {
+        let request = TaskRequest {
+            service: "svc".to_owned(),
+            endpoint: "/".to_owned(),
+            start_ms: NOW,
+            duration_minutes: 5,
+            min_duration_threshold_ms: 0,
+            dump_period_ms: 10,
+            max_sampling_count: 5,
+        };
+        TaskRecord::create(request, [].into_iter(), create_ms).unwrap()
+    }
+
+    fn answer(commands: &[Command]) -> Commands {
+        Commands {
+            commands: commands.to_vec(),
+        }
+    }
+
+    fn ids(events: &[OapEvent]) -> Vec<&str> {
+        events
+            .iter()
+            .map(|event| match event {
+                OapEvent::Task(task) => task.task_id.0.as_str(),
+                OapEvent::TaskRefused { .. } => "refused",
+                _ => "other",
+            })
+            .collect()
+    }
+
+    /// Check that a task comes once, although each delivery has a new serial number.
+    #[test]
+    fn a_task_comes_once() {
+        let mut known = Known::default();
+        let task = task(NOW);
+        let deliver = |known: &mut Known| {
+            let events = known.receive(&service(), &answer(&[task.to_command()]), NOW);
+            events.len()
+        };
+        assert_eq!(deliver(&mut known), 1);
+        assert_eq!(known.last_command_ms, NOW);
+        assert_eq!(deliver(&mut known), 0);
+        known.last_command_ms = -1; // even if the OAP ignores lastCommandTime
+        assert_eq!(deliver(&mut known), 0);
+    }
+
+    /// Check that two tasks of one answer are both taken, and that the newest time is remembered.
+    #[test]
+    fn tasks_of_one_answer_are_all_taken() {
+        let mut known = Known::default();
+        let (old, new) = (task(NOW - 5), task(NOW));
+        let commands = [new.to_command(), old.to_command()];
+        let events = known.receive(&service(), &answer(&commands), NOW);
+        assert_eq!(ids(&events), [new.id.as_str(), old.id.as_str()]);
+        assert_eq!(known.last_command_ms, NOW);
+    }
+
+    /// Check that a refused command is refused once, also if its creation time is absurd.
+    #[test]
+    fn a_command_is_refused_once() {
+        for (key, value) in [("Duration", "99"), ("CreateTime", "x")] {
+            let mut known = Known::default();
+            for expected in [1, 0] {
+                let mut command = task(NOW).to_command();
+                for pair in &mut command.args {
+                    if pair.key == key {
+                        pair.value = value.to_owned();
+                    }
+                }
+                let events = known.receive(&service(), &answer(&[command]), NOW);
+                assert_eq!(ids(&events), vec!["refused"; expected], "{key}");
+            }
+        }
+    }
+
+    /// Check that commands of other kinds are passed over.
+    #[test]
+    fn other_commands_are_passed_over() {
+        let mut known = Known::default();
+        let mut command = task(NOW).to_command();
+        command.command = "ConfigurationDiscoveryCommand".to_owned();
+        let events = known.receive(&service(), &answer(&[command]), NOW);
+        assert!(events.is_empty());
+        assert_eq!(known.last_command_ms, -1);
+    }
+
+    /// Check that what is remembered stays bounded.
+    #[test]
+    fn memory_is_bounded() {
+        let mut remembered = Remembered::default();
+        for i in 0..1000 {
+            assert!(remembered.insert(&i.to_string()));
+        }
+        assert!(!remembered.insert("999"));
+        assert_eq!(remembered.0.len(), REMEMBERED);
+    }
+}
