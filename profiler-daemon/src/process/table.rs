@@ -1,0 +1,455 @@
+//! Keeps the list of processes on the host, with what they are called.
+//!
+//! In:  /proc, see [`super::procfs`]
+//! Out: [`Process`]es with their [`Identity`]; [`Changes`] per scan
+//! Lost: processes that live shorter than the time between two scans; kernel threads, the dead and
+//!       the daemon itself are left out on purpose
+//!
+//! ```text
+//! pids --> stat --same start, stack, name?--> keep          one file per process and scan
+//!                  |
+//!                  `-- no: exe, cmdline, environ, cgroup --> identity
+//! namespaces --> listening sockets --changed?--> descriptors of its processes --> ports
+//! ```
+//!
+//! # Why a scan
+//!
+//! Events of the kernel (fork, exec, exit) need programs attached, and at rest nothing is. Measured
+//! with `cargo test -p profiler-daemon scan_cost -- --ignored --nocapture`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::linux::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::cgroup::Cgroup;
+use super::identity::{self, Facts, Identity, IdentityRule};
+use super::listen::{self, Listeners};
+use super::procfs::{Procfs, Stat};
+use crate::config::ServiceRule;
+use crate::model::{Pid, Service};
+
+/// Most processes kept; a host with more has them reported in [`Changes::over_limit`].
+const PROCESSES_MAX: usize = 32_768;
+
+/// A process of the host.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Id in the pid namespace of /proc.
+    pub pid: Pid,
+    /// Start in clock ticks since boot; with the id it names the process for good.
+    pub start_ticks: u64,
+    /// Name the kernel shows, at most 15 bytes.
+    pub comm: String,
+    /// Executable, `None` if we may not look.
+    pub exe: Option<PathBuf>,
+    /// Arguments.
+    pub command: Vec<String>,
+    /// Control group, container, unit.
+    pub cgroup: Cgroup,
+    /// TCP ports it listens on, sorted.
+    pub listen_ports: Vec<u16>,
+    /// What it is called.
+    pub identity: Identity,
+    /// Variables for the identity.
+    environment: Vec<(String, String)>,
+    /// Network namespace, 0 if we may not look.
+    net_namespace: u64,
+    /// What `stat` said, to notice an exec.
+    stat: Stat,
+}
+
+impl Process {
+    /// Whether it is worth reporting as a service instance: it listens on a port, or somebody gave
+    /// it a name. A host runs hundreds of others that never serve a request.
+    #[must_use]
+    pub fn may_serve(&self) -> bool {
+        let is_named = matches!(
+            self.identity.rule,
+            IdentityRule::Config(_) | IdentityRule::Environment(_)
+        );
+        is_named || !self.listen_ports.is_empty()
+    }
+}
+
+/// What a scan found to be different.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// New processes.
+    pub added: Vec<Pid>,
+    /// Processes that are the same and have another program, identity or set of ports.
+    pub changed: Vec<Pid>,
+    /// Processes that are gone.
+    pub removed: Vec<Process>,
+    /// Processes left out because there are too many.
+    pub over_limit: usize,
+}
+
+impl Changes {
+    /// Nothing is different.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// The processes of the host as of the last scan.
+#[derive(Debug)]
+pub struct ProcessTable {
+    procfs: Procfs,
+    host: String,
+    own: Pid,
+    rules: Vec<ServiceRule>,
+    processes: BTreeMap<Pid, Process>,
+    /// Listening sockets per network namespace at the last scan.
+    listeners: HashMap<u64, Listeners>,
+}
+
+impl ProcessTable {
+    /// An empty table; [`Self::scan`] fills it.
+    #[must_use]
+    pub fn new(rules: Vec<ServiceRule>) -> Self {
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let host = host.to_string_lossy().into_owned();
+        Self {
+            procfs: Procfs::default(),
+            host: if host.is_empty() {
+                "localhost".to_owned()
+            } else {
+                host
+            },
+            own: Pid(std::process::id()),
+            rules,
+            processes: BTreeMap::new(),
+            listeners: HashMap::new(),
+        }
+    }
+
+    /// Looks at /proc.
+    ///
+    /// # Errors
+    ///
+    /// /proc itself cannot be read; the table stays as it was.
+    pub fn scan(&mut self) -> io::Result<Changes> {
+        let mut changes = Changes::default();
+        let mut gone = std::mem::take(&mut self.processes);
+        let pids = match self.procfs.pids() {
+            Ok(pids) => pids,
+            Err(error) => {
+                self.processes = gone;
+                return Err(error);
+            }
+        };
+        for pid in pids {
+            if pid == self.own {
+                continue;
+            }
+            if self.processes.len() >= PROCESSES_MAX {
+                changes.over_limit += 1;
+                continue;
+            }
+            let Ok(stat) = self.procfs.stat(pid) else {
+                continue; // it has just ended
+            };
+            if stat.is_dead || stat.is_kernel {
+                continue;
+            }
+            let known = gone.remove(&pid);
+            let process = match known {
+                Some(process) if process.stat == stat => process,
+                known => {
+                    let process = self.read(pid, stat);
+                    match known {
+                        Some(old) if old.start_ticks != process.start_ticks => {
+                            changes.removed.push(old); // the id is in use again
+                            changes.added.push(pid);
+                        }
+                        Some(_) => changes.changed.push(pid),
+                        None => changes.added.push(pid),
+                    }
+                    process
+                }
+            };
+            self.processes.insert(pid, process);
+        }
+        changes.removed.extend(gone.into_values());
+        self.scan_ports(&mut changes);
+        Ok(changes)
+    }
+
+    /// A process by id.
+    #[must_use]
+    pub fn get(&self, pid: Pid) -> Option<&Process> {
+        self.processes.get(&pid)
+    }
+
+    /// All processes, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Process> {
+        self.processes.values()
+    }
+
+    /// The processes of a service instance.
+    pub fn processes_of(&self, service: &Service) -> impl Iterator<Item = &Process> {
+        self.iter()
+            .filter(move |process| &process.identity.service == service)
+    }
+
+    /// The processes of all instances of a service.
+    pub fn processes_of_name(&self, name: &str) -> impl Iterator<Item = &Process> {
+        self.iter()
+            .filter(move |process| process.identity.service.name == name)
+    }
+
+    /// The host's name as it stands in instance names.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Reads what is not known of a process; what it hides is left empty.
+    fn read(&self, pid: Pid, stat: Stat) -> Process {
+        let procfs = &self.procfs;
+        let is_wanted = |name: &str| identity::VARIABLES.contains(&name);
+        let namespace = std::fs::metadata(procfs.path(pid, "ns/net"));
+        let mut process = Process {
+            pid,
+            start_ticks: stat.start_ticks,
+            comm: stat.name.clone(),
+            exe: procfs.exe(pid).ok(),
+            command: procfs.command(pid).unwrap_or_default(),
+            cgroup: Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default()),
+            listen_ports: Vec::new(),
+            identity: Identity::unknown(),
+            environment: procfs.environ(pid, is_wanted).unwrap_or_default(),
+            net_namespace: namespace.map_or(0, |metadata| metadata.st_ino()),
+            stat,
+        };
+        if let Some(listeners) = self.listeners.get(&process.net_namespace) {
+            process.listen_ports = listen::ports_of(procfs, pid, listeners);
+        }
+        process.identity = self.identify(&process);
+        process
+    }
+
+    fn identify(&self, process: &Process) -> Identity {
+        let facts = Facts {
+            pid: process.pid,
+            host: &self.host,
+            comm: &process.comm,
+            exe: process.exe.as_deref(),
+            command: &process.command,
+            cgroup: &process.cgroup,
+            listen_ports: &process.listen_ports,
+            environment: &process.environment,
+        };
+        identity::identify(facts, &self.rules)
+    }
+
+    /// Finds ports anew in the namespaces whose listening sockets have changed.
+    fn scan_ports(&mut self, changes: &mut Changes) {
+        let mut members: HashMap<u64, Vec<Pid>> = HashMap::new();
+        for process in self.processes.values() {
+            members
+                .entry(process.net_namespace)
+                .or_default()
+                .push(process.pid);
+        }
+        self.listeners
+            .retain(|namespace, _| members.contains_key(namespace));
+        for (namespace, pids) in members {
+            let now = listen::listeners(&self.procfs, pids[0]);
+            if self.listeners.get(&namespace) == Some(&now) {
+                continue; // new processes have been read against these
+            }
+            for pid in pids {
+                let ports = listen::ports_of(&self.procfs, pid, &now);
+                self.set_ports(pid, ports, changes);
+            }
+            self.listeners.insert(namespace, now);
+        }
+    }
+
+    fn set_ports(&mut self, pid: Pid, ports: Vec<u16>, changes: &mut Changes) {
+        let Some(process) = self.processes.get(&pid) else {
+            return;
+        };
+        if process.listen_ports == ports {
+            return;
+        }
+        let mut process = process.clone();
+        process.listen_ports = ports;
+        process.identity = self.identify(&process);
+        self.processes.insert(pid, process);
+        if !changes.added.contains(&pid) && !changes.changed.contains(&pid) {
+            changes.changed.push(pid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+    use crate::config::RuleMatch;
+
+    /// A shell that ends with the test, ready when it has said so.
+    struct Shell(Child);
+
+    impl Shell {
+        fn start(name: &str) -> Self {
+            let child = Command::new("sh")
+                .arg("-s")
+                .env("SW_AGENT_NAME", name)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut shell = Self(child);
+            shell.run("echo ready");
+            shell
+        }
+
+        fn pid(&self) -> Pid {
+            Pid(self.0.id())
+        }
+
+        /// Sends a line and waits for a line.
+        fn run(&mut self, line: &str) -> String {
+            writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
+            self.read()
+        }
+
+        fn read(&mut self) -> String {
+            let mut line = String::new();
+            let out = self.0.stdout.as_mut().unwrap();
+            BufReader::with_capacity(1, out)
+                .read_line(&mut line)
+                .unwrap();
+            line.trim().to_owned()
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Check that a process appears once with its name, and disappears when it ends.
+    #[test]
+    fn a_process_comes_and_goes() {
+        let mut table = ProcessTable::new(Vec::new());
+        table.scan().unwrap();
+        let shell = Shell::start("table-test-a");
+        let pid = shell.pid();
+        let changes = table.scan().unwrap();
+        assert!(changes.added.contains(&pid));
+        let process = table.get(pid).unwrap();
+        assert_eq!(process.identity.service.name, "table-test-a");
+        assert!(process.may_serve() && process.command[0] == "sh");
+        let service = process.identity.service.clone();
+        assert_eq!(table.processes_of(&service).count(), 1);
+        assert!(!table.scan().unwrap().added.contains(&pid));
+        drop(shell);
+        let changes = table.scan().unwrap();
+        assert!(changes.removed.iter().any(|process| process.pid == pid));
+        assert!(table.get(pid).is_none());
+    }
+
+    /// Check that an exec is noticed although the process is the same, even of the same program.
+    #[test]
+    fn an_exec_is_noticed() {
+        let mut table = ProcessTable::new(Vec::new());
+        let mut shell = Shell::start("table-test-b");
+        let pid = shell.pid();
+        table.scan().unwrap();
+        shell.run("SW_AGENT_NAME=table-test-c exec sh -c 'echo ready; read x; read x'");
+        let changes = table.scan().unwrap();
+        assert!(changes.changed.contains(&pid));
+        assert_eq!(
+            table.get(pid).unwrap().identity.service.name,
+            "table-test-c"
+        );
+    }
+
+    /// Check that a port rule decides once the process listens, which is after its start.
+    #[test]
+    fn a_port_that_opens_later_changes_the_identity() {
+        let script = "import socket\nprint('up', flush=True)\ninput()\ns=socket.socket()\ns.bind(('127.0.0.1',0))\ns.listen()\nprint(s.getsockname()[1], flush=True)\ninput()";
+        let child = Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let Ok(child) = child else {
+            eprintln!("skipped: python3 is not installed");
+            return;
+        };
+        let mut child = Shell(child);
+        assert_eq!(child.read(), "up");
+        let mut table = ProcessTable::new(Vec::new());
+        table.scan().unwrap();
+        let pid = child.pid();
+        assert!(table.get(pid).unwrap().listen_ports.is_empty());
+        assert!(!table.get(pid).unwrap().may_serve());
+        let port: u16 = child.run("").parse().unwrap();
+        table.rules = vec![ServiceRule {
+            matches: RuleMatch {
+                listen_port: Some(port),
+                ..RuleMatch::default()
+            },
+            service: "by-port".to_owned(),
+            instance: None,
+            layer: None,
+        }];
+        assert!(table.scan().unwrap().changed.contains(&pid));
+        let process = table.get(pid).unwrap();
+        assert_eq!(process.listen_ports, [port]);
+        assert_eq!(process.identity.service.name, "by-port");
+    }
+
+    /// Check that neither kernel threads nor we are in the table.
+    #[test]
+    fn kernel_threads_and_we_are_left_out() {
+        let mut table = ProcessTable::new(Vec::new());
+        table.scan().unwrap();
+        assert!(table.get(Pid(std::process::id())).is_none());
+        assert!(
+            table
+                .get(Pid(2))
+                .is_none_or(|process| process.comm != "kthreadd")
+        );
+        assert!(
+            table
+                .iter()
+                .all(|process| !process.identity.service.name.is_empty())
+        );
+    }
+
+    /// Prints the cost of first and later scans with a thousand processes more.
+    #[test]
+    #[ignore = "a measurement"]
+    fn scan_cost() {
+        let spawn = || {
+            Command::new("sleep")
+                .arg("1000")
+                .spawn()
+                .map(Shell)
+                .unwrap()
+        };
+        let _sleepers: Vec<Shell> = (0..1000).map(|_| spawn()).collect();
+        let mut table = ProcessTable::new(Vec::new());
+        for scan in 0..3 {
+            let begin = std::time::Instant::now();
+            table.scan().unwrap();
+            println!(
+                "scan {scan}: {} processes in {:?}",
+                table.iter().count(),
+                begin.elapsed()
+            );
+        }
+    }
+}
