@@ -34,10 +34,14 @@ pub enum KernelCounter {
     PartialHeadDropped = 12,
     /// A map update refused by the kernel for another reason than those above.
     MapUpdateFailed = 13,
+    /// Heads that passed the prefilter while the rule was [`crate::rule_flag::COUNT_ONLY`].
+    CountedOnly = 14,
+    /// Heads that passed the prefilter but were given to a task in a lower slot.
+    OtherTask = 15,
 }
 
 /// Number of [`KernelCounter`]s, the stride between two task slots.
-pub const KERNEL_COUNTERS: u32 = 14;
+pub const KERNEL_COUNTERS: u32 = 16;
 
 impl KernelCounter {
     /// All counters, in index order.
@@ -56,6 +60,8 @@ impl KernelCounter {
         Self::HeadAfterShutdown,
         Self::PartialHeadDropped,
         Self::MapUpdateFailed,
+        Self::CountedOnly,
+        Self::OtherTask,
     ];
 }
 

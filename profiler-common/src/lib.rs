@@ -6,12 +6,14 @@
 #![no_std]
 
 mod counter;
+mod kernel;
 mod python;
 mod request;
 mod rule;
 mod sample;
 
 pub use counter::{KERNEL_COUNTERS, KernelCounter};
+pub use kernel::{KernelOffsets, Settings, setting_flag};
 pub use python::{
     PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
 };
@@ -22,8 +24,8 @@ pub use request::{
 };
 pub use rule::{LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag};
 pub use sample::{
-    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, ThreadState, ThreadTag,
-    sample_flag, thread_state_flag,
+    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, TAGGED_TIDS_LEN, ThreadState,
+    ThreadTag, sample_flag, thread_state_flag,
 };
 
 /// Implements `aya::Pod` for types that have no padding and accept every bit pattern.
@@ -40,11 +42,13 @@ macro_rules! pod {
 pod!(
     Conn,
     ConnKey,
+    KernelOffsets,
     PartialHead,
     PythonProcess,
     PythonThread,
     Rule,
     SampleHeader,
+    Settings,
     Target,
     ThreadState,
     ThreadTag,

@@ -47,6 +47,8 @@ pub mod conn_flag {
     pub const UPGRADED: u32 = 1 << 3;
     /// A second head was read before the first was answered.
     pub const PIPELINED: u32 = 1 << 4;
+    /// The beginning of a request line waits in `PARTIAL_HEADS`.
+    pub const PARTIAL: u32 = 1 << 5;
 }
 
 /// State of one server connection: value of `CONNS`, written by `sys_exit`.
@@ -105,6 +107,10 @@ pub enum RequestEventKind {
     Exec = 5,
     /// The last thread of a target process exited.
     Exit = 6,
+    /// A target process closed the descriptors `fd..=detail` with one call, the rest of a range whose
+    /// beginning the program has looked at. The daemon ends the requests on them: no program can
+    /// walk a range of any size.
+    CloseRange = 7,
 }
 
 impl RequestEventKind {
@@ -118,6 +124,7 @@ impl RequestEventKind {
             4 => Self::Fork,
             5 => Self::Exec,
             6 => Self::Exit,
+            7 => Self::CloseRange,
             _ => return None,
         })
     }
@@ -202,7 +209,7 @@ pub struct RequestEventHeader {
     pub fd: i32,
     /// Task slot.
     pub slot: u32,
-    /// Kind-specific: [`EndReason`] or the child's tgid.
+    /// Kind-specific: [`EndReason`], the child's tgid, or the last descriptor of a closed range.
     pub detail: u32,
     /// Bytes that follow this header.
     pub data_len: u32,

@@ -6,6 +6,8 @@ pub const REGS_MAX: usize = 34;
 pub const STACK_COPY_MAX_BYTES: usize = 16 * 1024;
 /// Most kernel frames kept with a sample.
 pub const KERNEL_FRAMES_MAX: usize = 48;
+/// Entries of `TAGGED_TIDS`, indexed by tid modulo this.
+pub const TAGGED_TIDS_LEN: u32 = 4096;
 
 /// Tag of a thread that serves a profiled request: value of `THREAD_TAGS`, key tid (host).
 ///
@@ -20,6 +22,10 @@ pub struct ThreadTag {
     pub slot: u32,
     /// Process of the thread.
     pub tgid: u32,
+    /// Descriptor of the request's connection.
+    pub fd: i32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Bits of [`ThreadState::flags`].
@@ -69,6 +75,8 @@ pub mod sample_flag {
     pub const PYTHON_NO_THREAD: u32 = 1 << 4;
     /// The sample interrupted user code (no kernel frames).
     pub const IN_USER: u32 = 1 << 5;
+    /// The process is in `PYTHON_PROCS`.
+    pub const PYTHON: u32 = 1 << 6;
 }
 
 /// First bytes of every record in `SAMPLES`, one tick of one tagged thread that was running.
@@ -105,6 +113,6 @@ pub struct SampleHeader {
     pub regs: [u64; REGS_MAX],
 }
 
-const _: () = assert!(size_of::<ThreadTag>() == 16);
+const _: () = assert!(size_of::<ThreadTag>() == 24);
 const _: () = assert!(size_of::<ThreadState>() == 32 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
 const _: () = assert!(size_of::<SampleHeader>() == 56 + 8 * REGS_MAX);

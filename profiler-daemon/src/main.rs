@@ -1,3 +1,7 @@
 //! The `profilerd` binary: parse, start, exit.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    profiler_daemon::cli::main()
+}

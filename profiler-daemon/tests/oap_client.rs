@@ -1,4 +1,5 @@
 //! Protocol tests: the OAP client against the embedded OAP, over loopback gRPC.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,7 +106,7 @@ fn serve(handle: &OapHandle, instances: &[&str]) {
         let properties = instance_properties("host", Pid(1), Some("python"));
         (service(instance), properties, String::new())
     });
-    handle.set_services(instances.collect());
+    handle.set_services(instances);
 }
 
 async fn next_event(events: &mut Receiver<OapEvent>) -> OapEvent {
@@ -453,7 +454,7 @@ async fn a_refused_task_says_why() {
         error,
         "current service already has monitor task execute at this time"
     );
-    assert_eq!(tasks.list("", "").await.unwrap(), [task.clone()]);
+    assert_eq!(tasks.list("", "").await.unwrap(), vec![task.clone()]);
     assert!(tasks.list("other", "").await.unwrap().is_empty());
     assert_eq!(
         tasks.show(&task.task_id[..10]).await.unwrap().task,

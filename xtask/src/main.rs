@@ -1,3 +1,57 @@
-//! Developer commands.
+//! Developer commands: `cargo xtask setup|demo|test|ci|vm|bench`.
+//!
+//! They speak on stderr and keep stdout for results. Nothing here depends on the daemon's crates:
+//! `setup` must build on a machine that cannot build the daemon yet.
 
-fn main() {}
+mod bench;
+mod command;
+mod daemon;
+mod demo;
+mod setup;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of profilerd")]
+struct Args {
+    #[command(subcommand)]
+    command: XtaskCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum XtaskCommand {
+    /// Finds or installs what building needs (and tests, and kernels in a virtual machine).
+    Setup(setup::SetupArgs),
+    /// Profiles a sample service and shows where the time of its requests went.
+    Demo(demo::DemoArgs),
+    /// Runs all tests, the privileged and end-to-end ones included, and prints one line of totals.
+    Test(test::TestArgs),
+    /// What continuous integration runs: all tests, then the kernel tests on an older kernel.
+    Ci,
+    /// Runs the kernel tests under another kernel, in qemu.
+    Vm(vm::VmArgs),
+    /// Measures overhead, completeness and start-up against the goals.
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        XtaskCommand::Setup(args) => setup::run(&args),
+        XtaskCommand::Demo(args) => demo::run(&args),
+        XtaskCommand::Test(args) => test::run(&args),
+        XtaskCommand::Ci => test::run_ci(),
+        XtaskCommand::Vm(args) => vm::run(&args),
+        XtaskCommand::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -93,6 +93,12 @@ pub fn analyze(rows: &[Row<'_>], queries: &[Query<'_>]) -> Analysis {
     }
 }
 
+/// The rows that [`analyze`] would take, in encounter order.
+#[must_use]
+pub fn select_rows<'a>(rows: &[Row<'a>], queries: &[Query<'_>]) -> Vec<Row<'a>> {
+    select::select(rows, queries).rows
+}
+
 /// Analyses one segment over `start_ms..=end_ms`.
 #[must_use]
 pub fn analyze_snapshots(snapshots: &[Snapshot], start_ms: i64, end_ms: i64) -> Analysis {

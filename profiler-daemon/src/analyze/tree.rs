@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{MAX_DEPTH, Row, order::sort_like_java};
+use super::order::Buckets;
+use super::{MAX_DEPTH, Row};
 use crate::model::TreeNode;
 
 /// A node of a [`Tree`], as OAP lists it (`ProfileStackElement`).
@@ -204,16 +205,21 @@ impl<'a> Trie<'a> {
 /// their order decides the order of children.
 pub(super) fn build(rows: &[Row<'_>]) -> Vec<Tree> {
     let mut trie = Trie::default();
-    let mut counted: Vec<(i32, i64, usize)> = rows
-        .iter()
-        .filter_map(|row| Some((row.sequence, row.time_ms, trie.insert(row.stack)?)))
-        .collect();
+    let mut buckets = Buckets::new();
+    let mut counted: Vec<(i32, i64, usize)> = Vec::with_capacity(rows.len());
+    for row in rows {
+        let roots = trie.roots.len();
+        if let Some(leaf) = trie.insert(row.stack) {
+            buckets.compute_if_absent(trie.roots.len() > roots);
+            counted.push((row.sequence, row.time_ms, leaf));
+        }
+    }
     counted.sort_by_key(|&(sequence, _, _)| sequence);
     for (sequence, time_ms, leaf) in counted {
         trie.count(leaf, sequence, time_ms);
     }
     let mut roots = std::mem::take(&mut trie.roots);
-    sort_like_java(&mut roots, |&root| trie.nodes[root].signature);
+    buckets.sort(&mut roots, |&root| trie.nodes[root].signature);
     roots.into_iter().map(|root| trie.tree(root)).collect()
 }
 

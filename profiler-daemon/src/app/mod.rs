@@ -1,1 +1,62 @@
-//! (module in progress)
+//! Wires the stages: the only module that knows them all.
+//!
+//! ```text
+//!  control (tokio)  --Command-->  capture (thread)  --Work-->  resolve (thread)
+//!        ^                                                          |
+//!        +------------------------- PipelineEvent ------------------+
+//! ```
+
+mod capture;
+mod control;
+mod pipeline;
+mod record;
+mod resolve;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::config::Config;
+use crate::embedded::EmbeddedOap;
+use crate::oap::OapConfig;
+
+pub use record::record;
+
+/// How long a clean exit may take to deliver what is left.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs the daemon against the OAPs of the configuration until a signal ends it.
+///
+/// # Errors
+///
+/// It cannot start: privileges, configuration, kernel.
+pub fn run_daemon(config: Config) -> Result<()> {
+    let oap = config.oap_config();
+    oap.check()?;
+    runtime()?.block_on(control::run(config, oap))
+}
+
+/// Runs the daemon together with an OAP of its own.
+///
+/// # Errors
+///
+/// As [`run_daemon`]; or the address cannot be listened on.
+pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
+    runtime()?.block_on(async move {
+        let embedded = EmbeddedOap::start(listen).await?;
+        let address = embedded.local_addr();
+        tracing::info!(%address, "the built-in OAP listens");
+        let result = control::run(config, OapConfig::embedded(address.to_string())).await;
+        embedded.shutdown().await;
+        result
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("failed to start the asynchronous runtime")
+}

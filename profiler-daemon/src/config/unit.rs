@@ -18,8 +18,10 @@ const SIZE_UNITS: [(&str, u64); 4] = [
 /// Durations from one to another, both included.
 #[derive(Clone, Copy, Debug)]
 pub struct DurationRange {
-    min_ms: u64,
-    max_ms: u64,
+    /// Least, in milliseconds.
+    pub min_ms: u64,
+    /// Most, in milliseconds.
+    pub max_ms: u64,
 }
 
 /// Sizes from one to another, both included.
@@ -72,7 +74,7 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 fn in_units(value: u64, units: &[(&str, u64)]) -> String {
     let unit = units
         .iter()
-        .find(|&&(_, factor)| value >= factor && value % factor == 0);
+        .find(|&&(_, factor)| value >= factor && value.is_multiple_of(factor));
     let &(name, factor) = unit.unwrap_or(&units[units.len() - 1]);
     format!("{}{name}", value / factor)
 }

@@ -19,6 +19,7 @@
 mod agents;
 pub mod client;
 mod snapshots;
+mod state;
 pub mod store;
 pub mod task;
 mod tasks;

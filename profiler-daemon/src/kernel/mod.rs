@@ -1,1 +1,219 @@
-//! (module in progress)
+//! The door to the kernel: loads the BPF object, attaches it while a task is live, and turns its
+//! maps and rings into the daemon's nouns. Nothing outside this module knows aya.
+//!
+//! In:  [`crate::model::EndpointRule`]s and processes to watch; ring buffer bytes from `profiler-ebpf`
+//! Out: [`crate::model::RequestEvent`]s, [`crate::model::RawSample`]s of running threads,
+//! [`profiler_common::ThreadState`]s of blocked ones
+//! Lost: counted by the kernel side in [`profiler_common::KernelCounter`]s; undecodable records go
+//! to the caller as [`BadRecord`]s
+//!
+//! # Life
+//!
+//! ```text
+//! load ----> loaded, nothing attached, costs no time
+//! attach --> sampling grid begins; events and samples arrive
+//! detach --> connections, tags and states are forgotten; rules and targets stay
+//! drop ----> everything is gone
+//! ```
+//!
+//! Nothing is pinned and links are held by descriptor only, so a killed daemon leaves nothing.
+
+mod bad_record;
+mod btf;
+mod control;
+mod decode_request;
+mod decode_sample;
+mod drain;
+mod error;
+mod maps;
+mod object;
+mod observe;
+mod offsets;
+mod probe;
+mod regs;
+mod scheduler;
+mod stats;
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use aya::programs::PerfEvent;
+use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya_log::EbpfLogger;
+use nix::time::{ClockId, clock_gettime};
+use tracing_log::log::Log;
+
+pub use bad_record::BadRecord;
+pub use btf::{BtfError, KernelTypes};
+pub use decode_request::{RequestRecord, decode_request};
+pub use decode_sample::decode_sample;
+pub use error::{KernelError, MINIMUM_KERNEL};
+pub use object::{BTF_PATH, LoadOptions};
+pub use probe::{Check, probe};
+pub use regs::{FP, IP, SP, instruction_pointer, stack_pointer};
+pub use stats::ProgramStats;
+
+use maps::Maps;
+use object::{HOOKS, Link, SAMPLE_PROGRAM};
+
+/// The loaded BPF object.
+pub struct Kernel {
+    /// In the order of attachment; dropped in reverse.
+    links: Vec<Link>,
+    maps: Maps,
+    requests: RingBuf<MapData>,
+    samples: RingBuf<MapData>,
+    log: Option<EbpfLogger<&'static dyn Log>>,
+    statistics: Option<OwnedFd>,
+    /// Where kernel stacks of switched-out threads begin.
+    schedule: Option<Range<u64>>,
+    ebpf: Ebpf,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("attached", &self.is_attached())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads programs and maps; attaches nothing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel or the process's privileges do not allow it; the text says what to do.
+    pub fn load(options: &LoadOptions) -> Result<Self, KernelError> {
+        // Reads all kernel symbols, which takes as long as the verifier takes meanwhile.
+        let schedule = std::thread::spawn(scheduler::schedule_range);
+        let mut ebpf = object::load(options)?;
+        let log = if options.log {
+            EbpfLogger::init(&mut ebpf)
+                .inspect_err(|error| tracing::warn!(%error, "BPF log records are not forwarded"))
+                .ok()
+        } else {
+            None
+        };
+        Ok(Self {
+            links: Vec::new(),
+            maps: Maps::take(&mut ebpf)?,
+            requests: maps::take_ring(&mut ebpf, "REQUESTS")?,
+            samples: maps::take_ring(&mut ebpf, "SAMPLES")?,
+            log,
+            statistics: None,
+            schedule: schedule.join().unwrap_or_default(),
+            ebpf,
+        })
+    }
+
+    /// Attaches every program and starts one clock event per CPU with the given period. What is
+    /// attached already is detached first.
+    ///
+    /// Returns the `CLOCK_MONOTONIC` time at which the sampling grid begins, in nanoseconds.
+    ///
+    /// # Errors
+    ///
+    /// A hook is refused; then nothing stays attached.
+    pub fn attach(&mut self, period: Duration) -> Result<u64, KernelError> {
+        self.detach()?;
+        match self.try_attach(period) {
+            Ok(start_ktime_ns) => Ok(start_ktime_ns),
+            Err(error) => {
+                self.drop_links();
+                Err(error)
+            }
+        }
+    }
+
+    fn try_attach(&mut self, period: Duration) -> Result<u64, KernelError> {
+        let period_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
+        if period_ns == 0 {
+            return Err(KernelError::Argument(
+                "the sampling period must be longer than 0".to_owned(),
+            ));
+        }
+        let (opening, others) = HOOKS.split_last().expect("HOOKS is not empty");
+        for hook in others {
+            let link = object::attach_hook(&mut self.ebpf, hook)?;
+            self.links.push(link);
+        }
+        let cpus = aya::util::online_cpus()
+            .map_err(|(path, source)| KernelError::Cpus { path, source })?;
+        let program: &mut PerfEvent = object::program(&mut self.ebpf, SAMPLE_PROGRAM)?;
+        let start_ktime_ns = monotonic_ns();
+        for cpu in cpus {
+            let link = program
+                .attach(
+                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Period(period_ns),
+                    false,
+                )
+                .and_then(|id| program.take_link(id))
+                .map_err(|source| KernelError::PerfEvents { source })?;
+            self.links.push(Link::PerfEvent(link));
+        }
+        // Last: from here on threads get tags, and everything that clears them is in place.
+        let link = object::attach_hook(&mut self.ebpf, opening)?;
+        self.links.push(link);
+        Ok(start_ktime_ns)
+    }
+
+    /// Detaches everything and forgets connections, tags and thread states.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be cleared.
+    pub fn detach(&mut self) -> Result<(), KernelError> {
+        if !self.is_attached() {
+            return Ok(());
+        }
+        self.drop_links();
+        self.maps.clear_requests()
+    }
+
+    fn drop_links(&mut self) {
+        while self.links.pop().is_some() {}
+    }
+
+    /// Whether the programs run.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    /// Starts counting runs and times of programs, until the kernel side is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn enable_statistics(&mut self) -> std::io::Result<()> {
+        if self.statistics.is_none() {
+            self.statistics = Some(stats::count_runs()?);
+        }
+        Ok(())
+    }
+
+    /// What the loaded programs cost.
+    #[must_use]
+    pub fn program_stats(&self) -> Vec<ProgramStats> {
+        stats::program_stats(&self.ebpf)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // The other way round than attached: no thread gets a tag that nothing would clear.
+        self.drop_links();
+    }
+}
+
+fn monotonic_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map(|time| time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned())
+        .expect("every Linux has CLOCK_MONOTONIC")
+}

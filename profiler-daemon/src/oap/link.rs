@@ -269,3 +269,25 @@ pub(super) fn explain(status: &Status) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check which answers are the connection's fault, and which the OAP's.
+    #[test]
+    fn failures_are_told_apart() {
+        let of = |code| Failure::of(&Status::new(code, "text"));
+        assert_eq!(of(Code::Unavailable), Failure::Link);
+        assert_eq!(of(Code::DeadlineExceeded), Failure::Link);
+        assert_eq!(of(Code::PermissionDenied), Failure::Link);
+        assert_eq!(of(Code::Unimplemented), Failure::Unimplemented);
+        assert_eq!(of(Code::ResourceExhausted), Failure::Busy);
+        assert_eq!(of(Code::Unknown), Failure::Refused);
+        assert_eq!(of(Code::OutOfRange), Failure::Refused);
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let status = Status::from_error(Box::new(broken));
+        assert_eq!(Failure::of(&status), Failure::Link);
+        assert!(explain(&status).contains("connection reset"));
+    }
+}

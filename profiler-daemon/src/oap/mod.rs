@@ -22,6 +22,7 @@ pub mod auth;
 mod backoff;
 mod command;
 mod config;
+pub mod graphql;
 mod link;
 mod name;
 mod poll;
@@ -162,7 +163,10 @@ pub struct OapHandle {
 impl OapHandle {
     /// Replaces the service instances: each with its properties and layer (empty: `GENERAL`).
     /// Tasks are asked for, and heartbeats sent, for exactly these.
-    pub fn set_services(&self, services: Vec<(Service, Vec<(String, String)>, String)>) {
+    pub fn set_services(
+        &self,
+        services: impl IntoIterator<Item = (Service, Vec<(String, String)>, String)>,
+    ) {
         let services: Vec<Reporting> = services
             .into_iter()
             .map(|(service, properties, layer)| Reporting::new(service, properties, layer))

@@ -30,32 +30,41 @@ const REMEMBERED: usize = 64;
 #[derive(Debug)]
 struct Known {
     last_command_ms: i64,
-    /// Task ids and serial numbers that were handled, oldest first.
-    handled: VecDeque<String>,
+    /// Task ids that were handled.
+    tasks: Remembered,
+    /// Serial numbers of deliveries that were handled.
+    serials: Remembered,
+}
+
+/// The last texts of one kind, oldest first.
+#[derive(Debug, Default)]
+struct Remembered(VecDeque<String>);
+
+impl Remembered {
+    /// Remembers a text; true if it is new.
+    fn insert(&mut self, text: &str) -> bool {
+        if self.0.iter().any(|known| known == text) {
+            return false;
+        }
+        if self.0.len() >= REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(text.to_owned());
+        true
+    }
 }
 
 impl Default for Known {
     fn default() -> Self {
         Self {
             last_command_ms: -1,
-            handled: VecDeque::new(),
+            tasks: Remembered::default(),
+            serials: Remembered::default(),
         }
     }
 }
 
 impl Known {
-    /// Remembers a text; true if it is new.
-    fn remember(&mut self, text: &str) -> bool {
-        if self.handled.iter().any(|known| known == text) {
-            return false;
-        }
-        if self.handled.len() >= 2 * REMEMBERED {
-            self.handled.pop_front();
-        }
-        self.handled.push_back(text.to_owned());
-        true
-    }
-
     /// Turns an answer into events and advances lastCommandTime.
     fn receive(&mut self, service: &Service, answer: &Commands, now_ms: i64) -> Vec<OapEvent> {
         let asked_ms = self.last_command_ms;
@@ -82,8 +91,8 @@ impl Known {
     /// Whether neither the delivery nor the task has been seen.
     fn is_new(&mut self, command: &Command) -> bool {
         let text = |key| command::argument(command, key).map(command::shorten_id);
-        let is_new_serial = text("SerialNumber").is_none_or(|serial| self.remember(&serial));
-        let is_new_task = text("TaskId").is_none_or(|task_id| self.remember(&task_id));
+        let is_new_serial = text("SerialNumber").is_none_or(|serial| self.serials.insert(&serial));
+        let is_new_task = text("TaskId").is_none_or(|task_id| self.tasks.insert(&task_id));
         is_new_serial && is_new_task
     }
 }
@@ -276,10 +285,11 @@ mod tests {
     /// Check that what is remembered stays bounded.
     #[test]
     fn memory_is_bounded() {
-        let mut known = Known::default();
+        let mut remembered = Remembered::default();
         for i in 0..1000 {
-            assert!(known.remember(&i.to_string()));
+            assert!(remembered.insert(&i.to_string()));
         }
-        assert_eq!(known.handled.len(), 2 * REMEMBERED);
+        assert!(!remembered.insert("999"));
+        assert_eq!(remembered.0.len(), REMEMBERED);
     }
 }

@@ -131,7 +131,7 @@ impl Presence {
         let beats = before.map_or(0, |told| told.beats);
         let are_properties_due = before.is_none_or(|told| {
             told.properties != reporting.properties
-                || (is_beat_due && beats % self.config.properties_every.max(1) == 0)
+                || (is_beat_due && beats.is_multiple_of(self.config.properties_every.max(1)))
         });
         if !is_beat_due && !are_properties_due {
             return Ok(());

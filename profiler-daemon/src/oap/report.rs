@@ -147,7 +147,9 @@ impl Reporter {
             while next < batch.len() {
                 let connection = self.link.connection().await.ok_or(Gone)?;
                 let rest = &batch[next..];
-                let (result, taken) = self.stream_snapshots(&connection, &segments, rest).await;
+                let (result, taken) = self
+                    .stream_snapshots(&connection, &segments, rest.to_vec())
+                    .await;
                 let (sent, lost) = match result {
                     Ok(_) => (rest.len(), 0),
                     Err(status) => {
@@ -190,12 +192,12 @@ impl Reporter {
         &self,
         connection: &Connection,
         segments: &Arc<[ProfiledSegment]>,
-        rows: &[(usize, usize)],
+        rows: Vec<(usize, usize)>,
     ) -> (Result<Commands, Status>, usize) {
         let taken = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&taken);
         let segments = Arc::clone(segments);
-        let messages = rows.to_vec().into_iter().map(move |(index, row)| {
+        let messages = rows.into_iter().map(move |(index, row)| {
             count.fetch_add(1, Ordering::Relaxed);
             let segment = &segments[index];
             segment::to_snapshot(segment, &segment.snapshots[row])

@@ -32,7 +32,7 @@ pub use file::{check_target, write_file};
 pub use text::{clean, utc};
 
 /// Form of a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Call trees and the coverage report, for people.
     Tree,

@@ -4,17 +4,29 @@
 //! errors, and a process may be gone at any moment.
 //!
 //! [`table`] finds processes, [`identity`] names their service by [`cgroup`], [`program`] and the
-//! environment, [`listen`] tells which can serve requests at all.
+//! environment, [`listen`] tells which can serve requests at all. [`target`] is a process that is
+//! being profiled, [`mapping`] its code, [`python`] its interpreter.
 
 pub mod cgroup;
 pub mod identity;
+mod image;
 pub mod listen;
+mod mapped_image;
+pub mod mapping;
 pub mod memory;
+pub(crate) mod page_cache;
 pub mod procfs;
 pub mod program;
+pub mod python;
+pub mod runtime;
 pub mod table;
+pub mod target;
 
 pub use cgroup::Cgroup;
 pub use identity::{Identity, IdentityRule};
+pub use image::ImageError;
+pub use mapping::{Mapping, Mappings};
 pub use memory::{ProcessMemory, ReadMemory};
-pub use table::{Changes, Process, ProcessTable};
+pub use runtime::{RequestModel, Runtime};
+pub use table::{Changes, ProcessTable};
+pub use target::Process;

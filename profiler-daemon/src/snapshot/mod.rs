@@ -18,6 +18,9 @@ use crate::model::{
 };
 use crate::timeline::Timeline;
 
+/// Code signatures, root first.
+type Signatures = Arc<[Arc<str>]>;
+
 /// Stands for frames that are not known.
 const ELLIPSIS: &str = "...";
 /// OAP analyses no more snapshots of a segment (`CoreModuleConfig.maxSizeOfAnalyzeProfileSnapshot`).
@@ -41,7 +44,7 @@ pub fn build(
         .filter(|s| s.end == UnwindEnd::Root);
     let whole: Vec<&Arc<Stack<Frame>>> = whole.collect();
     let mut snapshots: Vec<Snapshot> = Vec::with_capacity(timeline.samples.len());
-    let mut previous: Option<(&Arc<Stack<Frame>>, Arc<[Arc<str>]>)> = None;
+    let mut previous: Option<(&Arc<Stack<Frame>>, Signatures)> = None;
     for sample in thin(&timeline.samples) {
         if sample.stack.frames.is_empty() {
             continue;

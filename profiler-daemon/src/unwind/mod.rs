@@ -1,1 +1,60 @@
-//! (module in progress)
+//! Turns registers and memory of a thread into the addresses of its frames.
+//!
+//! In:  [`Captured`] + [`Process`]
+//! Out: [`Stack<AddrFrame>`](crate::model::Stack) to [`crate::symbolize`]
+//! Lost: a walk that ends before the root says why in [`crate::model::UnwindEnd`]
+//!
+//! [`native`] follows `.eh_frame`, [`python`] the interpreter's frames, [`merge`] puts both together.
+
+pub mod merge;
+pub mod native;
+pub mod python;
+
+use crate::model::{Captured, Counter, Coverage, Pid, Stack, UnwindEnd};
+use crate::process::Process;
+use native::NativeUnwinder;
+
+/// Unwinds samples; keeps what it learned about objects and addresses.
+#[derive(Debug, Default)]
+pub struct Unwinder {
+    native: NativeUnwinder,
+}
+
+impl Unwinder {
+    /// The frames of one sample, kernel, native and Python, innermost first.
+    pub fn unwind(
+        &mut self,
+        process: &mut Process,
+        captured: &mut Captured,
+        losses: &mut Coverage,
+    ) -> Stack<crate::model::AddrFrame> {
+        let (native, end) = self.native.unwind(process, captured);
+        match end {
+            UnwindEnd::Root => {}
+            UnwindEnd::StackCut => losses.bump(Counter::StacksCut),
+            UnwindEnd::NoUnwindInfo => losses.bump(Counter::StacksNoUnwindInfo),
+            UnwindEnd::Unreadable => losses.bump(Counter::StacksUnreadable),
+            UnwindEnd::TooDeep => losses.bump(Counter::StacksTooDeep),
+        }
+        if let (Some(runtime), Some(chain)) = (&process.python, &mut captured.python) {
+            python::extend_chain(&process.memory, runtime, chain);
+            if chain.partial || chain.no_thread {
+                losses.bump(Counter::PythonPartial);
+            }
+        }
+        let python = captured.python.as_ref().zip(process.python.as_ref());
+        let merged = merge::merge(&native, end, &captured.kernel_frames, python);
+        if merged.mismatch {
+            losses.bump(Counter::PythonMergeMismatch);
+        }
+        Stack {
+            frames: merged.frames,
+            end,
+        }
+    }
+
+    /// Forgets a process that is gone or runs another program.
+    pub fn forget(&mut self, pid: Pid) {
+        self.native.forget(pid);
+    }
+}

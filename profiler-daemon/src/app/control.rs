@@ -1,0 +1,283 @@
+//! Runs tasks that come from an OAP: when they start, for which processes, when they end.
+//!
+//! In:  [`OapEvent`]s, process scans, [`PipelineEvent`]s, signals
+//! Out: [`Command`]s to the pipeline; segments, coverage and finish reports to [`crate::oap`]
+//! Lost: a task that cannot run is reported as finished, with the reason in its coverage
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use profiler_common::MAX_TASKS;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::SHUTDOWN_DEADLINE;
+use super::capture::Command;
+use super::pipeline::Pipeline;
+use super::record::inspect;
+use super::resolve::PipelineEvent;
+use crate::config::Config;
+use crate::model::clock::unix_ms_now;
+use crate::model::{Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
+use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
+use crate::process::ProcessTable;
+use crate::request::Endpoint;
+
+/// How often starts and ends of tasks are looked at while there are any.
+const STEP: Duration = Duration::from_millis(50);
+
+/// A task in a slot.
+struct Live {
+    slot: TaskSlot,
+    /// Instances that run it, with the time it ends for them.
+    instances: BTreeMap<Service, Instant>,
+    /// Instances it is over for; they are reported when the slot is done.
+    ended: Vec<Service>,
+    watched: HashSet<Pid>,
+    ending: bool,
+}
+
+struct Control {
+    oap: OapHandle,
+    pipeline: Pipeline,
+    table: ProcessTable,
+    waiting: Vec<ProfileTask>,
+    live: HashMap<TaskId, Live>,
+}
+
+/// Runs until a signal ends it.
+pub(super) async fn run(config: Config, oap_config: OapConfig) -> Result<()> {
+    let (oap, mut oap_events) = OapClient::spawn(oap_config);
+    let (pipeline, mut events) = Pipeline::spawn(&config)?;
+    let mut control = Control {
+        oap,
+        pipeline,
+        table: ProcessTable::new(config.services.clone()),
+        waiting: Vec::new(),
+        live: HashMap::new(),
+    };
+    let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
+    let mut scan = tokio::time::interval(config.processes.scan_interval);
+    scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut step = tokio::time::interval(STEP);
+    step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let busy = !control.waiting.is_empty() || !control.live.is_empty();
+        tokio::select! {
+            event = oap_events.recv() => match event {
+                Some(event) => control.on_oap_event(event),
+                None => break,
+            },
+            Some(event) = events.recv() => control.on_pipeline_event(event),
+            _ = scan.tick() => control.scan(),
+            _ = step.tick(), if busy => control.step(),
+            _ = terminate.recv() => break,
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    control.shut_down(events).await;
+    Ok(())
+}
+
+impl Control {
+    fn scan(&mut self) {
+        match self.table.scan() {
+            Ok(changes) if !changes.is_empty() => {
+                let services = self.table.iter().filter(|p| p.may_serve()).map(|p| {
+                    let identity = &p.identity;
+                    (
+                        identity.service.clone(),
+                        identity.properties.clone(),
+                        identity.layer.clone(),
+                    )
+                });
+                self.oap.set_services(services.collect::<Vec<_>>());
+                let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
+                for task_id in tasks {
+                    self.watch_new(&task_id);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "processes could not be listed"),
+        }
+    }
+
+    fn on_oap_event(&mut self, event: OapEvent) {
+        match event {
+            OapEvent::Task(task) => {
+                tracing::info!(
+                    task_id = %task.task_id, service = task.service.name,
+                    instance = task.service.instance, endpoint = task.endpoint, "task received"
+                );
+                self.waiting.push(task);
+                self.step();
+            }
+            OapEvent::TaskRefused { service, reason } => {
+                tracing::warn!(service = service.name, reason, "task refused");
+            }
+            other => tracing::info!(event = ?other, "OAP"),
+        }
+    }
+
+    /// Starts what is due and ends what is over.
+    fn step(&mut self) {
+        let now_ms = unix_ms_now();
+        let (due, waiting): (Vec<_>, Vec<_>) = self
+            .waiting
+            .drain(..)
+            .partition(|task| task.start_unix_ms <= now_ms);
+        self.waiting = waiting;
+        for task in due {
+            self.start(task);
+        }
+        let now = Instant::now();
+        for live in self.live.values_mut() {
+            let over: Vec<Service> = live
+                .instances
+                .iter()
+                .filter(|(_, ends)| **ends <= now)
+                .map(|(service, _)| service.clone())
+                .collect();
+            for service in over {
+                live.instances.remove(&service);
+                live.ended.push(service);
+            }
+            if live.instances.is_empty() && !live.ending {
+                live.ending = true;
+                self.pipeline.send(Command::EndTask { slot: live.slot });
+            }
+        }
+    }
+
+    fn start(&mut self, task: ProfileTask) {
+        let now_ms = unix_ms_now();
+        let late_ms = now_ms.saturating_sub(task.start_unix_ms);
+        if late_ms > i64::try_from(task.duration.as_millis()).unwrap_or(i64::MAX) {
+            return self.refuse(&task, format!("the task's time was over {late_ms} ms ago"));
+        }
+        let ends = Instant::now() + task.duration;
+        let (task_id, service) = (task.task_id.clone(), task.service.clone());
+        if let Some(live) = self.live.get_mut(&task_id) {
+            live.instances.insert(service, ends);
+        } else {
+            let endpoint = match Endpoint::parse(&task.endpoint) {
+                Ok(endpoint) => endpoint,
+                Err(error) => return self.refuse(&task, error.to_string()),
+            };
+            let used: HashSet<u32> = self.live.values().map(|live| live.slot.0).collect();
+            let Some(slot) = (0..MAX_TASKS)
+                .find(|slot| !used.contains(slot))
+                .map(TaskSlot)
+            else {
+                return self.refuse(&task, format!("{MAX_TASKS} tasks are live already"));
+            };
+            self.pipeline.send(Command::StartTask {
+                slot,
+                task: Box::new(task),
+                endpoint: Box::new(endpoint),
+            });
+            let live = Live {
+                slot,
+                instances: BTreeMap::from([(service, ends)]),
+                ended: Vec::new(),
+                watched: HashSet::new(),
+                ending: false,
+            };
+            self.live.insert(task_id.clone(), live);
+        }
+        self.watch_new(&task_id);
+    }
+
+    fn refuse(&self, task: &ProfileTask, reason: String) {
+        tracing::warn!(task_id = %task.task_id, reason, "task refused");
+        let mut coverage = Coverage::default();
+        coverage.note(format!("not run: {reason}"));
+        self.oap
+            .finish(task.task_id.clone(), task.service.clone(), coverage);
+    }
+
+    /// Adds processes of a task's instances that are not watched yet.
+    fn watch_new(&mut self, task_id: &TaskId) {
+        let Some(live) = self.live.get_mut(task_id) else {
+            return;
+        };
+        for service in live.instances.keys() {
+            for process in self.table.processes_of(service) {
+                if live.watched.insert(process.pid) {
+                    for command in inspect(live.slot, process.pid, service.clone()) {
+                        self.pipeline.send(command);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_pipeline_event(&mut self, event: PipelineEvent) {
+        match event {
+            PipelineEvent::Armed(task_id) => tracing::info!(%task_id, "armed"),
+            PipelineEvent::Segment(segment) => {
+                let task_id = segment.task_id.clone();
+                tracing::info!(
+                    %task_id, endpoint = segment.request.request.endpoint,
+                    snapshots = segment.snapshots.len(), "request profiled"
+                );
+                if let Err(error) = self.oap.report(*segment) {
+                    tracing::warn!(%task_id, %error, "a segment is lost");
+                }
+            }
+            PipelineEvent::NoStack(slot, service) => {
+                self.pipeline.send(Command::ReleasePlace { slot, service });
+            }
+            PipelineEvent::Coverage(task_id, coverage) => {
+                if let Some(live) = self.live.get(&task_id) {
+                    // One report per task: coverage is kept per task, not per instance.
+                    if let Some(service) = live.instances.keys().chain(&live.ended).next() {
+                        self.oap
+                            .coverage(task_id.clone(), service.clone(), coverage);
+                    }
+                }
+            }
+            PipelineEvent::TaskDone(task_id, coverage) => {
+                tracing::info!(%task_id, "task done");
+                self.finish(&task_id, &coverage);
+            }
+            PipelineEvent::TaskFailed(task_id, error) => {
+                tracing::error!(%task_id, %error, "task failed");
+                let mut coverage = Coverage::default();
+                coverage.note(format!("not run: {error}"));
+                self.finish(&task_id, &coverage);
+            }
+            PipelineEvent::ProcessChanged(pid) => {
+                for live in self.live.values_mut() {
+                    live.watched.remove(&pid);
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, task_id: &TaskId, coverage: &Coverage) {
+        let Some(live) = self.live.remove(task_id) else {
+            return;
+        };
+        let mut coverage = coverage.clone();
+        for service in live.instances.into_keys().chain(live.ended) {
+            self.oap
+                .finish(task_id.clone(), service, std::mem::take(&mut coverage));
+        }
+    }
+
+    async fn shut_down(mut self, mut events: mpsc::Receiver<PipelineEvent>) {
+        tracing::info!("leaving");
+        self.pipeline.shut_down();
+        while let Some(event) = events.recv().await {
+            self.on_pipeline_event(event);
+        }
+        self.pipeline.join();
+        let lost = self.oap.shutdown(SHUTDOWN_DEADLINE).await;
+        if lost > 0 {
+            tracing::warn!(lost, "snapshots could not be delivered before the exit");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! `profilerd record`: the pipeline for one endpoint, without an OAP.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use tokio::sync::mpsc;
+
+use super::capture::Command;
+use super::pipeline::Pipeline;
+use super::resolve::PipelineEvent;
+use crate::analyze;
+use crate::config::Config;
+use crate::model::{
+    Counter, Coverage, Pid, ProfileReport, ProfileTask, ProfiledSegment, Progress, ProgressState,
+    RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId, TaskReport,
+    TaskSlot,
+};
+use crate::process::python::PythonRuntime;
+use crate::process::{ProcessTable, RequestModel, Runtime};
+use crate::request::Endpoint;
+
+const SLOT: TaskSlot = TaskSlot(0);
+
+/// Records one endpoint and returns what was found, coverage included.
+///
+/// # Errors
+///
+/// Bad endpoint, unknown process or service, or the kernel refuses.
+pub fn record(
+    config: &Config,
+    request: &RecordRequest,
+    progress: &dyn Progress,
+) -> Result<ProfileReport> {
+    super::runtime()?.block_on(run(config, request, progress))
+}
+
+async fn run(
+    config: &Config,
+    request: &RecordRequest,
+    progress: &dyn Progress,
+) -> Result<ProfileReport> {
+    let endpoint = Endpoint::parse(&request.endpoint)?;
+    let mut table = ProcessTable::new(config.services.clone());
+    table.scan()?;
+    let targets = targets(&table, &request.target);
+    let Some((_, service)) = targets.first().cloned() else {
+        match &request.target {
+            RecordTarget::Pid(pid) => bail!("there is no process {pid}; `profilerd ps` lists them"),
+            RecordTarget::Service(name) => {
+                bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
+            }
+        }
+    };
+    let now_ms = crate::model::clock::unix_ms_now();
+    let task = ProfileTask {
+        task_id: TaskId("record".to_owned()),
+        service,
+        endpoint: request.endpoint.clone(),
+        duration: request.duration,
+        min_duration_threshold_ms: request.min_duration.as_millis() as u32,
+        dump_period_ms: request.dump_period.as_millis() as u32,
+        max_sampling_count: request.max_requests,
+        start_unix_ms: now_ms,
+        create_unix_ms: now_ms,
+    };
+    let (pipeline, mut events) = Pipeline::spawn(config)?;
+    pipeline.send(Command::StartTask {
+        slot: SLOT,
+        task: Box::new(task.clone()),
+        endpoint: Box::new(endpoint),
+    });
+    let mut watched = HashSet::new();
+    for (pid, service) in targets {
+        watched.insert(pid);
+        watch(&pipeline, SLOT, pid, service);
+    }
+    let collected = collect(
+        &pipeline,
+        &mut events,
+        &task,
+        request,
+        progress,
+        &mut table,
+        watched,
+    );
+    let (segments, coverage) = collected.await?;
+    pipeline.shut_down();
+    while events.recv().await.is_some() {}
+    pipeline.join();
+    Ok(report(&task, &coverage, &segments))
+}
+
+async fn collect(
+    pipeline: &Pipeline,
+    events: &mut mpsc::Receiver<PipelineEvent>,
+    task: &ProfileTask,
+    request: &RecordRequest,
+    progress: &dyn Progress,
+    table: &mut ProcessTable,
+    mut watched: HashSet<Pid>,
+) -> Result<(Vec<ProfiledSegment>, Coverage)> {
+    let started = Instant::now();
+    let mut segments: Vec<ProfiledSegment> = Vec::new();
+    let mut state = ProgressState {
+        duration: request.duration,
+        ..ProgressState::default()
+    };
+    let mut ending = false;
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    let mut scanned = Instant::now();
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(PipelineEvent::Segment(segment)) => {
+                    state.snapshots += segment.snapshots.len() as u64;
+                    segments.push(*segment);
+                }
+                Some(PipelineEvent::NoStack(slot, service)) => {
+                    pipeline.send(Command::ReleasePlace { slot, service });
+                }
+                Some(PipelineEvent::Coverage(_, coverage)) => {
+                    state.requests_matched = coverage.get(Counter::RequestsMatched);
+                }
+                Some(PipelineEvent::TaskDone(_, coverage)) => return Ok((segments, coverage)),
+                Some(PipelineEvent::TaskFailed(_, error)) => return Err(error.into()),
+                Some(PipelineEvent::Armed(_) | PipelineEvent::ProcessChanged(_)) => {}
+                None => bail!("the pipeline ended early; see the log above"),
+            },
+            _ = tick.tick() => {}
+            _ = tokio::signal::ctrl_c(), if !ending => {
+                ending = true;
+                pipeline.send(Command::EndTask { slot: SLOT });
+            }
+        }
+        state.elapsed = started.elapsed().min(request.duration);
+        progress.update(state);
+        let full = segments.len() >= task.max_sampling_count as usize;
+        if !ending && (full || started.elapsed() >= request.duration) {
+            ending = true;
+            pipeline.send(Command::EndTask { slot: SLOT });
+        }
+        if !ending && scanned.elapsed() > Duration::from_secs(1) {
+            scanned = Instant::now();
+            if matches!(request.target, RecordTarget::Service(_)) && table.scan().is_ok() {
+                for (pid, service) in targets(table, &request.target) {
+                    if watched.insert(pid) {
+                        watch(pipeline, SLOT, pid, service);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn targets(table: &ProcessTable, target: &RecordTarget) -> Vec<(Pid, Service)> {
+    let found = |p: &crate::process::table::Process| (p.pid, p.identity.service.clone());
+    match target {
+        RecordTarget::Pid(pid) => table.get(*pid).map(found).into_iter().collect(),
+        RecordTarget::Service(name) => table.processes_of_name(name).map(found).collect(),
+    }
+}
+
+/// Looks at a process, off the asynchronous threads, and adds it to a task.
+pub(super) fn watch(pipeline: &Pipeline, slot: TaskSlot, pid: Pid, service: Service) {
+    for command in inspect(slot, pid, service) {
+        pipeline.send(command);
+    }
+}
+
+/// The commands that add a process to a task, with what is known about its runtime.
+pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Vec<Command> {
+    let mut commands = Vec::new();
+    if let Ok(runtime) = Runtime::detect(pid)
+        && let RequestModel::Unsupported(why) = runtime.request_model()
+    {
+        return vec![Command::Note {
+            slot,
+            counter: Some(Counter::ProcessesUnsupported),
+            text: format!("process {pid} ({runtime}) is not profiled: {why}"),
+        }];
+    }
+    let python = match PythonRuntime::detect(pid) {
+        Ok(python) => python.map(Arc::new),
+        Err(error) => {
+            let text = format!("process {pid}: no Python frames: {error}");
+            commands.push(Command::Note {
+                slot,
+                counter: None,
+                text,
+            });
+            None
+        }
+    };
+    commands.push(Command::AddTarget {
+        slot,
+        pid,
+        service,
+        python,
+    });
+    commands
+}
+
+fn report(task: &ProfileTask, coverage: &Coverage, segments: &[ProfiledSegment]) -> ProfileReport {
+    let mut segments: Vec<SegmentReport> = segments.iter().map(segment_report).collect();
+    segments.sort_by_key(|s| s.start_ms);
+    ProfileReport {
+        task: TaskReport {
+            task_id: task.task_id.0.clone(),
+            service: task.service.name.clone(),
+            endpoint: task.endpoint.clone(),
+            start_ms: task.start_unix_ms,
+            duration_ms: task.duration.as_millis() as i64,
+            min_duration_threshold_ms: task.min_duration_threshold_ms,
+            dump_period_ms: task.dump_period_ms,
+            max_sampling_count: task.max_sampling_count,
+        },
+        coverage: coverage.to_report(),
+        segments,
+    }
+}
+
+fn segment_report(segment: &ProfiledSegment) -> SegmentReport {
+    let request = &segment.request.request;
+    let analysis = analyze::analyze_snapshots(
+        &segment.snapshots,
+        segment.start_unix_ms,
+        segment.end_unix_ms,
+    );
+    SegmentReport {
+        segment_id: request.segment_id.clone(),
+        trace_id: request
+            .sw8
+            .as_ref()
+            .map_or_else(|| request.segment_id.clone(), |sw8| sw8.trace_id.clone()),
+        service_instance: segment.service.instance.clone(),
+        endpoint: request.endpoint.clone(),
+        start_ms: segment.start_unix_ms,
+        duration_ms: segment.end_unix_ms - segment.start_unix_ms,
+        status: segment.request.status,
+        snapshots: segment
+            .snapshots
+            .iter()
+            .map(|s| SnapshotReport {
+                sequence: s.sequence,
+                time_ms: s.unix_ms,
+                stack: s.stack.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        trees: analysis.trees.iter().map(analyze::Tree::to_node).collect(),
+    }
+}

@@ -1,0 +1,247 @@
+//! The thread that turns samples into stacks with names, and finished requests into segments.
+//!
+//! In:  [`Work`] from [`super::capture`], in order
+//! Out: [`PipelineEvent`]s to [`super::control`]
+//! Lost: sample of a request that is gone -> [`Counter::SamplesOrphaned`]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use tokio::sync::mpsc;
+
+use super::capture::Work;
+use crate::kernel::KernelError;
+use crate::model::{
+    ActiveRequest, Counter, Coverage, FinishedRequest, Frame, Pid, ProfiledSegment, RawSample,
+    RequestId, SampleKind, Service, Stack, TaskId, TaskSlot, TimedStack,
+};
+use crate::process::Process;
+use crate::process::python::{CodeSignature, PythonRuntime};
+use crate::snapshot;
+use crate::symbolize::Symbolizer;
+use crate::timeline::{self, Grid};
+use crate::unwind::Unwinder;
+
+/// What the pipeline tells its owner.
+#[derive(Debug)]
+pub(super) enum PipelineEvent {
+    /// Programs are attached for this task.
+    Armed(TaskId),
+    /// A profiled request.
+    Segment(Box<ProfiledSegment>),
+    /// A finished request left no stack: its place is free again.
+    NoStack(TaskSlot, Service),
+    /// Coverage so far.
+    Coverage(TaskId, Coverage),
+    /// The task is over.
+    TaskDone(TaskId, Coverage),
+    /// The kernel side refused the task.
+    TaskFailed(TaskId, KernelError),
+    /// A process executed another program: look at it again.
+    ProcessChanged(Pid),
+}
+
+/// An open request and its samples.
+struct Open {
+    request: ActiveRequest,
+    grid: Grid,
+    samples: Vec<TimedStack>,
+    last: Option<Arc<Stack<Frame>>>,
+    losses: Coverage,
+}
+
+/// State of the thread.
+pub(super) struct Resolve {
+    pub(super) work: Receiver<Work>,
+    pub(super) events: mpsc::Sender<PipelineEvent>,
+    unwinder: Unwinder,
+    symbolizer: Symbolizer,
+    processes: HashMap<Pid, Process>,
+    runtimes: HashMap<Pid, Arc<PythonRuntime>>,
+    open: HashMap<RequestId, Open>,
+    coverage: HashMap<TaskId, Coverage>,
+}
+
+impl Resolve {
+    pub(super) fn new(
+        work: Receiver<Work>,
+        events: mpsc::Sender<PipelineEvent>,
+        code_signature: CodeSignature,
+    ) -> Self {
+        Self {
+            work,
+            events,
+            unwinder: Unwinder::default(),
+            symbolizer: Symbolizer::new(code_signature),
+            processes: HashMap::new(),
+            runtimes: HashMap::new(),
+            open: HashMap::new(),
+            coverage: HashMap::new(),
+        }
+    }
+
+    /// Runs until the capture thread is gone.
+    pub(super) fn run(mut self) {
+        while let Ok(work) = self.work.recv() {
+            self.take(work);
+        }
+    }
+
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Target(pid, python) => {
+                self.forget(pid);
+                if let Some(python) = python {
+                    self.runtimes.insert(pid, python);
+                }
+                self.open_process(pid);
+            }
+            Work::Forked(parent, child) => {
+                if let Some(python) = self.runtimes.get(&parent).cloned() {
+                    self.runtimes.insert(child, python);
+                }
+            }
+            Work::Begin(request, grid) => {
+                let open = Open {
+                    request: *request,
+                    grid,
+                    samples: Vec::new(),
+                    last: None,
+                    losses: Coverage::default(),
+                };
+                self.open.insert(open.request.id, open);
+            }
+            Work::Sample(sample) => self.on_sample(sample),
+            Work::Drop(id) => {
+                self.open.remove(&id);
+            }
+            Work::Finish(finished, service) => self.on_finish(*finished, service),
+            Work::Publish(task_id, coverage) => {
+                let coverage = self.with_own(&task_id, coverage);
+                self.tell(PipelineEvent::Coverage(task_id, coverage));
+            }
+            Work::TaskDone(task_id, coverage) => {
+                let coverage = self.with_own(&task_id, coverage);
+                self.coverage.remove(&task_id);
+                self.tell(PipelineEvent::TaskDone(task_id, coverage));
+            }
+            Work::TaskFailed(task_id, error) => {
+                self.tell(PipelineEvent::TaskFailed(task_id, error));
+            }
+            Work::Armed(task_id) => self.tell(PipelineEvent::Armed(task_id)),
+            Work::ForgetProcess(pid, lives) => {
+                self.forget(pid);
+                if lives {
+                    self.tell(PipelineEvent::ProcessChanged(pid));
+                }
+            }
+            Work::Idle => {
+                self.processes.clear();
+                self.runtimes.clear();
+                self.open.clear();
+                self.symbolizer.release();
+                self.unwinder = Unwinder::default();
+            }
+        }
+    }
+
+    fn open_process(&mut self, pid: Pid) -> Option<&mut Process> {
+        if !self.processes.contains_key(&pid) {
+            let mut process = Process::open(pid).ok()?;
+            process.python = self.runtimes.get(&pid).map(|python| (**python).clone());
+            if let Some(python) = &mut process.python {
+                python.pid = pid;
+            }
+            self.processes.insert(pid, process);
+        }
+        self.processes.get_mut(&pid)
+    }
+
+    fn on_sample(&mut self, sample: RawSample) {
+        let RawSample {
+            request,
+            pid,
+            ktime_ns,
+            kind,
+            ..
+        } = sample;
+        if !self.open.contains_key(&request) {
+            // Requests that were dropped leave samples behind in the rings.
+            return;
+        }
+        let mut losses = Coverage::default();
+        let stack = match kind {
+            SampleKind::Unchanged => self.open[&request].last.clone(),
+            SampleKind::OnCpu(mut captured) | SampleKind::OffCpu(mut captured) => {
+                self.open_process(pid);
+                self.processes.get_mut(&pid).map(|process| {
+                    let stack = self.unwinder.unwind(process, &mut captured, &mut losses);
+                    self.symbolizer.symbolize(process, stack, &mut losses)
+                })
+            }
+        };
+        let Some(open) = self.open.get_mut(&request) else {
+            return;
+        };
+        open.losses.merge(&losses);
+        match stack {
+            Some(stack) => {
+                open.last = Some(Arc::clone(&stack));
+                open.samples.push(TimedStack { ktime_ns, stack });
+            }
+            None => open.losses.bump(Counter::SamplesOrphaned),
+        }
+    }
+
+    fn on_finish(&mut self, mut finished: FinishedRequest, service: Service) {
+        let Some(open) = self.open.remove(&finished.request.id) else {
+            return;
+        };
+        finished.losses.merge(&open.losses);
+        let timeline = timeline::build(
+            open.samples,
+            open.grid,
+            finished.request.start_ktime_ns,
+            finished.end_ktime_ns,
+            &mut finished.losses,
+        );
+        let task_id = finished.request.task_id.clone();
+        let slot = finished.request.slot;
+        match snapshot::build(finished, &timeline, service.clone()) {
+            Ok(segment) => {
+                self.coverage
+                    .entry(task_id)
+                    .or_default()
+                    .merge(&segment.request.losses);
+                self.tell(PipelineEvent::Segment(Box::new(segment)));
+            }
+            Err(finished) => {
+                self.coverage
+                    .entry(task_id)
+                    .or_default()
+                    .merge(&finished.losses);
+                self.tell(PipelineEvent::NoStack(slot, service));
+            }
+        }
+    }
+
+    fn with_own(&self, task_id: &TaskId, mut coverage: Coverage) -> Coverage {
+        if let Some(own) = self.coverage.get(task_id) {
+            coverage.merge(own);
+        }
+        coverage
+    }
+
+    fn forget(&mut self, pid: Pid) {
+        self.processes.remove(&pid);
+        self.runtimes.remove(&pid);
+        self.unwinder.forget(pid);
+        self.symbolizer.forget(pid);
+    }
+
+    fn tell(&self, event: PipelineEvent) {
+        // Fails only when the owner is gone, and then the daemon is leaving.
+        let _gone = self.events.blocking_send(event);
+    }
+}

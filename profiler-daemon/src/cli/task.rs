@@ -1,0 +1,475 @@
+//! `profilerd task create|list|show|result`: profile tasks of an OAP, embedded or SkyWalking's.
+//!
+//! In:  arguments; an embedded OAP by gRPC (`--oap`) or a SkyWalking OAP by GraphQL (`--graphql`)
+//! Out: what was asked for on standard output; progress and explanations on standard error
+//!
+//! Values out of range are refused by the parser (exit code 2), with what is accepted. All else
+//! that fails is exit code 1, and a result without any profiled request 3.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use profiler_proto::profilerd as pb;
+
+use super::task_text::{self as text, Start};
+use crate::embedded::{TaskClient, wire};
+use crate::model::clock::unix_ms_now;
+use crate::model::{Counter, ProfileReport};
+use crate::oap::graphql::GraphqlClient;
+use crate::output::{self, Format};
+
+/// Exit code of a result without any profiled request.
+const EXIT_NO_REQUEST: u8 = 3;
+/// Time between two looks at a task that is waited for.
+const WAIT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long to wait for an instance to take a task before saying that none has.
+const UNTAKEN_HINT_MS: i64 = 10_000;
+
+/// Profile tasks: create, list, look at, get the result.
+#[derive(Args, Clone, Debug)]
+pub struct TaskArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone, Debug)]
+struct TargetArgs {
+    /// The OAP inside a `profilerd standalone`
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:11800",
+        value_parser = text::address
+    )]
+    oap: String,
+
+    /// A SkyWalking OAP's query side instead, usually http://HOST:12800/graphql
+    #[arg(long, global = true, value_name = "URL", conflicts_with = "oap")]
+    graphql: Option<String>,
+
+    /// Token of the embedded OAP
+    #[arg(
+        long,
+        global = true,
+        value_name = "TEXT",
+        env = "SW_AGENT_AUTHENTICATION",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Command {
+    /// Ask for a profile of an endpoint
+    Create(CreateArgs),
+    /// List the tasks, newest first
+    List(ListArgs),
+    /// Show a task: where it stands, who has it, what was seen and what was lost
+    Show(ShowArgs),
+    /// Print the profiled requests of a task
+    Result(ResultArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+struct CreateArgs {
+    /// Service to profile, as `profilerd ps` names it
+    #[arg(long, value_parser = text::name)]
+    service: String,
+
+    /// Endpoint to profile, for example POST:/orders/{id}
+    #[arg(long, value_parser = text::endpoint)]
+    endpoint: String,
+
+    /// How long to look for requests: whole minutes, 1m to 15m
+    #[arg(long, default_value = "5m", value_parser = text::duration_minutes)]
+    duration: i32,
+
+    /// Time between two snapshots: whole milliseconds, 10ms to 15m
+    #[arg(long, default_value = "10ms", value_parser = text::dump_period_ms)]
+    period: i32,
+
+    /// Keep only requests that last longer
+    #[arg(long, default_value = "0ms", value_parser = text::min_duration_ms)]
+    min_duration: i32,
+
+    /// Most requests profiled per service instance, 1 to 9
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(i32).range(1..=9))]
+    max_requests: i32,
+
+    /// When to start: now, +DURATION, or epoch milliseconds
+    #[arg(long, default_value = "now", value_parser = text::start)]
+    start: Start,
+
+    /// Wait until the task is over, then print its result
+    #[arg(long)]
+    wait: bool,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+struct ListArgs {
+    /// Only tasks of this service
+    #[arg(long, default_value = "")]
+    service: String,
+
+    /// Only tasks for this endpoint
+    #[arg(long, default_value = "")]
+    endpoint: String,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+struct ShowArgs {
+    /// Task id or the beginning of one; the newest task if left out
+    #[arg(default_value = "")]
+    task: String,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+struct ResultArgs {
+    /// Task id or the beginning of one; the newest task if left out
+    #[arg(default_value = "")]
+    task: String,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+struct OutputArgs {
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Tree)]
+    format: Format,
+
+    /// File to write the result to instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Runs the command on a runtime of its own.
+///
+/// # Errors
+///
+/// If the OAP cannot be reached, refuses, or the result cannot be written.
+pub fn run(args: &TaskArgs) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    let code = runtime.block_on(execute(args, &mut out))?;
+    out.flush().context("failed to write to standard output")?;
+    Ok(ExitCode::from(code))
+}
+
+/// Either kind of OAP.
+enum Oap {
+    Embedded(TaskClient),
+    Graphql(GraphqlClient),
+}
+
+impl Oap {
+    async fn connect(target: &TargetArgs) -> Result<Self> {
+        Ok(match &target.graphql {
+            Some(url) => Self::Graphql(GraphqlClient::new(url)?),
+            None => {
+                Self::Embedded(TaskClient::connect(&target.oap, target.token.as_deref()).await?)
+            }
+        })
+    }
+
+    async fn create(&mut self, request: pb::CreateTaskRequest) -> Result<pb::Task> {
+        match self {
+            Self::Embedded(client) => client.create(request).await,
+            Self::Graphql(client) => client.create(request).await,
+        }
+    }
+
+    async fn list(&mut self, service: &str, endpoint: &str) -> Result<Vec<pb::Task>> {
+        match self {
+            Self::Embedded(client) => client.list(service, endpoint).await,
+            Self::Graphql(client) => client.list(service, endpoint).await,
+        }
+    }
+
+    async fn show(&mut self, task_id: &str) -> Result<pb::TaskDetail> {
+        match self {
+            Self::Embedded(client) => client.show(task_id).await,
+            Self::Graphql(client) => client.show(task_id).await,
+        }
+    }
+
+    async fn result(&mut self, task_id: &str) -> Result<ProfileReport> {
+        match self {
+            Self::Embedded(client) => client.result(task_id).await,
+            Self::Graphql(client) => client.result(task_id).await,
+        }
+    }
+
+    /// Names of services that have reported, or `None` if this OAP is not asked for them.
+    async fn services(&mut self) -> Option<Vec<String>> {
+        let Self::Embedded(client) = self else {
+            return None;
+        };
+        let instances = client.instances().await.ok()?;
+        let mut names: Vec<String> = instances.into_iter().map(|i| i.service).collect();
+        names.dedup();
+        Some(names)
+    }
+}
+
+async fn execute(args: &TaskArgs, out: &mut dyn Write) -> Result<u8> {
+    let mut oap = Oap::connect(&args.target).await?;
+    match &args.command {
+        Command::Create(args) => create(&mut oap, args, out).await,
+        Command::List(args) => {
+            let tasks = oap.list(&args.service, &args.endpoint).await?;
+            let text = match args.json {
+                true => text::tasks_json(&tasks)?,
+                false => text::tasks_table(&tasks, unix_ms_now()),
+            };
+            out.write_all(text.as_bytes())?;
+            Ok(0)
+        }
+        Command::Show(args) => {
+            let detail = oap.show(&args.task).await?;
+            let text = match args.json {
+                true => text::detail_json(&detail)?,
+                false => text::detail_text(&detail, unix_ms_now()),
+            };
+            out.write_all(text.as_bytes())?;
+            Ok(0)
+        }
+        Command::Result(args) => {
+            let report = oap.result(&args.task).await?;
+            deliver(&report, &args.output, out)
+        }
+    }
+}
+
+async fn create(oap: &mut Oap, args: &CreateArgs, out: &mut dyn Write) -> Result<u8> {
+    let request = pb::CreateTaskRequest {
+        service: args.service.clone(),
+        endpoint: args.endpoint.clone(),
+        start_ms: args.start.unix_ms(unix_ms_now()),
+        duration_minutes: args.duration,
+        min_duration_threshold_ms: args.min_duration,
+        dump_period_ms: args.period,
+        max_sampling_count: args.max_requests,
+    };
+    let services = oap.services().await;
+    let task = oap.create(request).await?;
+    if let Some(hint) = services.and_then(|known| text::unknown_service(&args.service, &known)) {
+        eprintln!("{hint}");
+    }
+    if !args.wait {
+        writeln!(out, "{}", task.task_id)?;
+        return Ok(0);
+    }
+    eprintln!("task {}", task.task_id);
+    wait(oap, &task).await?;
+    let report = oap.result(&task.task_id).await?;
+    deliver(&report, &args.output, out)
+}
+
+/// Waits until the task is over, with a live line on a terminal.
+async fn wait(oap: &mut Oap, task: &pb::Task) -> Result<()> {
+    let line = ProgressBar::new_spinner(); // draws to standard error, and only on a terminal
+    let mut is_hint_due = true;
+    loop {
+        let detail = oap.show(&task.task_id).await?;
+        let Some(current) = &detail.task else {
+            bail!("the OAP has lost the task");
+        };
+        match current.state() {
+            pb::TaskState::Finished | pb::TaskState::Expired => {
+                line.finish_and_clear();
+                return Ok(());
+            }
+            pb::TaskState::Waiting => {
+                let late_ms = unix_ms_now().saturating_sub(current.start_ms);
+                if is_hint_due && late_ms > UNTAKEN_HINT_MS {
+                    is_hint_due = false;
+                    line.suspend(|| {
+                        eprintln!(
+                            "no instance of service {} has asked for the task yet; is it running, \
+                             and does `profilerd ps` show it under this name?",
+                            current.service
+                        );
+                    });
+                }
+            }
+            _ => {}
+        }
+        line.set_message(text::progress(&detail, unix_ms_now()));
+        line.tick();
+        tokio::time::sleep(WAIT_INTERVAL).await;
+    }
+}
+
+/// Writes a result where it is wanted.
+fn deliver(report: &ProfileReport, args: &OutputArgs, out: &mut dyn Write) -> Result<u8> {
+    match &args.output {
+        Some(path) => {
+            let file = File::create(path);
+            let file = file.with_context(|| format!("failed to create {}", path.display()))?;
+            let mut file = BufWriter::new(file);
+            output::write(report, args.format, &mut file)?;
+            file.flush()
+                .with_context(|| format!("failed to write {}", path.display()))?;
+        }
+        None => output::write(report, args.format, out)?,
+    }
+    if !report.segments.is_empty() {
+        return Ok(0);
+    }
+    eprintln!("{}", output::coverage_text(&report.coverage));
+    if let Some(reason) = output::explain(report) {
+        eprintln!("{reason}");
+    }
+    Ok(EXIT_NO_REQUEST)
+}
+
+/// Requests matched so far, if the OAP keeps coverage.
+pub(super) fn requests_matched(detail: &pb::TaskDetail) -> Option<u64> {
+    let coverage = detail.coverage.as_ref()?;
+    Some(wire::coverage_from_wire(coverage).get(Counter::RequestsMatched))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::embedded::EmbeddedOap;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: TaskArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<TaskArgs, clap::Error> {
+        let args = ["task"].iter().chain(args);
+        Cli::try_parse_from(args).map(|cli| cli.args)
+    }
+
+    async fn run_on(oap: &EmbeddedOap, args: &[&str]) -> (Result<u8>, String) {
+        let address = oap.local_addr().to_string();
+        let args: Vec<&str> = args.iter().copied().chain(["--oap", &address]).collect();
+        let mut out = Vec::new();
+        let code = execute(&parse(&args).unwrap(), &mut out).await;
+        (code, String::from_utf8(out).unwrap())
+    }
+
+    /// Check that values out of range are usage errors that name what is accepted.
+    #[test]
+    fn values_out_of_range_are_usage_errors() {
+        let cases = [
+            (["--duration", "30s"], "1m to 15m"),
+            (["--duration", "16m"], "1m to 15m"),
+            (["--duration", "soon"], "1m to 15m"),
+            (["--period", "9ms"], "10ms to 15m"),
+            (["--period", "0"], "10ms to 15m"),
+            (["--min-duration", "-1ms"], "0ms to"),
+            (["--max-requests", "0"], "1..=9"),
+            (["--max-requests", "10"], "1..=9"),
+            (["--start", "tomorrow"], "+DURATION"),
+            (["--endpoint", " "], "endpoint"),
+            (["--oap", "nowhere"], "HOST:PORT"),
+        ];
+        for ([option, value], expected) in cases {
+            let argument = format!("{option}={value}");
+            let mut args = vec!["create", "--service", "s", "--endpoint", "/", &argument];
+            if option == "--endpoint" {
+                args.drain(3..5);
+            }
+            let error = parse(&args).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{argument}");
+            assert!(error.to_string().contains(expected), "{argument}: {error}");
+        }
+        assert!(parse(&["create", "--service", "s"]).is_err());
+        assert!(parse(&["create", "--service", "s", "--endpoint", "/"]).is_ok());
+    }
+
+    /// Check create, list, show and result against an embedded OAP.
+    #[tokio::test]
+    async fn a_task_can_be_created_listed_and_shown() {
+        let oap = EmbeddedOap::start("127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
+        let (code, id) = run_on(
+            &oap,
+            &["create", "--service", "shop", "--endpoint", "POST:/"],
+        )
+        .await;
+        assert_eq!(code.unwrap(), 0);
+        let id = id.trim();
+        assert_eq!(
+            oap.store().find_task("", unix_ms_now()).unwrap().task.id,
+            id
+        );
+
+        let (code, list) = run_on(&oap, &["list"]).await;
+        assert_eq!(code.unwrap(), 0);
+        assert!(list.contains(id) && list.contains("POST:/"), "{list}");
+        let (_, show) = run_on(&oap, &["show", &id[..12]]).await;
+        assert!(show.contains("waiting"), "{show}");
+        let (_, json) = run_on(&oap, &["show", "--json"]).await;
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["task"]["task_id"], id);
+        assert_eq!(json["coverage"]["requests_seen"], 0);
+
+        let (code, result) = run_on(&oap, &["result", "--format", "json"]).await;
+        assert_eq!(code.unwrap(), EXIT_NO_REQUEST);
+        let report: ProfileReport = serde_json::from_str(&result).unwrap();
+        assert_eq!(report.task.task_id, id);
+
+        let (code, _) = run_on(
+            &oap,
+            &["create", "--service", "shop", "--endpoint", "/other"],
+        )
+        .await;
+        let error = code.unwrap_err().to_string();
+        assert!(error.contains("already has monitor task"), "{error}");
+        let (code, _) = run_on(&oap, &["result", "nonsense"]).await;
+        assert_eq!(code.unwrap_err().to_string(), "no task has the id nonsense");
+    }
+
+    /// Check that an OAP that is not there is named, with what to do.
+    #[tokio::test]
+    async fn an_absent_oap_is_named() {
+        let oap = EmbeddedOap::start("127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
+        let address = oap.local_addr().to_string();
+        oap.shutdown().await;
+        let args = parse(&["list", "--oap", &address]).unwrap();
+        let error = execute(&args, &mut Vec::new()).await.unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(&address) && text.contains("profilerd standalone"));
+        let url = format!("http://{address}/graphql");
+        let args = parse(&["list", "--graphql", &url]).unwrap();
+        let error = execute(&args, &mut Vec::new()).await.unwrap_err();
+        assert!(format!("{error:#}").contains(&url));
+    }
+}

@@ -1,0 +1,181 @@
+//! What the daemon tells the programs: rules, processes to watch, threads and requests to let go.
+
+use profiler_common::{LITERAL_MAX_BYTES, MAX_TASKS, PythonProcess, Rule, Target, rule_flag};
+
+use super::{Kernel, KernelError};
+use crate::model::{EndpointRule, Pid, RequestId, TaskSlot, Tid};
+
+impl Kernel {
+    /// Makes a slot's rule live, counting from zero.
+    ///
+    /// # Errors
+    ///
+    /// The slot does not exist, the literal is too long, or the map refuses.
+    pub fn set_rule(&mut self, slot: TaskSlot, rule: &EndpointRule) -> Result<(), KernelError> {
+        check_slot(slot)?;
+        let len = rule.literal.len();
+        if len > LITERAL_MAX_BYTES {
+            return Err(KernelError::Argument(format!(
+                "a rule's literal has {len} bytes; at most {LITERAL_MAX_BYTES} fit"
+            )));
+        }
+        let mut literal = [0; LITERAL_MAX_BYTES];
+        literal[..len].copy_from_slice(&rule.literal);
+        let exact = if rule.exact { rule_flag::EXACT } else { 0 };
+        self.clear_rule(slot)?;
+        self.maps.set_rule(
+            slot.0,
+            &Rule {
+                flags: rule_flag::LIVE | exact,
+                method_mask: rule.method_mask,
+                literal_len: len as u32,
+                pad: 0,
+                literal,
+            },
+        )
+    }
+
+    /// Switches a slot between tagging and only counting its requests.
+    ///
+    /// # Errors
+    ///
+    /// The slot does not exist or the map refuses.
+    pub fn set_count_only(&mut self, slot: TaskSlot, count_only: bool) -> Result<(), KernelError> {
+        check_slot(slot)?;
+        let mut rule = self.maps.rule(slot.0)?;
+        if count_only {
+            rule.flags |= rule_flag::COUNT_ONLY;
+        } else {
+            rule.flags &= !rule_flag::COUNT_ONLY;
+        }
+        self.maps.set_rule(slot.0, &rule)
+    }
+
+    /// Empties a slot: no request passes its rule any more, no process belongs to it, its counters
+    /// are zero.
+    ///
+    /// # Errors
+    ///
+    /// The slot does not exist or a map refuses.
+    pub fn clear_rule(&mut self, slot: TaskSlot) -> Result<(), KernelError> {
+        check_slot(slot)?;
+        self.maps.set_rule(slot.0, &Rule::EMPTY)?;
+        self.maps.reset_counters(slot.0)
+    }
+
+    /// Adds a process to a slot's task.
+    ///
+    /// # Errors
+    ///
+    /// The slot does not exist or the map refuses.
+    pub fn add_target(&mut self, pid: Pid, slot: TaskSlot) -> Result<(), KernelError> {
+        check_slot(slot)?;
+        let target = self.maps.targets.get(&pid.0)?.unwrap_or_default();
+        let target = Target {
+            task_mask: target.task_mask | 1 << slot.0,
+            ..target
+        };
+        self.maps.targets.insert(pid.0, target)
+    }
+
+    /// Takes a process out of a slot's task; the last slot takes it out of the target set.
+    ///
+    /// # Errors
+    ///
+    /// The slot does not exist or the map refuses.
+    pub fn remove_target(&mut self, pid: Pid, slot: TaskSlot) -> Result<(), KernelError> {
+        check_slot(slot)?;
+        let Some(target) = self.maps.targets.get(&pid.0)? else {
+            return Ok(());
+        };
+        let task_mask = target.task_mask & !(1 << slot.0);
+        if task_mask == 0 {
+            self.maps.targets.remove(&pid.0)
+        } else {
+            let target = Target {
+                task_mask,
+                ..target
+            };
+            self.maps.targets.insert(pid.0, target)
+        }
+    }
+
+    /// Tells the sampler how to walk a CPython process, or that it is none.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn set_python(
+        &mut self,
+        pid: Pid,
+        process: Option<&PythonProcess>,
+    ) -> Result<(), KernelError> {
+        match process {
+            Some(process) => self.maps.python.insert(pid.0, process),
+            None => self.maps.python.remove(&pid.0),
+        }
+    }
+
+    /// Removes a thread's tag if it is still that request's. The next write of the response by the
+    /// thread sets it again (a stream that was silent for a while).
+    ///
+    /// # Errors
+    ///
+    /// A map refuses.
+    pub fn untag(&mut self, tid: Tid, request: RequestId) -> Result<(), KernelError> {
+        if self
+            .thread_tag(tid)?
+            .is_some_and(|tag| tag.request_id == request.0)
+        {
+            self.maps.tags.remove(&tid.0)?;
+            self.maps.states.remove(&tid.0)?;
+        }
+        Ok(())
+    }
+
+    /// Stops tracking a request: its thread loses the tag now and for good, and no further event
+    /// of it is sent.
+    ///
+    /// # Errors
+    ///
+    /// A map refuses.
+    pub fn cancel(&mut self, pid: Pid, fd: i32, request: RequestId) -> Result<(), KernelError> {
+        let Some(conn) = self.conn(pid, fd)? else {
+            return Ok(());
+        };
+        if conn.request_id != request.0 {
+            return Ok(());
+        }
+        // The programs change a connection at any time, so it is theirs alone to write: they look at
+        // this list when they touch the request next.
+        self.maps.cancels.insert(request.0, 1)?;
+        self.untag(Tid(conn.reader_tid), request)
+    }
+
+    /// Forgets all connections, tags, thread states and interpreter offsets of a process that has
+    /// exited or executed another program. The target set is not touched.
+    ///
+    /// # Errors
+    ///
+    /// A map refuses.
+    pub fn forget_process(&mut self, pid: Pid) -> Result<(), KernelError> {
+        self.maps.tags.remove_if(|_, tag| tag.tgid == pid.0)?;
+        self.maps.states.remove_if(|_, state| state.tgid == pid.0)?;
+        self.maps.conns.remove_if(|key, _| key.tgid == pid.0)?;
+        self.maps
+            .partial_heads
+            .remove_if(|key, _| key.tgid == pid.0)?;
+        self.maps.python.remove(&pid.0)
+    }
+}
+
+pub(super) fn check_slot(slot: TaskSlot) -> Result<(), KernelError> {
+    if slot.0 < MAX_TASKS {
+        Ok(())
+    } else {
+        Err(KernelError::Argument(format!(
+            "task slot {} does not exist: there are {MAX_TASKS}",
+            slot.0
+        )))
+    }
+}

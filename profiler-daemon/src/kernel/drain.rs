@@ -1,0 +1,104 @@
+//! Hands out what the programs wrote to their rings.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use profiler_common::{ConnKey, EndReason, conn_flag};
+
+use super::{BadRecord, Kernel, RequestRecord, decode_request, decode_sample};
+use crate::model::{Pid, RawSample, RequestEvent, RequestId, Tid};
+
+/// Most records one call of a drain function hands out, so that a flood cannot hold its caller.
+const DRAIN_MAX: usize = 4096;
+
+impl Kernel {
+    /// Hands out the request events that have arrived, at most 4096, and returns their number.
+    pub fn drain_requests(
+        &mut self,
+        mut each: impl FnMut(Result<RequestEvent, BadRecord>),
+    ) -> usize {
+        let mut drained = 0;
+        while drained < DRAIN_MAX {
+            let Some(record) = self.requests.next() else {
+                break;
+            };
+            drained += 1;
+            let decoded = decode_request(&record);
+            drop(record);
+            match decoded {
+                Ok(RequestRecord::Event(event)) => each(Ok(event)),
+                Ok(RequestRecord::CloseRange {
+                    pid,
+                    first,
+                    last,
+                    ktime_ns,
+                }) => self.close_range(pid, first, last, ktime_ns, &mut each),
+                Err(bad) => each(Err(bad)),
+            }
+        }
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+        drained
+    }
+
+    /// Ends the requests on a closed range of descriptors, as `sys_exit` does for a single one.
+    fn close_range(
+        &mut self,
+        pid: Pid,
+        first: u32,
+        last: u32,
+        ktime_ns: u64,
+        each: &mut impl FnMut(Result<RequestEvent, BadRecord>),
+    ) {
+        let closed =
+            |key: &ConnKey| key.tgid == pid.0 && (first..=last).contains(&key.fd.cast_unsigned());
+        for (key, conn) in self.maps.conns.entries() {
+            if !closed(&key) {
+                continue;
+            }
+            let id = RequestId(conn.request_id);
+            let removed = self
+                .untag(Tid(conn.reader_tid), id)
+                .and_then(|()| self.maps.conns.remove(&key));
+            if let Err(error) = removed {
+                tracing::warn!(%error, tgid = pid.0, "a closed connection was not forgotten");
+            }
+            if conn.flags & conn_flag::TRACKED != 0 {
+                each(Ok(RequestEvent::End {
+                    id,
+                    ktime_ns,
+                    last_write_ktime_ns: conn.last_write_ktime_ns,
+                    written_bytes: conn.written_bytes,
+                    flags: 0,
+                    reason: EndReason::Closed,
+                }));
+            }
+        }
+    }
+
+    /// Hands out the samples that have arrived, at most 4096, and returns their number.
+    pub fn drain_samples(&mut self, mut each: impl FnMut(Result<RawSample, BadRecord>)) -> usize {
+        let mut drained = 0;
+        while drained < DRAIN_MAX {
+            let Some(record) = self.samples.next() else {
+                break;
+            };
+            drained += 1;
+            each(decode_sample(&record));
+        }
+        drained
+    }
+
+    /// Readable when a request event waits.
+    #[must_use]
+    pub fn request_fd(&self) -> BorrowedFd<'_> {
+        self.requests.as_fd()
+    }
+
+    /// Readable when [`super::LoadOptions::sample_wakeup_bytes`] of samples wait; drain at every dump
+    /// period besides.
+    #[must_use]
+    pub fn sample_fd(&self) -> BorrowedFd<'_> {
+        self.samples.as_fd()
+    }
+}

@@ -1,0 +1,78 @@
+//! What the daemon asks the programs' maps: threads, connections, tags, counts.
+
+use profiler_common::{Conn, ConnKey, KernelCounter, Target, ThreadState, ThreadTag};
+
+use super::control::check_slot;
+use super::{Kernel, KernelError, scheduler};
+use crate::model::{Pid, TaskSlot, Tid};
+
+impl Kernel {
+    /// Last registers of a tagged thread. A reader compares `seq` before and after reading memory.
+    /// Kernel frames begin with the scheduler.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn thread_state(&self, tid: Tid) -> Result<Option<ThreadState>, KernelError> {
+        let mut state = self.maps.states.get(&tid.0)?;
+        if let (Some(state), Some(schedule)) = (&mut state, &self.schedule) {
+            scheduler::trim(state, schedule);
+        }
+        Ok(state)
+    }
+
+    /// The request a thread serves.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn thread_tag(&self, tid: Tid) -> Result<Option<ThreadTag>, KernelError> {
+        self.maps.tags.get(&tid.0)
+    }
+
+    /// A connection that carried a request.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn conn(&self, pid: Pid, fd: i32) -> Result<Option<Conn>, KernelError> {
+        self.maps.conns.get(&ConnKey { tgid: pid.0, fd })
+    }
+
+    /// All tagged threads.
+    #[must_use]
+    pub fn tags(&self) -> Vec<(Tid, ThreadTag)> {
+        let entries = self.maps.tags.entries();
+        entries
+            .into_iter()
+            .map(|(tid, tag)| (Tid(tid), tag))
+            .collect()
+    }
+
+    /// Counts of a slot since its rule was set, over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// The slot does not exist or the map refuses.
+    pub fn counters(&self, slot: TaskSlot) -> Result<Vec<(KernelCounter, u64)>, KernelError> {
+        check_slot(slot)?;
+        let count = |counter| Ok((counter, self.maps.counter(slot.0, counter)?));
+        KernelCounter::ALL.into_iter().map(count).collect()
+    }
+
+    /// Processes in the target set, forked children included.
+    #[must_use]
+    pub fn targets(&self) -> Vec<(Pid, Target)> {
+        let entries = self.maps.targets.entries();
+        entries
+            .into_iter()
+            .map(|(tgid, target)| (Pid(tgid), target))
+            .collect()
+    }
+
+    /// Number of connections known to the kernel side.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.maps.conns.entries().len()
+    }
+}

@@ -1,0 +1,84 @@
+//! Finds the [`KernelOffsets`] of the running kernel.
+
+use profiler_common::{KernelOffsets, setting_flag};
+
+use super::btf::{BtfError, KernelTypes};
+
+/// `THREAD_SIZE` of x86_64 and aarch64 with 4 KiB pages, without KASAN. It is not in BTF; only
+/// kernels before 5.15 need it, later ones have a helper.
+/// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/page_64_types.h#L15>
+const THREAD_SIZE: u32 = 16 * 1024;
+
+/// Offsets of a kernel and the `setting_flag`s that depend on it.
+///
+/// # Errors
+///
+/// A structure that nothing works without is missing. The members the socket check needs may be
+/// missing: then its flag is not set.
+pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, u32), BtfError> {
+    let task = |member| types.offset_of("task_struct", member);
+    let mut offsets = KernelOffsets {
+        task_pid: task("pid")?,
+        task_tgid: task("tgid")?,
+        task_stack: task("stack")?,
+        // Renamed in 5.14.
+        task_state: task("__state").or_else(|_| task("state"))?,
+        task_thread_pid: task("thread_pid")?,
+        task_signal: task("signal")?,
+        signal_live: types.offset_of("signal_struct", "live")?,
+        pid_level: types.offset_of("pid", "level")?,
+        pid_numbers: types.offset_of("pid", "numbers")?,
+        upid_size: types.size_of("upid")?,
+        stack_pt_regs: THREAD_SIZE.saturating_sub(types.size_of("pt_regs")?),
+        ..KernelOffsets::default()
+    };
+    let mut flags = 0;
+    if types.has_enumerator("BPF_FUNC_task_pt_regs") {
+        flags |= setting_flag::TASK_PT_REGS;
+    }
+    match add_socket_offsets(types, &mut offsets) {
+        Ok(()) => flags |= setting_flag::SOCKET_CHECK,
+        Err(error) => {
+            tracing::warn!(%error, "requests are recognized by their content only");
+        }
+    }
+    Ok((offsets, flags))
+}
+
+fn add_socket_offsets(
+    types: &KernelTypes<'_>,
+    offsets: &mut KernelOffsets,
+) -> Result<(), BtfError> {
+    offsets.task_files = types.offset_of("task_struct", "files")?;
+    offsets.files_fdt = types.offset_of("files_struct", "fdt")?;
+    offsets.fdt_max_fds = types.offset_of("fdtable", "max_fds")?;
+    offsets.fdt_fd = types.offset_of("fdtable", "fd")?;
+    offsets.file_inode = types.offset_of("file", "f_inode")?;
+    offsets.file_private_data = types.offset_of("file", "private_data")?;
+    offsets.inode_mode = types.offset_of("inode", "i_mode")?;
+    offsets.socket_sk = types.offset_of("socket", "sk")?;
+    offsets.sock_family =
+        types.offset_of("sock", "__sk_common")? + types.offset_of("sock_common", "skc_family")?;
+    offsets.sock_max_ack_backlog = types.offset_of("sock", "sk_max_ack_backlog")?;
+    offsets.unix_addr = types.offset_of("unix_sock", "addr")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that the running kernel yields every offset.
+    #[test]
+    fn the_running_kernel_yields_every_offset() {
+        let Ok(bytes) = std::fs::read("/sys/kernel/btf/vmlinux") else {
+            eprintln!("skipped: no BTF on this machine");
+            return;
+        };
+        let types = KernelTypes::parse(&bytes).unwrap();
+        let (offsets, flags) = kernel_offsets(&types).unwrap();
+        assert_ne!(offsets.task_pid, 0);
+        assert_eq!(offsets.upid_size, 16);
+        assert_ne!(flags & setting_flag::SOCKET_CHECK, 0);
+    }
+}

@@ -1,0 +1,267 @@
+//! A SkyWalking OAP's query side, for `profilerd task --graphql`: tasks and results by GraphQL.
+//!
+//! In:  `http://HOST:12800/graphql`, HTTP/1.1, plain
+//! Out: the same messages and reports that the embedded OAP gives ([`crate::embedded::TaskClient`])
+//! Lost: snapshots and coverage; an OAP does not hand them out
+//!
+//! The operations have had this shape since OAP 9.5.0.
+
+mod rows;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, Uri, header};
+use hyper_util::rt::TokioIo;
+use profiler_proto::profilerd as pb;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::embedded::task::service_id;
+use crate::embedded::wire;
+use crate::model::clock::unix_ms_now;
+use crate::model::{Coverage, ProfileReport};
+use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
+
+/// Largest answer accepted: the trees of one segment.
+const ANSWER_MAX_BYTES: usize = 256 << 20;
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+const CREATE: &str = "mutation($r: ProfileTaskCreationRequest){ \
+    it: createProfileTask(creationRequest: $r){ id errorReason } }";
+const LIST: &str = "query($s: ID, $e: String){ \
+    it: getProfileTaskList(serviceId: $s, endpointName: $e){ id serviceName endpointName startTime \
+    duration minDurationThreshold dumpPeriod maxSamplingCount \
+    logs{ instanceName operationType operationTime } } }";
+const SEGMENTS: &str = "query($t: ID!){ \
+    it: getProfileTaskSegments(taskID: $t){ traceId instanceName \
+    spans{ spanId segmentId startTime endTime endpointName type tags{ key value } profiled } } }";
+const ANALYZE: &str = "query($q: [SegmentProfileAnalyzeQuery!]!){ \
+    it: getSegmentsProfileAnalyze(queries: $q){ tip trees{ elements{ \
+    id parentId codeSignature duration durationChildExcluded count } } } }";
+
+/// Talks to the query side of a SkyWalking OAP.
+#[derive(Clone, Debug)]
+pub struct GraphqlClient {
+    uri: Uri,
+}
+
+impl GraphqlClient {
+    /// For an address like `http://127.0.0.1:12800/graphql`.
+    ///
+    /// # Errors
+    ///
+    /// If the address is not of that form.
+    pub fn new(url: &str) -> Result<Self> {
+        let uri: Uri = url
+            .parse()
+            .ok()
+            .filter(|uri: &Uri| uri.scheme_str() == Some("http") && uri.host().is_some())
+            .with_context(|| format!("{url:?} is not of the form http://HOST:12800/graphql"))?;
+        Ok(Self { uri })
+    }
+
+    /// Creates a task.
+    ///
+    /// # Errors
+    ///
+    /// If the OAP refuses it (its text) or the call fails.
+    pub async fn create(&self, request: pb::CreateTaskRequest) -> Result<pb::Task> {
+        let start_ms = (request.start_ms > 0).then_some(request.start_ms);
+        let variables = json!({ "r": {
+            "serviceId": service_id(&request.service),
+            "endpointName": request.endpoint,
+            "startTime": start_ms,
+            "duration": request.duration_minutes,
+            "minDurationThreshold": request.min_duration_threshold_ms,
+            "dumpPeriod": request.dump_period_ms,
+            "maxSamplingCount": request.max_sampling_count,
+        }});
+        let created: Created = self.query(CREATE, variables).await?;
+        if let Some(reason) = created.error_reason {
+            bail!("{reason}");
+        }
+        let id = created.id.context("the OAP named no task")?;
+        let now_ms = unix_ms_now();
+        let mut request = wire::request_from_wire(request);
+        if request.start_ms <= 0 {
+            request.start_ms = now_ms;
+        }
+        let task = record(id, request);
+        Ok(wire::task_to_wire(&task, task.state(&[], now_ms)))
+    }
+
+    /// Tasks, newest first; an empty filter takes all.
+    ///
+    /// # Errors
+    ///
+    /// If the call fails.
+    pub async fn list(&self, service: &str, endpoint: &str) -> Result<Vec<pb::Task>> {
+        let tasks = self.tasks(service, endpoint).await?;
+        Ok(tasks.into_iter().filter_map(|detail| detail.task).collect())
+    }
+
+    /// One task with its log. `task_id` may be a unique beginning, or empty for the newest.
+    ///
+    /// # Errors
+    ///
+    /// If no single task fits or the call fails.
+    pub async fn show(&self, task_id: &str) -> Result<pb::TaskDetail> {
+        let tasks = self.tasks("", "").await?;
+        let mut detail = pick(tasks, task_id)?;
+        if let Some(task) = &detail.task {
+            let traces = self.traces(&task.task_id).await?;
+            detail.segments = u32::try_from(profiled_segments(&traces).len()).unwrap_or(u32::MAX);
+        }
+        Ok(detail)
+    }
+
+    /// The result of a task, without snapshots and coverage; `task_id` as in [`Self::show`].
+    ///
+    /// # Errors
+    ///
+    /// If no single task fits, the call fails, or the answer contradicts itself.
+    pub async fn result(&self, task_id: &str) -> Result<ProfileReport> {
+        let detail = pick(self.tasks("", "").await?, task_id)?;
+        let task = detail.task.context("the OAP named no task")?;
+        let traces = self.traces(&task.task_id).await?;
+        let mut segments = Vec::new();
+        let mut coverage = Coverage::default();
+        coverage.note("a SkyWalking OAP keeps no coverage and hands out no snapshots");
+        for mut segment in profiled_segments(&traces) {
+            let query = json!({ "q": [{
+                "segmentId": segment.segment_id,
+                "timeRange": {
+                    "start": segment.start_ms,
+                    "end": segment.start_ms.saturating_add(segment.duration_ms),
+                },
+            }]});
+            let analysis: AnalysisRow = self.query(ANALYZE, query).await?;
+            if let Some(tip) = analysis.tip {
+                coverage.note(format!("segment {}: {tip}", segment.segment_id));
+            }
+            for tree in analysis.trees {
+                segment.trees.push(to_tree(tree)?.to_node());
+            }
+            segments.push(segment);
+        }
+        segments.sort_by_key(|segment| segment.start_ms);
+        Ok(ProfileReport {
+            task: wire::task_report(&task),
+            coverage: coverage.to_report(),
+            segments,
+        })
+    }
+
+    async fn tasks(&self, service: &str, endpoint: &str) -> Result<Vec<pb::TaskDetail>> {
+        let variables = json!({
+            "s": (!service.is_empty()).then(|| service_id(service)),
+            "e": (!endpoint.is_empty()).then_some(endpoint),
+        });
+        let rows: Vec<TaskRow> = self.query(LIST, variables).await?;
+        let now_ms = unix_ms_now();
+        let mut details: Vec<_> = rows.into_iter().map(|row| detail(row, now_ms)).collect();
+        let created = |detail: &pb::TaskDetail| detail.task.as_ref().map(|task| task.create_ms);
+        details.sort_by_key(|detail| std::cmp::Reverse(created(detail)));
+        Ok(details)
+    }
+
+    async fn traces(&self, task_id: &str) -> Result<Vec<TraceRow>> {
+        self.query(SEGMENTS, json!({ "t": task_id })).await
+    }
+
+    /// One operation whose result is called `it`.
+    async fn query<T: for<'a> Deserialize<'a>>(&self, text: &str, variables: Value) -> Result<T> {
+        let body = json!({ "query": text, "variables": variables }).to_string();
+        let uri = &self.uri;
+        let bytes = timeout(TIMEOUT, self.post(body))
+            .await
+            .unwrap_or_else(|_| bail!("no answer within {TIMEOUT:?}"))
+            .with_context(|| {
+                format!(
+                    "the OAP's query side at {uri} cannot be used; check the address (usually \
+                     http://HOST:12800/graphql) and that the OAP is running"
+                )
+            })?;
+        let mut answer: Value = serde_json::from_slice(&bytes)
+            .with_context(|| format!("{uri} did not answer with GraphQL"))?;
+        if let Some(error) = answer["errors"][0]["message"].as_str() {
+            bail!("the OAP at {uri} answers: {error}");
+        }
+        serde_json::from_value(answer["data"]["it"].take())
+            .with_context(|| format!("the answer of {uri} has an unknown shape"))
+    }
+
+    async fn post(&self, body: String) -> Result<Vec<u8>> {
+        let host = self.uri.host().unwrap_or_default();
+        let port = self.uri.port_u16().unwrap_or(80);
+        let address = host.trim_matches(['[', ']']);
+        let stream = TcpStream::connect((address, port))
+            .await
+            .context("failed to connect")?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(connection);
+        let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
+        let request = Request::post(path)
+            .header(header::HOST, format!("{host}:{port}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONNECTION, "close")
+            .body(Full::new(bytes::Bytes::from(body)))?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
+        let bytes = body
+            .collect()
+            .await
+            .map_err(|error| anyhow!("the answer broke off or is too long: {error}"))?
+            .to_bytes();
+        driver.abort();
+        if !status.is_success() {
+            bail!("the answer is HTTP {status}");
+        }
+        Ok(bytes.to_vec())
+    }
+}
+
+/// The task that a text names.
+fn pick(tasks: Vec<pb::TaskDetail>, text: &str) -> Result<pb::TaskDetail> {
+    let id = |detail: &pb::TaskDetail| detail.task.as_ref().map(|task| task.task_id.clone());
+    let mut fitting: Vec<pb::TaskDetail> = tasks
+        .into_iter()
+        .filter(|detail| id(detail).is_some_and(|id| id.starts_with(text)))
+        .collect();
+    if text.is_empty() {
+        fitting.truncate(1);
+    } else if let Some(exact) = fitting.iter().position(|d| id(d).as_deref() == Some(text)) {
+        return Ok(fitting.swap_remove(exact));
+    }
+    if fitting.len() > 1 {
+        let ids: Vec<String> = fitting.iter().take(5).filter_map(id).collect();
+        bail!(
+            "{text} is the beginning of several task ids: {}",
+            ids.join(", ")
+        );
+    }
+    fitting.pop().ok_or_else(|| match text {
+        "" => anyhow!("there is no task"),
+        _ => anyhow!("no task has the id {text}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check which addresses are taken.
+    #[test]
+    fn addresses_are_plain_http() {
+        assert!(GraphqlClient::new("http://127.0.0.1:12800/graphql").is_ok());
+        for bad in ["", "127.0.0.1:12800", "https://oap/graphql", "http://"] {
+            assert!(GraphqlClient::new(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Tells which language runtime a process runs.
+//!
+//! In:  the mapped images of the process, by name and by what is in their memory
+//! Out: [`Runtime`], and with [`Runtime::request_model`] whether its requests can be followed
+//!
+//! # How
+//! | runtime | evidence |
+//! |---|---|
+//! | Go | the build information that the linker puts into the data segment |
+//! | JVM | `libjvm.so` is mapped |
+//! | Node.js | the executable is `node`, or `libnode.so*` is mapped |
+//! | CPython | `_PyRuntime` is exported by `libpython3.*` or by the executable |
+//! | Ruby, PHP | the executable's or library's name |
+//!
+//! The executable's own language comes first: a JVM or a Node.js process may have loaded Python too.
+
+use std::fmt;
+use std::io::Error;
+
+use super::image::{Headers, PF_W, PT_LOAD};
+use super::mapped_image::{MappedImage, mapped_images};
+use super::python::{self, PythonVersion};
+use super::{ProcessMemory, ReadMemory};
+use crate::model::Pid;
+
+/// Build information stands at the start of the data segment, on a multiple of 16.
+/// <https://github.com/golang/go/blob/go1.22.0/src/debug/buildinfo/buildinfo.go>
+const GO_MAGIC: &[u8] = b"\xff Go buildinf:";
+const GO_ALIGN: usize = 16;
+/// As much of the data segment as Go's own reader searches first.
+const GO_SEARCH_BYTES: usize = 64 << 10;
+/// Header before the version: magic, pointer size, flags, padding.
+const GO_HEADER_BYTES: usize = 32;
+/// Bit of the flags byte: the version follows in place (1.18 and later).
+const GO_INLINE: u8 = 2;
+const GO_VERSION_BYTES_MAX: usize = 64;
+
+/// What a process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// CPython, also embedded. Whether its frames can be read is another question:
+    /// [`python::PythonRuntime::detect`].
+    CPython(PythonVersion),
+    /// Go; the version if the binary tells, such as `go1.22.1`.
+    Go {
+        /// Version of the tool chain.
+        version: Option<String>,
+    },
+    /// A Java virtual machine (HotSpot).
+    Jvm,
+    /// Node.js.
+    Node,
+    /// CRuby.
+    Ruby,
+    /// PHP.
+    Php,
+    /// Machine code without a runtime that we know: C, C++, Rust.
+    Native,
+}
+
+/// How a runtime serves requests, as far as following them goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestModel {
+    /// The thread that reads a request serves it.
+    ThreadPerRequest,
+    /// Requests are not bound to threads; the sentence says how.
+    Unsupported(&'static str),
+}
+
+impl Runtime {
+    /// Finds out what a process runs.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, or we may not look at it.
+    pub fn detect(pid: Pid) -> Result<Self, Error> {
+        let images = mapped_images(pid)?;
+        let memory = ProcessMemory::new(pid);
+        let executable = images.iter().find(|image| image.is_executable);
+        if let Some(version) = executable.and_then(|image| go_build(&memory, image.base)) {
+            return Ok(Self::Go { version });
+        }
+        if let Some(runtime) = Self::from_names(&images) {
+            return Ok(runtime);
+        }
+        // An interpreter that cannot be looked at closer is still what it is.
+        match python::find_version(pid) {
+            Ok(Some(version)) => Ok(Self::CPython(version)),
+            Ok(None) | Err(_) => Ok(Self::Native),
+        }
+    }
+
+    fn from_names(images: &[MappedImage]) -> Option<Self> {
+        let mapped = |library: &str| images.iter().any(|image| is_library(image.name(), library));
+        let executable = images
+            .iter()
+            .find(|image| image.is_executable)
+            .map_or("", MappedImage::name);
+        if mapped("libjvm") {
+            Some(Self::Jvm)
+        } else if matches!(executable, "node" | "nodejs") || mapped("libnode") {
+            Some(Self::Node)
+        } else if is_program(executable, "ruby") || mapped("libruby") {
+            Some(Self::Ruby)
+        } else if ["php", "php-fpm", "php-cgi"]
+            .iter()
+            .any(|php| is_program(executable, php))
+            || mapped("libphp")
+        {
+            Some(Self::Php)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the requests of such a process can be followed.
+    #[must_use]
+    pub fn request_model(&self) -> RequestModel {
+        match self {
+            Self::Go { .. } => RequestModel::Unsupported(
+                "Go serves requests on goroutines, which move between threads",
+            ),
+            Self::Node => RequestModel::Unsupported(
+                "Node.js serves all requests in turns on the thread of its event loop",
+            ),
+            Self::CPython(_) | Self::Jvm | Self::Ruby | Self::Php | Self::Native => {
+                RequestModel::ThreadPerRequest
+            }
+        }
+    }
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CPython(version) => write!(f, "CPython {version}"),
+            Self::Go {
+                version: Some(version),
+            } => write!(f, "Go {}", version.trim_start_matches("go")),
+            Self::Go { version: None } => f.write_str("Go"),
+            Self::Jvm => f.write_str("JVM"),
+            Self::Node => f.write_str("Node.js"),
+            Self::Ruby => f.write_str("Ruby"),
+            Self::Php => f.write_str("PHP"),
+            Self::Native => f.write_str("native"),
+        }
+    }
+}
+
+/// Whether `name` is `library.so`, `library.so.3.1` or `library-3.1.so.3.1`, `library8.3.so`.
+fn is_library(name: &str, library: &str) -> bool {
+    name.strip_prefix(library)
+        .and_then(|rest| rest.split_once(".so"))
+        .is_some_and(|(version, _)| is_version(version))
+}
+
+/// Whether `name` is `program` or `program3.1`.
+fn is_program(name: &str, program: &str) -> bool {
+    name.strip_prefix(program).is_some_and(is_version)
+}
+
+fn is_version(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_digit() || ".-".contains(c))
+}
+
+/// `Some` if the image at `base` was linked by Go, with its version if that can be read.
+fn go_build(memory: &dyn ReadMemory, base: u64) -> Option<Option<String>> {
+    let headers = Headers::read(memory, base).ok()?;
+    let data = headers
+        .segments
+        .iter()
+        .find(|segment| segment.kind == PT_LOAD && segment.flags & PF_W != 0)?;
+    let bytes = usize::try_from(data.bytes).map_or(GO_SEARCH_BYTES, |n| n.min(GO_SEARCH_BYTES));
+    let mut start = vec![0; bytes];
+    let read = memory.read(data.address, &mut start).ok()?;
+    start.truncate(read);
+    let skew = (GO_ALIGN - data.address as usize % GO_ALIGN) % GO_ALIGN;
+    (skew..start.len())
+        .step_by(GO_ALIGN)
+        .map(|at| &start[at..])
+        .find(|info| info.starts_with(GO_MAGIC))
+        .map(go_version)
+}
+
+/// The version in build information of Go 1.18 and later: one byte of length, then text.
+fn go_version(info: &[u8]) -> Option<String> {
+    let flags = *info.get(GO_MAGIC.len() + 1)?;
+    let length = usize::from(*info.get(GO_HEADER_BYTES)?);
+    if flags & GO_INLINE == 0 || length > GO_VERSION_BYTES_MAX {
+        return None;
+    }
+    let text = info.get(GO_HEADER_BYTES + 1..GO_HEADER_BYTES + 1 + length)?;
+    let text = std::str::from_utf8(text).ok()?;
+    (!text.contains(char::is_control)).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(path: &str, is_executable: bool) -> MappedImage {
+        MappedImage {
+            path: path.to_owned(),
+            base: 0,
+            is_executable,
+        }
+    }
+
+    /// Check the runtimes that are known by the names of their files, and look-alikes.
+    #[test]
+    fn runtimes_are_known_by_their_files() {
+        let cases: [(&str, &[&str], Option<Runtime>); 12] = [
+            (
+                "java",
+                &["/usr/lib/jvm/lib/server/libjvm.so"],
+                Some(Runtime::Jvm),
+            ),
+            ("node", &[], Some(Runtime::Node)),
+            (
+                "electron",
+                &["/usr/lib/libnode.so.108"],
+                Some(Runtime::Node),
+            ),
+            (
+                "ruby3.1",
+                &["/usr/lib/libruby-3.1.so.3.1.2"],
+                Some(Runtime::Ruby),
+            ),
+            ("ruby", &[], Some(Runtime::Ruby)),
+            ("puma", &["/usr/lib/libruby.so.3.2"], Some(Runtime::Ruby)),
+            ("php-fpm8.2", &[], Some(Runtime::Php)),
+            ("php (deleted)", &[], Some(Runtime::Php)),
+            (
+                "apache2",
+                &["/usr/lib/apache2/modules/libphp8.2.so"],
+                Some(Runtime::Php),
+            ),
+            ("rubyfmt", &["/opt/libjvmti.so"], None),
+            ("phpunit", &["/usr/lib/libnodelay.so"], None),
+            ("", &[], None),
+        ];
+        for (executable, libraries, expected) in cases {
+            let mut images = vec![image(&format!("/usr/bin/{executable}"), true)];
+            images.extend(libraries.iter().map(|library| image(library, false)));
+            assert_eq!(Runtime::from_names(&images), expected, "{executable}");
+        }
+    }
+
+    /// Check the version in Go's build information, and that other bytes have none.
+    #[test]
+    fn go_tells_its_version() {
+        let info = |flags: u8, text: &[u8]| {
+            let mut info = GO_MAGIC.to_vec();
+            info.extend([8, flags]);
+            info.resize(GO_HEADER_BYTES, 0);
+            info.extend_from_slice(text);
+            info
+        };
+        assert_eq!(
+            go_version(&info(2, b"\x08go1.22.1\0")),
+            Some("go1.22.1".into())
+        );
+        assert_eq!(go_version(&info(0, b"\x08go1.17.1\0")), None);
+        assert_eq!(go_version(&info(2, b"\x40go1")), None);
+        assert_eq!(go_version(&info(2, b"\xffgo1")), None);
+        assert_eq!(go_version(&info(2, b"\x04go\x1b1")), None);
+        assert_eq!(go_version(GO_MAGIC), None);
+        let go = Runtime::Go {
+            version: Some("go1.22.1".into()),
+        };
+        assert_eq!(go.to_string(), "Go 1.22.1");
+        assert!(matches!(go.request_model(), RequestModel::Unsupported(_)));
+    }
+
+    /// Check that this test program is native, and that a missing process is an error.
+    #[test]
+    fn a_rust_program_is_native() {
+        let runtime = Runtime::detect(Pid(std::process::id())).unwrap();
+        assert_eq!(runtime, Runtime::Native);
+        assert_eq!(runtime.request_model(), RequestModel::ThreadPerRequest);
+        assert!(Runtime::detect(Pid(u32::MAX >> 2)).is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! A process that is being profiled: its memory, its mappings, its interpreter.
+//!
+//! In:  a process id
+//! Out: [`Process`], to [`crate::unwind`] and [`crate::symbolize`]
+//! Lost: nothing
+
+use std::io::Error;
+use std::time::{Duration, Instant};
+
+use super::python::PythonRuntime;
+use super::{Mappings, ProcessMemory};
+use crate::model::Pid;
+
+/// Least time between two readings of a process's mappings. Parsing them takes 60 to 160 us, and a
+/// stack of garbage would ask for it with every address.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A process that is being profiled.
+#[derive(Debug)]
+pub struct Process {
+    /// Its id.
+    pub pid: Pid,
+    /// Its memory.
+    pub memory: ProcessMemory,
+    /// Its executable mappings when they were last read.
+    pub mappings: Mappings,
+    /// Its CPython interpreter, if it has one.
+    pub python: Option<PythonRuntime>,
+    refreshed: Option<Instant>,
+}
+
+impl Process {
+    /// Looks at a process. The interpreter is looked for elsewhere
+    /// ([`PythonRuntime::detect`](super::python::PythonRuntime::detect)).
+    ///
+    /// # Errors
+    ///
+    /// Its mappings cannot be read: it is gone or belongs to someone else.
+    pub fn open(pid: Pid) -> Result<Self, Error> {
+        Ok(Self::with_mappings(pid, Mappings::read(pid)?))
+    }
+
+    /// A process whose mappings are already known.
+    #[must_use]
+    pub fn with_mappings(pid: Pid, mappings: Mappings) -> Self {
+        Self {
+            pid,
+            memory: ProcessMemory::new(pid),
+            mappings,
+            python: None,
+            refreshed: None,
+        }
+    }
+
+    /// Reads the mappings again because an address was in none of them: a library was loaded or code
+    /// was generated. Returns whether they changed. Does nothing if the last time was less than
+    /// 100 ms ago; keeps what is known if the process is gone.
+    pub fn refresh_mappings(&mut self) -> bool {
+        let now = Instant::now();
+        if self
+            .refreshed
+            .is_some_and(|last| now.duration_since(last) < REFRESH_INTERVAL)
+        {
+            return false;
+        }
+        self.refreshed = Some(now);
+        match Mappings::read(self.pid) {
+            // A process that is exiting has no mappings any more.
+            Ok(read) if read.as_slice().is_empty() => false,
+            Ok(read) if read.as_slice() == self.mappings.as_slice() => false,
+            Ok(read) => {
+                self.mappings = read;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(pid = %self.pid, %error, "mappings are kept as they were");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that a list that lacks our code is replaced once, and that the generation tells.
+    #[test]
+    fn an_old_list_is_refreshed_once() {
+        let empty = Mappings::parse(&b""[..]).unwrap();
+        let mut process = Process::with_mappings(Pid(std::process::id()), empty);
+        let generation = process.mappings.generation();
+        let here = an_old_list_is_refreshed_once as *const () as u64;
+        assert!(process.mappings.find(here).is_none());
+        assert!(process.refresh_mappings());
+        assert!(process.mappings.find(here).is_some());
+        assert_ne!(process.mappings.generation(), generation);
+        assert!(!process.refresh_mappings(), "too soon");
+    }
+
+    /// Check that the mappings outlive the process.
+    #[test]
+    fn mappings_outlive_the_process() {
+        let line = &b"1000-2000 r-xp 00000000 fe:00 7 /x\n"[..];
+        let mut process = Process::with_mappings(Pid(u32::MAX), Mappings::parse(line).unwrap());
+        assert!(!process.refresh_mappings());
+        assert!(process.mappings.find(0x1000).is_some());
+        assert!(Process::open(Pid(u32::MAX)).is_err());
+    }
+}

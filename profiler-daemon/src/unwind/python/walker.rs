@@ -1,0 +1,156 @@
+//! Remembers where each thread's state is, so that a walk need not search the list of threads.
+
+use std::hash::Hash;
+use std::io::Error;
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use profiler_common::PythonOffsets;
+
+use super::extend;
+use crate::model::{Pid, PythonChain, Tid};
+use crate::process::ReadMemory;
+use crate::process::page_cache::PageCache;
+use crate::process::python::{PythonRuntime, ThreadState, find_thread, innermost_tid};
+
+/// Threads whose state's address is remembered.
+const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+/// `PyThreadState.prev` and `.interp`: first and third field in all supported versions.
+const TSTATE_PREV: u64 = 0;
+const TSTATE_INTERP: u64 = 16;
+
+/// Walks frames and remembers where each thread's state is.
+pub struct PythonWalker {
+    tstates: LruCache<(Pid, u32), u64>,
+    native_tids: LruCache<(Pid, Tid), u32>,
+}
+
+impl Default for PythonWalker {
+    fn default() -> Self {
+        Self {
+            tstates: LruCache::new(THREADS_MAX),
+            native_tids: LruCache::new(THREADS_MAX),
+        }
+    }
+}
+
+impl PythonWalker {
+    /// The frames of the thread with this id on the host. Reads the thread's other id from `/proc`
+    /// once and remembers it.
+    pub fn walk_thread(
+        &mut self,
+        memory: &dyn ReadMemory,
+        runtime: &PythonRuntime,
+        tid: Tid,
+    ) -> PythonChain {
+        let key = (runtime.pid, tid);
+        let native_tid = match self.native_tids.get(&key) {
+            Some(&native_tid) => native_tid,
+            None => match innermost_tid(runtime.pid, tid) {
+                Ok(native_tid) => native_tid,
+                Err(error) => {
+                    tracing::trace!(pid = %runtime.pid, %tid, %error, "no thread id");
+                    return PythonChain {
+                        no_thread: true,
+                        partial: true,
+                        ..PythonChain::default()
+                    };
+                }
+            },
+        };
+        let chain = self.walk(memory, runtime, native_tid);
+        if chain.no_thread {
+            // The id may now be another thread's: ask again next time.
+            self.native_tids.pop(&key);
+        } else {
+            self.native_tids.put(key, native_tid);
+        }
+        chain
+    }
+
+    /// The frames of the thread with this id *in its own pid namespace*
+    /// ([`crate::process::python::innermost_tid`]).
+    pub fn walk(
+        &mut self,
+        memory: &dyn ReadMemory,
+        runtime: &PythonRuntime,
+        native_tid: u32,
+    ) -> PythonChain {
+        let memory = &PageCache::new(memory);
+        let mut chain = PythonChain::default();
+        match self.first_frame(memory, runtime, native_tid) {
+            Ok(Some(first)) => {
+                chain.next = first;
+                extend(memory, runtime, &mut chain);
+            }
+            Ok(None) => chain.no_thread = true,
+            Err(error) => {
+                tracing::trace!(pid = %runtime.pid, native_tid, %error, "no PyThreadState");
+                chain.no_thread = true;
+                chain.partial = true;
+            }
+        }
+        chain
+    }
+
+    /// Address of the thread's innermost frame, 0 if it runs no Python code; `None` if the
+    /// interpreter does not know the thread.
+    fn first_frame(
+        &mut self,
+        memory: &dyn ReadMemory,
+        runtime: &PythonRuntime,
+        native_tid: u32,
+    ) -> Result<Option<u64>, Error> {
+        let offsets = &runtime.offsets;
+        let key = (runtime.pid, native_tid);
+        if let Some(&address) = self.tstates.get(&key) {
+            if let Some(state) = revisit(memory, offsets, address, native_tid) {
+                return state.first_frame(memory, offsets).map(Some);
+            }
+            self.tstates.pop(&key);
+        }
+        let Some(state) = find_thread(memory, runtime.runtime, offsets, native_tid)? else {
+            return Ok(None);
+        };
+        self.tstates.put(key, state.address);
+        state.first_frame(memory, offsets).map(Some)
+    }
+
+    /// Drops what is remembered about a process.
+    pub fn forget(&mut self, pid: Pid) {
+        drop_keys(&mut self.tstates, |&(of, _)| of == pid);
+        drop_keys(&mut self.native_tids, |&(of, _)| of == pid);
+    }
+}
+
+fn drop_keys<K: Copy + Hash + Eq, V>(cache: &mut LruCache<K, V>, is_gone: impl Fn(&K) -> bool) {
+    let gone: Vec<K> = cache.iter().map(|(&key, _)| key).filter(is_gone).collect();
+    for key in gone {
+        cache.pop(&key);
+    }
+}
+
+/// The thread state at a remembered address, if it still is that thread's. Threads that enter Python
+/// from C for each call get a new state each time; the old one's memory keeps its id for a while,
+/// but is no longer in the list.
+fn revisit(
+    memory: &dyn ReadMemory,
+    offsets: &PythonOffsets,
+    address: u64,
+    native_tid: u32,
+) -> Option<ThreadState> {
+    let state = ThreadState::read(memory, offsets, address)
+        .ok()
+        .filter(|state| state.native_tid == native_tid)?;
+    let previous = memory.read_u64(address.checked_add(TSTATE_PREV)?).ok()?;
+    let link = if previous == 0 {
+        let interpreter = memory.read_u64(address.checked_add(TSTATE_INTERP)?).ok()?;
+        interpreter.checked_add(offsets.interp_threads_head.into())?
+    } else {
+        previous.checked_add(offsets.tstate_next.into())?
+    };
+    let runs_python =
+        |state: &ThreadState| matches!(state.first_frame(memory, offsets), Ok(frame) if frame != 0);
+    // An idle state may mean that the thread is busy in another interpreter: look again.
+    (memory.read_u64(link).ok()? == address && runs_python(&state)).then_some(state)
+}

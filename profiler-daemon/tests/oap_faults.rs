@@ -1,0 +1,410 @@
+//! Protocol tests: the OAP client against a fake OAP that misbehaves on demand.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use profiler_daemon::model::clock::unix_ms_now;
+use profiler_daemon::model::{
+    ActiveRequest, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId, Service, Snapshot,
+    TaskId, TaskSlot, Tid, WallClock,
+};
+use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle};
+use profiler_proto::skywalking as pb;
+use profiler_proto::skywalking::management_service_server::{
+    ManagementService, ManagementServiceServer,
+};
+use profiler_proto::skywalking::profile_task_server::{ProfileTask, ProfileTaskServer};
+use profiler_proto::skywalking::trace_segment_report_service_server::{
+    TraceSegmentReportService, TraceSegmentReportServiceServer,
+};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Longest wait for anything; reached only by a failing test.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a stream of snapshots meets.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// Refused before it is read.
+    Busy,
+    /// So many messages are taken, then an error is answered.
+    After(usize),
+}
+
+#[derive(Default)]
+struct State {
+    queries: Vec<pb::ProfileTaskCommandQuery>,
+    /// Answers to task queries; the last one stays.
+    answers: Vec<Vec<pb::Command>>,
+    is_profiling_unknown: bool,
+    /// Faults of the next streams of snapshots, last first.
+    faults: Vec<Fault>,
+    snapshots: Vec<pb::ThreadSnapshot>,
+    segments: Vec<pb::SegmentObject>,
+    finishes: Vec<pb::ProfileTaskFinishReport>,
+    beats: usize,
+}
+
+/// The fake OAP: writes down what comes.
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<State>>);
+
+type Answer = Result<Response<pb::Commands>, Status>;
+
+fn done() -> Answer {
+    Ok(Response::new(pb::Commands::default()))
+}
+
+impl Fake {
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.0.lock().unwrap())
+    }
+
+    /// Serves on a free port of the loopback.
+    fn serve(&self) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = incoming.local_addr().unwrap();
+        let router = Server::builder()
+            .add_service(ProfileTaskServer::new(self.clone()))
+            .add_service(ManagementServiceServer::new(self.clone()))
+            .add_service(TraceSegmentReportServiceServer::new(self.clone()));
+        let server = tokio::spawn(async move {
+            router.serve_with_incoming(incoming).await.unwrap();
+        });
+        (address, server)
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&State) -> bool) {
+        let wait = async {
+            while !self.with(|state| condition(state)) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    }
+}
+
+#[tonic::async_trait]
+impl ProfileTask for Fake {
+    async fn get_profile_task_commands(
+        &self,
+        request: Request<pb::ProfileTaskCommandQuery>,
+    ) -> Answer {
+        self.with(|state| {
+            state.queries.push(request.into_inner());
+            if state.is_profiling_unknown {
+                return Err(Status::unimplemented("unknown service"));
+            }
+            let commands = match state.answers.len() {
+                0 => Vec::new(),
+                1 => state.answers[0].clone(),
+                _ => state.answers.remove(0),
+            };
+            Ok(Response::new(pb::Commands { commands }))
+        })
+    }
+
+    async fn collect_snapshot(&self, request: Request<Streaming<pb::ThreadSnapshot>>) -> Answer {
+        let fault = self.with(|state| state.faults.pop());
+        let mut stream = request.into_inner();
+        if matches!(fault, Some(Fault::Busy)) {
+            return Err(Status::resource_exhausted("Watermark exceeded"));
+        }
+        let mut count = 0;
+        while let Some(snapshot) = stream.message().await? {
+            self.with(|state| state.snapshots.push(snapshot));
+            count += 1;
+            if matches!(fault, Some(Fault::After(limit)) if count == limit) {
+                return Err(Status::unknown("Application error processing RPC"));
+            }
+        }
+        done()
+    }
+
+    async fn report_task_finish(&self, request: Request<pb::ProfileTaskFinishReport>) -> Answer {
+        self.with(|state| state.finishes.push(request.into_inner()));
+        done()
+    }
+}
+
+#[tonic::async_trait]
+impl ManagementService for Fake {
+    async fn report_instance_properties(
+        &self,
+        _request: Request<pb::InstanceProperties>,
+    ) -> Answer {
+        done()
+    }
+
+    async fn keep_alive(&self, _request: Request<pb::InstancePingPkg>) -> Answer {
+        self.with(|state| state.beats += 1);
+        done()
+    }
+}
+
+#[tonic::async_trait]
+impl TraceSegmentReportService for Fake {
+    async fn collect(&self, request: Request<Streaming<pb::SegmentObject>>) -> Answer {
+        let mut stream = request.into_inner();
+        while let Some(segment) = stream.message().await? {
+            self.with(|state| state.segments.push(segment));
+        }
+        done()
+    }
+
+    async fn collect_in_sync(&self, _request: Request<pb::SegmentCollection>) -> Answer {
+        done()
+    }
+}
+
+async fn next(events: &mut Receiver<OapEvent>) -> OapEvent {
+    let event = timeout(DEADLINE, events.recv()).await;
+    event.expect("no event came").expect("the client has ended")
+}
+
+fn service() -> Service {
+    Service {
+        name: "shop".to_owned(),
+        instance: "one".to_owned(),
+    }
+}
+
+fn client(address: SocketAddr) -> (OapHandle, Receiver<OapEvent>) {
+    let (handle, events) = OapClient::spawn(OapConfig {
+        poll_interval: Duration::from_millis(10),
+        heartbeat_interval: Duration::from_millis(10),
+        retry: (Duration::from_millis(5), Duration::from_millis(20)),
+        batch_snapshots: 100,
+        ..OapConfig::new(vec![address.to_string()])
+    });
+    handle.set_services([(service(), Vec::new(), String::new())]);
+    (handle, events)
+}
+
+fn segment(id: &str, snapshots: i32) -> ProfiledSegment {
+    let start_unix_ms = unix_ms_now();
+    let stack: Arc<[Arc<str>]> = ["main", "leaf"].into_iter().map(Arc::from).collect();
+    let task_id = TaskId("task".to_owned());
+    ProfiledSegment {
+        task_id: task_id.clone(),
+        service: service(),
+        request: FinishedRequest {
+            request: ActiveRequest {
+                id: RequestId(1),
+                slot: TaskSlot(0),
+                task_id,
+                pid: Pid(1),
+                tid: Tid(1),
+                fd: 5,
+                start_ktime_ns: 0,
+                clock: WallClock::from_readings(0, 0),
+                endpoint: "/".to_owned(),
+                method: "GET".to_owned(),
+                path: "/".to_owned(),
+                host: None,
+                segment_id: id.to_owned(),
+                sw8: None,
+            },
+            end_ktime_ns: 0,
+            status: Some(200),
+            reason: None,
+            losses: Coverage::default(),
+        },
+        start_unix_ms,
+        end_unix_ms: start_unix_ms + i64::from(snapshots) * 10,
+        snapshots: (0..snapshots)
+            .map(|sequence| Snapshot {
+                sequence,
+                unix_ms: start_unix_ms + i64::from(sequence) * 10,
+                stack: Arc::clone(&stack),
+            })
+            .collect(),
+    }
+}
+
+fn command(task_id: &str, create_ms: i64, changes: &[(&str, &str)]) -> pb::Command {
+    let now = unix_ms_now().to_string();
+    let create = create_ms.to_string();
+    let mut args = vec![
+        ("SerialNumber", task_id),
+        ("TaskId", task_id),
+        ("EndpointName", "/"),
+        ("Duration", "5"),
+        ("MinDurationThreshold", "0"),
+        ("DumpPeriod", "10"),
+        ("MaxSamplingCount", "5"),
+        ("StartTime", now.as_str()),
+        ("CreateTime", create.as_str()),
+    ];
+    for &(key, value) in changes {
+        args.retain(|&(known, _)| known != key);
+        args.push((key, value));
+    }
+    pb::Command {
+        command: "ProfileTaskQuery".to_owned(),
+        args: args
+            .into_iter()
+            .map(|(key, value)| pb::KeyStringValuePair {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            })
+            .collect(),
+    }
+}
+
+/// Check that snapshots that may have arrived are not sent again, that the others are, and that the
+/// losses are counted.
+#[tokio::test]
+async fn no_snapshot_is_sent_twice() {
+    let fake = Fake::default();
+    fake.with(|state| state.faults = vec![Fault::After(3), Fault::Busy, Fault::After(7)]);
+    let (address, _server) = fake.serve();
+    let (handle, _events) = client(address);
+    for i in 0..5 {
+        handle.report(segment(&format!("s{i}"), 100)).unwrap();
+    }
+    handle.finish(TaskId("task".to_owned()), service(), Coverage::default());
+    fake.until("the end", |state| !state.finishes.is_empty())
+        .await;
+    let stats = handle.delivery(&TaskId("task".to_owned()));
+    assert_eq!(stats.snapshots_sent + stats.snapshots_lost, 500);
+    assert_eq!(stats.snapshots_queued, 0);
+    assert!(stats.snapshots_lost >= 10, "{stats:?}");
+    assert!(stats.snapshots_sent >= 300, "{stats:?}");
+    fake.with(|state| {
+        let key = |s: &pb::ThreadSnapshot| (s.trace_segment_id.clone(), s.sequence);
+        let keys: HashSet<_> = state.snapshots.iter().map(key).collect();
+        assert_eq!(keys.len(), state.snapshots.len());
+        assert!(state.snapshots.len() as u64 >= stats.snapshots_sent);
+        assert_eq!(state.segments.len(), 5);
+    });
+}
+
+/// Check that segments come before their snapshots, snapshots in order, and the end after all.
+#[tokio::test]
+async fn messages_come_in_order() {
+    let fake = Fake::default();
+    let (address, _server) = fake.serve();
+    let (handle, _events) = client(address);
+    handle.report(segment("a", 250)).unwrap();
+    handle.report(segment("b", 1)).unwrap();
+    handle.finish(TaskId("task".to_owned()), service(), Coverage::default());
+    fake.until("the end", |state| !state.finishes.is_empty())
+        .await;
+    fake.with(|state| {
+        let rows = state.snapshots.iter();
+        let rows: Vec<_> = rows
+            .map(|s| (s.trace_segment_id.as_str(), s.sequence))
+            .collect();
+        let expected: Vec<_> = (0..250).map(|i| ("a", i)).chain([("b", 0)]).collect();
+        assert_eq!(rows, expected);
+        assert_eq!(state.finishes[0].task_id, "task");
+        assert_eq!(state.finishes[0].service_instance, "one");
+        let stack = state.snapshots[0].stack.clone().unwrap();
+        assert_eq!(stack.code_signatures, ["main", "leaf"]);
+    });
+    assert_eq!(
+        handle.delivery(&TaskId("task".to_owned())).snapshots_sent,
+        251
+    );
+}
+
+/// Check that an OAP that stays busy costs the snapshots, not the reporter.
+#[tokio::test]
+async fn an_oap_that_stays_busy_costs_the_snapshots() {
+    let fake = Fake::default();
+    fake.with(|state| state.faults = vec![Fault::Busy; 8]);
+    let (address, _server) = fake.serve();
+    let (handle, _events) = client(address);
+    handle.report(segment("lost", 5)).unwrap();
+    handle.report(segment("sent", 100)).unwrap();
+    let task = TaskId("task".to_owned());
+    let wait = async {
+        while handle.delivery(&task).snapshots_queued > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, wait).await.unwrap();
+    let stats = handle.delivery(&task);
+    assert!(stats.snapshots_lost >= 5, "{stats:?}");
+    assert_eq!(stats.snapshots_sent + stats.snapshots_lost, 105);
+}
+
+/// Check lastCommandTime: -1 first, then the newest creation time, also of a refused task.
+#[tokio::test]
+async fn last_command_time_follows_the_tasks() {
+    let fake = Fake::default();
+    let now = unix_ms_now();
+    fake.with(|state| {
+        state.answers = vec![
+            vec![command("one", now - 10, &[])],
+            vec![command("two", now, &[("Duration", "99")])],
+            Vec::new(),
+        ];
+    });
+    let (address, _server) = fake.serve();
+    let (_handle, mut events) = client(address);
+    fake.until("three queries", |state| state.queries.len() >= 3)
+        .await;
+    fake.with(|state| {
+        let times: Vec<i64> = state.queries.iter().map(|q| q.last_command_time).collect();
+        assert_eq!(times[..3], [-1, now - 10, now]);
+        assert_eq!(state.queries[0].service, "shop");
+        assert_eq!(state.queries[0].service_instance, "one");
+    });
+    assert_eq!(next(&mut events).await, OapEvent::Connected);
+    let OapEvent::Task(task) = next(&mut events).await else {
+        panic!("no task");
+    };
+    assert_eq!(task.task_id.0, "one");
+    let OapEvent::TaskRefused {
+        service: to,
+        reason,
+    } = next(&mut events).await
+    else {
+        panic!("not refused");
+    };
+    assert_eq!(to, service());
+    assert!(
+        reason.contains("two") && reason.contains("1 to 15"),
+        "{reason}"
+    );
+}
+
+/// Check that an OAP that does not look at lastCommandTime does not start a task twice.
+#[tokio::test]
+async fn a_task_that_is_sent_again_is_not_started_again() {
+    let fake = Fake::default();
+    let now = unix_ms_now();
+    fake.with(|state| state.answers = vec![vec![command("one", now, &[])]]);
+    let (address, _server) = fake.serve();
+    let (_handle, mut events) = client(address);
+    fake.until("ten queries", |state| state.queries.len() >= 10)
+        .await;
+    assert_eq!(next(&mut events).await, OapEvent::Connected);
+    assert!(matches!(next(&mut events).await, OapEvent::Task(_)));
+    assert!(events.try_recv().is_err());
+}
+
+/// Check that an OAP without profiling is asked once per connection, and hears the heartbeat.
+#[tokio::test]
+async fn an_oap_without_profiling_is_asked_once() {
+    let fake = Fake::default();
+    fake.with(|state| state.is_profiling_unknown = true);
+    let (address, server) = fake.serve();
+    let (_handle, mut events) = client(address);
+    fake.until("ten heartbeats", |state| state.beats >= 10)
+        .await;
+    assert_eq!(fake.with(|state| state.queries.len()), 1);
+    assert_eq!(next(&mut events).await, OapEvent::Connected);
+    server.abort();
+}

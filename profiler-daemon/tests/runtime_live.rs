@@ -1,0 +1,137 @@
+//! Asks real programs of several languages what they run.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod python_process;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use profiler_daemon::model::Pid;
+use profiler_daemon::process::{RequestModel, Runtime};
+
+/// A child process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Starts a program that waits for its standard input. It has been executed when this returns,
+    /// though it may still load its libraries.
+    fn start(command: &mut Command) -> Self {
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    /// Waits for a line of output.
+    fn wait_for_line(mut self) -> Self {
+        let mut line = String::new();
+        let mut stdout = BufReader::new(self.0.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        self
+    }
+
+    fn runtime(&self) -> Runtime {
+        Runtime::detect(Pid(self.0.id())).unwrap()
+    }
+}
+
+/// The program in `PATH` or where Go installs itself.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/local/go/bin")])
+        .map(|directory| directory.join(program))
+        .find(|program| program.is_file());
+    if found.is_none() {
+        // Straight to the descriptor: the test harness captures the output of tests that pass.
+        let line = format!("\nSKIPPED runtime_live: no {program} on this machine\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+    }
+    found
+}
+
+/// Check that a program without a language runtime is native.
+#[test]
+fn cat_is_native() {
+    let running = Running::start(&mut Command::new("cat"));
+    assert_eq!(running.runtime(), Runtime::Native);
+}
+
+/// Check that every CPython is recognised with the version that it prints.
+#[test]
+fn pythons_are_recognised_with_their_version() {
+    for python in python_process::pythons() {
+        let mut command = Command::new(&python);
+        command.args(["-c", "import os; print(flush=True); os.read(0, 1)"]);
+        let running = Running::start(&mut command).wait_for_line();
+        let printed = Command::new(&python).arg("-V").output().unwrap();
+        let printed = String::from_utf8(printed.stdout).unwrap();
+        let runtime = running.runtime();
+        assert_eq!(format!("{runtime}\n"), format!("C{printed}"));
+        assert_eq!(runtime.request_model(), RequestModel::ThreadPerRequest);
+    }
+}
+
+/// Check that a Go program is recognised with the version of its tool chain, and that its request
+/// model is refused.
+#[test]
+fn gofmt_is_go() {
+    let (Some(go), Some(gofmt)) = (find("go"), find("gofmt")) else {
+        return;
+    };
+    let running = Running::start(&mut Command::new(gofmt));
+    let output = Command::new(go)
+        .args(["env", "GOVERSION"])
+        .output()
+        .unwrap();
+    let version = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let runtime = running.runtime();
+    assert_eq!(
+        runtime,
+        Runtime::Go {
+            version: Some(version)
+        }
+    );
+    assert!(matches!(
+        runtime.request_model(),
+        RequestModel::Unsupported(_)
+    ));
+}
+
+/// Check that Node.js is recognised, and that its request model is refused.
+#[test]
+fn node_is_node() {
+    let Some(node) = find("node") else {
+        return;
+    };
+    let mut command = Command::new(node);
+    command.args(["-e", "process.stdin.resume(); console.log()"]);
+    let running = Running::start(&mut command).wait_for_line();
+    assert_eq!(running.runtime(), Runtime::Node);
+    assert!(matches!(
+        Runtime::Node.request_model(),
+        RequestModel::Unsupported(_)
+    ));
+}
+
+/// Check that a Java program is recognised by the virtual machine it loads.
+#[test]
+fn java_is_a_jvm() {
+    let Some(java) = find("java") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("Wait.java");
+    let program = "public class Wait { public static void main(String[] a) throws Exception { \
+                   System.out.println(); System.in.read(); } }";
+    std::fs::write(&source, program).unwrap();
+    let running = Running::start(Command::new(java).arg(source)).wait_for_line();
+    assert_eq!(running.runtime(), Runtime::Jvm);
+}

@@ -1,0 +1,202 @@
+//! The request state machine of a connection: reads, and what ends a request.
+//!
+//! ```text
+//! IDLE --head--> OPEN --write--> RESPONDING --write--> RESPONDING
+//!  ^              | ^ read: body   |
+//!  |              +-+              | head, end of file, close, ...: END
+//!  +-------------------------------+          shutdown: END, HALF_CLOSED until close
+//! ```
+//!
+//! A head read while the request before it is still unanswered never opens another one: it is a
+//! body that looks like a head, or pipelining, which is counted. A client that closes its side
+//! before the answer may still get one (a half-closed connection), so end of file ends a request
+//! only once its response has begun.
+
+use profiler_common::{ConnKey, EndReason, KernelCounter, RequestEventKind, conn_flag, conn_state};
+
+use crate::count::count_all;
+use crate::head::{self, LINE_MAX, line_status, status};
+use crate::partial::{join_piece, keep_piece};
+use crate::scratch::fetch;
+use crate::socket::{same_socket, server_socket};
+use crate::start::start_request;
+use crate::{emit, maps, read, tag};
+
+/// Flags that outlive a request on the connection.
+const LASTING_FLAGS: u32 = conn_flag::UPGRADED | conn_flag::PARTIAL;
+
+/// A connection's key as one integer, for functions that take only those.
+#[inline(always)]
+pub(crate) fn pack(tgid: u32, fd: i32) -> u64 {
+    u64::from(tgid) << 32 | u64::from(fd.cast_unsigned())
+}
+
+/// The reverse of [`pack`].
+#[inline(always)]
+pub(crate) fn unpack(key: u64) -> ConnKey {
+    ConnKey {
+        tgid: (key >> 32) as u32,
+        fd: (key as u32).cast_signed(),
+    }
+}
+
+/// A read brought bytes; the scratch says where they are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_read(key: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let task_mask = unsafe { (*scratch).task_mask };
+    let fd = u64::from(key as u32);
+    let copied = fetch(0, LINE_MAX);
+    if copied == 0 {
+        count_all(task_mask, KernelCounter::HeadUnreadable);
+        return 0;
+    }
+    let line = head::line(copied);
+    let begins = line_status(line);
+    let mut sk;
+    if let Some(conn) = maps::conn(unpack(key)) {
+        if conn.flags & conn_flag::PARTIAL != 0 {
+            return join_piece(key, conn.sk);
+        }
+        if conn.state == conn_state::OPEN && conn.reader_tid != read::current_ids().1 {
+            conn.flags |= conn_flag::HANDED_OFF;
+        }
+        let closing = conn.state == conn_state::OPEN || conn.state == conn_state::HALF_CLOSED;
+        if begins == status::NO || closing && begins == status::TOKEN {
+            return 0;
+        }
+        sk = same_socket(fd, conn.sk);
+        if sk != conn.sk {
+            // Its close was not seen (io_uring, close on exec): this is another connection.
+            end_request(key, EndReason::SocketReplaced as u64);
+            maps::remove_conn(unpack(key));
+            sk = server_socket(fd);
+        } else if conn.state == conn_state::OPEN {
+            conn.flags |= conn_flag::PIPELINED;
+            count_all(task_mask, KernelCounter::PipelinedHeads);
+            return 0;
+        } else if conn.state == conn_state::HALF_CLOSED {
+            if conn.flags & conn_flag::UPGRADED == 0 {
+                count_all(task_mask, KernelCounter::HeadAfterShutdown);
+            }
+            return 0;
+        } else if begins == status::WHOLE && conn.flags & conn_flag::TRACKED != 0 {
+            end_request(key, EndReason::NextHead as u64);
+        }
+    } else if begins == status::NO {
+        return 0;
+    } else {
+        sk = server_socket(fd);
+    }
+    if sk == 0 {
+        if begins >= status::TARGET {
+            count_all(task_mask, KernelCounter::NotServerSocket);
+        }
+        return 0;
+    }
+    if begins == status::WHOLE {
+        start_request(key, sk, line, 0)
+    } else {
+        keep_piece(key, sk, copied)
+    }
+}
+
+/// Ends the request before the one whose head was just read. One that is not tracked needs no end:
+/// the next one overwrites it.
+#[inline(always)]
+pub(crate) fn end_if_tracked(key: u64) {
+    if maps::conn(unpack(key)).is_some_and(|conn| conn.flags & conn_flag::TRACKED != 0) {
+        end_request(key, EndReason::NextHead as u64);
+    }
+}
+
+/// A read returned 0: the client sends no more.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_end_of_file(key: u64) -> u64 {
+    if maps::conn(unpack(key)).is_some_and(|conn| conn.state == conn_state::RESPONDING) {
+        end_request(key, EndReason::PeerClosed as u64);
+    }
+    0
+}
+
+/// The descriptor was closed, or another one duplicated over it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_close(key: u64, reason: u64) -> u64 {
+    let conn_key = unpack(key);
+    let Some(conn) = maps::conn(conn_key) else {
+        return 0;
+    };
+    if conn.flags & conn_flag::PARTIAL != 0 {
+        maps::remove_partial_head(conn_key);
+    }
+    end_request(key, reason);
+    maps::remove_conn(conn_key);
+    0
+}
+
+/// Descriptors of a closed range that are looked at here; the daemon looks at the rest, later.
+const CLOSE_RANGE_MAX: u64 = 64;
+
+/// The descriptors from the key's up to `last` were closed by one call.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
+    let first = key & 0xffff_ffff;
+    let mut index = 0;
+    while index < CLOSE_RANGE_MAX {
+        if first + index > last {
+            return 0;
+        }
+        on_close(key + index, EndReason::Closed as u64);
+        index += 1;
+    }
+    let rest = first + CLOSE_RANGE_MAX;
+    if rest <= last {
+        emit::process_event(
+            RequestEventKind::CloseRange,
+            (key >> 32) as u32,
+            (rest as u32).cast_signed(),
+            last as u32,
+        );
+    }
+    0
+}
+
+/// The response direction was shut down.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_shutdown(key: u64) -> u64 {
+    end_request(key, EndReason::Shutdown as u64);
+    if let Some(conn) = maps::conn(unpack(key)) {
+        conn.state = conn_state::HALF_CLOSED;
+    }
+    0
+}
+
+/// Ends the request of a connection, if one is open, and leaves the connection idle. Reports it if
+/// it was tracked and the daemon has not cancelled it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn end_request(key: u64, reason: u64) -> u64 {
+    let conn_key = unpack(key);
+    let Some(conn) = maps::conn(conn_key) else {
+        return 0;
+    };
+    if conn.flags & conn_flag::TRACKED != 0 {
+        tag::clear(conn.reader_tid, conn.request_id);
+        if !maps::take_cancel(conn.request_id) {
+            emit::set_header(RequestEventKind::End, conn, conn_key.fd, 0, reason as u32);
+            emit::send(0);
+        }
+    }
+    conn.flags &= LASTING_FLAGS;
+    conn.request_id = 0;
+    conn.state = conn_state::IDLE;
+    0
+}

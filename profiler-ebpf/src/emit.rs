@@ -1,0 +1,109 @@
+//! Records of the `REQUESTS` ring.
+
+use profiler_common::{
+    Conn, HEAD_MAX_BYTES, KernelCounter, RequestEventHeader, RequestEventKind, conn_flag,
+    event_flag,
+};
+
+use crate::count::count;
+use crate::{maps, read};
+
+/// Bits of an event's flags that a connection's flags stand for.
+#[inline(always)]
+pub(crate) fn flags_of(conn: &Conn) -> u32 {
+    let mut flags = 0;
+    if conn.flags & conn_flag::HANDED_OFF != 0 {
+        flags |= event_flag::OTHER_THREAD;
+    }
+    if conn.flags & conn_flag::INTERLEAVED != 0 {
+        flags |= event_flag::INTERLEAVED;
+    }
+    if conn.flags & conn_flag::PIPELINED != 0 {
+        flags |= event_flag::PIPELINED;
+    }
+    flags
+}
+
+/// Writes the header of an event about the request that is open on `conn`.
+#[inline(always)]
+pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u32, detail: u32) {
+    let Some(scratch) = maps::request_scratch() else {
+        return;
+    };
+    let (tgid, tid) = read::current_ids();
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let header = unsafe { &mut (*scratch).header };
+    *header = RequestEventHeader {
+        kind: kind as u32,
+        flags: flags | flags_of(conn),
+        request_id: conn.request_id,
+        ktime_ns: read::ktime_ns(),
+        tgid,
+        tid,
+        fd,
+        slot: conn.slot,
+        detail,
+        data_len: 0,
+        start_ktime_ns: conn.start_ktime_ns,
+        last_write_ktime_ns: conn.last_write_ktime_ns,
+        written_bytes: conn.written_bytes,
+    };
+}
+
+/// Writes and sends an event about a process; `fd` and `detail` as the kind has them.
+#[inline(always)]
+pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: u32) {
+    let Some(scratch) = maps::request_scratch() else {
+        return;
+    };
+    let (_, tid) = read::current_ids();
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let header = unsafe { &mut (*scratch).header };
+    *header = RequestEventHeader {
+        kind: kind as u32,
+        flags: 0,
+        request_id: 0,
+        ktime_ns: read::ktime_ns(),
+        tgid,
+        tid,
+        fd,
+        slot: 0,
+        detail,
+        data_len: 0,
+        start_ktime_ns: 0,
+        last_write_ktime_ns: 0,
+        written_bytes: 0,
+    };
+    send(0);
+}
+
+/// Sends the header in the scratch and `data_len` bytes behind it; a full ring is counted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn send(data_len: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    if data_len > HEAD_MAX_BYTES as u64 {
+        return 0;
+    }
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let header = unsafe { &mut (*scratch).header };
+    header.data_len = data_len as u32;
+    let slot = header.slot;
+    let len = size_of::<RequestEventHeader>() + data_len as usize;
+    // SAFETY: `data` follows `header` without a gap, and both together are longer than `len`.
+    let record = unsafe {
+        core::slice::from_raw_parts(
+            scratch.cast::<u8>().add(core::mem::offset_of!(
+                crate::scratch::RequestScratch,
+                header
+            )),
+            len,
+        )
+    };
+    if !maps::output_request(record) {
+        count(slot, KernelCounter::RequestRingFull);
+    }
+    0
+}

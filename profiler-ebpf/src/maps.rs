@@ -1,0 +1,226 @@
+//! The maps; docs/bpf.md says who writes and who reads each.
+//!
+//! References handed out here live as long as the program run. Other CPUs may write the same
+//! entry meanwhile: all fields are integers, so the worst is a count or time of either writer. A
+//! reference must not be kept over a call that looks up the same entry to change it.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use profiler_common::{
+    Conn, ConnKey, KERNEL_COUNTERS, MAX_TASKS, PartialHead, PythonProcess, PythonThread, Rule,
+    TAGGED_TIDS_LEN, Target, ThreadState, ThreadTag,
+};
+
+use crate::scratch::{RequestScratch, SampleScratch};
+
+/// Processes of the live tasks, by tgid.
+#[map]
+static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16 * 1024, 0);
+
+/// Prefilter of each task, by slot.
+#[map]
+static RULES: Array<Rule> = Array::with_max_entries(MAX_TASKS, 0);
+
+/// Connections that carried a request. LRU: a lost entry costs one request's end.
+#[map]
+static CONNS: LruHashMap<ConnKey, Conn> = LruHashMap::with_max_entries(64 * 1024, 0);
+
+/// Beginnings of request lines.
+#[map]
+static PARTIAL_HEADS: LruHashMap<ConnKey, PartialHead> = LruHashMap::with_max_entries(4096, 0);
+
+/// Requests the daemon does not want any more. LRU: entries are consumed at the request's end.
+#[map]
+static CANCELS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// Threads that serve a request, by tid. Not LRU: a tag must not vanish silently.
+#[map]
+static THREAD_TAGS: HashMap<u32, ThreadTag> = HashMap::with_max_entries(4096, 0);
+
+/// Registers of tagged threads at their last switch-out, by tid.
+#[map]
+static THREAD_STATES: HashMap<u32, ThreadState> = HashMap::with_max_entries(4096, 0);
+
+/// 1 where a thread with this hash of its tid was tagged since the programs were attached.
+/// `sched_switch` looks here first: a load from an array instead of a lookup for each of the two
+/// threads of every switch of the machine. Never reset by the programs: what is left over costs a
+/// lookup and nothing else.
+#[map]
+static TAGGED_TIDS: Array<u32> = Array::with_max_entries(TAGGED_TIDS_LEN, 0);
+
+/// CPython processes, by tgid.
+#[map]
+static PYTHON_PROCS: HashMap<u32, PythonProcess> = HashMap::with_max_entries(4096, 0);
+
+/// Thread states of CPython threads, by tid. LRU: a lost entry is looked up again.
+#[map]
+static PYTHON_THREADS: LruHashMap<u32, PythonThread> = LruHashMap::with_max_entries(16 * 1024, 0);
+
+/// `slot * KERNEL_COUNTERS + counter`.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_TASKS * KERNEL_COUNTERS, 0);
+
+/// Latest request number of each CPU.
+#[map]
+static REQUEST_IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static REQUEST_SCRATCH: PerCpuArray<RequestScratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static SAMPLE_SCRATCH: PerCpuArray<SampleScratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Request events.
+#[map]
+static REQUESTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// On-CPU samples.
+#[map]
+static SAMPLES: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// Makes a lookup function of a hash map.
+macro_rules! lookup {
+    ($name:ident, $map:ident, $key:ty, $value:ty) => {
+        #[inline(always)]
+        pub(crate) fn $name(key: $key) -> Option<&'static mut $value> {
+            // SAFETY: a value stays readable and writable until the program ends; see the module.
+            $map.get_ptr_mut(&key).map(|value| unsafe { &mut *value })
+        }
+    };
+}
+
+lookup!(conn, CONNS, ConnKey, Conn);
+lookup!(partial_head, PARTIAL_HEADS, ConnKey, PartialHead);
+lookup!(thread_tag, THREAD_TAGS, u32, ThreadTag);
+lookup!(thread_state, THREAD_STATES, u32, ThreadState);
+lookup!(python_process, PYTHON_PROCS, u32, PythonProcess);
+lookup!(python_thread, PYTHON_THREADS, u32, PythonThread);
+lookup!(target, TARGETS, u32, Target);
+
+/// Makes the insert and remove functions of a hash map.
+macro_rules! change {
+    ($insert:ident, $remove:ident, $map:ident, $key:ty, $value:ty) => {
+        #[inline(always)]
+        pub(crate) fn $insert(key: $key, value: &$value) -> bool {
+            $map.insert(&key, value, 0).is_ok()
+        }
+
+        #[inline(always)]
+        pub(crate) fn $remove(key: $key) {
+            // Absent is as good as removed.
+            let _ = $map.remove(&key);
+        }
+    };
+}
+
+change!(insert_conn, remove_conn, CONNS, ConnKey, Conn);
+change!(
+    insert_partial_head,
+    remove_partial_head,
+    PARTIAL_HEADS,
+    ConnKey,
+    PartialHead
+);
+change!(
+    insert_thread_tag,
+    remove_thread_tag,
+    THREAD_TAGS,
+    u32,
+    ThreadTag
+);
+change!(
+    insert_python_process,
+    remove_python_process,
+    PYTHON_PROCS,
+    u32,
+    PythonProcess
+);
+change!(
+    insert_python_thread,
+    remove_python_thread,
+    PYTHON_THREADS,
+    u32,
+    PythonThread
+);
+change!(
+    insert_thread_state,
+    remove_thread_state,
+    THREAD_STATES,
+    u32,
+    ThreadState
+);
+change!(insert_target, remove_target, TARGETS, u32, Target);
+
+/// Notes that a thread has a state.
+#[inline(always)]
+pub(crate) fn note_tagged(tid: u32) {
+    if let Some(noted) = TAGGED_TIDS.get_ptr_mut(tid % TAGGED_TIDS_LEN) {
+        // SAFETY: an array's elements stay; every writer writes the same.
+        unsafe { *noted = 1 }
+    }
+}
+
+/// Whether a thread may have a state.
+#[inline(always)]
+pub(crate) fn may_be_tagged(tid: u32) -> bool {
+    TAGGED_TIDS
+        .get(tid % TAGGED_TIDS_LEN)
+        .is_some_and(|noted| *noted != 0)
+}
+
+/// Takes a request off the list of cancelled ones; true if it was there.
+#[inline(always)]
+pub(crate) fn take_cancel(request_id: u64) -> bool {
+    CANCELS.remove(&request_id).is_ok()
+}
+
+#[inline(always)]
+pub(crate) fn rule(slot: u32) -> Option<&'static Rule> {
+    RULES.get(slot)
+}
+
+#[inline(always)]
+pub(crate) fn counter(index: u32) -> Option<&'static mut u64> {
+    // SAFETY: the element belongs to this CPU.
+    COUNTERS
+        .get_ptr_mut(index)
+        .map(|value| unsafe { &mut *value })
+}
+
+#[inline(always)]
+pub(crate) fn last_request_id() -> Option<&'static mut u64> {
+    // SAFETY: the element belongs to this CPU.
+    REQUEST_IDS
+        .get_ptr_mut(0)
+        .map(|value| unsafe { &mut *value })
+}
+
+/// This CPU's work space of `sys_exit` and the process hooks.
+#[inline(always)]
+pub(crate) fn request_scratch() -> Option<*mut RequestScratch> {
+    REQUEST_SCRATCH.get_ptr_mut(0)
+}
+
+/// This CPU's work space of `sample_on_cpu`.
+#[inline(always)]
+pub(crate) fn sample_scratch() -> Option<*mut SampleScratch> {
+    SAMPLE_SCRATCH.get_ptr_mut(0)
+}
+
+/// Writes a request event and wakes the daemon; false if the ring is full.
+#[inline(always)]
+pub(crate) fn output_request(bytes: &[u8]) -> bool {
+    REQUESTS.output::<[u8]>(bytes, 0).is_ok()
+}
+
+/// Writes a sample; false if the ring is full.
+#[inline(always)]
+pub(crate) fn output_sample(bytes: &[u8], flags: u64) -> bool {
+    SAMPLES.output::<[u8]>(bytes, flags).is_ok()
+}
+
+/// Bytes in `SAMPLES` that the daemon has not read yet.
+#[inline(always)]
+pub(crate) fn unread_sample_bytes() -> u64 {
+    SAMPLES.query(u64::from(aya_ebpf::bindings::BPF_RB_AVAIL_DATA))
+}

@@ -1,0 +1,129 @@
+//! Request lines that arrive in pieces: joined until the target's end has been read.
+
+use profiler_common::{Conn, KernelCounter, PARTIAL_HEAD_MAX_BYTES, conn_flag, conn_state};
+
+use crate::conn::{end_if_tracked, unpack};
+use crate::count::count_all;
+use crate::head::{self, LINE_MAX, line_status, status};
+use crate::scratch::fetch;
+use crate::start::start_request;
+use crate::{maps, read};
+
+const _: () = assert!(LINE_MAX == PARTIAL_HEAD_MAX_BYTES as u64);
+
+/// Keeps the first piece, `data[..len]` of the scratch.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn keep_piece(key: u64, sk: u64, len: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let key = unpack(key);
+    scratch.partial.len = len as u32;
+    scratch.partial.pad = 0;
+    scratch.partial.ktime_ns = read::ktime_ns();
+    let from = scratch.data.as_ptr() as u64;
+    // SAFETY: both arrays are at least this long.
+    unsafe {
+        read::copy_kernel(
+            scratch.partial.bytes.as_mut_ptr(),
+            PARTIAL_HEAD_MAX_BYTES as u64,
+            from,
+        );
+    }
+    let kept = maps::insert_partial_head(key, &scratch.partial);
+    let noted = kept && note(key, sk);
+    if !noted {
+        count_all(scratch.task_mask, KernelCounter::PartialHeadDropped);
+    }
+    0
+}
+
+/// Marks the connection, so that only its reads look for a piece.
+#[inline(always)]
+fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
+    if let Some(conn) = maps::conn(key) {
+        conn.flags |= conn_flag::PARTIAL;
+        return true;
+    }
+    let conn = Conn {
+        sk,
+        request_id: 0,
+        start_ktime_ns: 0,
+        first_write_ktime_ns: 0,
+        last_write_ktime_ns: 0,
+        written_bytes: 0,
+        reader_tid: 0,
+        state: conn_state::IDLE,
+        flags: conn_flag::PARTIAL,
+        slot: 0,
+    };
+    maps::insert_conn(key, &conn)
+}
+
+/// Joins the read in the scratch to the pieces kept; opens the request if the line is whole now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let conn_key = unpack(key);
+    let Some(partial) = maps::partial_head(conn_key) else {
+        forget(conn_key);
+        return 0;
+    };
+    let joined = u64::from(partial.len);
+    if joined == 0 || joined >= LINE_MAX {
+        forget(conn_key);
+        return 0;
+    }
+    let from = partial.bytes.as_ptr() as u64;
+    // SAFETY: both arrays are at least this long.
+    unsafe {
+        read::copy_kernel(
+            scratch.data.as_mut_ptr(),
+            PARTIAL_HEAD_MAX_BYTES as u64,
+            from,
+        );
+    }
+    let copied = fetch(joined, LINE_MAX - joined);
+    let line = head::line(joined + copied);
+    match line_status(line) {
+        status::WHOLE => {
+            forget(conn_key);
+            end_if_tracked(key);
+            start_request(key, sk, line, joined);
+        }
+        status::NO => {
+            forget(conn_key);
+            count_all(scratch.task_mask, KernelCounter::PartialHeadDropped);
+        }
+        _ => {
+            let from = scratch.data.as_ptr() as u64;
+            // SAFETY: both arrays are at least this long.
+            unsafe {
+                read::copy_kernel(
+                    partial.bytes.as_mut_ptr(),
+                    PARTIAL_HEAD_MAX_BYTES as u64,
+                    from,
+                );
+            }
+            partial.len = (joined + copied) as u32;
+        }
+    }
+    0
+}
+
+/// Drops the pieces of a connection.
+#[inline(always)]
+fn forget(key: profiler_common::ConnKey) {
+    maps::remove_partial_head(key);
+    if let Some(conn) = maps::conn(key) {
+        conn.flags &= !conn_flag::PARTIAL;
+    }
+}

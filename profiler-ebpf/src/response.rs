@@ -1,0 +1,113 @@
+//! Writes to a connection: the response of its open request.
+
+use profiler_common::{
+    KernelCounter, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, conn_flag, conn_state,
+};
+
+use crate::conn::{end_request, unpack};
+use crate::count::count;
+use crate::scratch::fetch;
+use crate::tag::{self, open_conn, set_result, set_tag};
+use crate::{emit, head, maps, read};
+use profiler_common::EndReason;
+
+/// Status code of `101 Switching Protocols`.
+const SWITCHING_PROTOCOLS: u64 = 101;
+
+/// A write took `len` bytes. `seen` is 0 if they are not in the caller's memory (`sendfile`).
+///
+/// An interim response (`100 Continue`, `103 Early Hints`) is not yet the response.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
+    let conn_key = unpack(key);
+    let Some(conn) = maps::conn(conn_key) else {
+        return 0;
+    };
+    let mut code = 0;
+    if conn.state == conn_state::OPEN {
+        code = if seen == 0 { 0 } else { status_code() };
+        if code / 100 == 1 && code != SWITCHING_PROTOCOLS {
+            return 0;
+        }
+        conn.state = conn_state::RESPONDING;
+    } else if conn.state != conn_state::RESPONDING {
+        return 0;
+    }
+    if conn.flags & conn_flag::TRACKED != 0 {
+        if maps::take_cancel(conn.request_id) {
+            tag::clear(conn.reader_tid, conn.request_id);
+            conn.flags &= !conn_flag::TRACKED;
+        } else {
+            on_tracked_write(key, len, seen);
+        }
+    }
+    if code == SWITCHING_PROTOCOLS {
+        end_request(key, EndReason::Upgraded as u64);
+        if let Some(conn) = maps::conn(conn_key) {
+            conn.state = conn_state::HALF_CLOSED;
+            conn.flags |= conn_flag::UPGRADED;
+        }
+    }
+    0
+}
+
+/// Times, threads and the first bytes of a response the daemon wants to know about.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 {
+    let conn_key = unpack(key);
+    let Some(conn) = maps::conn(conn_key) else {
+        return 0;
+    };
+    let now = read::ktime_ns();
+    conn.last_write_ktime_ns = now;
+    conn.written_bytes += len;
+    let tid = read::current_ids().1;
+    if tid != conn.reader_tid {
+        conn.flags |= conn_flag::HANDED_OFF;
+    } else if let Some(tag) = maps::thread_tag(tid) {
+        if tag.request_id != conn.request_id {
+            // The thread began another request before it finished this one: an event loop.
+            conn.flags |= conn_flag::INTERLEAVED;
+            if let Some(other) = open_conn(tag) {
+                other.flags |= conn_flag::INTERLEAVED;
+            }
+        }
+    } else if set_tag(conn.request_id, u64::from(conn.slot), key & 0xffff_ffff) == set_result::FULL
+    {
+        // The daemon had taken the tag away after a long silence (a stream).
+        count(conn.slot, KernelCounter::TagsFull);
+    }
+    if conn.first_write_ktime_ns == 0 {
+        conn.first_write_ktime_ns = now;
+        let copied = if seen == 0 {
+            0
+        } else {
+            fetch(0, RESPONSE_HEAD_MAX_BYTES as u64)
+        };
+        emit::set_header(RequestEventKind::FirstWrite, conn, conn_key.fd, 0, 0);
+        emit::send(copied);
+    }
+    0
+}
+
+/// The status code in `HTTP/1.x NNN`, the beginning of a response; 0 if the bytes are none.
+#[inline(always)]
+fn status_code() -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    if fetch(0, 16) < 12 {
+        return 0;
+    }
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &*scratch };
+    // SAFETY: `data` is longer than a word and the struct aligns it.
+    let first = unsafe { *scratch.data.as_ptr().cast::<u64>() };
+    if first & 0x00ff_ffff_ffff_ffff != u64::from_le_bytes(*b"HTTP/1.\0") {
+        return 0;
+    }
+    let digit = |index| u64::from(head::byte(scratch, index).wrapping_sub(b'0')) % 10;
+    100 * digit(9) + 10 * digit(10) + digit(11)
+}

@@ -1,0 +1,97 @@
+//! `sched_switch`: where tagged threads leave and take a CPU.
+//!
+//! The program runs at every context switch of the machine; it looks at two counts in an array and
+//! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the thread entered
+//! the kernel and its kernel stack. The user stack is not touched: while the thread stays
+//! switched out the daemon can read it whenever it likes, and sees by `ThreadState::seq` whether the
+//! thread ran meanwhile.
+//!
+//! Arguments: `(bool preempt, prev, next)`, and from 5.18 on `prev_state`, which is not used, so
+//! that one program fits all. `current` is still `prev`,
+//! <https://github.com/torvalds/linux/blob/v5.10/kernel/sched/core.c#L4544>.
+//!
+//! Minimum kernel: 5.5 (`tp_btf`), 4.17 (`raw_tp`).
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::bpf_get_stack;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use profiler_common::{KERNEL_FRAMES_MAX, ThreadState, thread_state_flag};
+
+use crate::arch::REGS_WORDS;
+use crate::globals::offset;
+use crate::{maps, read};
+
+#[btf_tracepoint(function = "sched_switch")]
+pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    let offset = offset!(task_pid) as usize;
+    let pid = |task: *const u8| {
+        // SAFETY: the verifier knows the argument as a `struct task_struct *` and checks the offset.
+        unsafe { core::ptr::read_volatile(task.add(offset).cast::<u32>()) }
+    };
+    handle(&ctx, ctx.arg(0), pid(ctx.arg(1)), pid(ctx.arg(2)))
+}
+
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub(crate) fn raw_switch(ctx: RawTracePointContext) -> i32 {
+    let next: u64 = ctx.arg(2);
+    let next_tid = read::kernel::<u32>(next + offset!(task_pid)).unwrap_or(0);
+    handle(&ctx, ctx.arg(0), read::current_ids().1, next_tid)
+}
+
+#[inline(always)]
+fn handle(ctx: &impl EbpfContext, preempted: u64, prev_tid: u32, next_tid: u32) -> i32 {
+    if maps::may_be_tagged(prev_tid)
+        && let Some(state) = maps::thread_state(prev_tid)
+    {
+        switch_out(ctx, state, preempted & 0xff != 0);
+    }
+    if maps::may_be_tagged(next_tid)
+        && let Some(state) = maps::thread_state(next_tid)
+    {
+        state.ktime_ns = read::ktime_ns();
+        state.flags = thread_state_flag::ON_CPU;
+        // Even to even: a reader that saw the thread switched out learns that it ran.
+        state.seq += 2;
+    }
+    0
+}
+
+#[inline(always)]
+fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) {
+    let seq = state.seq;
+    write_seq(state, seq | 1);
+    state.ktime_ns = read::ktime_ns();
+    let prev_state: u32 = read::kernel(read::current_task() + offset!(task_state)).unwrap_or(0);
+    state.prev_state = prev_state;
+    // TASK_RUNNING is 0: it did not ask to sleep, so it waits for a CPU.
+    state.flags = if preempted || prev_state == 0 {
+        thread_state_flag::RUNNABLE
+    } else {
+        0
+    };
+    if let Some(regs) = read::current_user_regs() {
+        // SAFETY: `regs` has REGS_MAX >= REGS_WORDS words.
+        unsafe {
+            read::copy_kernel(state.regs.as_mut_ptr().cast(), 8 * REGS_WORDS as u64, regs);
+        }
+    }
+    // SAFETY: the buffer has the size that is given.
+    let bytes = unsafe {
+        bpf_get_stack(
+            ctx.as_ptr(),
+            state.kernel_frames.as_mut_ptr().cast(),
+            8 * KERNEL_FRAMES_MAX as u32,
+            0,
+        )
+    };
+    state.kernel_frame_count = if bytes > 0 { bytes as u32 / 8 } else { 0 };
+    write_seq(state, (seq | 1) + 1);
+}
+
+/// Volatile, so that the number is really odd while the rest is written.
+#[inline(always)]
+fn write_seq(state: &mut ThreadState, seq: u64) {
+    // SAFETY: a reference is valid for writes.
+    unsafe { core::ptr::write_volatile(&raw mut state.seq, seq) }
+}

@@ -1,0 +1,140 @@
+//! Work space too large for the 512-byte BPF stack, one per CPU and kind of program.
+//!
+//! Safe to share between the functions of one program run: preemption is off while a tracing
+//! program runs, and `sample_on_cpu`, which interrupts the others, has a space of its own.
+
+use profiler_common::{
+    HEAD_MAX_BYTES, KERNEL_FRAMES_MAX, PARTIAL_HEAD_MAX_BYTES, PYTHON_FRAMES_MAX, PartialHead,
+    PythonFrameRecord, PythonProcess, RequestEventHeader, STACK_COPY_MAX_BYTES, SampleHeader,
+};
+
+use crate::{maps, read};
+
+/// Room for head bytes: a partial line and a full read behind it.
+const DATA_BYTES: usize = HEAD_MAX_BYTES + PARTIAL_HEAD_MAX_BYTES;
+
+/// Work space of request detection.
+#[repr(C)]
+pub(crate) struct RequestScratch {
+    /// Where the system call's bytes lie: a buffer, or an array of `struct iovec`.
+    pub(crate) base: u64,
+    /// Elements at `base`; 0: `base` is a plain buffer.
+    pub(crate) iovec_count: u64,
+    /// Bytes the system call moved.
+    pub(crate) len: u64,
+    /// `Target::task_mask` of the current process.
+    pub(crate) task_mask: u32,
+    /// Zero.
+    pub(crate) pad: u32,
+    /// Room to build a `PARTIAL_HEADS` value.
+    pub(crate) partial: PartialHead,
+    /// Header of the next event.
+    pub(crate) header: RequestEventHeader,
+    /// Data of the next event; must follow the header.
+    pub(crate) data: [u8; DATA_BYTES],
+}
+
+/// Size of the largest sample.
+pub(crate) const SAMPLE_BYTES: usize = size_of::<SampleHeader>()
+    + 8 * KERNEL_FRAMES_MAX
+    + size_of::<PythonFrameRecord>() * PYTHON_FRAMES_MAX
+    + STACK_COPY_MAX_BYTES;
+
+/// Room for one `_PyInterpreterFrame`: its fixed part is 80 bytes (3.11) to 88 bytes (3.14).
+pub(crate) const PYTHON_FRAME_BYTES: usize = 128;
+
+/// Work space of the sampler.
+#[repr(C)]
+pub(crate) struct SampleScratch {
+    /// The process's interpreter; `runtime` is 0 if it is not a Python process.
+    pub(crate) python: PythonProcess,
+    /// Bytes to read of each Python frame.
+    pub(crate) python_span: u64,
+    /// Interpreter the search for the thread stands at.
+    pub(crate) interp: u64,
+    /// Thread state the search stands at.
+    pub(crate) tstate: u64,
+    /// Result of the Python walk: the first frame not copied, 0 if none.
+    pub(crate) python_next: u64,
+    /// Result of the Python walk: records written.
+    pub(crate) python_frames: u32,
+    /// Result of the Python walk: `sample_flag` bits.
+    pub(crate) python_flags: u32,
+    /// The Python frame being read.
+    pub(crate) python_frame: [u8; PYTHON_FRAME_BYTES],
+    /// The record: header, kernel frames, Python frames, stack bytes, without gaps.
+    pub(crate) bytes: [u8; SAMPLE_BYTES],
+}
+
+// The kernel refuses larger elements of per-CPU arrays (PCPU_MIN_UNIT_SIZE).
+const _: () = assert!(size_of::<SampleScratch>() <= 32 * 1024);
+const _: () = assert!(size_of::<RequestScratch>() <= 32 * 1024);
+
+/// Copies the system call's bytes to `data[at..]`, at most `limit`; returns how many were copied.
+///
+/// Fewer than asked for if an `iovec` beyond the fourth would be needed, 0 if nothing is readable.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let mut wanted = scratch.len;
+    if wanted > limit {
+        wanted = limit;
+    }
+    if wanted > HEAD_MAX_BYTES as u64 {
+        wanted = HEAD_MAX_BYTES as u64;
+    }
+    if wanted == 0 {
+        return 0;
+    }
+    if scratch.iovec_count == 0 {
+        return copy_to_data(scratch, at, wanted, scratch.base);
+    }
+    let mut copied = 0;
+    let mut index = 0;
+    while index < 4 {
+        if index >= scratch.iovec_count || copied >= wanted {
+            break;
+        }
+        let Some([base, len]) = read::user::<[u64; 2]>(scratch.base + 16 * index) else {
+            break;
+        };
+        let mut chunk = wanted - copied;
+        if chunk > len {
+            chunk = len;
+        }
+        if chunk != 0 {
+            let done = copy_to_data(scratch, at + copied, chunk, base);
+            if done == 0 {
+                break;
+            }
+            copied += done;
+        }
+        index += 1;
+    }
+    copied
+}
+
+/// Copies user memory to `data[at..]`; returns `len`, or 0 if it is not readable or does not begin
+/// within the first [`PARTIAL_HEAD_MAX_BYTES`], where the request line is.
+#[inline(always)]
+fn copy_to_data(scratch: &mut RequestScratch, at: u64, len: u64, address: u64) -> u64 {
+    let at = read::opaque(at);
+    if at > PARTIAL_HEAD_MAX_BYTES as u64 {
+        return 0;
+    }
+    let len = read::opaque(len);
+    if len > HEAD_MAX_BYTES as u64 {
+        return 0;
+    }
+    // SAFETY: at + len <= PARTIAL_HEAD_MAX_BYTES + HEAD_MAX_BYTES = DATA_BYTES.
+    let copied = unsafe {
+        let to = scratch.data.as_mut_ptr().add(at as usize);
+        read::copy_user(to, len, address)
+    };
+    if copied { len } else { 0 }
+}

@@ -1,0 +1,137 @@
+//! A request begins.
+
+use profiler_common::{
+    Conn, ConnKey, HEAD_MAX_BYTES, KernelCounter, RequestEventKind, conn_flag, conn_state,
+    event_flag, setting_flag,
+};
+
+use crate::conn::unpack;
+use crate::count::{count, count_all};
+use crate::globals::setting;
+use crate::head::LINE_MAX;
+use crate::rule::{NO_SLOT, match_rules};
+use crate::scratch::fetch;
+use crate::tag::{self, set_result, set_tag};
+use crate::{emit, maps, read};
+
+/// Opens a request on a connection whose previous one has ended.
+///
+/// `line` judges the line in the scratch's data, of which `joined` bytes came in earlier reads. A
+/// request that no task wants gets a record all the same: what follows on the connection is then
+/// known to be its body, and not mistaken for a head.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn start_request(key: u64, sk: u64, line: u64, joined: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let task_mask = unsafe { (*scratch).task_mask };
+    let conn_key = unpack(key);
+    let mut slot = match_rules(u64::from(task_mask), line);
+    let mut request_id = 0;
+    let mut flags = 0;
+    if slot != NO_SLOT {
+        request_id = next_request_id();
+        match set_tag(request_id, slot, u64::from(conn_key.fd.cast_unsigned())) {
+            set_result::FULL => {
+                count(slot as u32, KernelCounter::TagsFull);
+                slot = NO_SLOT;
+                request_id = 0;
+            }
+            set_result::INTERLEAVED => flags = conn_flag::TRACKED | conn_flag::INTERLEAVED,
+            _ => flags = conn_flag::TRACKED,
+        }
+    }
+    if !open(conn_key, sk, request_id, slot as u32, flags) {
+        count_all(task_mask, KernelCounter::MapUpdateFailed);
+        if slot != NO_SLOT {
+            tag::clear(read::current_ids().1, request_id);
+        }
+        return 0;
+    }
+    if slot != NO_SLOT {
+        send_start(conn_key, joined);
+    }
+    0
+}
+
+/// Writes the connection's record.
+#[inline(always)]
+fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
+    let start_ktime_ns = if request_id == 0 { 0 } else { read::ktime_ns() };
+    let reader_tid = read::current_ids().1;
+    if let Some(conn) = maps::conn(key) {
+        conn.sk = sk;
+        conn.request_id = request_id;
+        conn.start_ktime_ns = start_ktime_ns;
+        conn.first_write_ktime_ns = 0;
+        conn.last_write_ktime_ns = 0;
+        conn.written_bytes = 0;
+        conn.reader_tid = reader_tid;
+        conn.state = conn_state::OPEN;
+        conn.flags = flags;
+        conn.slot = slot;
+        return true;
+    }
+    let conn = Conn {
+        sk,
+        request_id,
+        start_ktime_ns,
+        first_write_ktime_ns: 0,
+        last_write_ktime_ns: 0,
+        written_bytes: 0,
+        reader_tid,
+        state: conn_state::OPEN,
+        flags,
+        slot,
+    };
+    maps::insert_conn(key, &conn)
+}
+
+/// Ships the head.
+#[inline(always)]
+fn send_start(key: ConnKey, joined: u64) {
+    let (Some(scratch), Some(conn)) = (maps::request_scratch(), maps::conn(key)) else {
+        return;
+    };
+    if joined > LINE_MAX {
+        return;
+    }
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let len = unsafe { (*scratch).len };
+    let mut copied = fetch(joined, HEAD_MAX_BYTES as u64 - joined);
+    if copied == 0 {
+        // The line was readable a moment ago and is still in the scratch.
+        count(conn.slot, KernelCounter::HeadUnreadable);
+        copied = if len < LINE_MAX - joined {
+            len
+        } else {
+            LINE_MAX - joined
+        };
+    }
+    let mut flags = 0;
+    if len > copied {
+        flags |= event_flag::HEAD_CUT;
+    }
+    if joined != 0 {
+        flags |= event_flag::JOINED;
+    }
+    if !setting(setting_flag::SOCKET_CHECK) {
+        flags |= event_flag::SOCKET_UNCHECKED;
+    }
+    emit::set_header(RequestEventKind::Start, conn, key.fd, flags, 0);
+    emit::send(joined + copied);
+}
+
+/// A number no other request has while the programs stay loaded: 16 bits of CPU, 48 of count.
+#[inline(always)]
+fn next_request_id() -> u64 {
+    // SAFETY: the helper has no precondition.
+    let cpu = unsafe { aya_ebpf::helpers::generated::bpf_get_smp_processor_id() };
+    let Some(last) = maps::last_request_id() else {
+        return 1;
+    };
+    *last += 1;
+    u64::from(cpu) << 48 | *last
+}

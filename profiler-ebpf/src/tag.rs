@@ -1,0 +1,90 @@
+//! Thread tags: a thread has one while it serves a tracked request, and only then is it sampled.
+
+use profiler_common::{
+    Conn, ConnKey, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, conn_flag, conn_state,
+    thread_state_flag,
+};
+
+use crate::{maps, read};
+
+/// Results of [`set`].
+pub(crate) mod set_result {
+    /// No room in the maps.
+    pub(crate) const FULL: u64 = 0;
+    /// The thread carries the tag.
+    pub(crate) const SET: u64 = 1;
+    /// It does, and carried that of another request that nobody has answered yet.
+    pub(crate) const INTERLEAVED: u64 = 2;
+}
+
+/// What a thread's state is when it gets a tag: it runs. In read-only memory, since it does not fit
+/// on the BPF stack.
+#[unsafe(no_mangle)]
+static RUNNING: ThreadState = ThreadState {
+    seq: 0,
+    ktime_ns: 0,
+    prev_state: 0,
+    flags: thread_state_flag::ON_CPU,
+    tgid: 0,
+    kernel_frame_count: 0,
+    regs: [0; REGS_MAX],
+    kernel_frames: [0; KERNEL_FRAMES_MAX],
+};
+
+/// Tags the current thread with a request of its process; see [`set_result`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
+    let (tgid, tid) = read::current_ids();
+    let mut result = set_result::SET;
+    if let Some(old) = maps::thread_tag(tid)
+        && old.request_id != request_id
+        && let Some(other) = open_conn(old)
+        && other.state == conn_state::OPEN
+    {
+        other.flags |= conn_flag::INTERLEAVED;
+        result = set_result::INTERLEAVED;
+    }
+    if maps::thread_state(tid).is_none() && !maps::insert_thread_state(tid, &RUNNING) {
+        return set_result::FULL;
+    }
+    maps::note_tagged(tid);
+    if let Some(state) = maps::thread_state(tid) {
+        state.seq += 2;
+        state.ktime_ns = read::ktime_ns();
+        state.flags = thread_state_flag::ON_CPU;
+        state.tgid = tgid;
+    }
+    let tag = ThreadTag {
+        request_id,
+        slot: slot as u32,
+        tgid,
+        fd: fd as i32,
+        pad: 0,
+    };
+    if maps::insert_thread_tag(tid, &tag) {
+        result
+    } else {
+        maps::remove_thread_state(tid);
+        set_result::FULL
+    }
+}
+
+/// The connection of a tag, if its request is still the one that is open there.
+#[inline(always)]
+pub(crate) fn open_conn(tag: &ThreadTag) -> Option<&'static mut Conn> {
+    let conn = maps::conn(ConnKey {
+        tgid: tag.tgid,
+        fd: tag.fd,
+    })?;
+    (conn.request_id == tag.request_id).then_some(conn)
+}
+
+/// Removes the tag and state of a thread if they are still that request's.
+#[inline(always)]
+pub(crate) fn clear(tid: u32, request_id: u64) {
+    if maps::thread_tag(tid).is_some_and(|tag| tag.request_id == request_id) {
+        maps::remove_thread_tag(tid);
+        maps::remove_thread_state(tid);
+    }
+}

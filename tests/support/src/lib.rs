@@ -1,0 +1,24 @@
+//! What tests and developer commands share: child processes that never outlive their owner, waiting
+//! for a condition, a small HTTP client, the sample service.
+//!
+//! Kept free of the daemon's crates, so that `cargo xtask setup` builds before the BPF toolchain is there.
+
+mod child;
+mod http;
+mod service;
+
+pub use child::{ChildGuard, free_port, wait_until};
+pub use http::{HttpClient, Response};
+pub use service::SampleService;
+
+use std::path::{Path, PathBuf};
+
+/// The root folder of the workspace.
+#[must_use]
+pub fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("tests/support is two levels below the workspace root")
+        .to_owned()
+}

@@ -1,0 +1,112 @@
+//! Runs `tests/services/sample_service.py`: the unmodified server that is profiled.
+
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::{ChildGuard, HttpClient, workspace_root};
+
+/// A running sample service; ends when dropped.
+#[derive(Debug)]
+pub struct SampleService {
+    child: ChildGuard,
+    address: SocketAddr,
+}
+
+impl SampleService {
+    /// Starts the service on a free port and returns when it accepts connections.
+    ///
+    /// `python` is the interpreter, `service_name` becomes its `SW_AGENT_NAME`, `truth_file` gets the
+    /// entry and exit times of its functions.
+    ///
+    /// # Errors
+    /// The interpreter cannot be started or ends before it listens.
+    pub fn start(python: &Path, service_name: &str, truth_file: Option<&Path>) -> Result<Self> {
+        let mut command = Command::new(python);
+        command
+            .arg(workspace_root().join("tests/services/sample_service.py"))
+            .env("SW_AGENT_NAME", service_name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        if let Some(file) = truth_file {
+            command.arg("--truth").arg(file);
+        }
+        let mut child = ChildGuard::spawn("the sample service", &mut command)?;
+        let stdout = child.process().stdout.take().expect("stdout is a pipe");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let port = line
+            .trim()
+            .parse::<u16>()
+            .with_context(|| format!("the sample service did not start with {python:?}"))?;
+        Ok(Self {
+            child,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The process.
+    pub fn child(&mut self) -> &mut ChildGuard {
+        &mut self.child
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// The service does not accept it.
+    pub fn connect(&self) -> Result<HttpClient> {
+        HttpClient::connect(self.address, Duration::from_secs(10))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that the service answers its three endpoints on one connection and tells the truth of
+    /// what it called, inner calls first.
+    #[test]
+    fn the_service_answers_and_records_what_it_called() {
+        let truth_file =
+            std::env::temp_dir().join(format!("profilerd-truth-{}", std::process::id()));
+        let service =
+            SampleService::start(Path::new("python3"), "sample", Some(&truth_file)).unwrap();
+        let mut client = service.connect().unwrap();
+        for (method, target, body) in [
+            ("POST", "/", "{}"),
+            ("GET", "/busy", ""),
+            ("GET", "/fast", ""),
+        ] {
+            assert_eq!(client.request(method, target, body).unwrap().status, 200);
+        }
+        assert_eq!(client.request("GET", "/other", "").unwrap().status, 404);
+        let truth = std::fs::read_to_string(&truth_file).unwrap();
+        std::fs::remove_file(&truth_file).unwrap();
+        let called: Vec<_> = truth
+            .lines()
+            .filter_map(|line| line.split("\"function\": \"").nth(1)?.split('"').next())
+            .collect();
+        assert_eq!(
+            called[..7],
+            [
+                "method1", "method2", "method3", "do_POST", "inner", "outer", "do_GET"
+            ]
+        );
+    }
+}

@@ -1,0 +1,91 @@
+"""A server that answers with the system calls its first argument names; prints its port first."""
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"
+mode = sys.argv[1]
+
+if mode == "unix":
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[2])
+    listener.listen(5)
+    print(0)
+else:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=5)
+    print(listener.getsockname()[1])
+
+
+def serve(connection):
+    if mode == "vector":
+        # The head arrives in pieces of one message.
+        buffers = [bytearray(2), bytearray(3), bytearray(1000)]
+        connection.recvmsg_into(buffers)
+        os.writev(connection.fileno(), [OK[:12], OK[12:]])
+    elif mode == "sendfile":
+        os.read(connection.fileno(), 1000)
+        with tempfile.TemporaryFile() as file:
+            file.write(OK)
+            file.flush()
+            os.sendfile(connection.fileno(), file.fileno(), 0, len(OK))
+    elif mode == "peek":
+        connection.recv(1000, socket.MSG_PEEK)
+        connection.recv(1000)
+        connection.send(OK)
+    elif mode == "continue":
+        connection.recv(1000)
+        connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.recv(1000)
+        connection.send(OK)
+    elif mode == "upgrade":
+        connection.recv(1000)
+        connection.send(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        connection.recv(1000)
+        connection.send(OK)
+    elif mode == "drain":
+        connection.recv(1000)
+        connection.send(OK)
+        connection.shutdown(socket.SHUT_WR)
+    elif mode == "dup":
+        connection.recv(1000)
+        connection.send(OK)
+        os.dup2(0, connection.fileno())
+        time.sleep(60)
+    elif mode == "handoff":
+        connection.recv(1000)
+        writer = threading.Thread(target=connection.send, args=(OK,))
+        writer.start()
+        writer.join()
+    else:
+        connection.recv(1000)
+        connection.send(OK)
+    try:
+        while connection.recv(1000):
+            pass
+    except ConnectionResetError:
+        pass  # The test closed with bytes unread.
+    connection.close()
+
+
+def serve_two_at_once():
+    first, _ = listener.accept()
+    second, _ = listener.accept()
+    first.recv(1000)
+    second.recv(1000)
+    first.send(OK)
+    second.send(OK)
+    first.recv(1000)
+    second.recv(1000)
+    first.close()
+    second.close()
+
+
+if mode == "interleave":
+    serve_two_at_once()
+    time.sleep(60)
+while True:
+    accepted, _ = listener.accept()
+    threading.Thread(target=serve, args=(accepted,)).start()

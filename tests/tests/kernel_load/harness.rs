@@ -1,0 +1,224 @@
+//! A server under watch: the process, the kernel side attached to it, the events it caused.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use profiler_common::{EndReason, KernelCounter, method_bit};
+use profiler_daemon::kernel::{Kernel, LoadOptions};
+use profiler_daemon::model::{
+    EndpointRule, Pid, RawSample, RequestEvent, RequestId, TaskSlot, Tid,
+};
+
+/// Longest wait for anything.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+/// The task slot the tests use.
+pub(crate) const SLOT: TaskSlot = TaskSlot(2);
+
+/// A process that dies with the test.
+pub(crate) struct Server {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    /// Port it listens on.
+    pub(crate) port: u16,
+}
+
+impl Server {
+    /// Starts a program whose first line of output is its port.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut server = Self {
+            child,
+            output,
+            port: 0,
+        };
+        server.port = server.line().parse().unwrap();
+        server
+    }
+
+    /// The Python server of `server.py`.
+    pub(crate) fn python(http_version: &str) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_load/server.py");
+        Self::start(Command::new("python3").args(["-u", script, http_version]))
+    }
+
+    /// The next line the program prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid(self.child.id())
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Client { stream }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One connection.
+pub(crate) struct Client {
+    stream: TcpStream,
+}
+
+impl Client {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Reads one response with a `Content-Length`; returns its body.
+    pub(crate) fn response(&mut self) -> Vec<u8> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            self.stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "))
+            .map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).unwrap();
+        body
+    }
+
+    /// Sends a GET and reads its response.
+    pub(crate) fn get(&mut self, target: &str) -> Vec<u8> {
+        self.send(format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+        self.response()
+    }
+
+    pub(crate) fn close(self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// The kernel side, attached to a server.
+pub(crate) struct Watch {
+    pub(crate) kernel: Kernel,
+    /// All events so far.
+    pub(crate) events: Vec<RequestEvent>,
+    /// All samples so far.
+    pub(crate) samples: Vec<RawSample>,
+}
+
+impl Watch {
+    /// Watches a process for requests whose target begins with `literal`.
+    pub(crate) fn new(pid: Pid, literal: &str) -> Self {
+        Self::with_options(pid, literal, &LoadOptions::default())
+    }
+
+    pub(crate) fn with_options(pid: Pid, literal: &str, options: &LoadOptions) -> Self {
+        let mut kernel = Kernel::load(options).unwrap();
+        let rule = EndpointRule {
+            method_mask: method_bit(profiler_common::Method::Get)
+                | method_bit(profiler_common::Method::Post),
+            literal: literal.as_bytes().to_vec(),
+            exact: false,
+        };
+        kernel.set_rule(SLOT, &rule).unwrap();
+        kernel.add_target(pid, SLOT).unwrap();
+        kernel.attach(Duration::from_millis(10)).unwrap();
+        Self {
+            kernel,
+            events: Vec::new(),
+            samples: Vec::new(),
+        }
+    }
+
+    /// Takes what has arrived.
+    pub(crate) fn drain(&mut self) {
+        let events = &mut self.events;
+        self.kernel
+            .drain_requests(|event| events.push(event.unwrap()));
+        let samples = &mut self.samples;
+        self.kernel
+            .drain_samples(|sample| samples.push(sample.unwrap()));
+    }
+
+    /// Drains until `done` holds.
+    #[track_caller]
+    pub(crate) fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let begin = Instant::now();
+        loop {
+            self.drain();
+            if done(self) {
+                return;
+            }
+            assert!(
+                begin.elapsed() < DEADLINE,
+                "no {what}; events: {:#?}, counters: {:?}",
+                self.events,
+                self.kernel.counters(SLOT)
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Drains until so many requests have ended.
+    #[track_caller]
+    pub(crate) fn wait_for_ends(&mut self, count: usize) {
+        self.wait("end of requests", |watch| watch.ends().len() >= count);
+    }
+
+    /// `(id, tid, head)` of each start event.
+    pub(crate) fn starts(&self) -> Vec<(RequestId, Tid, String)> {
+        let start = |event: &RequestEvent| match event {
+            RequestEvent::Start { id, tid, head, .. } => {
+                Some((*id, *tid, String::from_utf8_lossy(head).into_owned()))
+            }
+            _ => None,
+        };
+        self.events.iter().filter_map(start).collect()
+    }
+
+    /// Request and reason of each end event.
+    pub(crate) fn ends(&self) -> Vec<(RequestId, EndReason)> {
+        let end = |event: &RequestEvent| match event {
+            RequestEvent::End { id, reason, .. } => Some((*id, *reason)),
+            _ => None,
+        };
+        self.events.iter().filter_map(end).collect()
+    }
+
+    /// First bytes of each response.
+    pub(crate) fn responses(&self) -> Vec<(RequestId, String)> {
+        let response = |event: &RequestEvent| match event {
+            RequestEvent::FirstWrite { id, head, .. } => {
+                Some((*id, String::from_utf8_lossy(head).into_owned()))
+            }
+            _ => None,
+        };
+        self.events.iter().filter_map(response).collect()
+    }
+
+    pub(crate) fn count(&self, counter: KernelCounter) -> u64 {
+        let counters = self.kernel.counters(SLOT).unwrap();
+        counters
+            .iter()
+            .find(|(name, _)| *name == counter)
+            .unwrap()
+            .1
+    }
+}

@@ -1,0 +1,95 @@
+//! No tag survives its thread, its process or its connection.
+
+use profiler_common::EndReason;
+use profiler_daemon::model::{Pid, RequestEvent};
+
+use crate::harness::{Server, Watch};
+
+/// Check that a server killed in the middle of requests leaves no tag, and that its end is told.
+#[test]
+fn a_killed_server_leaves_no_tag() {
+    let mut server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/forever");
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = server.connect();
+        client.send(b"GET /forever HTTP/1.1\r\n\r\n");
+        clients.push(client);
+    }
+    watch.wait("tags", |watch| watch.kernel.tags().len() == 3);
+    let pid = server.pid();
+    server.kill();
+    assert_eq!(watch.kernel.tags(), []);
+    watch.wait_for_ends(3);
+    for (_, reason) in watch.ends() {
+        assert_eq!(reason, EndReason::ThreadExit);
+    }
+    watch.wait("exit", |watch| {
+        watch.events.contains(&RequestEvent::Exit { pid })
+    });
+    assert_eq!(watch.kernel.targets(), []);
+    watch.kernel.forget_process(pid).unwrap();
+    assert_eq!(watch.kernel.connection_count(), 0);
+}
+
+/// Check that a server that executes another program leaves no tag.
+#[test]
+fn a_server_that_executes_another_program_leaves_no_tag() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/exec");
+    let mut client = server.connect();
+    client.send(b"GET /exec HTTP/1.1\r\n\r\n");
+    let pid = server.pid();
+    watch.wait("exec", |watch| {
+        watch.events.contains(&RequestEvent::Exec { pid })
+    });
+    assert_eq!(watch.kernel.tags(), []);
+    assert_eq!(watch.ends().len(), 1);
+}
+
+/// Check that a forked child joins the target set and leaves it when it exits.
+#[test]
+fn a_forked_child_joins_and_leaves_the_target_set() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/fork");
+    let mut client = server.connect();
+    client.get("/fork");
+    let parent = server.pid();
+    let mut child = Pid(0);
+    watch.wait("fork and exit", |watch| {
+        for event in &watch.events {
+            if let RequestEvent::Fork { child: pid, .. } = event {
+                child = *pid;
+            }
+        }
+        watch.events.contains(&RequestEvent::Exit { pid: child })
+    });
+    assert!(watch.events.contains(&RequestEvent::Fork { parent, child }));
+    let targets: Vec<_> = watch
+        .kernel
+        .targets()
+        .into_iter()
+        .map(|target| target.0)
+        .collect();
+    assert_eq!(targets, [parent]);
+}
+
+/// Check that detaching forgets everything but rules and targets, and that nothing arrives then.
+#[test]
+fn detaching_forgets_connections_and_tags() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/sleep");
+    let mut client = server.connect();
+    client.send(b"GET /sleep HTTP/1.1\r\n\r\n");
+    watch.wait("tag", |watch| watch.kernel.tags().len() == 1);
+    watch.kernel.detach().unwrap();
+    assert_eq!(watch.kernel.tags(), []);
+    assert_eq!(watch.kernel.connection_count(), 0);
+    watch.drain();
+    let before = watch.events.len();
+    client.response();
+    client.get("/sleep");
+    watch.drain();
+    assert_eq!(watch.events.len(), before);
+    assert_eq!(watch.kernel.targets().len(), 1);
+}

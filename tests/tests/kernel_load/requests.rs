@@ -1,0 +1,301 @@
+//! Requests as the state machine sees them.
+
+use profiler_common::{EndReason, KernelCounter, event_flag};
+use profiler_daemon::kernel::LoadOptions;
+use profiler_daemon::model::{RequestEvent, Tid};
+
+use crate::harness::{Client, SLOT, Server, Watch};
+
+/// Check that each request of a keep-alive connection starts, is answered and ends on its own.
+#[test]
+fn requests_of_a_keep_alive_connection_are_told_apart() {
+    for prefer_raw in [false, true] {
+        let server = Server::python("HTTP/1.1");
+        let options = LoadOptions {
+            prefer_raw,
+            ..LoadOptions::default()
+        };
+        let mut watch = Watch::with_options(server.pid(), "/", &options);
+        let mut client = server.connect();
+        client.get("/first");
+        client.get("/second?a=b");
+        client.close();
+        watch.wait_for_ends(2);
+
+        let starts = watch.starts();
+        assert_eq!(starts.len(), 2);
+        assert!(
+            starts[0]
+                .2
+                .starts_with("GET /first HTTP/1.1\r\nHost: test\r\n\r\n")
+        );
+        assert!(starts[1].2.starts_with("GET /second?a=b HTTP/1.1\r\n"));
+        assert_ne!(starts[0].0, starts[1].0);
+        let responses = watch.responses();
+        assert_eq!(responses.len(), 2);
+        assert!(responses[0].1.starts_with("HTTP/1.1 200 OK\r\n"));
+        assert_eq!(
+            watch.ends(),
+            [
+                (starts[0].0, EndReason::NextHead),
+                (starts[1].0, EndReason::PeerClosed)
+            ]
+        );
+        assert_eq!(watch.count(KernelCounter::RequestsSeen), 2);
+        assert_eq!(watch.count(KernelCounter::PrefilterPassed), 2);
+        watch.wait("close", |watch| watch.kernel.connection_count() == 0);
+        assert_eq!(watch.kernel.tags(), []);
+    }
+}
+
+/// Check that times run start, first write, last write, and that bytes are counted.
+#[test]
+fn times_and_bytes_of_a_request_are_in_order() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/sleep");
+    let mut client = server.connect();
+    let body = client.get("/sleep");
+    client.close();
+    watch.wait_for_ends(1);
+    let mut start = 0;
+    let mut first_write = 0;
+    for event in &watch.events {
+        match event {
+            RequestEvent::Start { start_ktime_ns, .. } => start = *start_ktime_ns,
+            RequestEvent::FirstWrite { ktime_ns, .. } => first_write = *ktime_ns,
+            RequestEvent::End {
+                last_write_ktime_ns,
+                written_bytes,
+                ..
+            } => {
+                assert!(first_write >= start + 300_000_000);
+                assert!(*last_write_ktime_ns >= first_write);
+                assert!(*written_bytes > body.len() as u64 + 50);
+            }
+            _ => {}
+        }
+    }
+    assert_ne!(start, 0);
+}
+
+/// Check that a server that shuts the response down ends the request there.
+#[test]
+fn shutdown_ends_a_request() {
+    let server = Server::python("HTTP/1.0");
+    let mut watch = Watch::new(server.pid(), "/");
+    let mut client = server.connect();
+    client.get("/");
+    client.close();
+    watch.wait_for_ends(1);
+    assert_eq!(watch.ends()[0].1, EndReason::Shutdown);
+    watch.wait("close", |watch| watch.kernel.connection_count() == 0);
+}
+
+/// Check that a request line that arrives byte by byte opens one request with the whole line.
+#[test]
+fn a_split_request_line_is_joined() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/split");
+    let mut client = server.connect();
+    client.send(b"G");
+    // Once the connection is known the first byte has been read alone.
+    watch.wait("connection", |watch| watch.kernel.connection_count() == 1);
+    assert_eq!(watch.starts(), []);
+    for byte in b"ET /split/here HTTP/1.1\r\n" {
+        client.send(&[*byte]);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    client.send(b"Host: test\r\n\r\n");
+    client.response();
+    client.close();
+    watch.wait_for_ends(1);
+    let starts = watch.starts();
+    assert_eq!(starts.len(), 1);
+    assert!(
+        starts[0].2.starts_with("GET /split/here "),
+        "{:?}",
+        starts[0].2
+    );
+    assert!(matches!(
+        watch.events[0],
+        RequestEvent::Start { flags, .. } if flags & event_flag::JOINED != 0
+    ));
+    assert_eq!(watch.count(KernelCounter::RequestsSeen), 1);
+}
+
+/// Check that a slow body that looks like a head opens no request but is counted.
+#[test]
+fn a_body_that_looks_like_a_head_opens_no_request() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/");
+    let mut client = server.connect();
+    client.send(b"POST /body HTTP/1.1\r\nContent-Length: 15\r\n\r\n");
+    watch.wait("start", |watch| watch.starts().len() == 1);
+    client.send(b"GET / HTTP/1.1\n");
+    client.response();
+    client.close();
+    watch.wait_for_ends(1);
+    assert_eq!(watch.starts().len(), 1);
+    assert_eq!(watch.count(KernelCounter::RequestsSeen), 1);
+    assert_eq!(watch.count(KernelCounter::PipelinedHeads), 1);
+    assert!(matches!(
+        watch.events.last(),
+        Some(RequestEvent::End { flags, .. }) if flags & event_flag::PIPELINED != 0
+    ));
+}
+
+/// Check that a file that begins like a request opens none.
+#[test]
+fn a_log_file_that_begins_with_a_request_opens_none() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/");
+    let mut client = server.connect();
+    client.get("/log");
+    client.close();
+    watch.wait_for_ends(1);
+    assert_eq!(watch.starts().len(), 1);
+    assert_eq!(watch.count(KernelCounter::NotServerSocket), 1);
+}
+
+/// Check that a process that is its own client has only the requests it serves.
+#[test]
+fn a_client_in_the_same_process_opens_no_request() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/");
+    let mut client = server.connect();
+    client.get("/self");
+    client.close();
+    watch.wait_for_ends(2);
+    let mut heads: Vec<_> = watch.starts().into_iter().map(|start| start.2).collect();
+    heads.sort();
+    assert_eq!(heads.len(), 2);
+    assert!(heads[0].starts_with("GET /inside "));
+    assert!(heads[1].starts_with("GET /self "));
+    assert_eq!(watch.count(KernelCounter::RequestsSeen), 2);
+}
+
+/// Check that requests no rule passes are counted, and neither shipped nor tagged.
+#[test]
+fn requests_without_a_rule_are_only_counted() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/wanted");
+    let mut client = server.connect();
+    client.get("/other");
+    client.get("/want");
+    client.get("/%77anted");
+    client.get("/wanted");
+    client.close();
+    watch.wait_for_ends(2);
+    let starts = watch.starts();
+    assert_eq!(
+        starts.len(),
+        2,
+        "an encoded byte passes, the daemon decodes"
+    );
+    assert!(starts[1].2.starts_with("GET /wanted "));
+    assert_eq!(watch.count(KernelCounter::RequestsSeen), 4);
+    assert_eq!(watch.count(KernelCounter::PrefilterPassed), 2);
+}
+
+/// Check that a slot that only counts tags nothing, and goes on tagging when told.
+#[test]
+fn a_counting_slot_tags_nothing() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/");
+    watch.kernel.set_count_only(SLOT, true).unwrap();
+    let mut client = server.connect();
+    client.get("/counted");
+    watch.kernel.set_count_only(SLOT, false).unwrap();
+    client.get("/tagged");
+    client.close();
+    watch.wait_for_ends(1);
+    assert_eq!(watch.starts().len(), 1);
+    assert_eq!(watch.count(KernelCounter::CountedOnly), 1);
+    assert_eq!(watch.count(KernelCounter::PrefilterPassed), 2);
+    watch.kernel.clear_rule(SLOT).unwrap();
+    assert_eq!(watch.count(KernelCounter::PrefilterPassed), 0);
+}
+
+/// Check that the thread that reads a head is tagged while it serves, and a cancelled request ends
+/// silently.
+#[test]
+fn a_cancelled_request_loses_its_tag_and_ends_silently() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/sleep");
+    let mut client = server.connect();
+    client.send(b"GET /sleep HTTP/1.1\r\n\r\n");
+    watch.wait("start", |watch| watch.starts().len() == 1);
+    let (id, tid, _) = watch.starts()[0].clone();
+    let tag = watch.kernel.thread_tag(tid).unwrap().unwrap();
+    assert_eq!(tag.request_id, id.0);
+    assert_eq!(tag.slot, SLOT.0);
+    watch.kernel.cancel(server.pid(), tag.fd, id).unwrap();
+    assert_eq!(watch.kernel.tags(), []);
+    client.response();
+    // A second request on the same connection is tracked again.
+    client.get("/sleep");
+    client.close();
+    watch.wait_for_ends(1);
+    let starts = watch.starts();
+    assert_eq!(starts.len(), 2);
+    assert_eq!(watch.ends(), [(starts[1].0, EndReason::PeerClosed)]);
+    assert_eq!(watch.responses().len(), 1);
+}
+
+/// Check that a tag taken away during a silence comes back with the next write.
+#[test]
+fn an_untagged_thread_is_tagged_again_when_it_writes() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/sleep");
+    let mut client = server.connect();
+    client.send(b"GET /sleep HTTP/1.1\r\n\r\n");
+    watch.wait("start", |watch| watch.starts().len() == 1);
+    let (id, tid, _) = watch.starts()[0].clone();
+    watch.kernel.untag(Tid(tid.0), id).unwrap();
+    assert_eq!(watch.kernel.tags(), []);
+    client.response();
+    watch.wait("tag", |watch| watch.kernel.tags().len() == 1);
+    client.close();
+    watch.wait_for_ends(1);
+    assert_eq!(watch.kernel.tags(), []);
+}
+
+/// Check that closing a range of descriptors ends their requests, also those far into the range,
+/// which the daemon looks at and not the program.
+#[test]
+fn close_range_ends_requests() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/closerange");
+    let mut low = server.connect();
+    low.get("/openmany");
+    let mut high = server.connect();
+    for client in [&mut low, &mut high] {
+        client.get("/closerange");
+    }
+    watch.wait_for_ends(2);
+    for (_, reason) in watch.ends() {
+        assert_eq!(reason, EndReason::Closed);
+    }
+    watch.wait("tags", |watch| watch.kernel.tags().is_empty());
+    watch.wait("connections", |watch| watch.kernel.connection_count() == 0);
+}
+
+/// Check that a full ring is counted and does not stop later events.
+#[test]
+fn a_full_ring_is_counted() {
+    let server = Server::python("HTTP/1.1");
+    let options = LoadOptions {
+        request_ring_bytes: 4096,
+        ..LoadOptions::default()
+    };
+    let mut watch = Watch::with_options(server.pid(), "/", &options);
+    let mut client: Client = server.connect();
+    for _ in 0..20 {
+        client.get("/a/target/that/takes/some/room/in/the/ring/buffer/of/one/page");
+    }
+    assert_ne!(watch.count(KernelCounter::RequestRingFull), 0);
+    watch.drain();
+    let before = watch.starts().len();
+    client.get("/last");
+    watch.wait("start", |watch| watch.starts().len() > before);
+}

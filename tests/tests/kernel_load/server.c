@@ -1,0 +1,74 @@
+/* A server for the kernel tests: one connection at a time, one request each. Prints its port, then
+ * the addresses of spin, middle, outer and what follows them. */
+#include <netinet/in.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile unsigned long sink;
+
+/* CPU time, so that the number of samples does not depend on what else runs. */
+static long long now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+/* Compiled with -fno-toplevel-reorder: a function ends where the next one begins. */
+__attribute__((noinline)) void spin(void) {
+    long long end = now() + 300000000LL;
+    for (;;) {
+        for (int i = 0; i < 1000000; i++) sink += i;
+        if (now() > end) break;
+    }
+    sink++;
+}
+
+__attribute__((noinline)) void middle(void) {
+    volatile char room[64];
+    room[0] = 1;
+    spin();
+    sink += room[0];
+}
+
+__attribute__((noinline)) void outer(int sleeping) {
+    volatile char room[32];
+    room[0] = 2;
+    if (sleeping) {
+        struct timespec time = {0, 300000000};
+        nanosleep(&time, 0);
+    } else {
+        middle();
+    }
+    sink += room[0];
+}
+
+__attribute__((noinline)) void last(void) { sink++; }
+
+int main(void) {
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof(address);
+    bind(listener, (struct sockaddr *)&address, length);
+    listen(listener, 5);
+    getsockname(listener, (struct sockaddr *)&address, &length);
+    printf("%d\n%p %p %p %p\n", ntohs(address.sin_port), (void *)spin, (void *)middle,
+           (void *)outer, (void *)last);
+    fflush(stdout);
+    for (;;) {
+        int fd = accept(listener, 0, 0);
+        char request[1024];
+        long count = read(fd, request, sizeof(request));
+        if (count > 0) {
+            static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
+            outer(memcmp(request, "GET /nap", 8) == 0);
+            write(fd, answer, sizeof(answer) - 1);
+            /* Until the client closes. */
+            while (read(fd, request, sizeof(request)) > 0) {
+            }
+        }
+        close(fd);
+    }
+}

@@ -1,0 +1,85 @@
+"""A threading HTTP server for the kernel tests; prints its port first."""
+import os
+import sys
+import tempfile
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+log = tempfile.TemporaryFile("wb", buffering=0)
+held = []
+log.write(b"GET / HTTP/1.1 200\n" * 3)
+
+
+def inner(seconds):
+    # CPU time, so that the number of samples does not depend on what else runs.
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def outer(seconds):
+    inner(seconds)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = sys.argv[1]
+
+    def do_GET(self):
+        body = b"ok\n"
+        if self.path.startswith("/sleep"):
+            time.sleep(0.3)
+        elif self.path.startswith("/forever"):
+            time.sleep(60)
+        elif self.path.startswith("/busy"):
+            outer(0.3)
+        elif self.path.startswith("/log"):
+            with open(f"/proc/self/fd/{log.fileno()}", "rb", buffering=0) as lines:
+                lines.read(100)
+        elif self.path.startswith("/self"):
+            url = f"http://127.0.0.1:{server.server_port}/inside"
+            with urllib.request.urlopen(url) as answer:
+                body = answer.read()
+        elif self.path.startswith("/openmany"):
+            held.extend(os.dup(log.fileno()) for _ in range(80))
+        elif self.path.startswith("/closerange"):
+            fd = self.connection.fileno()
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            os.closerange(3, fd + 1)
+            time.sleep(60)
+        elif self.path.startswith("/exec"):
+            os.execv("/bin/sleep", ["sleep", "60"])
+        elif self.path.startswith("/fork"):
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+        self.answer(body)
+
+    def do_POST(self):
+        self.connection.settimeout(10)
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(0.01)
+        self.answer(b"posted\n")
+
+    def answer(self, body):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port)
+try:
+    import ctypes
+
+    runtime = ctypes.addressof(ctypes.c_char.in_dll(ctypes.pythonapi, "_PyRuntime"))
+except Exception:
+    runtime = 0
+version = sys.version_info
+print(runtime, version.major, version.minor)
+print(id(inner.__code__), id(outer.__code__), id(Handler.do_GET.__code__))
+server.serve_forever()

@@ -1,0 +1,172 @@
+//! Registers, stack bytes and kernel frames of running and blocked threads.
+
+use std::process::Command;
+
+use profiler_common::{KernelCounter, thread_state_flag};
+use profiler_daemon::kernel::{instruction_pointer, stack_pointer};
+use profiler_daemon::model::{Captured, SampleKind};
+use profiler_daemon::process::{ProcessMemory, ReadMemory};
+
+use crate::harness::{SLOT, Server, Watch};
+
+/// Lowest kernel address on x86_64 and aarch64.
+const KERNEL_HALF: u64 = 1 << 63;
+
+/// The C server, compiled without frame pointers; also prints the ranges of its functions.
+fn c_server(directory: &tempfile::TempDir) -> Server {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_load/server.c");
+    let program = directory.path().join("server");
+    let status = Command::new("cc")
+        .args(["-O1", "-fomit-frame-pointer", "-fno-toplevel-reorder", "-o"])
+        .arg(&program)
+        .arg(source)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    Server::start(&mut Command::new(program))
+}
+
+/// Beginning and end of a function.
+type Range = std::ops::Range<u64>;
+
+/// `spin`, `middle` and `outer`, as the server prints them.
+fn ranges(server: &mut Server) -> [Range; 3] {
+    let addresses: Vec<u64> = server
+        .line()
+        .split_whitespace()
+        .map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap())
+        .collect();
+    [0, 1, 2].map(|index| addresses[index]..addresses[index + 1])
+}
+
+/// Words of the stack that lie in a range.
+fn words_in(captured: &Captured, range: &Range) -> usize {
+    let words = captured.stack.bytes.chunks_exact(8);
+    words
+        .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+        .filter(|word| range.contains(word))
+        .count()
+}
+
+/// Check that samples of a spinning C function have its registers, and its callers on the stack.
+#[test]
+fn samples_of_a_c_chain_have_its_registers_and_stack() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = c_server(&directory);
+    let [spin, middle, outer] = ranges(&mut server);
+    let mut watch = Watch::new(server.pid(), "/spin");
+    let mut client = server.connect();
+    client.get("/spin");
+    client.close();
+    watch.wait_for_ends(1);
+    let request = watch.starts()[0].0;
+    let mut whole = 0;
+    for sample in &watch.samples {
+        assert_eq!(sample.request, request);
+        assert_eq!(sample.pid, server.pid());
+        let SampleKind::OnCpu(captured) = &sample.kind else {
+            panic!("the ring has on-CPU samples only");
+        };
+        assert_eq!(captured.python, None);
+        assert_eq!(captured.stack.sp, stack_pointer(&captured.regs));
+        if spin.contains(&instruction_pointer(&captured.regs)) {
+            assert_ne!(words_in(captured, &middle), 0, "return address of spin");
+            assert_ne!(words_in(captured, &outer), 0, "return address of middle");
+            whole += 1;
+        }
+    }
+    let count = watch.samples.len();
+    assert!(count >= 20, "{count} samples in 300 ms of CPU time");
+    assert!(whole * 10 >= count * 8, "{whole} of {count} in spin");
+    assert_eq!(watch.count(KernelCounter::SamplesTaken), count as u64);
+    assert_eq!(watch.count(KernelCounter::StackUnreadable), 0);
+}
+
+/// Check that a thread blocked in a system call has its registers and kernel stack stored, and that
+/// its user stack can be read meanwhile.
+#[test]
+fn a_blocked_thread_has_registers_and_kernel_frames() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = c_server(&directory);
+    let [_, _, outer] = ranges(&mut server);
+    let mut watch = Watch::new(server.pid(), "/nap");
+    let mut client = server.connect();
+    client.send(b"GET /nap HTTP/1.1\r\n\r\n");
+    watch.wait("blocked thread", |watch| {
+        let starts = watch.starts();
+        starts.first().is_some_and(|(_, tid, _)| {
+            let state = watch.kernel.thread_state(*tid).unwrap();
+            state.is_some_and(|state| state.flags == 0 && state.kernel_frame_count > 0)
+        })
+    });
+    let tid = watch.starts()[0].1;
+    let before = watch.kernel.thread_state(tid).unwrap().unwrap();
+    let mut stack = vec![0; 512];
+    let memory = ProcessMemory::new(server.pid());
+    let read = memory
+        .read(stack_pointer(&before.regs), &mut stack)
+        .unwrap();
+    let after = watch.kernel.thread_state(tid).unwrap().unwrap();
+    assert_eq!(before, after, "the thread slept all the while");
+    assert_eq!(before.seq % 2, 0);
+    assert_eq!(before.prev_state & 1, 1, "TASK_INTERRUPTIBLE");
+    assert_eq!(before.tgid, server.pid().0);
+    stack.truncate(read);
+    let words = stack.chunks_exact(8);
+    assert!(
+        words
+            .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+            .any(|word| outer.contains(&word)),
+        "the caller of the sleep is on the stack"
+    );
+    let frames = &before.kernel_frames[..before.kernel_frame_count as usize];
+    assert!(frames.iter().all(|frame| *frame >= KERNEL_HALF));
+    let names: Vec<_> = frames.iter().map(|frame| kernel_symbol(*frame)).collect();
+    assert_eq!(names[0], "__schedule", "{names:?}");
+    assert!(
+        names.iter().any(|name| name.contains("nanosleep")),
+        "{names:?}"
+    );
+    client.response();
+    watch.wait("tag of an answered request", |watch| {
+        watch.kernel.tags().len() == 1
+    });
+    assert_eq!(watch.kernel.tags()[0].1.slot, SLOT.0);
+}
+
+/// Check that a thread that leaves and takes the CPU shows by its state which it is.
+#[test]
+fn a_state_tells_running_from_blocked() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = c_server(&directory);
+    ranges(&mut server);
+    let mut watch = Watch::new(server.pid(), "/spin");
+    let mut client = server.connect();
+    client.send(b"GET /spin HTTP/1.1\r\n\r\n");
+    watch.wait("start", |watch| watch.starts().len() == 1);
+    let tid = watch.starts()[0].1;
+    let state = watch.kernel.thread_state(tid).unwrap().unwrap();
+    // It computes, so it either runs or waits for a CPU.
+    assert_ne!(
+        state.flags & (thread_state_flag::ON_CPU | thread_state_flag::RUNNABLE),
+        0
+    );
+    client.response();
+}
+
+/// Name of the kernel function an address lies in.
+fn kernel_symbol(address: u64) -> String {
+    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let mut best = (0, String::new());
+    for line in symbols.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(start), _, Some(name)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        let start = u64::from_str_radix(start, 16).unwrap_or(0);
+        if start <= address && start > best.0 {
+            best = (start, name.to_owned());
+        }
+    }
+    best.1
+}

@@ -1,0 +1,156 @@
+//! What the kernel knows about a process: CPU time, memory, and the BPF objects it holds.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::command::output;
+
+/// Counts program runs and their time while it lives: costs each run two clock reads.
+#[derive(Debug)]
+pub(super) struct BpfStats;
+
+const BPF_STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+impl BpfStats {
+    /// Switches the statistics on; minimum kernel 5.1.
+    pub(super) fn enable() -> Result<Self> {
+        fs::write(BPF_STATS, "1").with_context(|| format!("failed to write {BPF_STATS}"))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for BpfStats {
+    fn drop(&mut self) {
+        // Nothing to do about a failure: it was writable a moment ago.
+        let _ = fs::write(BPF_STATS, "0");
+    }
+}
+
+/// One loaded program.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Program {
+    pub(super) name: String,
+    pub(super) runs: u64,
+    pub(super) run_time_ns: u64,
+    /// Instructions the verifier has looked at; minimum kernel 5.16.
+    pub(super) verified_instructions: u64,
+}
+
+/// CPU time used by all living threads of the process.
+pub(super) fn cpu_time(tgid: u32) -> Result<Duration> {
+    let folder = format!("/proc/{tgid}/task");
+    let mut sum_ns = 0;
+    for thread in fs::read_dir(&folder).with_context(|| format!("failed to read {folder}"))? {
+        // "time on the CPU ns, time waiting ns, times on the CPU": Documentation/scheduler/sched-stats.rst.
+        // A thread may end between the two reads.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else {
+            continue;
+        };
+        sum_ns += first_number(&text);
+    }
+    Ok(Duration::from_nanos(sum_ns))
+}
+
+/// Resident memory in bytes.
+pub(super) fn rss_bytes(tgid: u32) -> Result<u64> {
+    let path = format!("/proc/{tgid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("failed to read {path}"))?;
+    let kib = field(&text, "VmRSS").with_context(|| format!("no VmRSS in {path}"))?;
+    Ok(kib * 1024)
+}
+
+/// How many hooks the process holds attached: links of BPF programs and perf events. They live as file
+/// descriptors, so that their number is the number of such descriptors.
+pub(super) fn attached(tgid: u32) -> Result<usize> {
+    let folder = format!("/proc/{tgid}/fd");
+    let names = fs::read_dir(&folder)
+        .with_context(|| format!("failed to read {folder}"))?
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    Ok(names
+        .filter(|name| {
+            // kernel/bpf/syscall.c and kernel/events/core.c name their anonymous inodes so.
+            let name = name.to_string_lossy();
+            ["bpf_link", "bpf-link", "bpf-raw-tracepoint", "perf_event"]
+                .iter()
+                .any(|kind| name.contains(kind))
+        })
+        .count())
+}
+
+/// The BPF programs the process holds, by id.
+pub(super) fn programs(tgid: u32) -> Result<BTreeMap<u64, Program>> {
+    let names = program_names()?;
+    let folder = format!("/proc/{tgid}/fdinfo");
+    let mut programs = BTreeMap::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("failed to read {folder}"))? {
+        let Ok(text) = fs::read_to_string(entry?.path()) else {
+            continue;
+        };
+        // A link shows its program's id too, but no statistics.
+        let (Some(id), Some(runs)) = (field(&text, "prog_id"), field(&text, "run_cnt")) else {
+            continue;
+        };
+        let program = Program {
+            name: names.get(&id).cloned().unwrap_or_else(|| id.to_string()),
+            runs,
+            run_time_ns: field(&text, "run_time_ns").unwrap_or(0),
+            verified_instructions: field(&text, "verified_insns").unwrap_or(0),
+        };
+        programs.insert(id, program);
+    }
+    Ok(programs)
+}
+
+fn program_names() -> Result<BTreeMap<u64, String>> {
+    let text = output(Command::new("bpftool").args(["--json", "prog", "show"]))?;
+    let list: Vec<Value> = serde_json::from_str(&text).context("bpftool's list of programs")?;
+    Ok(list
+        .iter()
+        .filter_map(|program| {
+            Some((
+                program["id"].as_u64()?,
+                program["name"].as_str()?.to_owned(),
+            ))
+        })
+        .collect())
+}
+
+/// "name:\t12 kB" of a text with one field a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(first_number)
+}
+
+fn first_number(text: &str) -> u64 {
+    let first = text.split_whitespace().next();
+    first.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that fields are found by their whole name.
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "VmRSSx:\t1 kB\nVmRSS:\t    5124 kB\nprog_id:\t77\n";
+        assert_eq!(field(text, "VmRSS"), Some(5124));
+        assert_eq!(field(text, "prog_id"), Some(77));
+        assert_eq!(field(text, "run_cnt"), None);
+    }
+
+    /// Check that our own CPU time and memory can be read.
+    #[test]
+    fn a_process_can_be_measured() {
+        let tgid = std::process::id();
+        assert!(rss_bytes(tgid).unwrap() > 0);
+        assert!(cpu_time(tgid).unwrap() > Duration::ZERO);
+    }
+}

@@ -1,0 +1,102 @@
+//! Runs other programs: their output goes to stderr, their failure is an error that names them.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use profiler_test_support::workspace_root;
+
+/// Says what happens next, one line.
+pub(crate) fn step(text: &str) {
+    eprintln!("xtask: {text}");
+}
+
+/// Runs to the end, stdout sent to stderr.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(io::stderr()))
+        .status()
+        .with_context(|| format!("failed to start {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{} failed: {status}", line_of(command));
+    }
+    Ok(())
+}
+
+/// Runs to the end; what it printed is shown only if it fails.
+pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("failed to start {:?}", command.get_program()))?;
+    if !output.status.success() {
+        io::stderr().write_all(&output.stdout)?;
+        io::stderr().write_all(&output.stderr)?;
+        bail!("{} failed: {}", line_of(command), output.status);
+    }
+    Ok(())
+}
+
+/// Runs to the end and yields stdout; stderr passes through.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("failed to start {:?}", command.get_program()))?;
+    if !output.status.success() {
+        bail!("{} failed: {}", line_of(command), output.status);
+    }
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{} printed no text", line_of(command)))
+}
+
+/// Whether it runs and succeeds; says nothing.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// The program on `PATH` with this name.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+}
+
+/// The cargo that runs us, in the workspace root.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace_root());
+    command
+}
+
+/// `target/` of the workspace.
+pub(crate) fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || workspace_root().join("target"),
+        |folder| workspace_root().join(folder),
+    )
+}
+
+/// Whether we have root's privileges.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: a system call without arguments that cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn line_of(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect();
+    format!("`{}`", words.join(" "))
+}

@@ -1,0 +1,105 @@
+//! `cargo xtask setup`: everything a new machine lacks, and nothing when it lacks nothing.
+
+mod apt;
+mod bpf;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::command::{find_program, step};
+
+pub(crate) use apt::{DEBIAN_KEYRING, download_from_suite};
+
+/// Arguments of `setup`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SetupArgs {
+    /// Also what the tests and the benchmark need.
+    #[arg(long)]
+    test: bool,
+    /// Also what running other kernels needs.
+    #[arg(long)]
+    vm: bool,
+}
+
+/// What a thing is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Compiling the daemon and its BPF object.
+    Build,
+    /// Running the tests, the demo and the benchmark.
+    Test,
+    /// Booting other kernels.
+    Vm,
+}
+
+/// A file whose absence means that a package is missing.
+struct Need {
+    group: Group,
+    /// A program on `PATH`, or a file when it begins with `/`.
+    file: &'static str,
+    apt_package: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    // Called by rustc for every link and by the C parts of dependencies.
+    need(Group::Build, "cc", "gcc"),
+    need(Group::Test, "python3", "python3"),
+    // The independent opinion on native stacks.
+    need(Group::Test, "gdb", "gdb"),
+    need(Group::Test, "wrk", "wrk"),
+    need(Group::Test, "bpftool", "bpftool"),
+    need(Group::Vm, "cpio", "cpio"),
+    need(Group::Vm, "dpkg-deb", "dpkg"),
+    need(Group::Vm, DEBIAN_KEYRING, "debian-archive-keyring"),
+    need(Group::Vm, "qemu-system-x86_64", "qemu-system-x86"),
+];
+
+const fn need(group: Group, file: &'static str, apt_package: &'static str) -> Need {
+    Need {
+        group,
+        file,
+        apt_package,
+    }
+}
+
+/// Runs `setup`.
+pub(crate) fn run(args: &SetupArgs) -> Result<ExitCode> {
+    let mut groups = vec![Group::Build];
+    groups.extend(args.test.then_some(Group::Test));
+    groups.extend(args.vm.then_some(Group::Vm));
+    ensure(&groups)?;
+    step("everything is installed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Installs what is missing for `groups`; quick and silent when nothing is.
+pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
+    let missing: Vec<&str> = NEEDS
+        .iter()
+        .filter(|need| groups.contains(&need.group) && !is_there(need.file))
+        .map(|need| need.apt_package)
+        .collect();
+    if !missing.is_empty() {
+        if !apt::is_available() {
+            bail!(
+                "please install, by this system's package manager: {} (named as on Debian)",
+                missing.join(" ")
+            );
+        }
+        apt::install(&missing)?;
+    }
+    if groups.contains(&Group::Build) {
+        bpf::ensure()?;
+    }
+    Ok(())
+}
+
+fn is_there(file: &str) -> bool {
+    if file.starts_with('/') {
+        return Path::new(file).exists();
+    }
+    // Debian keeps programs for root outside of other users' PATH.
+    find_program(file).is_some() || Path::new("/usr/sbin").join(file).exists()
+}

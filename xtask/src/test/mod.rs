@@ -1,0 +1,172 @@
+//! `cargo xtask test`: every ring of tests in one run, and one closing line with the totals.
+//!
+//! Format and lints, then the unprivileged crates, then the crate `tests` one test at a time (its tests
+//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds an older kernel.
+
+mod skips;
+mod totals;
+
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::{Context, Result};
+use profiler_test_support::ChildGuard;
+
+use crate::command::{cargo, is_root, output, step};
+use crate::setup::{self, Group};
+use crate::vm;
+
+pub(crate) use totals::Totals;
+
+/// Arguments of `test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TestArgs {
+    /// Only tests whose names contain this; without format, lints and end-to-end run.
+    filter: Option<String>,
+}
+
+/// Runs `test`.
+pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    run_all(args.filter.as_deref(), false)
+}
+
+/// Runs `ci`.
+pub(crate) fn run_ci() -> Result<ExitCode> {
+    run_all(None, true)
+}
+
+fn run_all(filter: Option<&str>, with_vm: bool) -> Result<ExitCode> {
+    setup::ensure(&[Group::Build, Group::Test])?;
+    let mut totals = Totals::default();
+    if filter.is_none() {
+        check(
+            &mut totals,
+            "cargo fmt",
+            cargo().args(["fmt", "--all", "--check"]),
+        );
+        let mut clippy = cargo();
+        clippy.args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--quiet",
+        ]);
+        check(
+            &mut totals,
+            "cargo clippy",
+            clippy.args(["--", "-D", "warnings"]),
+        );
+    }
+    if !is_root() {
+        step("not root: the privileged tests will be skipped, which fails the run; use sudo -E");
+    }
+
+    let mut unprivileged = cargo();
+    unprivileged.args(["test", "--workspace", "--exclude", "profiler-tests"]);
+    unprivileged.args(["--locked", "--no-fail-fast", "--", "--show-output"]);
+    run_tests(
+        &mut totals,
+        "unit and protocol tests",
+        unprivileged.args(filter),
+    )?;
+
+    // The privileged tests start the daemon's binary.
+    check(
+        &mut totals,
+        "cargo build",
+        cargo().args(["build", "--locked", "-p", "profiler-daemon"]),
+    );
+    let mut privileged = cargo();
+    privileged.args(["test", "-p", "profiler-tests", "--locked", "--no-fail-fast"]);
+    privileged.args(["--", "--test-threads=1", "--nocapture"]);
+    run_tests(&mut totals, "privileged tests", privileged.args(filter))?;
+
+    if filter.is_none_or(|filter| "demo".contains(filter)) {
+        end_to_end(&mut totals);
+    }
+    if with_vm {
+        match vm::run_tests(&vm::VmArgs::default()) {
+            Ok(outcome) => totals.merge("", outcome),
+            Err(error) => {
+                totals.add_failure(&format!("kernel tests in a virtual machine: {error:#}"))
+            }
+        }
+    }
+    skips::compare(&mut totals, filter.is_none(), with_vm)?;
+    for failure in totals.failures() {
+        eprintln!("FAILED {failure}");
+    }
+    println!("{}", totals.closing_line());
+    Ok(totals.exit_code())
+}
+
+/// A command that is one check of its own.
+fn check(totals: &mut Totals, name: &str, command: &mut Command) {
+    step(name);
+    match crate::command::run(command) {
+        Ok(()) => totals.add_pass(),
+        Err(error) => totals.add_failure(&format!("{error:#}")),
+    }
+}
+
+/// A cargo command that runs tests: passes its output on and counts.
+fn run_tests(totals: &mut Totals, name: &str, command: &mut Command) -> Result<()> {
+    step(name);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = ChildGuard::spawn(name, command)?;
+    let stdout = child.process().stdout.take().context("stdout is a pipe")?;
+    let stderr = child.process().stderr.take().context("stderr is a pipe")?;
+    let runner = Mutex::new(Totals::default());
+    thread::scope(|scope| {
+        scope.spawn(|| count_lines(stdout, &runner));
+        scope.spawn(|| count_lines(stderr, &runner));
+    });
+    let status = child.process().wait()?;
+    let mut runner = runner.into_inner().expect("no reader has panicked");
+    if !status.success() && runner.failed() == 0 {
+        // It did not compile, or a test took its process with it.
+        runner.add_failure(&format!("{name}: cargo ended with {status}"));
+    }
+    totals.merge("", runner);
+    Ok(())
+}
+
+fn count_lines(pipe: impl Read, totals: &Mutex<Totals>) {
+    let mut lines = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while lines
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|read| read > 0)
+    {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end_matches(['\r', '\n']);
+        eprintln!("{text}");
+        totals
+            .lock()
+            .expect("no reader has panicked")
+            .add_line(text);
+        line.clear();
+    }
+}
+
+/// The demo in its JSON form checks its own trees; here also that stdout is one JSON object.
+fn end_to_end(totals: &mut Totals) {
+    step("end to end: cargo xtask demo --json");
+    let demo = || -> Result<()> {
+        let json = output(Command::new(env::current_exe()?).args(["demo", "--json"]))?;
+        let _: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&json).context("its stdout is not one JSON object")?;
+        Ok(())
+    };
+    match demo() {
+        Ok(()) => totals.add_pass(),
+        Err(error) => totals.add_failure(&format!("end to end: {error:#}")),
+    }
+}
