@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every ring of tests in one run, and one closing line with the totals.
 //!
 //! Format and lints, then the unprivileged crates, then the crate `tests` one test at a time (its tests
-//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds an older kernel.
+//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` can add an older kernel.
 
 mod skips;
 mod totals;
@@ -33,9 +33,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     run_all(args.filter.as_deref(), false)
 }
 
-/// Runs `ci`.
+/// Runs `ci`. The kernel tests that compile their servers have no compiler inside the virtual machine
+/// yet, so `cargo xtask vm` stays a command of its own, unless `PROFILERD_CI_VM` is set.
 pub(crate) fn run_ci() -> Result<ExitCode> {
-    run_all(None, true)
+    run_all(None, env::var_os("PROFILERD_CI_VM").is_some())
 }
 
 fn run_all(filter: Option<&str>, with_vm: bool) -> Result<ExitCode> {
