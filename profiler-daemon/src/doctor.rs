@@ -116,8 +116,8 @@ pub fn require() -> Result<()> {
     Ok(())
 }
 
-/// Stacks and interpreters are read from other processes. Tried on process 1, since Yama and seccomp
-/// refuse what capabilities allow.
+/// Stacks and interpreters are read from other processes. Tried on process 1 or our parent, since Yama
+/// and seccomp refuse what capabilities allow.
 fn foreign_memory() -> Finding {
     const NAME: &str = "memory of other processes";
     let has_capability =
@@ -127,20 +127,29 @@ fn foreign_memory() -> Finding {
                    securityContext.capabilities.add)";
         return Finding::bad(NAME, "missing capability CAP_SYS_PTRACE", fix).needed();
     }
-    let stack = Procfs::default()
-        .stat(Pid(1))
-        .map_or(0, |stat| stat.start_stack);
-    if std::process::id() == 1 || stack == 0 {
-        return Finding::good(NAME, "CAP_SYS_PTRACE").needed();
-    }
-    match ProcessMemory::new(Pid(1)).read_u64(stack & !7) {
-        Ok(_) => Finding::good(NAME, "CAP_SYS_PTRACE; reading process 1 works").needed(),
+    let procfs = Procfs::default();
+    let parent = Pid(std::os::unix::process::parent_id());
+    let candidates = [Pid(1), parent]
+        .into_iter()
+        .filter(|pid| pid.0 != std::process::id());
+    // 0 is what a process shows that nobody may look at, such as one of an outer user namespace.
+    let shown = |pid| procfs.stat(pid).map_or(0, |stat| stat.start_stack);
+    let Some((pid, stack)) = candidates
+        .map(|pid| (pid, shown(pid)))
+        .find(|&(_, stack)| stack != 0)
+    else {
+        return Finding::good(NAME, "CAP_SYS_PTRACE; there is no process to try it on").needed();
+    };
+    match ProcessMemory::new(pid).read_u64(stack & !7) {
+        Ok(_) => {
+            Finding::good(NAME, format!("CAP_SYS_PTRACE; reading process {pid} works")).needed()
+        }
         Err(error) => {
             let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
             let scope = scope.map_or_else(|_| "absent".to_owned(), |text| text.trim().to_owned());
             Finding::bad(
                 NAME,
-                format!("process 1 cannot be read: {error}; kernel.yama.ptrace_scope is {scope}"),
+                format!("process {pid} cannot be read: {error}; kernel.yama.ptrace_scope is {scope}"),
                 "set kernel.yama.ptrace_scope below 3, and let the container's seccomp profile allow \
                  process_vm_readv",
             )
