@@ -26,7 +26,7 @@ use crate::model::{
 use crate::process::ProcessMemory;
 use crate::process::python::PythonRuntime;
 use crate::request::{Action, ConnView, Endpoint, RequestTracker, TrackerLimits};
-use crate::sampler::{ChainWalker, Sampler, ThreadStates, Watched};
+use crate::sampler::{ChainWalker, Sampler, ThreadStates, Tick, Watched};
 use crate::timeline::Grid;
 use crate::unwind::python::PythonWalker;
 
@@ -165,6 +165,8 @@ pub(super) struct Capture {
     runtimes: HashMap<Pid, Arc<PythonRuntime>>,
     live: HashMap<TaskSlot, Live>,
     grid: Grid,
+    /// Time between the first and the last CPU's tick.
+    tick_spread_ns: u64,
     next_tick_ktime_ns: u64,
     looked_ktime_ns: u64,
     published_ktime_ns: u64,
@@ -194,6 +196,7 @@ impl Capture {
                 origin_ktime_ns: 0,
                 period_ns: 10_000_000,
             },
+            tick_spread_ns: 0,
             next_tick_ktime_ns: 0,
             looked_ktime_ns: 0,
             published_ktime_ns: 0,
@@ -324,11 +327,16 @@ impl Capture {
         kernel.set_rule(slot, &endpoint.rule())?;
         let period_ns = period.as_nanos() as u64;
         if !kernel.is_attached() || period_ns < self.grid.period_ns {
-            let origin_ktime_ns = kernel.attach(period)?;
+            let ticks = kernel.attach(period)?;
             self.grid = Grid {
-                origin_ktime_ns,
+                origin_ktime_ns: ticks.last_ktime_ns,
                 period_ns,
             };
+            self.tick_spread_ns = ticks.last_ktime_ns - ticks.first_ktime_ns;
+            tracing::debug!(
+                spread_ns = self.tick_spread_ns,
+                "clock events of all CPUs began"
+            );
             self.set_timer(timer);
         }
         Ok(())
@@ -491,6 +499,10 @@ impl Capture {
     }
 
     fn sample_blocked(&mut self, tick_ktime_ns: u64) {
+        let tick = Tick {
+            first_ktime_ns: tick_ktime_ns.saturating_sub(self.tick_spread_ns),
+            last_ktime_ns: tick_ktime_ns,
+        };
         let watched: Vec<(TaskSlot, Watched)> = self
             .tracker
             .sampled()
@@ -517,14 +529,10 @@ impl Capture {
                 continue;
             };
             let memory = ProcessMemory::new(watched.pid);
-            found.extend(self.sampler.sample(
-                watched,
-                tick_ktime_ns,
-                kernel,
-                &memory,
-                &mut walker,
-                losses,
-            ));
+            found.extend(
+                self.sampler
+                    .sample(watched, tick, kernel, &memory, &mut walker, losses),
+            );
         }
         for sample in found {
             self.send_sample(sample);

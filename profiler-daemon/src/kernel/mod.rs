@@ -29,6 +29,7 @@ mod maps;
 mod object;
 mod observe;
 mod offsets;
+mod priority;
 mod probe;
 mod regs;
 mod scheduler;
@@ -58,6 +59,16 @@ pub use stats::ProgramStats;
 
 use maps::Maps;
 use object::{HOOKS, Link, SAMPLE_PROGRAM};
+
+/// When the clock events of the CPUs began. Each ticks one period after its beginning, and then every
+/// period without drift, somewhere between these two instants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockTicks {
+    /// Before the first CPU's event, `CLOCK_MONOTONIC`.
+    pub first_ktime_ns: u64,
+    /// After the last CPU's event, `CLOCK_MONOTONIC`.
+    pub last_ktime_ns: u64,
+}
 
 /// The loaded BPF object.
 pub struct Kernel {
@@ -113,15 +124,13 @@ impl Kernel {
     /// Attaches every program and starts one clock event per CPU with the given period. What is
     /// attached already is detached first.
     ///
-    /// Returns the `CLOCK_MONOTONIC` time at which the sampling grid begins, in nanoseconds.
-    ///
     /// # Errors
     ///
     /// A hook is refused; then nothing stays attached.
-    pub fn attach(&mut self, period: Duration) -> Result<u64, KernelError> {
+    pub fn attach(&mut self, period: Duration) -> Result<ClockTicks, KernelError> {
         self.detach()?;
         match self.try_attach(period) {
-            Ok(start_ktime_ns) => Ok(start_ktime_ns),
+            Ok(ticks) => Ok(ticks),
             Err(error) => {
                 self.drop_links();
                 Err(error)
@@ -129,7 +138,7 @@ impl Kernel {
         }
     }
 
-    fn try_attach(&mut self, period: Duration) -> Result<u64, KernelError> {
+    fn try_attach(&mut self, period: Duration) -> Result<ClockTicks, KernelError> {
         let period_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
         if period_ns == 0 {
             return Err(KernelError::Argument(
@@ -144,7 +153,8 @@ impl Kernel {
         let cpus = aya::util::online_cpus()
             .map_err(|(path, source)| KernelError::Cpus { path, source })?;
         let program: &mut PerfEvent = object::program(&mut self.ebpf, SAMPLE_PROGRAM)?;
-        let start_ktime_ns = monotonic_ns();
+        let _undisturbed = priority::Undisturbed::begin();
+        let first_ktime_ns = monotonic_ns();
         for cpu in cpus {
             let link = program
                 .attach(
@@ -157,10 +167,14 @@ impl Kernel {
                 .map_err(|source| KernelError::PerfEvents { source })?;
             self.links.push(Link::PerfEvent(link));
         }
+        let ticks = ClockTicks {
+            first_ktime_ns,
+            last_ktime_ns: monotonic_ns(),
+        };
         // Last: from here on threads get tags, and everything that clears them is in place.
         let link = object::attach_hook(&mut self.ebpf, opening)?;
         self.links.push(link);
-        Ok(start_ktime_ns)
+        Ok(ticks)
     }
 
     /// Detaches everything and forgets connections, tags and thread states.

@@ -45,6 +45,15 @@ pub trait ChainWalker {
     fn walk(&mut self, pid: Pid, tid: Tid) -> Option<PythonChain>;
 }
 
+/// When the CPUs' clocks ticked: somewhere between two instants, for they do not tick together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// No CPU ticked before.
+    pub first_ktime_ns: u64,
+    /// Every CPU had ticked.
+    pub last_ktime_ns: u64,
+}
+
 /// A thread to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
@@ -66,12 +75,13 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Says what one thread did at the tick at `tick_ktime_ns`, a moment ago. `None` if it was running
-    /// then (its CPU's own tick captured it) or could not be read; the latter is counted.
+    /// Says what one thread did at a tick, a moment ago. `None` if it was running then (its CPU's own
+    /// tick captured it) or could not be read; the latter is counted. A thread that switched between
+    /// the first and the last CPU's tick may be found here as well as by its CPU.
     pub fn sample(
         &mut self,
         watched: Watched,
-        tick_ktime_ns: u64,
+        tick: Tick,
         states: &impl ThreadStates,
         memory: &impl ReadMemory,
         walker: &mut impl ChainWalker,
@@ -83,7 +93,7 @@ impl Sampler {
             pid,
             tid,
         } = watched;
-        if tick_ktime_ns < start_ktime_ns {
+        if tick.last_ktime_ns < start_ktime_ns {
             return None;
         }
         let found = |kind| {
@@ -91,7 +101,7 @@ impl Sampler {
                 request,
                 pid,
                 tid,
-                ktime_ns: tick_ktime_ns,
+                ktime_ns: tick.last_ktime_ns,
                 kind,
             })
         };
@@ -103,16 +113,16 @@ impl Sampler {
             }
             let is_running = state.flags & thread_state_flag::ON_CPU != 0;
             // The latest switch-in came after the tick: the thread was off its CPU at the tick.
-            let woke_since = is_running && state.ktime_ns > tick_ktime_ns;
+            let woke_since = is_running && state.ktime_ns > tick.first_ktime_ns;
             if read(state.seq) || (woke_since && state.seq >= 2 && read(state.seq - 2)) {
                 losses.bump(Counter::SamplesUnchanged);
                 return found(SampleKind::Unchanged);
             }
-            if woke_since {
+            if woke_since && state.ktime_ns > tick.last_ktime_ns {
                 break;
             }
             // Running at the tick, or still: its CPU's tick has it.
-            if is_running || state.ktime_ns > tick_ktime_ns {
+            if is_running || state.ktime_ns > tick.last_ktime_ns {
                 return None;
             }
             let stack = read_stack(&mut self.buffer, memory, stack_pointer(&state));
@@ -217,6 +227,13 @@ mod tests {
         }
     }
 
+    fn at(ktime_ns: u64) -> Tick {
+        Tick {
+            first_ktime_ns: ktime_ns - 2,
+            last_ktime_ns: ktime_ns,
+        }
+    }
+
     /// Ticks at 100, 110, 120 ...; `state(n, _)` switched at 10 * n.
     fn ticks(states: Vec<ThreadState>, n: u64) -> (Vec<Option<SampleKind>>, u32, Coverage) {
         let thread = Thread {
@@ -236,7 +253,7 @@ mod tests {
                 sampler
                     .sample(
                         watched,
-                        100 + 10 * tick,
+                        at(100 + 10 * tick),
                         &thread,
                         &thread,
                         &mut NoPython,
@@ -339,6 +356,18 @@ mod tests {
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (0, 0));
     }
 
+    /// Check that a thread that woke while the CPUs ticked is left to its CPU, and not counted as lost.
+    #[test]
+    fn a_thread_that_woke_during_the_tick_is_left_to_its_cpu() {
+        let woken = ThreadState {
+            ktime_ns: 99,
+            ..state(10, thread_state_flag::ON_CPU)
+        };
+        let (kinds, _, losses) = ticks(vec![woken], 1);
+        assert!(kinds[0].is_none());
+        assert_eq!(losses.get(Counter::SamplesRaced), 0);
+    }
+
     /// Check that a tick before the request is not sampled.
     #[test]
     fn a_tick_before_the_request_is_not_its() {
@@ -353,8 +382,14 @@ mod tests {
             tid: Tid(1),
         };
         let mut losses = Coverage::default();
-        let sample =
-            Sampler::default().sample(watched, 99, &thread, &thread, &mut NoPython, &mut losses);
+        let sample = Sampler::default().sample(
+            watched,
+            at(99),
+            &thread,
+            &thread,
+            &mut NoPython,
+            &mut losses,
+        );
         assert!(sample.is_none());
     }
 }
