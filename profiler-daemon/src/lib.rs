@@ -8,6 +8,7 @@ pub mod analyze;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod embedded;
 pub mod kernel;
 pub mod model;

@@ -30,6 +30,8 @@ use crate::sampler::{ChainWalker, Sampler, ThreadStates, Watched};
 use crate::timeline::Grid;
 use crate::unwind::python::PythonWalker;
 
+/// Most ticks that are made up for at once.
+const TICKS_BEHIND_MAX: u64 = 100;
 /// How often open requests are looked at.
 const LOOK_NS: u64 = 50_000_000;
 /// How often live coverage is published.
@@ -453,20 +455,24 @@ impl Capture {
     }
 
     fn tick(&mut self, timer: &TimerFd) -> anyhow::Result<()> {
-        let late = match nix::unistd::read(timer, &mut [0_u8; 8]) {
-            Ok(_) => {
-                let now = now_ktime_ns();
-                let missed = now.saturating_sub(self.next_tick_ktime_ns) / self.grid.period_ns;
-                self.next_tick_ktime_ns += (missed + 1) * self.grid.period_ns;
-                missed
-            }
+        match nix::unistd::read(timer, &mut [0_u8; 8]) {
+            Ok(_) => {}
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(()),
             Err(error) => return Err(error.into()),
-        };
-        if late > 0 {
-            self.count_all(Counter::TicksLate, late);
         }
-        self.sample_blocked();
+        let now = now_ktime_ns();
+        if now.saturating_sub(self.next_tick_ktime_ns) > self.grid.period_ns / 2 {
+            self.count_all(Counter::TicksLate, 1);
+        }
+        // Every tick that has passed, those we were too late for included: a thread that has been
+        // blocked all the time is known at each of them.
+        let behind = now.saturating_sub(self.next_tick_ktime_ns) / self.grid.period_ns;
+        let forgotten = behind.saturating_sub(TICKS_BEHIND_MAX);
+        self.next_tick_ktime_ns += forgotten * self.grid.period_ns;
+        while self.next_tick_ktime_ns <= now {
+            self.sample_blocked(self.next_tick_ktime_ns);
+            self.next_tick_ktime_ns += self.grid.period_ns;
+        }
         let now = now_ktime_ns();
         if now.saturating_sub(self.looked_ktime_ns) >= LOOK_NS {
             self.looked_ktime_ns = now;
@@ -484,7 +490,7 @@ impl Capture {
         Ok(())
     }
 
-    fn sample_blocked(&mut self) {
+    fn sample_blocked(&mut self, tick_ktime_ns: u64) {
         let watched: Vec<(TaskSlot, Watched)> = self
             .tracker
             .sampled()
@@ -493,6 +499,7 @@ impl Capture {
                     r.slot,
                     Watched {
                         request: r.id,
+                        start_ktime_ns: r.start_ktime_ns,
                         pid: r.pid,
                         tid: r.tid,
                     },
@@ -512,7 +519,7 @@ impl Capture {
             let memory = ProcessMemory::new(watched.pid);
             found.extend(self.sampler.sample(
                 watched,
-                now_ktime_ns(),
+                tick_ktime_ns,
                 kernel,
                 &memory,
                 &mut walker,

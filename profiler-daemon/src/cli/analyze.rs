@@ -146,7 +146,7 @@ fn write(rows: &[OwnedRow], args: &AnalyzeArgs, name: &str, out: &mut dyn Write)
         return Ok(());
     }
     let selected = analyze::select_rows(&rows, &queries);
-    output::write(&report(&analysis, &selected, name), args.format, out)
+    output::print(&report(&analysis, &selected, name), args.format, out)
 }
 
 /// The analysis as one request, for the formats that know requests only.

@@ -1,17 +1,28 @@
 //! The command line: the only module that knows clap.
+//!
+//! In:  arguments, variables, the configuration's file
+//! Out: exit codes: 0 done, 1 failed, 2 bad usage (values out of range are refused by the parser),
+//!      3 ran and no request matched
+//!
+//! Results go to standard output and nothing else does; logs, progress and reasons go to standard
+//! error.
 
 pub mod analyze;
-mod inspect;
+mod columns;
+mod delivery;
+mod doctor;
+mod format;
+mod ps;
 mod record;
 pub mod task;
 mod task_text;
 
-use std::io::{IsTerminal as _, stderr};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -20,11 +31,20 @@ use crate::config::Config;
 
 /// Profiles single endpoints of unmodified services from outside, with eBPF, for Apache SkyWalking.
 #[derive(Debug, Parser)]
-#[command(name = "profilerd", version, propagate_version = true)]
+#[command(
+    name = "profilerd",
+    version,
+    propagate_version = true,
+    after_help = "\
+Where to begin:
+  profilerd doctor                                     what works on this machine
+  profilerd ps                                         what there is to profile
+  profilerd record --endpoint GET:/path --pid 4711     where the time of these requests goes"
+)]
 struct Cli {
     /// What is logged to standard error: error, warn, info, debug, trace, or a filter such as
     /// `profiler_daemon::oap=debug`
-    #[arg(long, global = true, env = "PROFILERD_LOG_LEVEL")]
+    #[arg(long, global = true, value_name = "FILTER", value_parser = filter)]
     log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -43,43 +63,60 @@ enum Command {
     /// Turn thread snapshots into call trees, as OAP does
     Analyze(analyze::AnalyzeArgs),
     /// List processes, the services they belong to, and what can be profiled
-    Ps(inspect::PsArgs),
+    Ps(ps::PsArgs),
     /// Check what works on this machine, and what to do about the rest
-    Doctor(inspect::DoctorArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Options of every command that needs the configuration.
 #[derive(Args, Clone, Debug)]
 struct ConfigArgs {
-    /// Configuration file (YAML)
+    /// Configuration file (YAML); docs/configuration.md has every key
     #[arg(long, value_name = "FILE", env = "PROFILERD_CONFIG")]
     config: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  profilerd daemon --config /etc/profilerd.yaml
+  SW_AGENT_COLLECTOR_BACKEND_SERVICES=oap:11800 profilerd daemon
+
+Ends on SIGINT and SIGTERM, after it has delivered what it has.")]
 struct DaemonArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// OAP address, any number of times; the first that can be reached is used
+    /// OAP address instead of the configured ones, any number of times; the first that can be
+    /// reached is used
     #[arg(long = "backend", value_name = "HOST:PORT")]
     backends: Vec<String>,
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  profilerd standalone &
+  profilerd task create --service shop --endpoint GET:/orders/{id} --duration 5m --wait")]
 struct StandaloneArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Address of the built-in OAP
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:11800")]
+    /// Address of the built-in OAP; only this host can reach the default
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:11800",
+        env = "PROFILERD_LISTEN"
+    )]
     listen: SocketAddr,
 }
 
 /// Parses the command line, runs the command, and tells how it went.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(&cli) {
+    match run(&Cli::parse()) {
         Ok(code) => code,
+        // `profilerd ps | head`: who reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("profilerd: {error:#}");
             ExitCode::FAILURE
@@ -91,64 +128,125 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let level = cli.log_level.as_deref();
     match &cli.command {
         Command::Daemon(args) => {
-            let mut config = load(args.config.config.as_deref(), level.unwrap_or("info"))?;
+            let mut config = load(&args.config, level, "info")?;
             if !args.backends.is_empty() {
                 config.oap.backends.clone_from(&args.backends);
+                config.check()?;
             }
-            inspect::require_privileges()?;
+            crate::doctor::require()?;
             app::run_daemon(config)?;
         }
         Command::Standalone(args) => {
-            let config = load(args.config.config.as_deref(), level.unwrap_or("info"))?;
-            inspect::require_privileges()?;
+            let config = load(&args.config, level, "info")?;
+            crate::doctor::require()?;
             app::run_standalone(config, args.listen)?;
         }
-        Command::Record(args) => return record::run(args, level.unwrap_or("warn")),
+        Command::Record(args) => return record::run(args, level),
         Command::Task(args) => {
-            log(level.unwrap_or("warn"));
+            log(level, "warn");
             return task::run(args);
         }
         Command::Analyze(args) => {
-            log(level.unwrap_or("warn"));
+            log(level, "warn");
             return analyze::run(args);
         }
-        Command::Ps(args) => return inspect::ps(args, level.unwrap_or("warn")),
+        Command::Ps(args) => return ps::run(args, level),
         Command::Doctor(args) => {
-            log(level.unwrap_or("warn"));
-            return inspect::doctor(args);
+            log(level, "warn");
+            return doctor::run(args);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the configuration and starts the log.
-fn load(file: Option<&Path>, level: &str) -> Result<Config> {
-    let (config, warnings) = Config::load(file, std::env::vars())?;
-    log(level);
+/// Reads the configuration and starts the log: by flag, else by configuration, else as usual for the
+/// command.
+fn load(args: &ConfigArgs, level: Option<&str>, usual: &str) -> Result<Config> {
+    // A variable that is not UTF-8 is none of ours.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let (config, warnings) = Config::load(args.config.as_deref(), variables)?;
+    log(level, config.log.level.map_or(usual, |level| level.name()));
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     Ok(config)
 }
 
-fn log(level: &str) {
-    let filter = EnvFilter::try_from_default_env()
-        .or_else(|_| EnvFilter::try_new(level))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
-    let started = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(stderr)
-        .with_ansi(stderr().is_terminal())
-        .try_init();
-    if started.is_err() {
-        tracing::debug!("the log was started before");
+/// Starts the log on standard error: by the flag, else by `RUST_LOG`, else at `level`.
+fn log(flag: Option<&str>, level: &str) {
+    let named = match flag {
+        Some(flag) => EnvFilter::try_new(flag).ok(), // checked by the parser
+        None => EnvFilter::try_from_default_env().ok(),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(named.unwrap_or_else(|| EnvFilter::new(level)))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    const LEVELS: &str = "accepted are error, warn, info, debug, trace, and filters such as \
+                          `warn,profiler_daemon::oap=debug`";
+    // A single word that is no level would be taken for the name of a module, and show nothing.
+    let is_word = text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    if is_word && !levels.contains(&text.to_ascii_lowercase().as_str()) {
+        return Err(LEVELS.to_owned());
+    }
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; {LEVELS}")),
     }
 }
 
-/// Ends the process with a usage error (exit code 2), in clap's own form.
-fn usage(text: impl std::fmt::Display) -> ! {
-    use clap::CommandFactory as _;
-    Cli::command()
-        .error(clap::error::ErrorKind::ValueValidation, text)
-        .exit()
+/// Writes a result to standard output.
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.context("failed to write to standard output")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let json = cause.downcast_ref::<serde_json::Error>();
+        let kind = io.or_else(|| json.and_then(serde_json::Error::io_error_kind));
+        kind == Some(io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Check clap's own rules for all commands.
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    /// Check that a filter is taken and a misspelt level is not.
+    #[test]
+    fn levels_are_checked() {
+        assert!(filter("debug").is_ok());
+        assert!(filter("warn,profiler_daemon::oap=debug").is_ok());
+        assert!(
+            filter("verbose")
+                .unwrap_err()
+                .contains("accepted are error")
+        );
+        assert!(filter("a=b=c").is_err());
+    }
+
+    /// Check that a closed pipe is told from other failures, below any context.
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let io = |kind| anyhow::Error::from(io::Error::from(kind)).context("failed to write");
+        assert!(is_broken_pipe(&io(io::ErrorKind::BrokenPipe)));
+        assert!(!is_broken_pipe(&io(io::ErrorKind::NotFound)));
+    }
 }

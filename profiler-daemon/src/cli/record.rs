@@ -1,120 +1,108 @@
-//! `profilerd record`.
+//! `profilerd record`: one endpoint, now, into a file or onto the terminal.
+//!
+//! In:  arguments, checked by the parser: out of range is exit code 2 with what is accepted
+//! Out: the result; with no request in it exit code 3, coverage and the reason on standard error
+//! Lost: nothing that the coverage does not say
 
-use std::io::{IsTerminal as _, stderr};
-use std::path::PathBuf;
+use std::io::{BufWriter, IsTerminal as _, stderr, stdout};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ConfigArgs;
+use super::delivery::OutputArgs;
 use crate::app;
-use crate::config::{DurationRange, parse_duration};
+use crate::config::{DurationRange, duration_text};
+use crate::doctor;
 use crate::model::{Pid, Progress, ProgressState, RecordRequest, RecordTarget};
-use crate::output::{self, Format};
 use crate::request::Endpoint;
 
-/// How long a recording may look for requests.
-const DURATION: DurationRange = DurationRange {
-    min_ms: 1000,
-    max_ms: 15 * 60 * 1000,
-};
-/// How far apart stacks may be.
-const PERIOD: DurationRange = DurationRange {
-    min_ms: 1,
-    max_ms: 10_000,
-};
-/// Most requests of one recording: each keeps its stacks in memory.
-const REQUESTS_MAX: u32 = 1000;
+/// How long a recording may look for requests: as long as a task of SkyWalking at most.
+const DURATION: DurationRange = DurationRange::ms(1_000, 15 * 60_000);
+/// How far apart stacks may be. SkyWalking's floor of 10 ms is a pause of the whole application;
+/// here a stack costs the profiled thread a few microseconds.
+const PERIOD: DurationRange = DurationRange::ms(1, 10_000);
+/// Up to the longest duration: more could never be reached.
+const MIN_DURATION: DurationRange = DurationRange::ms(0, 15 * 60_000);
 
 #[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("target").required(true),
+    after_help = "\
+Examples:
+  profilerd record --endpoint GET:/orders/{id} --service shop
+  profilerd record --endpoint POST:/ --pid 4711 --duration 1m -o slow.svg
+  profilerd record --endpoint '*' --service shop --min-duration 500ms --format json
+
+Endpoints: METHOD:/path, /path for any method, {name} for a segment that varies, * for every
+request. Exit codes: 0 result written, 1 failed, 2 bad usage, 3 no request to profile."
+)]
 pub(super) struct RecordArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Endpoint: `GET:/path`, `/path`, a template such as `GET:/users/{id}`, or `*`
-    #[arg(long, value_name = "ENDPOINT")]
+    /// Endpoint to profile
+    #[arg(long, value_parser = endpoint)]
     endpoint: String,
     /// Process to record
-    #[arg(long, required_unless_present = "service", conflicts_with = "service")]
+    #[arg(long, group = "target", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
-    /// Service to record, as `profilerd ps` shows it
-    #[arg(long)]
+    /// Service to record, with all its processes, as `profilerd ps` names it
+    #[arg(long, group = "target")]
     service: Option<String>,
-    /// How long to look for requests (1s to 15m)
-    #[arg(long, default_value = "30s")]
-    duration: String,
-    /// One stack per this long (1ms to 10s)
-    #[arg(long, default_value = "10ms")]
-    period: String,
-    /// Keep only requests that last longer
-    #[arg(long, default_value = "0ms")]
-    min_duration: String,
-    /// Stop after so many requests (1 to 1000)
-    #[arg(long, default_value_t = 9)]
+    /// How long to look for requests, 1s to 15m
+    #[arg(long, default_value = "30s", value_parser = |text: &str| DURATION.parse(text))]
+    duration: Duration,
+    /// Time between two stacks, 1ms to 10s
+    #[arg(long, default_value = "10ms", value_parser = |text: &str| PERIOD.parse(text))]
+    period: Duration,
+    /// Keep only requests that last longer, 0ms to 15m
+    #[arg(long, default_value = "0ms", value_parser = |text: &str| MIN_DURATION.parse(text))]
+    min_duration: Duration,
+    /// Stop after so many requests, 1 to 1000
+    #[arg(long, default_value = "9", value_parser = clap::value_parser!(u32).range(1..=1000))]
     max_requests: u32,
-    /// Write the result to this file instead of standard output
-    #[arg(short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Form of the result; by default that of the file's name, else a tree
-    #[arg(long, value_enum)]
-    format: Option<Format>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-pub(super) fn run(args: &RecordArgs, level: &str) -> Result<ExitCode> {
-    let request = request(args);
-    if let Some(file) = &args.output {
-        output::check_target(file)?;
+fn endpoint(text: &str) -> Result<String, String> {
+    match Endpoint::parse(text) {
+        Ok(_) => Ok(text.trim().to_owned()),
+        Err(error) => Err(error.to_string()),
     }
-    let from_name = args.output.as_deref().and_then(Format::from_path);
-    let format = args.format.or(from_name).unwrap_or(Format::Tree);
-    let config = super::load(args.config.config.as_deref(), level)?;
-    super::inspect::require_privileges()?;
+}
 
+pub(super) fn run(args: &RecordArgs, level: Option<&str>) -> Result<ExitCode> {
+    let config = super::load(&args.config, level, "warn")?;
+    doctor::require()?;
     let line = Line::new();
-    let report = app::record(&config, &request, &line)?;
+    let report = app::record(&config, &args.request(), &line)?;
     line.0.finish_and_clear();
-    if let Some(why) = output::explain(&report) {
-        eprintln!("{}", output::coverage_text(&report.coverage));
-        eprintln!("profilerd: {why}");
-        return Ok(ExitCode::from(3));
-    }
-    match &args.output {
-        Some(file) => output::write_file(&report, format, file)?,
-        None => output::print(&report, format)?,
-    }
-    Ok(ExitCode::SUCCESS)
+    let mut out = BufWriter::new(stdout().lock());
+    Ok(ExitCode::from(args.output.deliver(&report, &mut out)?))
 }
 
-fn request(args: &RecordArgs) -> RecordRequest {
-    let duration = |option: &str, text: &str, range: DurationRange| {
-        range
-            .parse(text)
-            .unwrap_or_else(|why| super::usage(format!("--{option}: {why}")))
-    };
-    if let Err(error) = Endpoint::parse(&args.endpoint) {
-        super::usage(format!("--endpoint: {error}"));
-    }
-    if !(1..=REQUESTS_MAX).contains(&args.max_requests) {
-        super::usage(format!("--max-requests: give 1 to {REQUESTS_MAX}"));
-    }
-    let min_duration = parse_duration(&args.min_duration)
-        .unwrap_or_else(|why| super::usage(format!("--min-duration: {why}")));
-    RecordRequest {
-        endpoint: args.endpoint.clone(),
-        target: match (args.pid, &args.service) {
-            (Some(pid), _) => RecordTarget::Pid(Pid(pid)),
-            (None, Some(service)) => RecordTarget::Service(service.clone()),
-            (None, None) => super::usage("give --pid or --service"),
-        },
-        duration: duration("duration", &args.duration, DURATION),
-        dump_period: duration("period", &args.period, PERIOD),
-        min_duration,
-        max_requests: args.max_requests,
+impl RecordArgs {
+    fn request(&self) -> RecordRequest {
+        let target = match self.pid {
+            Some(pid) => RecordTarget::Pid(Pid(pid)),
+            None => RecordTarget::Service(self.service.clone().unwrap_or_default()),
+        };
+        RecordRequest {
+            endpoint: self.endpoint.clone(),
+            target,
+            duration: self.duration,
+            dump_period: self.period,
+            min_duration: self.min_duration,
+            max_requests: self.max_requests,
+        }
     }
 }
 
-/// The live line on a terminal.
+/// The live line; nothing where nobody looks.
 struct Line(ProgressBar);
 
 impl Line {
@@ -132,12 +120,71 @@ impl Line {
 
 impl Progress for Line {
     fn update(&self, state: ProgressState) {
+        let left = state.duration.saturating_sub(state.elapsed);
         self.0.set_message(format!(
-            "{} s left, {} requests matched, {} snapshots",
-            state.duration.saturating_sub(state.elapsed).as_secs(),
+            "{} left, {} requests matched, {} snapshots (Ctrl-C ends early)",
+            duration_text(Duration::from_secs(left.as_secs())),
             state.requests_matched,
             state.snapshots
         ));
         self.0.tick();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: RecordArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<RecordArgs, String> {
+        let parsed = Cli::try_parse_from(["record"].iter().chain(args));
+        parsed
+            .map(|cli| cli.args)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Check the defaults.
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let args = parse(&["--endpoint", " /a ", "--pid", "7"]).unwrap();
+        assert_eq!(
+            args.request(),
+            RecordRequest {
+                endpoint: "/a".to_owned(),
+                target: RecordTarget::Pid(Pid(7)),
+                duration: Duration::from_secs(30),
+                dump_period: Duration::from_millis(10),
+                min_duration: Duration::ZERO,
+                max_requests: 9,
+            }
+        );
+    }
+
+    /// Check that each value out of range is refused with what is accepted.
+    #[test]
+    fn refusals_name_what_is_accepted() {
+        let base = ["--endpoint", "/a", "--pid", "7"];
+        for (option, value, accepted) in [
+            ("--duration", "16m", "1s to 15m"),
+            ("--duration", "30", "such as 30s"),
+            ("--period", "0ms", "1ms to 10s"),
+            ("--min-duration", "1h", "0ms to 15m"),
+            ("--max-requests", "0", "1..=1000"),
+        ] {
+            let error = parse(&[&base[..], &[option, value]].concat()).unwrap_err();
+            assert!(error.contains(accepted), "{option} {value}: {error}");
+        }
+        let error = parse(&["--endpoint", "com.acme.Shop", "--pid", "7"]).unwrap_err();
+        assert!(error.contains("METHOD:/path"), "{error}");
+        assert!(parse(&["--endpoint", "/a"]).is_err());
+        assert!(parse(&["--endpoint", "/a", "--pid", "1", "--service", "s"]).is_err());
+        assert!(parse(&["--endpoint", "/a", "--pid", "0"]).is_err());
     }
 }

@@ -6,9 +6,7 @@
 //! Values out of range are refused by the parser (exit code 2), with what is accepted. All else
 //! that fails is exit code 1, and a result without any profiled request 3.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,15 +15,13 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use profiler_proto::profilerd as pb;
 
+use super::delivery::OutputArgs;
 use super::task_text::{self as text, Start};
 use crate::embedded::{TaskClient, wire};
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, ProfileReport};
 use crate::oap::graphql::GraphqlClient;
-use crate::output::{self, Format};
 
-/// Exit code of a result without any profiled request.
-const EXIT_NO_REQUEST: u8 = 3;
 /// Time between two looks at a task that is waited for.
 const WAIT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for an instance to take a task before saying that none has.
@@ -154,17 +150,6 @@ struct ResultArgs {
     output: OutputArgs,
 }
 
-#[derive(Args, Clone, Debug)]
-struct OutputArgs {
-    /// Form of the result
-    #[arg(long, value_enum, default_value_t = Format::Tree)]
-    format: Format,
-
-    /// File to write the result to instead of standard output
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-}
-
 /// Runs the command on a runtime of its own.
 ///
 /// # Errors
@@ -261,7 +246,7 @@ async fn execute(args: &TaskArgs, out: &mut dyn Write) -> Result<u8> {
         }
         Command::Result(args) => {
             let report = oap.result(&args.task).await?;
-            deliver(&report, &args.output, out)
+            args.output.deliver(&report, out)
         }
     }
 }
@@ -288,7 +273,7 @@ async fn create(oap: &mut Oap, args: &CreateArgs, out: &mut dyn Write) -> Result
     eprintln!("task {}", task.task_id);
     wait(oap, &task).await?;
     let report = oap.result(&task.task_id).await?;
-    deliver(&report, &args.output, out)
+    args.output.deliver(&report, out)
 }
 
 /// Waits until the task is over, with a live line on a terminal.
@@ -327,28 +312,6 @@ async fn wait(oap: &mut Oap, task: &pb::Task) -> Result<()> {
 }
 
 /// Writes a result where it is wanted.
-fn deliver(report: &ProfileReport, args: &OutputArgs, out: &mut dyn Write) -> Result<u8> {
-    match &args.output {
-        Some(path) => {
-            let file = File::create(path);
-            let file = file.with_context(|| format!("failed to create {}", path.display()))?;
-            let mut file = BufWriter::new(file);
-            output::write(report, args.format, &mut file)?;
-            file.flush()
-                .with_context(|| format!("failed to write {}", path.display()))?;
-        }
-        None => output::write(report, args.format, out)?,
-    }
-    if !report.segments.is_empty() {
-        return Ok(0);
-    }
-    eprintln!("{}", output::coverage_text(&report.coverage));
-    if let Some(reason) = output::explain(report) {
-        eprintln!("{reason}");
-    }
-    Ok(EXIT_NO_REQUEST)
-}
-
 /// Requests matched so far, if the OAP keeps coverage.
 pub(super) fn requests_matched(detail: &pb::TaskDetail) -> Option<u64> {
     let coverage = detail.coverage.as_ref()?;
@@ -359,6 +322,7 @@ pub(super) fn requests_matched(detail: &pb::TaskDetail) -> Option<u64> {
 mod tests {
     use clap::Parser;
 
+    use super::super::delivery::EXIT_NO_REQUEST;
     use super::*;
     use crate::embedded::EmbeddedOap;
 

@@ -8,6 +8,7 @@ use anyhow::Result;
 use profiler_proto::profilerd as pb;
 use serde::Serialize;
 
+use super::columns::columns;
 use super::task::requests_matched;
 use crate::embedded::wire;
 use crate::model::{CoverageReport, TaskLimits, TaskReport};
@@ -208,20 +209,7 @@ pub(super) fn tasks_table(tasks: &[pb::Task], now_ms: i64) -> String {
             ]
         })
         .collect();
-    let head = ["TASK", "STATE", "START", "SERVICE", "ENDPOINT"].map(str::to_owned);
-    let width = |column: usize| {
-        let cells = rows.iter().chain([&head]).map(|row| &row[column]);
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let mut text = String::new();
-    for row in [&head].into_iter().chain(&rows) {
-        let cells = row.iter().zip(&widths);
-        let line: Vec<String> = cells.map(|(cell, &w)| format!("{cell:w$}")).collect();
-        text.push_str(line.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    columns(["TASK", "STATE", "START", "SERVICE", "ENDPOINT"], &rows)
 }
 
 /// A task for people.

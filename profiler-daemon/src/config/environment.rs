@@ -76,7 +76,7 @@ const VARIABLES: &[(&str, Setter)] = &[
     ("PROFILERD_LOG_LEVEL", |config, text| {
         use LogLevel as L;
         let levels = [L::Error, L::Warn, L::Info, L::Debug, L::Trace];
-        config.log.level = choose(text, &levels.map(|level| (level.name(), level)))?;
+        config.log.level = Some(choose(text, &levels.map(|level| (level.name(), level)))?);
         Ok(())
     }),
 ];
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(config.oap.authentication, Some(Secret("token".to_owned())));
         assert!(config.oap.tls.enabled);
         assert_eq!(config.limits.samples_ring_bytes, 8 << 20);
-        assert_eq!(config.log.level, LogLevel::Info);
+        assert_eq!(config.log.level, None);
         assert!(warnings.is_empty(), "{warnings:?}");
     }
 

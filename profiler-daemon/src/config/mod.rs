@@ -134,12 +134,12 @@ pub enum CodeSignature {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// Least severity shown.
-    pub level: LogLevel,
+    /// Least severity shown; if not given, `info` for what runs on and `warn` for what ends.
+    pub level: Option<LogLevel>,
 }
 
 /// Severity of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// We stopped doing something.
@@ -147,7 +147,6 @@ pub enum LogLevel {
     /// Degraded, and counted.
     Warn,
     /// Life cycle, tasks.
-    #[default]
     Info,
     /// Per process.
     Debug,

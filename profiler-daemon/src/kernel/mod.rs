@@ -52,7 +52,7 @@ pub use decode_request::{RequestRecord, decode_request};
 pub use decode_sample::decode_sample;
 pub use error::{KernelError, MINIMUM_KERNEL};
 pub use object::{BTF_PATH, LoadOptions};
-pub use probe::{Check, probe};
+pub use probe::{Check, probe, probe_quickly};
 pub use regs::{FP, IP, SP, instruction_pointer, stack_pointer};
 pub use stats::ProgramStats;
 

@@ -43,11 +43,17 @@ impl Check {
     }
 }
 
-/// Checks kernel version, privileges, type information, and finally loads and attaches the programs
-/// for an instant. Later checks that depend on a failed one are left out.
+/// Checks what takes no time: kernel version, privileges, type information.
+#[must_use]
+pub fn probe_quickly() -> Vec<Check> {
+    vec![kernel_version(), capabilities(), type_information()]
+}
+
+/// Does [`probe_quickly`], and finally loads and attaches the programs for an instant. Later checks
+/// that depend on a failed one are left out.
 #[must_use]
 pub fn probe() -> Vec<Check> {
-    let mut checks = vec![kernel_version(), capabilities(), type_information()];
+    let mut checks = probe_quickly();
     checks.push(perf_event_paranoid());
     if checks.iter().take(3).all(|check| check.ok) {
         let (programs, hooks) = programs();

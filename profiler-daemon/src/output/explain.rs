@@ -71,16 +71,15 @@ pub fn explain(report: &ProfileReport) -> Option<String> {
             count(Counter::RequestEventsLost) + count(Counter::BadRecords)
         )
     } else if seen > 0 {
+        let seen = match seen {
+            1 => "1 request was seen, and it was not".to_owned(),
+            n => format!("{n} requests were seen, none of them"),
+        };
         format!(
-            "{seen} {} seen, none of them to {endpoint}. The method and the path must be those on \
-             the wire: {endpoint} is compared with the request line as the server reads it. Leave \
-             the method out to match any (/path), write {{name}} for a segment that varies \
-             (GET:/orders/{{id}}), or `*` to profile every request.",
-            if seen == 1 {
-                "request was"
-            } else {
-                "requests were"
-            }
+            "{seen} to {endpoint}. The method and the path must be those on the wire: {endpoint} is \
+             compared with the request line as the server reads it. Leave the method out to match \
+             any (/path), write {{name}} for a segment that varies (GET:/orders/{{id}}), or `*` to \
+             profile every request."
         )
     } else if count(Counter::ProcessesUnsupported) > 0 {
         format!(

@@ -32,7 +32,7 @@ pub use file::{check_target, write_file};
 pub use text::{clean, utc};
 
 /// Form of a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Call trees and the coverage report, for people.
     Tree,
@@ -91,19 +91,19 @@ pub fn write(report: &ProfileReport, format: Format, out: &mut dyn Write) -> Res
     write_styled(report, format, tree::Style::PLAIN, out)
 }
 
-/// Writes a report to standard output; lines of a tree fit the terminal, if there is one.
+/// Writes a report to an `out` that leads to standard output: the lines of a tree fit the terminal,
+/// if there is one.
 ///
 /// # Errors
 ///
 /// Those of [`write`].
-pub fn print(report: &ProfileReport, format: Format) -> Result<()> {
+pub fn print(report: &ProfileReport, format: Format, out: &mut dyn Write) -> Result<()> {
     let style = if io::stdout().is_terminal() {
         tree::Style::of_terminal()
     } else {
         tree::Style::PLAIN
     };
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    write_styled(report, format, style, &mut out)
+    write_styled(report, format, style, out)
 }
 
 fn write_styled(

@@ -6,10 +6,12 @@
 //!       unreadable stack -> [`Counter::SamplesNoStack`]
 //!
 //! ```text
-//!  thread    ──run──┐ switch-out: seq 8, registers            ┌──run──
-//!                   └────────────── blocked ──────────────────┘
-//!  tick                    ▲ copy entry (seq 8), read stack, copy entry again (seq 8): consistent
-//!  next tick                          ▲ seq still 8: the same stack holds, nothing is read
+//!  thread    ──run──┐ switch-out: seq 8, registers                      ┌ switch-in: seq 10 ──run──
+//!                   └───────────────────── blocked ─────────────────────┘
+//!  tick                    ▲ copy entry (8), read stack, copy entry again (8): consistent
+//!  next tick                          ▲ still 8: the same stack holds, nothing is read
+//!  last tick                                                     ▲ · · · · looked at too late: 10,
+//!                                     but it was the same block at the tick: the stack still holds
 //! ```
 //!
 //! # Why
@@ -48,6 +50,8 @@ pub trait ChainWalker {
 pub struct Watched {
     /// The request it serves.
     pub request: RequestId,
+    /// When the request began.
+    pub start_ktime_ns: u64,
     /// Process.
     pub pid: Pid,
     /// Thread.
@@ -62,40 +66,56 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Looks at one thread at one tick. `None` if it is running (its CPU's own tick captures it) or
-    /// could not be read; the latter is counted.
+    /// Says what one thread did at the tick at `tick_ktime_ns`, a moment ago. `None` if it was running
+    /// then (its CPU's own tick captured it) or could not be read; the latter is counted.
     pub fn sample(
         &mut self,
         watched: Watched,
-        ktime_ns: u64,
+        tick_ktime_ns: u64,
         states: &impl ThreadStates,
         memory: &impl ReadMemory,
         walker: &mut impl ChainWalker,
         losses: &mut Coverage,
     ) -> Option<RawSample> {
-        let Watched { request, pid, tid } = watched;
+        let Watched {
+            request,
+            start_ktime_ns,
+            pid,
+            tid,
+        } = watched;
+        if tick_ktime_ns < start_ktime_ns {
+            return None;
+        }
         let found = |kind| {
             Some(RawSample {
                 request,
                 pid,
                 tid,
-                ktime_ns,
+                ktime_ns: tick_ktime_ns,
                 kind,
             })
         };
+        let read = |seq| self.read.get(&tid) == Some(&(request, seq));
         for _ in 0..TRIES {
             let state = states.thread_state(tid)?;
-            if state.flags & thread_state_flag::ON_CPU != 0 {
-                return None;
-            }
             if state.seq % 2 != 0 {
                 continue;
             }
-            if self.read.get(&tid) == Some(&(request, state.seq)) {
+            let is_running = state.flags & thread_state_flag::ON_CPU != 0;
+            // The latest switch-in came after the tick: the thread was off its CPU at the tick.
+            let woke_since = is_running && state.ktime_ns > tick_ktime_ns;
+            if read(state.seq) || (woke_since && state.seq >= 2 && read(state.seq - 2)) {
                 losses.bump(Counter::SamplesUnchanged);
                 return found(SampleKind::Unchanged);
             }
-            let stack = self.read_stack(memory, stack_pointer(&state));
+            if woke_since {
+                break;
+            }
+            // Running at the tick, or still: its CPU's tick has it.
+            if is_running || state.ktime_ns > tick_ktime_ns {
+                return None;
+            }
+            let stack = read_stack(&mut self.buffer, memory, stack_pointer(&state));
             let python = walker.walk(pid, tid);
             if states.thread_state(tid).as_ref() != Some(&state) {
                 continue;
@@ -121,15 +141,15 @@ impl Sampler {
     pub fn forget(&mut self, tid: Tid) {
         self.read.remove(&tid);
     }
+}
 
-    fn read_stack(&mut self, memory: &impl ReadMemory, sp: u64) -> StackBytes {
-        self.buffer.resize(STACK_READ_MAX_BYTES, 0);
-        let n = memory.read(sp, &mut self.buffer).unwrap_or(0);
-        StackBytes {
-            sp,
-            bytes: self.buffer[..n].to_vec(),
-            cut: n == STACK_READ_MAX_BYTES,
-        }
+fn read_stack(buffer: &mut Vec<u8>, memory: &impl ReadMemory, sp: u64) -> StackBytes {
+    buffer.resize(STACK_READ_MAX_BYTES, 0);
+    let n = memory.read(sp, buffer).unwrap_or(0);
+    StackBytes {
+        sp,
+        bytes: buffer[..n].to_vec(),
+        cut: n == STACK_READ_MAX_BYTES,
     }
 }
 
@@ -187,7 +207,7 @@ mod tests {
     fn state(seq: u64, flags: u32) -> ThreadState {
         ThreadState {
             seq,
-            ktime_ns: seq,
+            ktime_ns: 10 * seq,
             prev_state: 1,
             flags,
             tgid: 1,
@@ -197,7 +217,8 @@ mod tests {
         }
     }
 
-    fn ticks(states: Vec<ThreadState>, n: usize) -> (Vec<Option<SampleKind>>, u32, Coverage) {
+    /// Ticks at 100, 110, 120 ...; `state(n, _)` switched at 10 * n.
+    fn ticks(states: Vec<ThreadState>, n: u64) -> (Vec<Option<SampleKind>>, u32, Coverage) {
         let thread = Thread {
             states: RefCell::new(states),
             reads: Cell::new(0),
@@ -206,6 +227,7 @@ mod tests {
         let mut losses = Coverage::default();
         let watched = Watched {
             request: RequestId(1),
+            start_ktime_ns: 100,
             pid: Pid(1),
             tid: Tid(1),
         };
@@ -214,7 +236,7 @@ mod tests {
                 sampler
                     .sample(
                         watched,
-                        tick as u64,
+                        100 + 10 * tick,
                         &thread,
                         &thread,
                         &mut NoPython,
@@ -249,7 +271,20 @@ mod tests {
     /// Check that a read is repeated when the thread ran meanwhile, and then succeeds.
     #[test]
     fn a_read_that_raced_is_repeated() {
-        let (kinds, reads, losses) = ticks(vec![state(8, 0), state(10, 0), state(10, 0)], 1);
+        let (kinds, reads, losses) = ticks(
+            vec![
+                state(8, 0),
+                ThreadState {
+                    seq: 12,
+                    ..state(9, 0)
+                },
+                ThreadState {
+                    seq: 12,
+                    ..state(9, 0)
+                },
+            ],
+            1,
+        );
         assert!(matches!(kinds[0], Some(SampleKind::OffCpu(_))));
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (2, 0));
     }
@@ -257,8 +292,69 @@ mod tests {
     /// Check that a thread that never holds still is counted, not guessed.
     #[test]
     fn a_thread_that_never_holds_still_is_counted() {
-        let (kinds, _, losses) = ticks((8..40).map(|seq| state(seq * 2, 0)).collect(), 1);
+        let states = (0..40)
+            .map(|n| ThreadState {
+                seq: n * 4,
+                ..state(1, 0)
+            })
+            .collect();
+        let (kinds, _, losses) = ticks(states, 1);
         assert!(kinds[0].is_none());
         assert_eq!(losses.get(Counter::SamplesRaced), 1);
+    }
+
+    /// Check that the last tick of a block counts although the thread ran before we looked.
+    #[test]
+    fn a_thread_that_woke_after_the_tick_was_blocked_at_it() {
+        let off = state(8, 0);
+        let woken = ThreadState {
+            ktime_ns: 111,
+            ..state(10, thread_state_flag::ON_CPU)
+        };
+        let (kinds, reads, losses) = ticks(vec![off, off, woken], 2);
+        assert!(matches!(
+            kinds[..],
+            [Some(SampleKind::OffCpu(_)), Some(SampleKind::Unchanged)]
+        ));
+        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (1, 0));
+    }
+
+    /// Check that a block that began and ended around one tick, too short to be read, is counted.
+    #[test]
+    fn a_block_that_was_over_before_we_looked_is_counted() {
+        let woken = ThreadState {
+            ktime_ns: 101,
+            ..state(10, thread_state_flag::ON_CPU)
+        };
+        let (kinds, reads, losses) = ticks(vec![woken], 1);
+        assert!(kinds[0].is_none());
+        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (0, 1));
+    }
+
+    /// Check that a thread that blocked after the tick is left to its CPU, which saw it running.
+    #[test]
+    fn a_thread_that_blocked_after_the_tick_was_running_at_it() {
+        let (kinds, reads, losses) = ticks(vec![state(12, 0)], 1);
+        assert!(kinds[0].is_none());
+        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (0, 0));
+    }
+
+    /// Check that a tick before the request is not sampled.
+    #[test]
+    fn a_tick_before_the_request_is_not_its() {
+        let thread = Thread {
+            states: RefCell::new(vec![state(8, 0)]),
+            reads: Cell::new(0),
+        };
+        let watched = Watched {
+            request: RequestId(1),
+            start_ktime_ns: 100,
+            pid: Pid(1),
+            tid: Tid(1),
+        };
+        let mut losses = Coverage::default();
+        let sample =
+            Sampler::default().sample(watched, 99, &thread, &thread, &mut NoPython, &mut losses);
+        assert!(sample.is_none());
     }
 }

@@ -1,0 +1,22 @@
+//! Names of result formats on the command line.
+
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+
+use crate::output::Format;
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(match self {
+            Self::Tree => "call trees and the coverage report, for people",
+            Self::Folded => "`root;...;leaf N` per stack, N being snapshots, one per period",
+            Self::Svg => "a flame graph to open in a browser; widths are milliseconds",
+            Self::Pprof => "a gzipped profile for `go tool pprof`",
+            Self::Json => "one object with task, coverage, segments, snapshots and trees",
+        }))
+    }
+}
