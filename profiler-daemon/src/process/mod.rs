@@ -5,9 +5,10 @@
 //!
 //! [`table`] finds processes, [`identity`] names their service by [`cgroup`], [`program`] and the
 //! environment, [`listen`] tells which can serve requests at all. [`target`] is a process that is
-//! being profiled, [`mapping`] its code, `object` the files behind it, [`python`] its interpreter.
+//! being profiled, [`mapping`] its code, `object` and `elf` the files behind it, [`python`] its interpreter.
 
 pub mod cgroup;
+pub(crate) mod elf;
 pub mod identity;
 mod image;
 pub mod listen;

@@ -17,7 +17,8 @@ use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use lru::LruCache;
 
 use super::symbol_copy::{SymbolCopy, debug_file};
-use crate::process::object::{ElfLayout, FileId, ObjectFile};
+use crate::process::elf::ElfLayout;
+use crate::process::object::{FileId, ObjectFile};
 use crate::process::{Mapping, Process};
 
 /// Symbol tables kept: those of some unstripped servers with all their libraries.

@@ -24,7 +24,8 @@ use std::path::PathBuf;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::process::ReadMemory;
-use crate::process::object::{ElfLayout, ObjectFile, Section, read_range};
+use crate::process::elf::{ElfLayout, Section};
+use crate::process::object::{ObjectFile, read_range};
 
 /// Most bytes copied of one object. An unstripped node has 25 MB of symbols.
 const COPY_BYTES_MAX: u64 = 96 << 20;

@@ -25,7 +25,8 @@ use gimli::{
 
 use super::row::Row;
 use crate::process::ReadMemory;
-use crate::process::object::{ElfLayout, Section, Segment, read_range};
+use crate::process::elf::{ElfLayout, Section, Segment};
+use crate::process::object::read_range;
 
 /// More than any real section: Chromium's `.eh_frame` has about 30 MB.
 const SECTION_BYTES_MAX: usize = 64 << 20;
