@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use profiler_common::MAX_TASKS;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -48,40 +48,58 @@ struct Control {
 }
 
 /// Runs until a signal ends it.
+///
+/// # Errors
+///
+/// It cannot start, or a part of it ended before its time.
 pub(super) async fn run(config: Config, oap_config: OapConfig) -> Result<()> {
-    let (oap, mut oap_events) = OapClient::spawn(oap_config);
-    let (pipeline, mut events) = Pipeline::spawn(&config)?;
-    let mut control = Control {
+    let (oap, oap_events) = OapClient::spawn(oap_config);
+    let (pipeline, events) = Pipeline::spawn(&config)?;
+    let control = Control {
         oap,
         pipeline,
         table: ProcessTable::new(config.services.clone()),
         waiting: Vec::new(),
         live: HashMap::new(),
     };
-    let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
-    let mut scan = tokio::time::interval(config.processes.scan_interval);
-    scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut step = tokio::time::interval(STEP);
-    step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let busy = !control.waiting.is_empty() || !control.live.is_empty();
-        tokio::select! {
-            event = oap_events.recv() => match event {
-                Some(event) => control.on_oap_event(event),
-                None => break,
-            },
-            Some(event) = events.recv() => control.on_pipeline_event(event),
-            _ = scan.tick() => control.scan(),
-            _ = step.tick(), if busy => control.step(),
-            _ = terminate.recv() => break,
-            _ = tokio::signal::ctrl_c() => break,
-        }
-    }
-    control.shut_down(events).await;
-    Ok(())
+    control
+        .run(oap_events, events, config.processes.scan_interval)
+        .await
 }
 
 impl Control {
+    async fn run(
+        mut self,
+        mut oap_events: mpsc::Receiver<OapEvent>,
+        mut events: mpsc::Receiver<PipelineEvent>,
+        scan_interval: Duration,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
+        let mut scan = tokio::time::interval(scan_interval);
+        scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut step = tokio::time::interval(STEP);
+        step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let result = loop {
+            let busy = !self.waiting.is_empty() || !self.live.is_empty();
+            tokio::select! {
+                event = oap_events.recv() => match event {
+                    Some(event) => self.on_oap_event(event),
+                    None => break Err(anyhow!("the OAP client ended early")),
+                },
+                event = events.recv() => match event {
+                    Some(event) => self.on_pipeline_event(event),
+                    None => break Err(anyhow!("nothing can be captured any more")),
+                },
+                _ = scan.tick() => self.scan(),
+                _ = step.tick(), if busy => self.step(),
+                _ = terminate.recv() => break Ok(()),
+                _ = tokio::signal::ctrl_c() => break Ok(()),
+            }
+        };
+        // Why the pipeline ended comes before what that led to.
+        self.shut_down(events).await.and(result)
+    }
+
     fn scan(&mut self) {
         match self.table.scan() {
             Ok(changes) if !changes.is_empty() => {
@@ -268,16 +286,55 @@ impl Control {
         }
     }
 
-    async fn shut_down(mut self, mut events: mpsc::Receiver<PipelineEvent>) {
+    /// Delivers what is left.
+    ///
+    /// # Errors
+    ///
+    /// The pipeline had ended before its time.
+    async fn shut_down(mut self, mut events: mpsc::Receiver<PipelineEvent>) -> Result<()> {
         tracing::info!("leaving");
         self.pipeline.shut_down();
         while let Some(event) = events.recv().await {
             self.on_pipeline_event(event);
         }
-        self.pipeline.join();
-        let lost = self.oap.shutdown(SHUTDOWN_DEADLINE).await;
+        let (pipeline, oap, live) = (self.pipeline, self.oap, self.live);
+        let result = pipeline.join();
+        // Tasks that nobody ended: who waits for them must not wait for ever.
+        for (task_id, live) in live {
+            for service in live.instances.into_keys().chain(live.ended) {
+                let mut coverage = Coverage::default();
+                coverage.note("cut short: profilerd had to stop, its log says why");
+                oap.finish(task_id.clone(), service, coverage);
+            }
+        }
+        let lost = oap.shutdown(SHUTDOWN_DEADLINE).await;
         if lost > 0 {
             tracing::warn!(lost, "snapshots could not be delivered before the exit");
         }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that the daemon ends with the reason when a thread of the pipeline does not live on.
+    #[tokio::test]
+    async fn a_dead_pipeline_ends_the_daemon() {
+        let (oap, oap_events) = OapClient::spawn(OapConfig::embedded("127.0.0.1:1"));
+        let (pipeline, events) = Pipeline::with_resolve(|| panic!("an unheard-of stack")).unwrap();
+        let control = Control {
+            oap,
+            pipeline,
+            table: ProcessTable::new(Vec::new()),
+            waiting: Vec::new(),
+            live: HashMap::new(),
+        };
+        let result = control.run(oap_events, events, STEP).await;
+        assert_eq!(
+            result.unwrap_err().to_string(),
+            "the resolve thread panicked: an unheard-of stack"
+        );
     }
 }

@@ -11,6 +11,7 @@ mod control;
 mod pipeline;
 mod record;
 mod resolve;
+mod worker;
 
 use std::net::SocketAddr;
 use std::time::Duration;

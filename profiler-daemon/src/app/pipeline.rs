@@ -1,15 +1,19 @@
-//! Starts the two threads of the pipeline and talks to them.
+//! Starts the two threads of the pipeline, talks to them, and says why they ended.
+//!
+//! When either thread ends, for whatever reason, the event channel closes: the capture thread holds the
+//! only way to give the resolve thread work, and the resolve thread the only way to give events. Their
+//! owner sees the channel close, learns the reason from [`Pipeline::join`], and leaves.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use crossbeam_channel::{Sender, bounded, unbounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
 use super::capture::{Capture, Command};
 use super::resolve::{PipelineEvent, Resolve};
+use super::worker::{self, Worker};
 use crate::config::{CodeSignature as Setting, Config};
 use crate::kernel::LoadOptions;
 use crate::process::python::CodeSignature;
@@ -22,7 +26,8 @@ const EVENTS_MAX: usize = 1024;
 pub(super) struct Pipeline {
     commands: Sender<Command>,
     wake: Arc<EventFd>,
-    threads: Vec<JoinHandle<()>>,
+    /// In the order in which one's end leads to the other's.
+    workers: Vec<Worker>,
 }
 
 impl Pipeline {
@@ -54,31 +59,21 @@ impl Pipeline {
             Setting::Function => CodeSignature::Function,
             Setting::Line => CodeSignature::Line,
         };
-        let capture = std::thread::Builder::new()
-            .name("capture".into())
-            .spawn(move || {
-                if let Err(error) = capture.run() {
-                    tracing::error!(%error, "capturing stopped");
-                }
-            });
-        let resolve = std::thread::Builder::new()
-            .name("resolve".into())
-            .spawn(move || {
-                // Built here: symbol caches are not shared between threads.
-                Resolve::new(work, send_events, signature).run();
-            });
-        let threads = vec![
-            capture.context("thread capture")?,
-            resolve.context("thread resolve")?,
-        ];
-        Ok((
-            Self {
-                commands,
-                wake,
-                threads,
-            },
-            events,
-        ))
+        let capture = Worker::spawn("capture", move || {
+            worker::raise_priority();
+            capture.run()
+        })?;
+        let resolve = Worker::spawn("resolve", move || {
+            // Built here: symbol caches are not shared between threads.
+            Resolve::new(work, send_events, signature).run();
+            Ok(())
+        })?;
+        let pipeline = Self {
+            commands,
+            wake,
+            workers: vec![capture, resolve],
+        };
+        Ok((pipeline, events))
     }
 
     /// Gives a command.
@@ -95,11 +90,45 @@ impl Pipeline {
     }
 
     /// Waits for the threads; call it when the event channel is closed.
-    pub(super) fn join(self) {
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a pipeline thread panicked");
+    ///
+    /// # Errors
+    ///
+    /// A thread had ended before its time, and why.
+    pub(super) fn join(self) -> Result<()> {
+        let mut result = Ok(());
+        for worker in self.workers {
+            match worker.join() {
+                Err(error) if result.is_ok() => result = Err(error),
+                Err(error) => tracing::error!(error = format!("{error:#}")),
+                Ok(()) => {}
             }
         }
+        result
+    }
+}
+
+#[cfg(test)]
+impl Pipeline {
+    /// A pipeline whose resolve thread does only `body`, and whose capture thread ends with it.
+    pub(super) fn with_resolve(
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(Self, mpsc::Receiver<PipelineEvent>)> {
+        let (commands, receive_commands) = unbounded::<Command>();
+        let (send_events, events) = mpsc::channel(EVENTS_MAX);
+        let capture = Worker::spawn("capture", move || {
+            while !matches!(receive_commands.recv(), Ok(Command::Shutdown) | Err(_)) {}
+            Ok(())
+        })?;
+        let resolve = Worker::spawn("resolve", move || {
+            let _events = send_events; // closes with the thread
+            body();
+            Ok(())
+        })?;
+        let pipeline = Self {
+            commands,
+            wake: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?),
+            workers: vec![capture, resolve],
+        };
+        Ok((pipeline, events))
     }
 }

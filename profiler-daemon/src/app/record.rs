@@ -85,11 +85,22 @@ async fn run(
         &mut table,
         watched,
     );
-    let (segments, coverage) = collected.await?;
+    let collected = collected.await;
+    // Also after a failure: the kernel side is detached in order, and why a thread ended early is
+    // known when it is joined.
     pipeline.shut_down();
     while events.recv().await.is_some() {}
-    pipeline.join();
-    Ok(report(&task, &coverage, &segments))
+    let ended = pipeline.join();
+    match collected {
+        Ok((segments, coverage)) => {
+            if let Err(error) = ended {
+                // The result was complete by then.
+                tracing::warn!("{error:#}");
+            }
+            Ok(report(&task, &coverage, &segments))
+        }
+        Err(error) => Err(ended.err().unwrap_or(error)),
+    }
 }
 
 async fn collect(
@@ -126,7 +137,7 @@ async fn collect(
                 Some(PipelineEvent::TaskDone(_, coverage)) => return Ok((segments, coverage)),
                 Some(PipelineEvent::TaskFailed(_, error)) => return Err(error.into()),
                 Some(PipelineEvent::Armed(_) | PipelineEvent::ProcessChanged(_)) => {}
-                None => bail!("the pipeline ended early; see the log above"),
+                None => bail!("nothing can be captured any more"),
             },
             _ = tick.tick() => {}
             _ = tokio::signal::ctrl_c(), if !ending => {
