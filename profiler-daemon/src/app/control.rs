@@ -262,9 +262,9 @@ impl Control {
                 self.finish(&task_id, &coverage);
             }
             PipelineEvent::TaskFailed(task_id, error) => {
-                tracing::error!(%task_id, %error, "task failed");
+                tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
                 let mut coverage = Coverage::default();
-                coverage.note(format!("not run: {error}"));
+                coverage.note(format!("not run: {error:#}"));
                 self.finish(&task_id, &coverage);
             }
             PipelineEvent::ProcessChanged(pid) => {

@@ -54,7 +54,7 @@ impl Pipeline {
             send_work,
             options,
             limits,
-        );
+        )?;
         let signature = match config.code_signature {
             Setting::Function => CodeSignature::Function,
             Setting::Line => CodeSignature::Line,

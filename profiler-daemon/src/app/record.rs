@@ -135,7 +135,7 @@ async fn collect(
                     state.requests_matched = coverage.get(Counter::RequestsMatched);
                 }
                 Some(PipelineEvent::TaskDone(_, coverage)) => return Ok((segments, coverage)),
-                Some(PipelineEvent::TaskFailed(_, error)) => return Err(error.into()),
+                Some(PipelineEvent::TaskFailed(_, error)) => return Err(error),
                 Some(PipelineEvent::Armed(_) | PipelineEvent::ProcessChanged(_)) => {}
                 None => bail!("nothing can be captured any more"),
             },

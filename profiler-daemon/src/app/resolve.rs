@@ -11,7 +11,6 @@ use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
 use super::capture::Work;
-use crate::kernel::KernelError;
 use crate::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, Frame, Pid, ProfiledSegment, RawSample,
     RequestId, SampleKind, Service, Stack, TaskId, TaskSlot, TimedStack,
@@ -36,8 +35,8 @@ pub(super) enum PipelineEvent {
     Coverage(TaskId, Coverage),
     /// The task is over.
     TaskDone(TaskId, Coverage),
-    /// The kernel side refused the task.
-    TaskFailed(TaskId, KernelError),
+    /// The task could not be armed.
+    TaskFailed(TaskId, anyhow::Error),
     /// A process executed another program: look at it again.
     ProcessChanged(Pid),
 }

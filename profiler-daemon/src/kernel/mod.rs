@@ -139,16 +139,36 @@ impl Kernel {
     }
 
     fn try_attach(&mut self, period: Duration) -> Result<ClockTicks, KernelError> {
+        let (opening, others) = HOOKS.split_last().expect("HOOKS is not empty");
+        for hook in others {
+            let link = object::attach_hook(&mut self.ebpf, hook)?;
+            self.links.push(link);
+        }
+        let ticks = self.open_clocks(period)?;
+        // Last: from here on threads get tags, and everything that clears them is in place.
+        let link = object::attach_hook(&mut self.ebpf, opening)?;
+        self.links.push(link);
+        Ok(ticks)
+    }
+
+    /// Changes the period of the clock events and leaves everything else attached.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; then threads are no longer sampled while they run.
+    pub fn set_period(&mut self, period: Duration) -> Result<ClockTicks, KernelError> {
+        self.links
+            .retain(|link| !matches!(link, Link::PerfEvent(_)));
+        self.open_clocks(period)
+    }
+
+    /// Opens one clock event per CPU.
+    fn open_clocks(&mut self, period: Duration) -> Result<ClockTicks, KernelError> {
         let period_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
         if period_ns == 0 {
             return Err(KernelError::Argument(
                 "the sampling period must be longer than 0".to_owned(),
             ));
-        }
-        let (opening, others) = HOOKS.split_last().expect("HOOKS is not empty");
-        for hook in others {
-            let link = object::attach_hook(&mut self.ebpf, hook)?;
-            self.links.push(link);
         }
         let cpus = aya::util::online_cpus()
             .map_err(|(path, source)| KernelError::Cpus { path, source })?;
@@ -171,9 +191,6 @@ impl Kernel {
             first_ktime_ns,
             last_ktime_ns: monotonic_ns(),
         };
-        // Last: from here on threads get tags, and everything that clears them is in place.
-        let link = object::attach_hook(&mut self.ebpf, opening)?;
-        self.links.push(link);
         Ok(ticks)
     }
 

@@ -15,6 +15,8 @@ pub enum Counter {
     RequestsBelowThreshold,
     /// Matched requests beyond the maximum sampling count.
     RequestsOverLimit,
+    /// Matched requests that another live task of the process profiles.
+    RequestsOfOtherTask,
     /// Matched requests not sampled because too many were open at once.
     RequestsOverOpenLimit,
     /// Matched requests that were profiled and reported.
@@ -123,6 +125,11 @@ const TABLE: &[(Counter, &str, &str)] = &[
         Counter::RequestsOverLimit,
         "requests_over_limit",
         "matched requests beyond the maximum sampling count",
+    ),
+    (
+        Counter::RequestsOfOtherTask,
+        "requests_of_other_task",
+        "matched requests that another live task of the process profiles",
     ),
     (
         Counter::RequestsOverOpenLimit,

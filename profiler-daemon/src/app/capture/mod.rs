@@ -5,23 +5,29 @@
 //! Lost: full queue -> [`Counter::SamplesQueueFull`]; late tick -> [`Counter::TicksLate`];
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
-//! Nothing is loaded while no task is live, and the thread then sleeps in `poll` without a timeout.
+//! [`clock`] follows the sampling grid, [`count`] translates the kernel side's counts, [`message`] holds
+//! what comes in and goes out. Nothing is loaded while no task is live, and the thread then sleeps in
+//! `poll` without a timeout.
+
+mod clock;
+mod count;
+mod message;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use profiler_common::{Conn, KernelCounter, ThreadState};
+use profiler_common::{Conn, ThreadState};
 
 use crate::kernel::{Kernel, KernelError, LoadOptions};
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, PythonChain, RawSample,
-    RequestEvent, RequestId, SampleKind, Service, TaskId, TaskSlot, Tid, WallClock,
+    Counter, Coverage, Pid, ProfileTask, PythonChain, RawSample, RequestEvent, SampleKind, Service,
+    TaskId, TaskSlot, Tid,
 };
 use crate::process::ProcessMemory;
 use crate::process::python::PythonRuntime;
@@ -29,92 +35,17 @@ use crate::request::{Action, ConnView, Endpoint, RequestTracker, TrackerLimits};
 use crate::sampler::{ChainWalker, Sampler, ThreadStates, Tick, Watched};
 use crate::timeline::Grid;
 use crate::unwind::python::PythonWalker;
+use clock::{GridTimer, now_ktime_ns, wall_clock};
+use count::add_kernel_counts;
 
-/// Most ticks that are made up for at once.
-const TICKS_BEHIND_MAX: u64 = 100;
+pub(super) use message::{Command, Work};
+
 /// How often open requests are looked at.
 const LOOK_NS: u64 = 50_000_000;
 /// How often live coverage is published.
 const PUBLISH_NS: u64 = 1_000_000_000;
 /// How long a task's open requests may run on after its end.
 const GRACE_NS: u64 = 2_000_000_000;
-
-/// What the capture thread is told.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Arm a task.
-    StartTask {
-        /// Free slot.
-        slot: TaskSlot,
-        /// The task.
-        task: Box<ProfileTask>,
-        /// Its endpoint, parsed.
-        endpoint: Box<Endpoint>,
-    },
-    /// Watch a process for a task.
-    AddTarget {
-        /// Slot of the task.
-        slot: TaskSlot,
-        /// Process.
-        pid: Pid,
-        /// The instance it reports as.
-        service: Service,
-        /// Its interpreter.
-        python: Option<Arc<PythonRuntime>>,
-    },
-    /// End a task; its open requests get a moment.
-    EndTask {
-        /// Slot of the task.
-        slot: TaskSlot,
-    },
-    /// A profiled request left nothing: its place is free.
-    ReleasePlace {
-        /// Slot of the task.
-        slot: TaskSlot,
-        /// Instance.
-        service: Service,
-    },
-    /// A note for the task's coverage.
-    Note {
-        /// Slot of the task.
-        slot: TaskSlot,
-        /// What it counts as, if anything.
-        counter: Option<Counter>,
-        /// Text.
-        text: String,
-    },
-    /// End all tasks at once and leave.
-    Shutdown,
-}
-
-/// What the resolve thread is given, in order.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// A process and its interpreter.
-    Target(Pid, Option<Arc<PythonRuntime>>),
-    /// Samples of this request follow.
-    Begin(Box<ActiveRequest>, Grid),
-    /// A sample.
-    Sample(RawSample),
-    /// Forget the request.
-    Drop(RequestId),
-    /// The request is over; build and report its segment.
-    Finish(Box<FinishedRequest>, Service),
-    /// Coverage of the capture side so far.
-    Publish(TaskId, Coverage),
-    /// The task is over; its final coverage of the capture side.
-    TaskDone(TaskId, Coverage),
-    /// The kernel side refused the task.
-    TaskFailed(TaskId, KernelError),
-    /// Armed: programs are attached and the rule is live.
-    Armed(TaskId),
-    /// A process is gone or runs another program; `true` if it lives on.
-    ForgetProcess(Pid, bool),
-    /// A process forked a child of the same service.
-    Forked(Pid, Pid),
-    /// No task is live.
-    Idle,
-}
 
 impl ConnView for Kernel {
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
@@ -153,35 +84,33 @@ struct Live {
 }
 
 /// State of the thread.
-pub(super) struct Capture {
-    pub(super) commands: Receiver<Command>,
-    pub(super) wake: Arc<EventFd>,
-    pub(super) work: Sender<Work>,
-    pub(super) options: LoadOptions,
+pub(in crate::app) struct Capture {
+    pub(in crate::app) commands: Receiver<Command>,
+    pub(in crate::app) wake: Arc<EventFd>,
+    pub(in crate::app) work: Sender<Work>,
+    pub(in crate::app) options: LoadOptions,
     kernel: Option<Kernel>,
     tracker: RequestTracker,
     sampler: Sampler,
     walker: PythonWalker,
     runtimes: HashMap<Pid, Arc<PythonRuntime>>,
     live: HashMap<TaskSlot, Live>,
-    grid: Grid,
-    /// Time between the first and the last CPU's tick.
-    tick_spread_ns: u64,
-    next_tick_ktime_ns: u64,
+    clock: GridTimer,
     looked_ktime_ns: u64,
     published_ktime_ns: u64,
     leaving: bool,
 }
 
 impl Capture {
-    pub(super) fn new(
+    pub(in crate::app) fn new(
         commands: Receiver<Command>,
         wake: Arc<EventFd>,
         work: Sender<Work>,
         options: LoadOptions,
         limits: TrackerLimits,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let clock = GridTimer::new()?;
+        Ok(Self {
             commands,
             wake,
             work,
@@ -192,29 +121,23 @@ impl Capture {
             walker: PythonWalker::default(),
             runtimes: HashMap::new(),
             live: HashMap::new(),
-            grid: Grid {
-                origin_ktime_ns: 0,
-                period_ns: 10_000_000,
-            },
-            tick_spread_ns: 0,
-            next_tick_ktime_ns: 0,
+            clock,
             looked_ktime_ns: 0,
             published_ktime_ns: 0,
             leaving: false,
-        }
+        })
     }
 
     /// Runs until told to leave.
-    pub(super) fn run(mut self) -> anyhow::Result<()> {
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK)?;
+    pub(in crate::app) fn run(mut self) -> Result<()> {
         loop {
-            self.wait(&timer)?;
+            self.wait()?;
             while let Ok(command) = self.commands.try_recv() {
-                self.obey(command, &timer);
+                self.obey(command);
             }
             if self.kernel.is_some() {
                 self.drain();
-                self.tick(&timer)?;
+                self.tick()?;
             }
             if self.leaving && self.live.is_empty() {
                 return Ok(());
@@ -222,10 +145,10 @@ impl Capture {
         }
     }
 
-    fn wait(&self, timer: &TimerFd) -> anyhow::Result<()> {
+    fn wait(&self) -> Result<()> {
         let mut fds = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         if let Some(kernel) = &self.kernel {
-            fds.push(PollFd::new(timer.as_fd(), PollFlags::POLLIN));
+            fds.push(PollFd::new(self.clock.as_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(kernel.request_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(kernel.sample_fd(), PollFlags::POLLIN));
         }
@@ -243,7 +166,7 @@ impl Capture {
         Ok(())
     }
 
-    fn obey(&mut self, command: Command, timer: &TimerFd) {
+    fn obey(&mut self, command: Command) {
         match command {
             Command::StartTask {
                 slot,
@@ -251,7 +174,7 @@ impl Capture {
                 endpoint,
             } => {
                 let task_id = task.task_id.clone();
-                match self.arm(slot, &task, &endpoint, timer) {
+                match self.arm(slot, &task, &endpoint) {
                     Ok(()) => {
                         self.tracker.add_task(slot, *task, *endpoint);
                         self.send(Work::Armed(task_id));
@@ -305,13 +228,7 @@ impl Capture {
         }
     }
 
-    fn arm(
-        &mut self,
-        slot: TaskSlot,
-        task: &ProfileTask,
-        endpoint: &Endpoint,
-        timer: &TimerFd,
-    ) -> Result<(), KernelError> {
+    fn arm(&mut self, slot: TaskSlot, task: &ProfileTask, endpoint: &Endpoint) -> Result<()> {
         let period = Duration::from_millis(u64::from(task.dump_period_ms.max(1)));
         let live = Live {
             task_id: task.task_id.clone(),
@@ -325,35 +242,12 @@ impl Capture {
             None => self.kernel.insert(Kernel::load(&self.options)?),
         };
         kernel.set_rule(slot, &endpoint.rule())?;
-        let period_ns = period.as_nanos() as u64;
-        if !kernel.is_attached() || period_ns < self.grid.period_ns {
-            let ticks = kernel.attach(period)?;
-            self.grid = Grid {
-                origin_ktime_ns: ticks.last_ktime_ns,
-                period_ns,
-            };
-            self.tick_spread_ns = ticks.last_ktime_ns - ticks.first_ktime_ns;
-            tracing::debug!(
-                spread_ns = self.tick_spread_ns,
-                "clock events of all CPUs began"
-            );
-            self.set_timer(timer);
+        if !kernel.is_attached() {
+            self.clock.start(kernel.attach(period)?, period)?;
+        } else if period < self.clock.period() {
+            self.clock.start(kernel.set_period(period)?, period)?;
         }
         Ok(())
-    }
-
-    fn set_timer(&mut self, timer: &TimerFd) {
-        let now = now_ktime_ns();
-        let behind = now.saturating_sub(self.grid.origin_ktime_ns);
-        let ticks = behind / self.grid.period_ns + 1;
-        self.next_tick_ktime_ns = self.grid.origin_ktime_ns + ticks * self.grid.period_ns;
-        let expiration = Expiration::IntervalDelayed(
-            Duration::from_nanos(self.next_tick_ktime_ns).into(),
-            Duration::from_nanos(self.grid.period_ns).into(),
-        );
-        if let Err(error) = timer.set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME) {
-            tracing::error!(%error, "the tick could not be armed: blocked threads are not sampled");
-        }
     }
 
     fn add_target(
@@ -462,24 +356,18 @@ impl Capture {
         }
     }
 
-    fn tick(&mut self, timer: &TimerFd) -> anyhow::Result<()> {
-        match nix::unistd::read(timer, &mut [0_u8; 8]) {
-            Ok(_) => {}
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(()),
-            Err(error) => return Err(error.into()),
+    fn tick(&mut self) -> Result<()> {
+        let due = self.clock.due()?;
+        if due.ticks.is_empty() {
+            return Ok(());
         }
-        let now = now_ktime_ns();
-        if now.saturating_sub(self.next_tick_ktime_ns) > self.grid.period_ns / 2 {
+        if due.is_late {
             self.count_all(Counter::TicksLate, 1);
         }
-        // Every tick that has passed, those we were too late for included: a thread that has been
-        // blocked all the time is known at each of them.
-        let behind = now.saturating_sub(self.next_tick_ktime_ns) / self.grid.period_ns;
-        let forgotten = behind.saturating_sub(TICKS_BEHIND_MAX);
-        self.next_tick_ktime_ns += forgotten * self.grid.period_ns;
-        while self.next_tick_ktime_ns <= now {
-            self.sample_blocked(self.next_tick_ktime_ns);
-            self.next_tick_ktime_ns += self.grid.period_ns;
+        // Those we were too late for included: a thread that has been blocked all the time is known at
+        // each of them.
+        for tick in due.ticks {
+            self.sample_blocked(tick);
         }
         let now = now_ktime_ns();
         if now.saturating_sub(self.looked_ktime_ns) >= LOOK_NS {
@@ -498,11 +386,7 @@ impl Capture {
         Ok(())
     }
 
-    fn sample_blocked(&mut self, tick_ktime_ns: u64) {
-        let tick = Tick {
-            first_ktime_ns: tick_ktime_ns.saturating_sub(self.tick_spread_ns),
-            last_ktime_ns: tick_ktime_ns,
-        };
+    fn sample_blocked(&mut self, tick: Tick) {
         let watched: Vec<(TaskSlot, Watched)> = self
             .tracker
             .sampled()
@@ -590,7 +474,7 @@ impl Capture {
             self.kernel = None;
             self.runtimes.clear();
             self.sampler = Sampler::default();
-            self.grid.period_ns = u64::MAX;
+            self.clock.stop();
             self.send(Work::Idle);
         }
     }
@@ -599,31 +483,8 @@ impl Capture {
     fn coverage(&mut self, slot: TaskSlot) -> Option<(TaskId, Coverage)> {
         let task_id = self.live.get(&slot)?.task_id.clone();
         let mut coverage = self.tracker.coverage_mut(slot)?.clone();
-        for (counter, n) in self.kernel.as_ref()?.counters(slot).unwrap_or_default() {
-            let to = match counter {
-                KernelCounter::RequestsSeen => Counter::RequestsSeen,
-                KernelCounter::RequestRingFull => Counter::RequestEventsLost,
-                KernelCounter::SampleRingFull => Counter::SamplesRingFull,
-                KernelCounter::SamplesTaken => Counter::SamplesOnCpu,
-                KernelCounter::TagsFull => Counter::TagsFull,
-                KernelCounter::PipelinedHeads => Counter::PipelinedHeads,
-                KernelCounter::NotServerSocket => Counter::NotServerSocket,
-                KernelCounter::HeadUnreadable => Counter::HeadsUnreadable,
-                KernelCounter::StackUnreadable => Counter::SamplesNoStack,
-                KernelCounter::PythonUnreadable => Counter::PythonPartial,
-                KernelCounter::HeadAfterShutdown => Counter::HeadsAfterShutdown,
-                KernelCounter::PartialHeadDropped => Counter::PartialHeadsDropped,
-                KernelCounter::MapUpdateFailed => Counter::MapUpdatesFailed,
-                KernelCounter::CountedOnly | KernelCounter::OtherTask => {
-                    // Matched by the prefilter after the task had its requests, or while another
-                    // task had them.
-                    coverage.add(Counter::RequestsMatched, n);
-                    Counter::RequestsOverLimit
-                }
-                KernelCounter::PrefilterPassed => continue,
-            };
-            coverage.add(to, n);
-        }
+        let counts = self.kernel.as_ref()?.counters(slot).unwrap_or_default();
+        add_kernel_counts(&mut coverage, &counts);
         Some((task_id, coverage))
     }
 
@@ -639,16 +500,10 @@ impl Capture {
         for action in actions {
             match action {
                 Action::Begin(request) => {
+                    let grid = self.clock.grid();
                     let period = self.live.get(&request.slot).map(|live| live.period);
-                    let period_ns =
-                        period.map_or(self.grid.period_ns, |period| period.as_nanos() as u64);
-                    self.send(Work::Begin(
-                        request,
-                        Grid {
-                            period_ns,
-                            ..self.grid
-                        },
-                    ));
+                    let period_ns = period.map_or(grid.period_ns, |p| p.as_nanos() as u64);
+                    self.send(Work::Begin(request, Grid { period_ns, ..grid }));
                 }
                 Action::Drop { id, pid, tid, fd } => {
                     self.sampler.forget(tid);
@@ -694,19 +549,4 @@ impl Capture {
         // Fails only when the resolve thread is gone, and then the daemon is leaving.
         let _gone = self.work.send(work);
     }
-}
-
-/// `CLOCK_MONOTONIC` in nanoseconds.
-pub(super) fn now_ktime_ns() -> u64 {
-    clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)
-}
-
-fn wall_clock() -> WallClock {
-    WallClock::from_readings(now_ktime_ns(), clock_ns(nix::time::ClockId::CLOCK_REALTIME))
-}
-
-fn clock_ns(clock: nix::time::ClockId) -> u64 {
-    nix::time::clock_gettime(clock).map_or(0, |time| {
-        time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned()
-    })
 }

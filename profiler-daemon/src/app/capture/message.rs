@@ -1,0 +1,88 @@
+//! What the capture thread is told, and what it passes on.
+
+use std::sync::Arc;
+
+use crate::model::{
+    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, RawSample, RequestId,
+    Service, TaskId, TaskSlot,
+};
+use crate::process::python::PythonRuntime;
+use crate::request::Endpoint;
+use crate::timeline::Grid;
+
+/// What the capture thread is told.
+#[derive(Debug)]
+pub(in crate::app) enum Command {
+    /// Arm a task.
+    StartTask {
+        /// Free slot.
+        slot: TaskSlot,
+        /// The task.
+        task: Box<ProfileTask>,
+        /// Its endpoint, parsed.
+        endpoint: Box<Endpoint>,
+    },
+    /// Watch a process for a task.
+    AddTarget {
+        /// Slot of the task.
+        slot: TaskSlot,
+        /// Process.
+        pid: Pid,
+        /// The instance it reports as.
+        service: Service,
+        /// Its interpreter.
+        python: Option<Arc<PythonRuntime>>,
+    },
+    /// End a task; its open requests get a moment.
+    EndTask {
+        /// Slot of the task.
+        slot: TaskSlot,
+    },
+    /// A profiled request left nothing: its place is free.
+    ReleasePlace {
+        /// Slot of the task.
+        slot: TaskSlot,
+        /// Instance.
+        service: Service,
+    },
+    /// A note for the task's coverage.
+    Note {
+        /// Slot of the task.
+        slot: TaskSlot,
+        /// What it counts as, if anything.
+        counter: Option<Counter>,
+        /// Text.
+        text: String,
+    },
+    /// End all tasks at once and leave.
+    Shutdown,
+}
+
+/// What the resolve thread is given, in order.
+#[derive(Debug)]
+pub(in crate::app) enum Work {
+    /// A process and its interpreter.
+    Target(Pid, Option<Arc<PythonRuntime>>),
+    /// Samples of this request follow.
+    Begin(Box<ActiveRequest>, Grid),
+    /// A sample.
+    Sample(RawSample),
+    /// Forget the request.
+    Drop(RequestId),
+    /// The request is over; build and report its segment.
+    Finish(Box<FinishedRequest>, Service),
+    /// Coverage of the capture side so far.
+    Publish(TaskId, Coverage),
+    /// The task is over; its final coverage of the capture side.
+    TaskDone(TaskId, Coverage),
+    /// The task could not be armed.
+    TaskFailed(TaskId, anyhow::Error),
+    /// Armed: programs are attached and the rule is live.
+    Armed(TaskId),
+    /// A process is gone or runs another program; `true` if it lives on.
+    ForgetProcess(Pid, bool),
+    /// A process forked a child of the same service.
+    Forked(Pid, Pid),
+    /// No task is live.
+    Idle,
+}
