@@ -9,8 +9,10 @@
 
 pub mod endpoint;
 pub mod head;
+mod open;
 pub mod response;
 pub mod sw8;
+mod task;
 pub mod tracker;
 
 pub use endpoint::{Endpoint, EndpointError};

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::model::TaskId;
 
 const SLOT: TaskSlot = TaskSlot(0);
 const PID: Pid = Pid(100);

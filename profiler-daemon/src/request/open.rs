@@ -1,0 +1,89 @@
+//! An open request, from its head to its last byte.
+
+use profiler_common::Conn;
+
+use super::response::ResponseHead;
+use crate::model::ActiveRequest;
+
+/// A response with no write for this long, whose length is unknown, is taken as complete.
+const QUIET_END_NS: u64 = 10_000_000_000;
+/// A response with no write for this long (or two dump periods) stops being sampled.
+const QUIET_UNTAG_NS: u64 = 1_000_000_000;
+/// How long an end may be missing after the connection's state is gone, before it is taken as lost.
+const LOST_END_NS: u64 = 1_000_000_000;
+
+/// What is known of a request that runs.
+#[derive(Debug)]
+pub(super) struct OpenRequest {
+    pub(super) request: ActiveRequest,
+    /// Holds one of the task's places.
+    pub(super) is_counted: bool,
+    pub(super) response: Option<ResponseHead>,
+    /// At least one byte of the response was written.
+    pub(super) is_answered: bool,
+    pub(super) last_write_ktime_ns: u64,
+    pub(super) written_bytes: u64,
+    pub(super) is_untagged: bool,
+    /// When the kernel's connection was first found to be gone.
+    gone_since_ktime_ns: Option<u64>,
+}
+
+impl OpenRequest {
+    pub(super) fn new(request: ActiveRequest) -> Self {
+        Self {
+            request,
+            is_counted: false,
+            response: None,
+            is_answered: false,
+            last_write_ktime_ns: 0,
+            written_bytes: 0,
+            is_untagged: false,
+            gone_since_ktime_ns: None,
+        }
+    }
+
+    /// Takes note of the latest write; 0 is none.
+    pub(super) fn on_write(&mut self, last_write_ktime_ns: u64, written_bytes: u64) {
+        self.is_answered |= last_write_ktime_ns != 0;
+        self.last_write_ktime_ns = self.last_write_ktime_ns.max(last_write_ktime_ns);
+        self.written_bytes = self.written_bytes.max(written_bytes);
+    }
+
+    /// Takes note of the kernel's view of the connection, `None` if it serves another request by now.
+    /// Returns whether the end must have been lost.
+    pub(super) fn on_look(&mut self, conn: Option<Conn>, now_ktime_ns: u64) -> bool {
+        if let Some(conn) = conn {
+            self.gone_since_ktime_ns = None;
+            self.on_write(conn.last_write_ktime_ns, conn.written_bytes);
+            return false;
+        }
+        let since = *self.gone_since_ktime_ns.get_or_insert(now_ktime_ns);
+        now_ktime_ns.saturating_sub(since) > LOST_END_NS
+    }
+
+    /// All bytes of the response are written.
+    pub(super) fn is_complete(&self) -> bool {
+        let total = self.response.and_then(|response| response.total_bytes);
+        self.is_answered && total.is_some_and(|total| self.written_bytes >= total)
+    }
+
+    /// No byte was written for so long that none is expected.
+    pub(super) fn is_over(&self, now_ktime_ns: u64) -> bool {
+        self.is_complete()
+            || self
+                .quiet_ns(now_ktime_ns)
+                .is_some_and(|quiet| quiet > QUIET_END_NS)
+    }
+
+    /// No byte was written for so long that the thread is probably doing something else.
+    pub(super) fn is_quiet(&self, now_ktime_ns: u64, period_ns: u64) -> bool {
+        let limit = QUIET_UNTAG_NS.max(2 * period_ns);
+        self.quiet_ns(now_ktime_ns)
+            .is_some_and(|quiet| quiet > limit)
+    }
+
+    fn quiet_ns(&self, now_ktime_ns: u64) -> Option<u64> {
+        self.is_answered
+            .then(|| now_ktime_ns.saturating_sub(self.last_write_ktime_ns))
+    }
+}
