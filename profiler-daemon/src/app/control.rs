@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use super::SHUTDOWN_DEADLINE;
 use super::capture::Command;
+use super::inspect::inspect;
 use super::pipeline::Pipeline;
-use super::record::inspect;
+
 use super::resolve::PipelineEvent;
 use crate::config::Config;
 use crate::model::clock::unix_ms_now;
@@ -31,6 +32,8 @@ const STEP: Duration = Duration::from_millis(50);
 /// A task in a slot.
 struct Live {
     slot: TaskSlot,
+    /// Coverage is kept per task; this instance reports it.
+    reporter: Service,
     /// Instances that run it, with the time it ends for them.
     instances: BTreeMap<Service, Instant>,
     /// Instances it is over for; they are reported when the slot is done.
@@ -101,7 +104,8 @@ impl Control {
     }
 
     fn scan(&mut self) {
-        match self.table.scan() {
+        // Reads /proc: some milliseconds with hundreds of processes.
+        match tokio::task::block_in_place(|| self.table.scan()) {
             Ok(changes) if !changes.is_empty() => {
                 let services = self.table.iter().filter(|p| p.may_serve()).map(|p| {
                     let identity = &p.identity;
@@ -112,13 +116,13 @@ impl Control {
                     )
                 });
                 self.oap.set_services(services.collect::<Vec<_>>());
-                let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
-                for task_id in tasks {
-                    self.watch_new(&task_id);
-                }
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "processes could not be listed"),
+        }
+        let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
+        for task_id in tasks {
+            self.watch_new(&task_id);
         }
     }
 
@@ -198,6 +202,7 @@ impl Control {
             });
             let live = Live {
                 slot,
+                reporter: service.clone(),
                 instances: BTreeMap::from([(service, ends)]),
                 ended: Vec::new(),
                 watched: HashSet::new(),
@@ -223,10 +228,16 @@ impl Control {
         };
         for service in live.instances.keys() {
             for process in self.table.processes_of(service) {
-                if live.watched.insert(process.pid) {
-                    for command in inspect(live.slot, process.pid, service.clone()) {
-                        self.pipeline.send(command);
-                    }
+                let pid = process.pid;
+                if live.watched.contains(&pid) {
+                    continue;
+                }
+                let look = || inspect(live.slot, pid, service.clone());
+                if let Some(commands) = tokio::task::block_in_place(look) {
+                    live.watched.insert(pid);
+                    commands
+                        .into_iter()
+                        .for_each(|command| self.pipeline.send(command));
                 }
             }
         }
@@ -250,15 +261,15 @@ impl Control {
             }
             PipelineEvent::Coverage(task_id, coverage) => {
                 if let Some(live) = self.live.get(&task_id) {
-                    // One report per task: coverage is kept per task, not per instance.
-                    if let Some(service) = live.instances.keys().chain(&live.ended).next() {
-                        self.oap
-                            .coverage(task_id.clone(), service.clone(), coverage);
-                    }
+                    self.oap.coverage(task_id, live.reporter.clone(), coverage);
                 }
             }
             PipelineEvent::TaskDone(task_id, coverage) => {
                 tracing::info!(%task_id, "task done");
+                let mut coverage = coverage;
+                if self.live.get(&task_id).is_some_and(|live| !live.ending) {
+                    coverage.note("cut short: profilerd was stopped before the task's end");
+                }
                 self.finish(&task_id, &coverage);
             }
             PipelineEvent::TaskFailed(task_id, error) => {
@@ -271,6 +282,7 @@ impl Control {
                 for live in self.live.values_mut() {
                     live.watched.remove(&pid);
                 }
+                self.scan();
             }
         }
     }
@@ -279,18 +291,16 @@ impl Control {
         let Some(live) = self.live.remove(task_id) else {
             return;
         };
-        let mut coverage = coverage.clone();
         for service in live.instances.into_keys().chain(live.ended) {
-            self.oap
-                .finish(task_id.clone(), service, std::mem::take(&mut coverage));
+            let own = if service == live.reporter {
+                coverage.clone()
+            } else {
+                Coverage::default()
+            };
+            self.oap.finish(task_id.clone(), service, own);
         }
     }
 
-    /// Delivers what is left.
-    ///
-    /// # Errors
-    ///
-    /// The pipeline had ended before its time.
     async fn shut_down(mut self, mut events: mpsc::Receiver<PipelineEvent>) -> Result<()> {
         tracing::info!("leaving");
         self.pipeline.shut_down();

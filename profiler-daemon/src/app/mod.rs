@@ -8,6 +8,7 @@
 
 mod capture;
 mod control;
+mod inspect;
 mod pipeline;
 mod record;
 mod resolve;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::config::Config;
-use crate::embedded::EmbeddedOap;
+use crate::embedded::{EmbeddedConfig, EmbeddedOap};
 use crate::oap::OapConfig;
 
 pub use record::record;
@@ -45,10 +46,19 @@ pub fn run_daemon(config: Config) -> Result<()> {
 /// As [`run_daemon`]; or the address cannot be listened on.
 pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
     runtime()?.block_on(async move {
-        let embedded = EmbeddedOap::start(listen).await?;
+        let token = config.oap_config().token;
+        let embedded = EmbeddedOap::start_with(EmbeddedConfig {
+            token: token.clone(),
+            ..EmbeddedConfig::new(listen)
+        });
+        let embedded = embedded.await?;
         let address = embedded.local_addr();
         tracing::info!(%address, "the built-in OAP listens");
-        let result = control::run(config, OapConfig::embedded(address.to_string())).await;
+        let client = OapConfig {
+            token,
+            ..OapConfig::embedded(address.to_string())
+        };
+        let result = control::run(config, client).await;
         embedded.shutdown().await;
         result
     })

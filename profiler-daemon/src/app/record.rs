@@ -1,13 +1,13 @@
 //! `profilerd record`: the pipeline for one endpoint, without an OAP.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use tokio::sync::mpsc;
 
 use super::capture::Command;
+use super::inspect::inspect;
 use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
 use crate::analyze;
@@ -17,8 +17,7 @@ use crate::model::{
     RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId, TaskReport,
     TaskSlot,
 };
-use crate::process::python::PythonRuntime;
-use crate::process::{ProcessTable, RequestModel, Runtime};
+use crate::process::ProcessTable;
 use crate::request::Endpoint;
 
 const SLOT: TaskSlot = TaskSlot(0);
@@ -73,8 +72,7 @@ async fn run(
     });
     let mut watched = HashSet::new();
     for (pid, service) in targets {
-        watched.insert(pid);
-        watch(&pipeline, SLOT, pid, service);
+        watch(&pipeline, pid, service, &mut watched);
     }
     let collected = collect(
         &pipeline,
@@ -154,14 +152,24 @@ async fn collect(
         }
         if !ending && scanned.elapsed() > Duration::from_secs(1) {
             scanned = Instant::now();
-            if matches!(request.target, RecordTarget::Service(_)) && table.scan().is_ok() {
+            if table.scan().is_ok() {
                 for (pid, service) in targets(table, &request.target) {
-                    if watched.insert(pid) {
-                        watch(pipeline, SLOT, pid, service);
-                    }
+                    watch(pipeline, pid, service, &mut watched);
                 }
             }
         }
+    }
+}
+
+/// Adds a process, unless it is watched already or its interpreter still starts.
+fn watch(pipeline: &Pipeline, pid: Pid, service: Service, watched: &mut HashSet<Pid>) {
+    if !watched.contains(&pid)
+        && let Some(commands) = tokio::task::block_in_place(|| inspect(SLOT, pid, service))
+    {
+        watched.insert(pid);
+        commands
+            .into_iter()
+            .for_each(|command| pipeline.send(command));
     }
 }
 
@@ -171,46 +179,6 @@ fn targets(table: &ProcessTable, target: &RecordTarget) -> Vec<(Pid, Service)> {
         RecordTarget::Pid(pid) => table.get(*pid).map(found).into_iter().collect(),
         RecordTarget::Service(name) => table.processes_of_name(name).map(found).collect(),
     }
-}
-
-/// Looks at a process, off the asynchronous threads, and adds it to a task.
-pub(super) fn watch(pipeline: &Pipeline, slot: TaskSlot, pid: Pid, service: Service) {
-    for command in inspect(slot, pid, service) {
-        pipeline.send(command);
-    }
-}
-
-/// The commands that add a process to a task, with what is known about its runtime.
-pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Vec<Command> {
-    let mut commands = Vec::new();
-    if let Ok(runtime) = Runtime::detect(pid)
-        && let RequestModel::Unsupported(why) = runtime.request_model()
-    {
-        return vec![Command::Note {
-            slot,
-            counter: Some(Counter::ProcessesUnsupported),
-            text: format!("process {pid} ({runtime}) is not profiled: {why}"),
-        }];
-    }
-    let python = match PythonRuntime::detect(pid) {
-        Ok(python) => python.map(Arc::new),
-        Err(error) => {
-            let text = format!("process {pid}: no Python frames: {error}");
-            commands.push(Command::Note {
-                slot,
-                counter: None,
-                text,
-            });
-            None
-        }
-    };
-    commands.push(Command::AddTarget {
-        slot,
-        pid,
-        service,
-        python,
-    });
-    commands
 }
 
 fn report(task: &ProfileTask, coverage: &Coverage, segments: &[ProfiledSegment]) -> ProfileReport {

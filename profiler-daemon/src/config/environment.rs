@@ -43,10 +43,6 @@ const VARIABLES: &[(&str, Setter)] = &[
         config.limits.max_open_requests = range::MAX_OPEN_REQUESTS.parse(text)?;
         Ok(())
     }),
-    ("PROFILERD_LIMITS_MAX_FRAMES", |config, text| {
-        config.limits.max_frames = range::MAX_FRAMES.parse(text)?;
-        Ok(())
-    }),
     ("PROFILERD_LIMITS_SAMPLE_QUEUE", |config, text| {
         config.limits.sample_queue = range::SAMPLE_QUEUE.parse(text)?;
         Ok(())

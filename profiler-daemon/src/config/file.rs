@@ -159,7 +159,7 @@ mod tests {
         );
         let text = error("code_signature: lines\n");
         assert!(text.contains("did you mean \"line\"?"), "{text}");
-        let text = error("limits:\n\n  max_frames: many\n");
+        let text = error("limits:\n\n  sample_queue: many\n");
         assert!(text.starts_with("p.yaml:3:"), "{text}");
         assert!(error("oap: [1]\n").starts_with("p.yaml:1:"));
         assert!(error("oap: {a\n").starts_with("p.yaml:"));
@@ -171,7 +171,7 @@ mod tests {
         for text in [
             "",
             "# nothing\n",
-            "oap:\nlimits:\n  # max_frames: 5\nservices:\n",
+            "oap:\nlimits:\n  # sample_queue: 5\nservices:\n",
         ] {
             assert_eq!(parse(text, "f").unwrap(), Config::default(), "{text:?}");
         }

@@ -102,9 +102,6 @@ pub struct Limits {
     /// its samples in memory until it ends.
     #[serde(deserialize_with = "Limits::max_open_requests")]
     pub max_open_requests: u32,
-    /// Most frames of a stack; beyond, the middle is left out. 500 is what agents send.
-    #[serde(deserialize_with = "Limits::max_frames")]
-    pub max_frames: u32,
     /// Samples that may wait for unwinding: 1,024 are ten threads for one second at 10 ms.
     #[serde(deserialize_with = "Limits::sample_queue")]
     pub sample_queue: u32,
@@ -189,7 +186,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_open_requests: 256,
-            max_frames: 500,
             sample_queue: 1024,
             snapshot_queue: 108_000,
             requests_ring_bytes: 1 << 20,
@@ -220,7 +216,6 @@ mod range {
     pub(super) const HEARTBEAT_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
     pub(super) const SCAN_INTERVAL: DurationRange = DurationRange::ms(500, 300_000);
     pub(super) const MAX_OPEN_REQUESTS: NumberRange = NumberRange::new(1, 65_536);
-    pub(super) const MAX_FRAMES: NumberRange = NumberRange::new(16, 1_000);
     pub(super) const SAMPLE_QUEUE: NumberRange = NumberRange::new(16, 65_536);
     pub(super) const SNAPSHOT_QUEUE: NumberRange = NumberRange::new(1_000, 10_000_000);
     pub(super) const RING: SizeRange = SizeRange::powers_of_two(64 << 10, 256 << 20);
@@ -245,7 +240,6 @@ ranged! {
         scan_interval: Duration = range::SCAN_INTERVAL;
     Limits:
         max_open_requests: u32 = range::MAX_OPEN_REQUESTS,
-        max_frames: u32 = range::MAX_FRAMES,
         sample_queue: u32 = range::SAMPLE_QUEUE,
         snapshot_queue: u32 = range::SNAPSHOT_QUEUE,
         requests_ring: u32 = range::RING,
@@ -335,7 +329,6 @@ mod tests {
             "server_name",
             "scan_interval",
             "max_open_requests",
-            "max_frames",
             "sample_queue",
             "snapshot_queue",
             "requests_ring",

@@ -1,0 +1,43 @@
+//! Looks at a process before it is profiled.
+
+use std::sync::Arc;
+
+use super::capture::Command;
+use crate::model::{Counter, Pid, Service, TaskSlot};
+use crate::process::python::{PythonError, PythonRuntime};
+use crate::process::{RequestModel, Runtime};
+
+/// The commands that add a process to a task, with what is known about its runtime. `None` if its
+/// interpreter still starts: ask again. Reads the process's memory, which takes some milliseconds.
+pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Option<Vec<Command>> {
+    let note = |counter, text| Command::Note {
+        slot,
+        counter,
+        text,
+    };
+    if let Ok(runtime) = Runtime::detect(pid)
+        && let RequestModel::Unsupported(why) = runtime.request_model()
+    {
+        let text = format!("process {pid} ({runtime}) is not profiled: {why}");
+        return Some(vec![note(Some(Counter::ProcessesUnsupported), text)]);
+    }
+    let mut commands = Vec::new();
+    let python = match PythonRuntime::detect(pid) {
+        Ok(python) => python.map(Arc::new),
+        Err(PythonError::Starting { .. }) => return None,
+        Err(error) => {
+            commands.push(note(
+                None,
+                format!("process {pid}: no Python frames: {error}"),
+            ));
+            None
+        }
+    };
+    commands.push(Command::AddTarget {
+        slot,
+        pid,
+        service,
+        python,
+    });
+    Some(commands)
+}
