@@ -330,7 +330,7 @@ mod tests {
     use super::*;
 
     /// Check that the daemon ends with the reason when a thread of the pipeline does not live on.
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_dead_pipeline_ends_the_daemon() {
         let (oap, oap_events) = OapClient::spawn(OapConfig::embedded("127.0.0.1:1"));
         let (pipeline, events) = Pipeline::with_resolve(|| panic!("an unheard-of stack")).unwrap();
