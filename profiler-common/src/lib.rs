@@ -19,10 +19,12 @@ pub use python::{
 };
 pub use request::{
     Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead,
-    RESPONSE_HEAD_MAX_BYTES, RequestEventHeader, RequestEventKind, conn_flag, conn_state,
+    RESPONSE_HEAD_MAX_BYTES, RequestEventHeader, RequestEventKind, cancel, conn_flag, conn_state,
     event_flag,
 };
-pub use rule::{LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag};
+pub use rule::{
+    LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, TARGET_TGIDS_LEN, Target, method_bit, rule_flag,
+};
 pub use sample::{
     KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, TAGGED_TIDS_LEN, ThreadState,
     ThreadTag, sample_flag, thread_state_flag,

@@ -173,6 +173,20 @@ impl EndReason {
     }
 }
 
+/// Values of `CANCELS`: how the daemon lets a request go.
+///
+/// From then on its thread is not sampled. The tag itself is removed by the thread, when it next
+/// leaves the CPU: nobody else can tell this request's tag from that of the next one, which the
+/// thread may be setting at the same moment.
+pub mod cancel {
+    /// It does not.
+    pub const NO: u32 = 0;
+    /// The request is not tracked any more; no further event of it is sent.
+    pub const REQUEST: u32 = 1;
+    /// Only the tag goes, until the response's next write.
+    pub const TAG: u32 = 2;
+}
+
 /// Bits of [`RequestEventHeader::flags`].
 pub mod event_flag {
     /// The head is longer than the bytes shipped.

@@ -107,6 +107,9 @@ impl Rule {
     };
 }
 
+/// Entries of `TARGET_TGIDS`, indexed by tgid modulo this.
+pub const TARGET_TGIDS_LEN: u32 = 4096;
+
 /// A process that serves at least one live task: value of `TARGETS`, key tgid (host pid namespace).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

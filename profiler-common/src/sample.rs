@@ -11,8 +11,9 @@ pub const TAGGED_TIDS_LEN: u32 = 4096;
 
 /// Tag of a thread that serves a profiled request: value of `THREAD_TAGS`, key tid (host).
 ///
-/// Written by `sys_exit`, removed by it at the request's end, by the exit hooks and by the daemon.
-/// Only threads with a tag are ever sampled.
+/// Written by `sys_exit` in the thread, removed at the request's end, by the exit hooks, and by the
+/// thread's `sched_switch` once the daemon has let the request go. Only threads with a tag are ever
+/// sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ThreadTag {

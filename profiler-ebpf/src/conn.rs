@@ -12,11 +12,14 @@
 //! before the answer may still get one (a half-closed connection), so end of file ends a request
 //! only once its response has begun.
 
-use profiler_common::{ConnKey, EndReason, KernelCounter, RequestEventKind, conn_flag, conn_state};
+use profiler_common::{
+    ConnKey, EndReason, KernelCounter, RequestEventKind, cancel, conn_flag, conn_state,
+};
 
 use crate::count::count_all;
 use crate::head::{self, LINE_MAX, line_status, status};
 use crate::partial::{join_piece, keep_piece};
+use crate::rule::{NO_SLOT, match_rules};
 use crate::scratch::fetch;
 use crate::socket::{same_socket, server_socket};
 use crate::start::start_request;
@@ -69,6 +72,9 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         if begins == status::NO || closing && begins == status::TOKEN {
             return 0;
         }
+        if begins == status::WHOLE && !closing {
+            return on_next_head(key, line, task_mask.into());
+        }
         sk = same_socket(fd, conn.sk);
         if sk != conn.sk {
             // Its close was not seen (io_uring, close on exec): this is another connection.
@@ -84,8 +90,6 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
                 count_all(task_mask, KernelCounter::HeadAfterShutdown);
             }
             return 0;
-        } else if begins == status::WHOLE && conn.flags & conn_flag::TRACKED != 0 {
-            end_request(key, EndReason::NextHead as u64);
         }
     } else if begins == status::NO {
         return 0;
@@ -99,10 +103,47 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         return 0;
     }
     if begins == status::WHOLE {
-        start_request(key, sk, line, 0)
+        start_request(key, sk, match_rules(task_mask.into(), line), 0)
     } else {
         keep_piece(key, sk, copied)
     }
+}
+
+/// A head on a connection whose previous request has been answered.
+///
+/// Most are of no task, so that is found out first, and such a request gets its record without a look
+/// at the socket.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_next_head(key: u64, line: u64, task_mask: u64) -> u64 {
+    let slot = match_rules(task_mask, line);
+    let conn_key = unpack(key);
+    let Some(conn) = maps::conn(conn_key) else {
+        return 0;
+    };
+    if slot == NO_SLOT {
+        if conn.flags & conn_flag::TRACKED != 0 {
+            end_request(key, EndReason::NextHead as u64);
+        }
+        conn.state = conn_state::OPEN;
+        conn.flags = 0;
+        conn.reader_tid = read::current_ids().1;
+        return 0;
+    }
+    let fd = u64::from(key as u32);
+    let mut sk = same_socket(fd, conn.sk);
+    if sk == conn.sk {
+        end_if_tracked(key);
+    } else {
+        end_request(key, EndReason::SocketReplaced as u64);
+        maps::remove_conn(conn_key);
+        sk = server_socket(fd);
+        if sk == 0 {
+            count_all(task_mask as u32, KernelCounter::NotServerSocket);
+            return 0;
+        }
+    }
+    start_request(key, sk, slot, 0)
 }
 
 /// Ends the request before the one whose head was just read. One that is not tracked needs no end:
@@ -190,7 +231,7 @@ pub(crate) extern "C" fn end_request(key: u64, reason: u64) -> u64 {
     };
     if conn.flags & conn_flag::TRACKED != 0 {
         tag::clear(conn.reader_tid, conn.request_id);
-        if !maps::take_cancel(conn.request_id) {
+        if maps::take_cancel(conn.request_id) != cancel::REQUEST {
             emit::set_header(RequestEventKind::End, conn, conn_key.fd, 0, reason as u32);
             emit::send(0);
         }

@@ -8,7 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use profiler_common::{
     Conn, ConnKey, KERNEL_COUNTERS, MAX_TASKS, PartialHead, PythonProcess, PythonThread, Rule,
-    TAGGED_TIDS_LEN, Target, ThreadState, ThreadTag,
+    TAGGED_TIDS_LEN, TARGET_TGIDS_LEN, Target, ThreadState, ThreadTag, cancel,
 };
 
 use crate::scratch::{RequestScratch, SampleScratch};
@@ -16,6 +16,12 @@ use crate::scratch::{RequestScratch, SampleScratch};
 /// Processes of the live tasks, by tgid.
 #[map]
 static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16 * 1024, 0);
+
+/// 1 where a process with this hash of its tgid was a target since the programs were loaded. A load
+/// from an array instead of a hash lookup for every call of the rest of the machine. Never reset:
+/// what is left over costs a lookup and nothing else.
+#[map]
+static TARGET_TGIDS: Array<u32> = Array::with_max_entries(TARGET_TGIDS_LEN, 0);
 
 /// Prefilter of each task, by slot.
 #[map]
@@ -29,7 +35,8 @@ static CONNS: LruHashMap<ConnKey, Conn> = LruHashMap::with_max_entries(64 * 1024
 #[map]
 static PARTIAL_HEADS: LruHashMap<ConnKey, PartialHead> = LruHashMap::with_max_entries(4096, 0);
 
-/// Requests the daemon does not want any more. LRU: entries are consumed at the request's end.
+/// Requests the daemon lets go, and how: `profiler_common::cancel`. LRU: entries are consumed by the
+/// request's next write or its end.
 #[map]
 static CANCELS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
 
@@ -95,7 +102,6 @@ lookup!(thread_tag, THREAD_TAGS, u32, ThreadTag);
 lookup!(thread_state, THREAD_STATES, u32, ThreadState);
 lookup!(python_process, PYTHON_PROCS, u32, PythonProcess);
 lookup!(python_thread, PYTHON_THREADS, u32, PythonThread);
-lookup!(target, TARGETS, u32, Target);
 
 /// Makes the insert and remove functions of a hash map.
 macro_rules! change {
@@ -149,7 +155,27 @@ change!(
     u32,
     ThreadState
 );
-change!(insert_target, remove_target, TARGETS, u32, Target);
+change!(insert_target_entry, remove_target, TARGETS, u32, Target);
+
+/// The tasks a process belongs to, if any.
+#[inline(always)]
+pub(crate) fn target(tgid: u32) -> Option<&'static Target> {
+    if TARGET_TGIDS.get(tgid % TARGET_TGIDS_LEN).copied() != Some(1) {
+        return None;
+    }
+    // SAFETY: a value stays readable until the program ends; see the module.
+    unsafe { TARGETS.get(&tgid) }
+}
+
+/// Makes a process a target.
+#[inline(always)]
+pub(crate) fn insert_target(tgid: u32, target: &Target) -> bool {
+    if let Some(noted) = TARGET_TGIDS.get_ptr_mut(tgid % TARGET_TGIDS_LEN) {
+        // SAFETY: an array's elements stay; every writer writes the same.
+        unsafe { *noted = 1 }
+    }
+    insert_target_entry(tgid, target)
+}
 
 /// Notes that a thread has a state.
 #[inline(always)]
@@ -168,10 +194,22 @@ pub(crate) fn may_be_tagged(tid: u32) -> bool {
         .is_some_and(|noted| *noted != 0)
 }
 
-/// Takes a request off the list of cancelled ones; true if it was there.
+/// Whether and how the daemon lets a request go.
 #[inline(always)]
-pub(crate) fn take_cancel(request_id: u64) -> bool {
-    CANCELS.remove(&request_id).is_ok()
+pub(crate) fn cancelled(request_id: u64) -> u32 {
+    // SAFETY: a value stays readable until the program ends; see the module.
+    unsafe { CANCELS.get(&request_id) }.map_or(cancel::NO, |how| *how)
+}
+
+/// The same, and takes the request off the list.
+#[inline(always)]
+pub(crate) fn take_cancel(request_id: u64) -> u32 {
+    let how = cancelled(request_id);
+    if how != cancel::NO {
+        // Absent is as good as removed.
+        let _ = CANCELS.remove(&request_id);
+    }
+    how
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@ use profiler_common::{Conn, KernelCounter, PARTIAL_HEAD_MAX_BYTES, conn_flag, co
 use crate::conn::{end_if_tracked, unpack};
 use crate::count::count_all;
 use crate::head::{self, LINE_MAX, line_status, status};
+use crate::rule::match_rules;
 use crate::scratch::fetch;
 use crate::start::start_request;
 use crate::{maps, read};
@@ -97,7 +98,8 @@ pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
         status::WHOLE => {
             forget(conn_key);
             end_if_tracked(key);
-            start_request(key, sk, line, joined);
+            let slot = match_rules(scratch.task_mask.into(), line);
+            start_request(key, sk, slot, joined);
         }
         status::NO => {
             forget(conn_key);

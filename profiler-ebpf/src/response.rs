@@ -1,7 +1,8 @@
 //! Writes to a connection: the response of its open request.
 
 use profiler_common::{
-    KernelCounter, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, conn_flag, conn_state,
+    EndReason, KernelCounter, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag,
+    conn_state,
 };
 
 use crate::conn::{end_request, unpack};
@@ -9,7 +10,6 @@ use crate::count::count;
 use crate::scratch::fetch;
 use crate::tag::{self, open_conn, set_result, set_tag};
 use crate::{emit, head, maps, read};
-use profiler_common::EndReason;
 
 /// Status code of `101 Switching Protocols`.
 const SWITCHING_PROTOCOLS: u64 = 101;
@@ -35,7 +35,7 @@ pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
         return 0;
     }
     if conn.flags & conn_flag::TRACKED != 0 {
-        if maps::take_cancel(conn.request_id) {
+        if maps::take_cancel(conn.request_id) == cancel::REQUEST {
             tag::clear(conn.reader_tid, conn.request_id);
             conn.flags &= !conn_flag::TRACKED;
         } else {

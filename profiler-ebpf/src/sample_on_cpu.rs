@@ -17,7 +17,7 @@ use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
 use profiler_common::{
     KERNEL_FRAMES_MAX, KernelCounter, PYTHON_FRAMES_MAX, PythonFrameRecord, REGS_MAX, SampleHeader,
-    ThreadTag, sample_flag,
+    ThreadTag, cancel, sample_flag,
 };
 
 use crate::arch::{REGS_WORDS, SP};
@@ -39,6 +39,9 @@ pub(crate) fn sample_on_cpu(ctx: PerfEventContext) -> u32 {
         return 0;
     };
     let tag = *tag;
+    if maps::cancelled(tag.request_id) != cancel::NO {
+        return 0;
+    }
     if let Err(counter) = try_sample(&ctx, &tag, tgid, tid) {
         count(tag.slot, counter);
     }

@@ -2,7 +2,7 @@
 //!
 //! The program runs at every context switch of the machine; it looks at two counts in an array and
 //! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the thread entered
-//! the kernel and its kernel stack. The user stack is not touched: while the thread stays
+//! the kernel and its kernel stack, or removes the tag of a request the daemon has let go. The user stack is not touched: while the thread stays
 //! switched out the daemon can read it whenever it likes, and sees by `ThreadState::seq` whether the
 //! thread ran meanwhile.
 //!
@@ -20,7 +20,7 @@ use profiler_common::{KERNEL_FRAMES_MAX, ThreadState, thread_state_flag};
 
 use crate::arch::REGS_WORDS;
 use crate::globals::offset;
-use crate::{maps, read};
+use crate::{maps, read, tag};
 
 #[btf_tracepoint(function = "sched_switch")]
 pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
@@ -44,7 +44,9 @@ fn handle(ctx: &impl EbpfContext, preempted: u64, prev_tid: u32, next_tid: u32) 
     if maps::may_be_tagged(prev_tid)
         && let Some(state) = maps::thread_state(prev_tid)
     {
-        switch_out(ctx, state, preempted & 0xff != 0);
+        if !tag::drop_if_cancelled(prev_tid) {
+            switch_out(ctx, state, preempted & 0xff != 0);
+        }
     }
     if maps::may_be_tagged(next_tid)
         && let Some(state) = maps::thread_state(next_tid)

@@ -9,26 +9,26 @@ use crate::conn::unpack;
 use crate::count::{count, count_all};
 use crate::globals::setting;
 use crate::head::LINE_MAX;
-use crate::rule::{NO_SLOT, match_rules};
+use crate::rule::NO_SLOT;
 use crate::scratch::fetch;
 use crate::tag::{self, set_result, set_tag};
 use crate::{emit, maps, read};
 
 /// Opens a request on a connection whose previous one has ended.
 ///
-/// `line` judges the line in the scratch's data, of which `joined` bytes came in earlier reads. A
-/// request that no task wants gets a record all the same: what follows on the connection is then
-/// known to be its body, and not mistaken for a head.
+/// `slot` is the task that wants it, or `NO_SLOT`. The line is in the scratch's data; `joined` bytes
+/// of it came in earlier reads. A request that no task wants gets a record all the same: what follows
+/// on the connection is then known to be its body, and not mistaken for a head.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn start_request(key: u64, sk: u64, line: u64, joined: u64) -> u64 {
+pub(crate) extern "C" fn start_request(key: u64, sk: u64, slot: u64, joined: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let task_mask = unsafe { (*scratch).task_mask };
     let conn_key = unpack(key);
-    let mut slot = match_rules(u64::from(task_mask), line);
+    let mut slot = slot;
     let mut request_id = 0;
     let mut flags = 0;
     if slot != NO_SLOT {

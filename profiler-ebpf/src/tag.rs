@@ -1,8 +1,8 @@
 //! Thread tags: a thread has one while it serves a tracked request, and only then is it sampled.
 
 use profiler_common::{
-    Conn, ConnKey, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, conn_flag, conn_state,
-    thread_state_flag,
+    Conn, ConnKey, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, cancel, conn_flag,
+    conn_state, thread_state_flag,
 };
 
 use crate::{maps, read};
@@ -87,4 +87,20 @@ pub(crate) fn clear(tid: u32, request_id: u64) {
         maps::remove_thread_tag(tid);
         maps::remove_thread_state(tid);
     }
+}
+
+/// Removes the tag and state of the current thread if the daemon has let its request go; true if so.
+///
+/// Only the thread itself sets its tag, so here no other request's tag can be hit.
+#[inline(always)]
+pub(crate) fn drop_if_cancelled(tid: u32) -> bool {
+    let Some(tag) = maps::thread_tag(tid) else {
+        return false;
+    };
+    if maps::cancelled(tag.request_id) == cancel::NO {
+        return false;
+    }
+    maps::remove_thread_tag(tid);
+    maps::remove_thread_state(tid);
+    true
 }

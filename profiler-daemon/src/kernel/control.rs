@@ -1,9 +1,11 @@
 //! What the daemon tells the programs: rules, processes to watch, threads and requests to let go.
 
-use profiler_common::{LITERAL_MAX_BYTES, MAX_TASKS, PythonProcess, Rule, Target, rule_flag};
+use profiler_common::{
+    LITERAL_MAX_BYTES, MAX_TASKS, PythonProcess, Rule, Target, cancel, rule_flag,
+};
 
 use super::{Kernel, KernelError};
-use crate::model::{EndpointRule, Pid, RequestId, TaskSlot, Tid};
+use crate::model::{EndpointRule, Pid, RequestId, TaskSlot};
 
 impl Kernel {
     /// Makes a slot's rule live, counting from zero.
@@ -75,6 +77,7 @@ impl Kernel {
             task_mask: target.task_mask | 1 << slot.0,
             ..target
         };
+        self.maps.note_target(pid.0)?;
         self.maps.targets.insert(pid.0, target)
     }
 
@@ -116,40 +119,26 @@ impl Kernel {
         }
     }
 
-    /// Removes a thread's tag if it is still that request's. The next write of the response by the
-    /// thread sets it again (a stream that was silent for a while).
+    /// Stops sampling the thread of a request. The response's next write has it sampled again (a
+    /// stream that was silent for a while).
     ///
     /// # Errors
     ///
-    /// A map refuses.
-    pub fn untag(&mut self, tid: Tid, request: RequestId) -> Result<(), KernelError> {
-        if self
-            .thread_tag(tid)?
-            .is_some_and(|tag| tag.request_id == request.0)
-        {
-            self.maps.tags.remove(&tid.0)?;
-            self.maps.states.remove(&tid.0)?;
-        }
-        Ok(())
+    /// The map refuses.
+    pub fn untag(&mut self, request: RequestId) -> Result<(), KernelError> {
+        self.maps.cancels.insert(request.0, cancel::TAG)
     }
 
-    /// Stops tracking a request: its thread loses the tag now and for good, and no further event
-    /// of it is sent.
+    /// Stops tracking a request: its thread is not sampled any more, and no further event of it is
+    /// sent. A request that has ended stays ended.
     ///
     /// # Errors
     ///
-    /// A map refuses.
-    pub fn cancel(&mut self, pid: Pid, fd: i32, request: RequestId) -> Result<(), KernelError> {
-        let Some(conn) = self.conn(pid, fd)? else {
-            return Ok(());
-        };
-        if conn.request_id != request.0 {
-            return Ok(());
-        }
-        // The programs change a connection at any time, so it is theirs alone to write: they look at
-        // this list when they touch the request next.
-        self.maps.cancels.insert(request.0, 1)?;
-        self.untag(Tid(conn.reader_tid), request)
+    /// The map refuses.
+    pub fn cancel(&mut self, request: RequestId) -> Result<(), KernelError> {
+        // The programs change connections and tags at any time, so these are theirs alone to write:
+        // they look at this list when they touch the request or its thread next.
+        self.maps.cancels.insert(request.0, cancel::REQUEST)
     }
 
     /// Forgets all connections, tags, thread states and interpreter offsets of a process that has

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use profiler_common::{ConnKey, EndReason, conn_flag};
 
 use super::{BadRecord, Kernel, RequestRecord, decode_request, decode_sample};
-use crate::model::{Pid, RawSample, RequestEvent, RequestId, Tid};
+use crate::model::{Pid, RawSample, RequestEvent, RequestId};
 
 /// Most records one call of a drain function hands out, so that a flood cannot hold its caller.
 const DRAIN_MAX: usize = 4096;
@@ -57,9 +57,7 @@ impl Kernel {
                 continue;
             }
             let id = RequestId(conn.request_id);
-            let removed = self
-                .untag(Tid(conn.reader_tid), id)
-                .and_then(|()| self.maps.conns.remove(&key));
+            let removed = self.cancel(id).and_then(|()| self.maps.conns.remove(&key));
             if let Err(error) = removed {
                 tracing::warn!(%error, tgid = pid.0, "a closed connection was not forgotten");
             }

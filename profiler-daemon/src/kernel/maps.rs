@@ -6,7 +6,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use aya::{Ebpf, Pod, util::nr_cpus};
 use profiler_common::{
     Conn, ConnKey, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess, Rule,
-    TAGGED_TIDS_LEN, Target, ThreadState, ThreadTag,
+    TAGGED_TIDS_LEN, TARGET_TGIDS_LEN, Target, ThreadState, ThreadTag,
 };
 
 use super::error::KernelError;
@@ -94,6 +94,7 @@ pub(super) struct Maps {
     rules: Array<MapData, Rule>,
     counters: PerCpuArray<MapData, u64>,
     tagged_tids: Array<MapData, u32>,
+    target_tgids: Array<MapData, u32>,
 }
 
 impl Maps {
@@ -115,6 +116,9 @@ impl Maps {
             tagged_tids: take(ebpf, TAGGED_TIDS)?
                 .try_into()
                 .map_err(error(TAGGED_TIDS))?,
+            target_tgids: take(ebpf, TARGET_TGIDS)?
+                .try_into()
+                .map_err(error(TARGET_TGIDS))?,
             counters: take(ebpf, COUNTERS)?.try_into().map_err(error(COUNTERS))?,
         })
     }
@@ -125,6 +129,13 @@ impl Maps {
 
     pub(super) fn set_rule(&mut self, slot: u32, rule: &Rule) -> Result<(), KernelError> {
         self.rules.set(slot, rule, 0).map_err(error(RULES))
+    }
+
+    /// Tells the programs that a process may be in the target set.
+    pub(super) fn note_target(&mut self, tgid: u32) -> Result<(), KernelError> {
+        self.target_tgids
+            .set(tgid % TARGET_TGIDS_LEN, 1, 0)
+            .map_err(error(TARGET_TGIDS))
     }
 
     /// The sum over all CPUs.
@@ -175,6 +186,7 @@ impl Maps {
 const RULES: &str = "RULES";
 const COUNTERS: &str = "COUNTERS";
 const TAGGED_TIDS: &str = "TAGGED_TIDS";
+const TARGET_TGIDS: &str = "TARGET_TGIDS";
 
 /// A ring buffer by name.
 pub(super) fn take_ring(

@@ -21,7 +21,7 @@ impl Kernel {
         Ok(state)
     }
 
-    /// The request a thread serves.
+    /// The tag of a thread, also one that is cancelled and that the thread has yet to remove.
     ///
     /// # Errors
     ///
@@ -39,12 +39,15 @@ impl Kernel {
         self.maps.conns.get(&ConnKey { tgid: pid.0, fd })
     }
 
-    /// All tagged threads.
+    /// All threads that are sampled: tagged, and their request has not been let go.
     #[must_use]
     pub fn tags(&self) -> Vec<(Tid, ThreadTag)> {
+        let is_cancelled =
+            |tag: &ThreadTag| matches!(self.maps.cancels.get(&tag.request_id), Ok(Some(_)));
         let entries = self.maps.tags.entries();
         entries
             .into_iter()
+            .filter(|(_, tag)| !is_cancelled(tag))
             .map(|(tid, tag)| (Tid(tid), tag))
             .collect()
     }

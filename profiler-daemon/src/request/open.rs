@@ -45,6 +45,8 @@ impl OpenRequest {
     /// Takes note of the latest write; 0 is none.
     pub(super) fn on_write(&mut self, last_write_ktime_ns: u64, written_bytes: u64) {
         self.is_answered |= last_write_ktime_ns != 0;
+        // The kernel side tags the thread again when it writes.
+        self.is_untagged &= last_write_ktime_ns <= self.last_write_ktime_ns;
         self.last_write_ktime_ns = self.last_write_ktime_ns.max(last_write_ktime_ns);
         self.written_bytes = self.written_bytes.max(written_bytes);
     }

@@ -51,12 +51,8 @@ pub enum Action {
     Drop {
         /// The request.
         id: RequestId,
-        /// Process.
-        pid: Pid,
         /// Thread that carries the tag.
         tid: Tid,
-        /// Descriptor.
-        fd: i32,
     },
     /// Its thread need not be sampled for now; the request may still go on.
     Untag {
@@ -228,9 +224,7 @@ impl RequestTracker {
         let open_now = self.open.len();
         let refused = Action::Drop {
             id: start.id,
-            pid: start.pid,
             tid: start.tid,
-            fd: start.fd,
         };
         let Some(task) = self.tasks.get_mut(&start.slot) else {
             actions.push(refused);
@@ -384,9 +378,7 @@ impl RequestTracker {
         }
         actions.push(Action::Drop {
             id,
-            pid: request.pid,
             tid: request.tid,
-            fd: request.fd,
         });
     }
 

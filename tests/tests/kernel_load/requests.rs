@@ -2,7 +2,7 @@
 
 use profiler_common::{EndReason, KernelCounter, event_flag};
 use profiler_daemon::kernel::LoadOptions;
-use profiler_daemon::model::{RequestEvent, Tid};
+use profiler_daemon::model::RequestEvent;
 
 use crate::harness::{Client, SLOT, Server, Watch};
 
@@ -229,9 +229,13 @@ fn a_cancelled_request_loses_its_tag_and_ends_silently() {
     let tag = watch.kernel.thread_tag(tid).unwrap().unwrap();
     assert_eq!(tag.request_id, id.0);
     assert_eq!(tag.slot, SLOT.0);
-    watch.kernel.cancel(server.pid(), tag.fd, id).unwrap();
+    watch.kernel.cancel(id).unwrap();
     assert_eq!(watch.kernel.tags(), []);
     client.response();
+    // The thread itself removes its tag, at the latest when it waits for the next head.
+    watch.wait("no tag", |watch| {
+        watch.kernel.thread_tag(tid).unwrap().is_none()
+    });
     // A second request on the same connection is tracked again.
     client.get("/sleep");
     client.close();
@@ -246,13 +250,18 @@ fn a_cancelled_request_loses_its_tag_and_ends_silently() {
 #[test]
 fn an_untagged_thread_is_tagged_again_when_it_writes() {
     let server = Server::python("HTTP/1.1");
-    let mut watch = Watch::new(server.pid(), "/sleep");
+    let mut watch = Watch::new(server.pid(), "/steps");
     let mut client = server.connect();
-    client.send(b"GET /sleep HTTP/1.1\r\n\r\n");
+    client.send(b"GET /steps HTTP/1.1\r\n\r\n");
     watch.wait("start", |watch| watch.starts().len() == 1);
     let (id, tid, _) = watch.starts()[0].clone();
-    watch.kernel.untag(Tid(tid.0), id).unwrap();
+    let tag = watch.kernel.thread_tag(tid).unwrap().unwrap();
+    assert_eq!(tag.request_id, id.0);
+    watch.kernel.untag(id).unwrap();
     assert_eq!(watch.kernel.tags(), []);
+    watch.wait("no tag", |watch| {
+        watch.kernel.thread_tag(tid).unwrap().is_none()
+    });
     client.response();
     watch.wait("tag", |watch| watch.kernel.tags().len() == 1);
     client.close();
@@ -269,6 +278,8 @@ fn close_range_ends_requests() {
     let mut low = server.connect();
     low.get("/openmany");
     let mut high = server.connect();
+    // Accepted before the listener is closed with the rest.
+    high.get("/");
     for client in [&mut low, &mut high] {
         client.get("/closerange");
     }

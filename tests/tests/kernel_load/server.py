@@ -29,6 +29,9 @@ class Handler(BaseHTTPRequestHandler):
         body = b"ok\n"
         if self.path.startswith("/sleep"):
             time.sleep(0.3)
+        elif self.path.startswith("/steps"):
+            for _ in range(20):
+                time.sleep(0.02)
         elif self.path.startswith("/forever"):
             time.sleep(60)
         elif self.path.startswith("/busy"):

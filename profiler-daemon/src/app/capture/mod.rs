@@ -505,24 +505,27 @@ impl Capture {
                     let period_ns = period.map_or(grid.period_ns, |p| p.as_nanos() as u64);
                     self.send(Work::Begin(request, Grid { period_ns, ..grid }));
                 }
-                Action::Drop { id, pid, tid, fd } => {
+                Action::Drop { id, tid } => {
                     self.sampler.forget(tid);
-                    self.kernel_do(|kernel| kernel.cancel(pid, fd, id));
+                    self.kernel_do(|kernel| kernel.cancel(id));
                     self.send(Work::Drop(id));
                 }
                 Action::Untag { id, tid } => {
                     self.sampler.forget(tid);
-                    self.kernel_do(|kernel| kernel.untag(tid, id));
+                    self.kernel_do(|kernel| kernel.untag(id));
                 }
                 Action::CountOnly { slot, on } => {
                     self.kernel_do(|kernel| kernel.set_count_only(slot, on));
                 }
                 Action::Finish(finished) => {
                     let request = &finished.request;
-                    let (pid, tid, fd, id) = (request.pid, request.tid, request.fd, request.id);
+                    let (slot, pid, tid, id) = (request.slot, request.pid, request.tid, request.id);
                     self.sampler.forget(tid);
-                    self.kernel_do(|kernel| kernel.cancel(pid, fd, id));
-                    if let Some(service) = self.tracker.service_of(request.slot, pid).cloned() {
+                    if finished.reason.is_none() {
+                        // The kernel side does not know yet that it is over.
+                        self.kernel_do(|kernel| kernel.cancel(id));
+                    }
+                    if let Some(service) = self.tracker.service_of(slot, pid).cloned() {
                         self.send(Work::Finish(finished, service));
                     }
                 }
