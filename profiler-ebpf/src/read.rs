@@ -1,5 +1,7 @@
 //! Reads of kernel and user memory: each can fail, none can fault.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
     bpf_probe_read_user, bpf_task_pt_regs,
@@ -9,7 +11,7 @@ use profiler_common::setting_flag;
 use crate::globals::{offset, setting};
 
 /// Integers that can be read from memory as they are.
-pub(crate) trait Word: Copy + Default {}
+pub(crate) trait Word: Copy {}
 impl Word for u8 {}
 impl Word for u16 {}
 impl Word for u32 {}
@@ -19,31 +21,33 @@ impl Word for [u64; 2] {}
 /// A value in kernel memory, `None` if the address is bad.
 #[inline(always)]
 pub(crate) fn kernel<T: Word>(address: u64) -> Option<T> {
-    let mut value = T::default();
+    let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: `value` has room for its own size; the helper checks the source.
     let result = unsafe {
         bpf_probe_read_kernel(
-            (&raw mut value).cast(),
+            value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
             address as *const _,
         )
     };
-    (result == 0).then_some(value)
+    // SAFETY: the helper has written all of it.
+    (result == 0).then(|| unsafe { value.assume_init() })
 }
 
 /// A value in the current process's memory, `None` if the page is not resident or the address bad.
 #[inline(always)]
 pub(crate) fn user<T: Word>(address: u64) -> Option<T> {
-    let mut value = T::default();
+    let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: `value` has room for its own size; the helper checks the source.
     let result = unsafe {
         bpf_probe_read_user(
-            (&raw mut value).cast(),
+            value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
             address as *const _,
         )
     };
-    (result == 0).then_some(value)
+    // SAFETY: the helper has written all of it.
+    (result == 0).then(|| unsafe { value.assume_init() })
 }
 
 /// Copies user memory.

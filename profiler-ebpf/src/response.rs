@@ -14,6 +14,10 @@ use crate::{emit, head, maps, read};
 /// Status code of `101 Switching Protocols`.
 const SWITCHING_PROTOCOLS: u64 = 101;
 
+/// Interim responses are shorter. The first write of a response that nobody tracks is not looked at
+/// if it is longer; what could be missed is `101`, after which no read looks like a head.
+const INTERIM_MAX_BYTES: u64 = 64;
+
 /// A write took `len` bytes. `seen` is 0 if they are not in the caller's memory (`sendfile`).
 ///
 /// An interim response (`100 Continue`, `103 Early Hints`) is not yet the response.
@@ -26,7 +30,10 @@ pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
     };
     let mut code = 0;
     if conn.state == conn_state::OPEN {
-        code = if seen == 0 { 0 } else { status_code() };
+        let is_looked_at = conn.flags & conn_flag::TRACKED != 0 || len <= INTERIM_MAX_BYTES;
+        if is_looked_at && seen != 0 {
+            code = status_code();
+        }
         if code / 100 == 1 && code != SWITCHING_PROTOCOLS {
             return 0;
         }
