@@ -4,13 +4,14 @@
 //! Out: ports per process
 //! Lost: sockets beyond a bound; Unix domain sockets are not looked at
 //!
-//! The kernel lists listening sockets before all others, so reading stops at the first that is not
-//! one: a server with 100,000 connections costs no more than an idle one.
+//! For namespaces that `sock_diag` does not serve. The kernel lists listening sockets before all
+//! others, so reading stops at the first that is not one: a server with 100,000 connections costs no
+//! more than an idle one.
 //! <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/tcp_ipv4.c#L2611> (`tcp_get_idx`)
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 
 use super::procfs::Procfs;
@@ -19,7 +20,11 @@ use crate::model::Pid;
 /// `TCP_LISTEN`, as the `st` column has it.
 const LISTEN: &str = "0A";
 /// Bytes read of one table: 6,000 listening sockets.
-const TABLE_MAX_BYTES: u64 = 1 << 20;
+const TABLE_MAX_BYTES: usize = 1 << 20;
+/// Bytes read at once: the kernel fills what is asked for, and the first lines are enough.
+const CHUNK_BYTES: usize = 4096;
+/// More than a line.
+const LINE_BYTES: usize = 256;
 /// Descriptors looked at per process.
 const DESCRIPTORS_MAX: usize = 65_536;
 
@@ -36,16 +41,34 @@ pub(super) fn listeners(procfs: &Procfs, pid: Pid) -> Listeners {
 }
 
 fn read_table(path: &Path, found: &mut Listeners) {
-    let Ok(file) = File::open(path) else {
+    let Ok(mut file) = File::open(path) else {
         return; // gone, or no IPv6
     };
-    // A small buffer: the kernel fills what is asked for, and the first lines are enough.
-    let lines = BufReader::with_capacity(4096, file.take(TABLE_MAX_BYTES)).lines();
-    for line in lines.skip(1).map_while(Result::ok) {
-        match parse_line(&line) {
-            Some((inode, port)) => found.insert(inode, port),
-            None => return,
+    let mut text = Vec::new();
+    let mut chunk = [0; CHUNK_BYTES];
+    let mut is_heading = true;
+    for _ in 0..TABLE_MAX_BYTES / CHUNK_BYTES {
+        let Ok(len) = file.read(&mut chunk) else {
+            return;
         };
+        text.extend_from_slice(chunk.get(..len).unwrap_or_default());
+        let whole = text.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+        let rest = text.split_off(whole);
+        for line in String::from_utf8_lossy(&text).lines() {
+            if std::mem::take(&mut is_heading) || line.is_empty() {
+                continue;
+            }
+            match parse_line(line) {
+                Some((inode, port)) => found.insert(inode, port),
+                None => return,
+            };
+        }
+        // With room for another line the table is at its end; to be told so takes a second walk
+        // through all connections.
+        if len + LINE_BYTES < CHUNK_BYTES {
+            return;
+        }
+        text = rest;
     }
 }
 

@@ -21,6 +21,7 @@ pub mod procfs;
 pub mod program;
 pub mod python;
 pub mod runtime;
+mod sock_diag;
 pub mod table;
 pub mod target;
 

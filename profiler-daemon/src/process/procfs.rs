@@ -158,7 +158,8 @@ impl Procfs {
 }
 
 fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Most of these files are read whole by the first call then.
+    let mut bytes = Vec::with_capacity(1024);
     File::open(path)?.take(max_bytes).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

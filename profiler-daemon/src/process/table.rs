@@ -14,20 +14,23 @@
 //!
 //! # Why a scan
 //!
-//! Events of the kernel (fork, exec, exit) need programs attached, and at rest nothing is. `stat` is
-//! the price: 30 us a process. So one that has been looked at a few times is looked at again only
-//! every sixth scan: an exec late in its life is noticed that much later, an end at once.
+//! Events of the kernel (fork, exec, exit) need programs attached, and at rest nothing is. The price
+//! is 30 us for the `stat` of a process or kernel thread. So one that has been looked at a few times
+//! is looked at again only every sixth scan: an exec late in its life is noticed that much later, an
+//! end at once. Listening sockets of the daemon's own network namespace are cheap to ask for; those of
+//! another one take milliseconds, so while no process in it is young they are looked at rarely.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::linux::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::cgroup::Cgroup;
 use super::identity::{self, Facts, Identity, IdentityRule};
 use super::listen::{self, Listeners};
 use super::procfs::{Procfs, Stat};
+use super::sock_diag;
 use crate::config::ServiceRule;
 use crate::model::{Pid, Service};
 
@@ -38,6 +41,8 @@ const PROCESSES_MAX: usize = 32_768;
 const YOUNG_SCANS: u32 = 3;
 /// Older processes are looked at every so many scans.
 const OLD_STRIDE: u32 = 6;
+/// Other network namespaces are looked at every so many scans.
+const NAMESPACE_STRIDE: u32 = 60;
 
 /// A process of the host.
 #[derive(Clone, Debug)]
@@ -108,8 +113,12 @@ pub struct ProcessTable {
     procfs: Procfs,
     host: String,
     own: Pid,
+    /// Network namespace of the daemon.
+    own_namespace: u64,
     rules: Vec<ServiceRule>,
     processes: BTreeMap<Pid, Process>,
+    /// Kernel threads and the dead, and the scans that have found them so.
+    others: BTreeMap<Pid, u32>,
     /// Listening sockets per network namespace at the last scan.
     listeners: HashMap<u64, Listeners>,
     /// Number of scans, to spread the looks at old processes.
@@ -130,8 +139,10 @@ impl ProcessTable {
                 host
             },
             own: Pid(std::process::id()),
+            own_namespace: net_namespace(Path::new("/proc/self/ns/net")),
             rules,
             processes: BTreeMap::new(),
+            others: BTreeMap::new(),
             listeners: HashMap::new(),
             scans: 0,
         }
@@ -145,14 +156,9 @@ impl ProcessTable {
     pub fn scan(&mut self) -> io::Result<Changes> {
         let mut changes = Changes::default();
         self.scans = self.scans.wrapping_add(1);
+        let pids = self.procfs.pids()?;
         let mut gone = std::mem::take(&mut self.processes);
-        let pids = match self.procfs.pids() {
-            Ok(pids) => pids,
-            Err(error) => {
-                self.processes = gone;
-                return Err(error);
-            }
-        };
+        let others = std::mem::take(&mut self.others);
         for pid in pids {
             if pid == self.own {
                 continue;
@@ -161,18 +167,24 @@ impl ProcessTable {
                 changes.over_limit += 1;
                 continue;
             }
-            let turn = pid.0.wrapping_add(self.scans).is_multiple_of(OLD_STRIDE);
+            let is_turn = self.is_turn(pid.0.into(), OLD_STRIDE);
             if let Entry::Occupied(known) = gone.entry(pid)
                 && known.get().scans >= YOUNG_SCANS
-                && !turn
+                && !is_turn
             {
                 self.processes.insert(pid, known.remove());
+                continue;
+            }
+            let scans_as_other = others.get(&pid).copied().unwrap_or(0);
+            if scans_as_other >= YOUNG_SCANS && !is_turn {
+                self.others.insert(pid, scans_as_other);
                 continue;
             }
             let Ok(stat) = self.procfs.stat(pid) else {
                 continue; // it has just ended
             };
             if stat.is_dead || stat.is_kernel {
+                self.others.insert(pid, scans_as_other.saturating_add(1));
                 continue;
             }
             let known = gone.remove(&pid);
@@ -199,6 +211,12 @@ impl ProcessTable {
         changes.removed.extend(gone.into_values());
         self.scan_ports(&mut changes);
         Ok(changes)
+    }
+
+    /// Whether it is the turn of one that is looked at every `stride` scans.
+    fn is_turn(&self, id: u64, stride: u32) -> bool {
+        id.wrapping_add(self.scans.into())
+            .is_multiple_of(stride.into())
     }
 
     /// A process by id.
@@ -234,7 +252,6 @@ impl ProcessTable {
     fn read(&self, pid: Pid, stat: Stat) -> Process {
         let procfs = &self.procfs;
         let is_wanted = |name: &str| identity::VARIABLES.contains(&name);
-        let namespace = std::fs::metadata(procfs.path(pid, "ns/net"));
         let mut process = Process {
             pid,
             start_ticks: stat.start_ticks,
@@ -245,7 +262,7 @@ impl ProcessTable {
             listen_ports: Vec::new(),
             identity: Identity::unknown(),
             environment: procfs.environ(pid, is_wanted).unwrap_or_default(),
-            net_namespace: namespace.map_or(0, |metadata| metadata.st_ino()),
+            net_namespace: net_namespace(&procfs.path(pid, "ns/net")),
             stat,
             scans: 0,
         };
@@ -272,17 +289,23 @@ impl ProcessTable {
 
     /// Finds ports anew in the namespaces whose listening sockets have changed.
     fn scan_ports(&mut self, changes: &mut Changes) {
-        let mut members: HashMap<u64, Vec<Pid>> = HashMap::new();
+        let mut members: HashMap<u64, (bool, Vec<Pid>)> = HashMap::new();
         for process in self.processes.values() {
-            members
-                .entry(process.net_namespace)
-                .or_default()
-                .push(process.pid);
+            let (has_young, pids) = members.entry(process.net_namespace).or_default();
+            *has_young |= process.scans < YOUNG_SCANS;
+            pids.push(process.pid);
         }
         self.listeners
             .retain(|namespace, _| members.contains_key(namespace));
-        for (namespace, pids) in members {
-            let now = listen::listeners(&self.procfs, pids[0]);
+        for (namespace, (has_young, pids)) in members {
+            let own = (namespace == self.own_namespace).then(sock_diag::listeners);
+            let now = match own {
+                Some(Ok(listeners)) => listeners,
+                _ if has_young || self.is_turn(namespace, NAMESPACE_STRIDE) => {
+                    listen::listeners(&self.procfs, pids[0])
+                }
+                _ => continue,
+            };
             if self.listeners.get(&namespace) == Some(&now) {
                 continue; // new processes have been read against these
             }
@@ -309,6 +332,11 @@ impl ProcessTable {
             changes.changed.push(pid);
         }
     }
+}
+
+/// Identity of the network namespace a link of /proc leads to, 0 if we may not look.
+fn net_namespace(link: &Path) -> u64 {
+    std::fs::metadata(link).map_or(0, |metadata| metadata.st_ino())
 }
 
 #[cfg(test)]
