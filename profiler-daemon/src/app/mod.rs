@@ -10,6 +10,7 @@ mod capture;
 mod control;
 mod inspect;
 mod pipeline;
+mod privilege;
 mod record;
 mod resolve;
 mod worker;
@@ -18,6 +19,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use caps::Capability;
 
 use crate::config::Config;
 use crate::embedded::{EmbeddedConfig, EmbeddedOap};
@@ -28,6 +30,9 @@ pub use record::record;
 /// How long a clean exit may take to deliver what is left.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Ports below it are for who has `CAP_NET_BIND_SERVICE`, unless the host says otherwise.
+const FIRST_ORDINARY_PORT: u16 = 1024;
+
 /// Runs the daemon against the OAPs of the configuration until a signal ends it.
 ///
 /// # Errors
@@ -36,6 +41,7 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 pub fn run_daemon(config: Config) -> Result<()> {
     let oap = config.oap_config();
     oap.check()?;
+    privilege::restrict(&[]);
     runtime()?.block_on(control::run(config, oap))
 }
 
@@ -45,6 +51,13 @@ pub fn run_daemon(config: Config) -> Result<()> {
 ///
 /// As [`run_daemon`]; or the address cannot be listened on.
 pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
+    let is_low_port = (1..FIRST_ORDINARY_PORT).contains(&listen.port());
+    let also: &[Capability] = if is_low_port {
+        &[Capability::CAP_NET_BIND_SERVICE]
+    } else {
+        &[]
+    };
+    privilege::restrict(also);
     runtime()?.block_on(async move {
         let token = config.oap_config().token;
         let embedded = EmbeddedOap::start_with(EmbeddedConfig {

@@ -32,7 +32,19 @@ pub fn record(
     request: &RecordRequest,
     progress: &dyn Progress,
 ) -> Result<ProfileReport> {
-    super::runtime()?.block_on(run(config, request, progress))
+    // On a thread of its own, which gives up its privileges and with it all that it starts. The
+    // caller's thread reads nothing foreign and keeps its own: it writes the result wherever who
+    // started it may write.
+    std::thread::scope(|scope| {
+        let recording = scope.spawn(|| {
+            super::privilege::restrict(&[]);
+            super::runtime()?.block_on(run(config, request, progress))
+        });
+        match recording.join() {
+            Ok(report) => report,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 async fn run(

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow};
 /// Nice value of the thread that samples blocked threads: its tick must not wait behind the load it
 /// measures. It sleeps nearly always, so what this takes from others is small; real-time scheduling
 /// would take precedence over everything else on the host.
-const CAPTURE_NICE: i32 = -10;
+pub(super) const CAPTURE_NICE: i32 = -10;
 
 /// A running thread.
 #[derive(Debug)]
@@ -56,8 +56,8 @@ fn text(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Lets the calling thread run before ordinary ones. Best effort: without the privilege ticks may come
-/// late, which is counted.
+/// Lets the calling thread run before ordinary ones. Best effort: without the privilege, or the limit
+/// that [`super::privilege`] sets, ticks may come late, which is counted.
 pub(super) fn raise_priority() {
     // SAFETY: a system call without memory arguments. For Linux, process 0 is the calling thread:
     // https://github.com/torvalds/linux/blob/v6.12/kernel/sys.c#L217
