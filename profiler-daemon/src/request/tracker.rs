@@ -133,6 +133,13 @@ impl RequestTracker {
             .map(|open| &open.request)
     }
 
+    /// When the oldest of the open requests began, `None` if none is open.
+    #[must_use]
+    pub fn oldest_start_ktime_ns(&self) -> Option<u64> {
+        let starts = self.open.values().map(|open| open.request.start_ktime_ns);
+        starts.min()
+    }
+
     /// Open requests of a task.
     #[must_use]
     pub fn open_count(&self, slot: TaskSlot) -> usize {

@@ -1,4 +1,7 @@
 //! The daemon's side of the sampling grid: a timer that fires when every CPU's clock has ticked.
+//!
+//! While no request is open nobody needs the ticks, and the timer rests: it fires once a second, for
+//! what has to be looked at now and then.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -14,6 +17,8 @@ use crate::timeline::Grid;
 
 /// Most ticks that are made up for at once.
 const TICKS_BEHIND_MAX: u64 = 100;
+/// Time between two looks of a timer at rest.
+const REST: Duration = Duration::from_secs(1);
 
 /// The timer and the grid it follows.
 #[derive(Debug)]
@@ -23,11 +28,14 @@ pub(super) struct GridTimer {
     /// Time between the first and the last CPU's tick.
     spread_ns: u64,
     next_ktime_ns: u64,
+    is_resting: bool,
 }
 
 /// Ticks that have passed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Due {
+    /// The timer has fired; at rest it does so without a tick.
+    pub(super) has_fired: bool,
     /// Oldest first.
     pub(super) ticks: Vec<Tick>,
     /// They are looked at more than half a period late.
@@ -53,6 +61,7 @@ impl GridTimer {
             },
             spread_ns: 0,
             next_ktime_ns: 0,
+            is_resting: false,
         })
     }
 
@@ -83,9 +92,42 @@ impl GridTimer {
             spread_ns = self.spread_ns,
             "the clock events of all CPUs began"
         );
+        self.is_resting = false;
+        self.arm(self.next_ktime_ns, period)
+    }
+
+    /// Stops telling ticks if nobody needs them, or tells them again, from the first after
+    /// `since_ktime_ns` on, which may be in the past.
+    ///
+    /// # Errors
+    ///
+    /// The timer is refused.
+    pub(super) fn set_needed(&mut self, since_ktime_ns: Option<u64>) -> Result<()> {
+        match since_ktime_ns {
+            Some(since) if self.is_resting => {
+                self.is_resting = false;
+                let Grid {
+                    origin_ktime_ns,
+                    period_ns,
+                } = self.grid;
+                let ticks = since.saturating_sub(origin_ktime_ns) / period_ns + 1;
+                self.next_ktime_ns =
+                    origin_ktime_ns.saturating_add(ticks.saturating_mul(period_ns));
+                self.arm(self.next_ktime_ns, self.period())
+            }
+            None if !self.is_resting => {
+                self.is_resting = true;
+                let first = now_ktime_ns().saturating_add(REST.as_nanos() as u64);
+                self.arm(first, REST.max(self.period()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn arm(&mut self, first_ktime_ns: u64, interval: Duration) -> Result<()> {
         let expiration = Expiration::IntervalDelayed(
-            Duration::from_nanos(self.next_ktime_ns).into(),
-            Duration::from_nanos(period_ns).into(),
+            Duration::from_nanos(first_ktime_ns).into(),
+            interval.into(),
         );
         self.timer
             .set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME)
@@ -108,15 +150,18 @@ impl GridTimer {
     pub(super) fn due(&mut self) -> Result<Due> {
         match nix::unistd::read(&self.timer, &mut [0_u8; 8]) {
             Ok(_) => Ok(self.passed(now_ktime_ns())),
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(Due {
-                ticks: Vec::new(),
-                is_late: false,
-            }),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(Due::default()),
             Err(error) => Err(error).context("failed to read the tick's timer"),
         }
     }
 
     fn passed(&mut self, now_ktime_ns: u64) -> Due {
+        if self.is_resting {
+            return Due {
+                has_fired: true,
+                ..Due::default()
+            };
+        }
         let period_ns = self.grid.period_ns;
         let behind_ns = now_ktime_ns.saturating_sub(self.next_ktime_ns);
         let forgotten = (behind_ns / period_ns).saturating_sub(TICKS_BEHIND_MAX);
@@ -132,6 +177,7 @@ impl GridTimer {
             self.next_ktime_ns = self.next_ktime_ns.saturating_add(period_ns);
         }
         Due {
+            has_fired: true,
             ticks,
             is_late: behind_ns > period_ns / 2,
         }
@@ -186,16 +232,37 @@ mod tests {
         assert_eq!(
             timer.passed(1_100),
             Due {
+                has_fired: true,
                 ticks: vec![tick(1_100)],
                 is_late: false
             }
         );
         assert_eq!(timer.passed(1_120).ticks, []);
         let late = Due {
+            has_fired: true,
             ticks: vec![tick(1_200), tick(1_300)],
             is_late: true,
         };
         assert_eq!(timer.passed(1_350), late);
+    }
+
+    /// Check that a timer at rest tells no tick, and afterwards those since it is needed again.
+    #[test]
+    fn a_timer_at_rest_tells_no_tick() {
+        let mut timer = timer();
+        timer.set_needed(None).unwrap();
+        let due = timer.passed(1_350);
+        assert!(due.has_fired && due.ticks.is_empty() && !due.is_late);
+        timer.set_needed(Some(1_399)).unwrap();
+        let last: Vec<u64> = timer
+            .passed(1_520)
+            .ticks
+            .iter()
+            .map(|t| t.last_ktime_ns)
+            .collect();
+        assert_eq!(last, [1_400, 1_500]);
+        timer.set_needed(Some(1_000)).unwrap();
+        assert_eq!(timer.passed(1_599).ticks, []);
     }
 
     /// Check that a daemon that was stopped for long does not look at every tick it missed.

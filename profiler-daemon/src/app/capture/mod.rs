@@ -132,12 +132,21 @@ impl Capture {
     pub(in crate::app) fn run(mut self) -> Result<()> {
         loop {
             self.wait()?;
+            let mut has_obeyed = false;
             while let Ok(command) = self.commands.try_recv() {
                 self.obey(command);
+                has_obeyed = true;
             }
             if self.kernel.is_some() {
                 self.drain();
                 self.tick()?;
+                if has_obeyed {
+                    self.look(now_ktime_ns());
+                }
+            }
+            if self.kernel.is_some() {
+                self.clock
+                    .set_needed(self.tracker.oldest_start_ktime_ns())?;
             }
             if self.leaving && self.live.is_empty() {
                 return Ok(());
@@ -358,7 +367,7 @@ impl Capture {
 
     fn tick(&mut self) -> Result<()> {
         let due = self.clock.due()?;
-        if due.ticks.is_empty() {
+        if !due.has_fired {
             return Ok(());
         }
         if due.is_late {
