@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 pub use profiler_test_support::{
-    ChildGuard, HttpClient, Response, SampleService, free_port, wait_until, workspace_root,
+    C_SERVER, ChildGuard, HttpClient, Response, SampleService, build_c_server, free_port,
+    wait_until, workspace_root,
 };
 
 /// Leaves the test as skipped: prints `SKIPPED <test>: <reason>`, which `cargo xtask test` counts and

@@ -3,10 +3,12 @@
 //!
 //! Kept free of the daemon's crates, so that `cargo xtask setup` builds before the BPF toolchain is there.
 
+mod c_server;
 mod child;
 mod http;
 mod service;
 
+pub use c_server::{C_SERVER, build_c_server, kernel_test_folder};
 pub use child::{ChildGuard, free_port, wait_until};
 pub use http::{HttpClient, Response};
 pub use service::SampleService;

@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
             os.closerange(3, fd + 1)
             time.sleep(60)
         elif self.path.startswith("/exec"):
-            os.execv("/bin/sleep", ["sleep", "60"])
+            os.execv(sys.executable, ["another", "-c", "import time; time.sleep(60)"])
         elif self.path.startswith("/fork"):
             if os.fork() == 0:
                 os._exit(0)

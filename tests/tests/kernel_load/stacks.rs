@@ -1,28 +1,29 @@
 //! Registers, stack bytes and kernel frames of running and blocked threads.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use profiler_common::{KernelCounter, thread_state_flag};
 use profiler_daemon::kernel::{instruction_pointer, stack_pointer};
 use profiler_daemon::model::{Captured, SampleKind};
 use profiler_daemon::process::{ProcessMemory, ReadMemory};
+use profiler_tests::{C_SERVER, build_c_server};
 
 use crate::harness::{SLOT, Server, Watch};
 
 /// Lowest kernel address on x86_64 and aarch64.
 const KERNEL_HALF: u64 = 1 << 63;
 
-/// The C server, compiled without frame pointers; also prints the ranges of its functions.
+/// The C server, which also prints the ranges of its functions.
 fn c_server(directory: &tempfile::TempDir) -> Server {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_load/server.c");
-    let program = directory.path().join("server");
-    let status = Command::new("cc")
-        .args(["-O1", "-fomit-frame-pointer", "-fno-toplevel-reorder", "-o"])
-        .arg(&program)
-        .arg(source)
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let program = std::env::var_os(C_SERVER).map_or_else(
+        || {
+            let program = directory.path().join("server");
+            build_c_server(&program).unwrap();
+            program
+        },
+        PathBuf::from,
+    );
     Server::start(&mut Command::new(program))
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use profiler_test_support::workspace_root;
+use profiler_test_support::{build_c_server, kernel_test_folder, workspace_root};
 
 use crate::command::{output, run, target_dir};
 use crate::setup::download_from_suite;
@@ -79,6 +79,9 @@ pub(super) fn initramfs(binary: &str, args: &[String]) -> Result<PathBuf> {
         copy_into(&root, file)?;
     }
     copy_folder(&root, &workspace_root().join("tests/services"))?;
+    copy_folder(&root, &kernel_test_folder())?;
+    // Where init.c says it is; its libraries are among those of the test.
+    build_c_server(&root.join("server"))?;
     let image = folder.join("initramfs.gz");
     pack(&root, &image)?;
     Ok(image)

@@ -41,7 +41,7 @@ static int run_test(void) {
     static char line[MAX_ARGS][256];
     char *args[MAX_ARGS + 2] = {"/test"};
     char *environment[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "RUST_BACKTRACE=1",
-                           "LANG=C.UTF-8", NULL};
+                           "LANG=C.UTF-8", "PROFILERD_TEST_C_SERVER=/server", NULL};
     FILE *file = fopen("/args", "r");
     for (int i = 0; file && i < MAX_ARGS && fgets(line[i], sizeof line[i], file); i++) {
         line[i][strcspn(line[i], "\n")] = 0;
