@@ -6,6 +6,8 @@
 
 mod record;
 mod recording;
+mod requests;
+mod server;
 
 use std::time::Duration;
 
