@@ -4,6 +4,8 @@
 //! `profiler-daemon/tests/cli.rs`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attached;
+mod faults;
 mod record;
 mod recording;
 mod requests;
