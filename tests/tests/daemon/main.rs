@@ -5,11 +5,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attached;
+mod daemon;
 mod faults;
 mod record;
 mod recording;
 mod requests;
 mod server;
+mod standalone;
 
 use std::time::Duration;
 
