@@ -16,6 +16,15 @@ pub struct RequestHead {
     pub sw8: Option<String>,
     /// The blank line was seen: the head is whole.
     pub complete: bool,
+    /// Further requests in the same bytes, after this one's body: the client pipelines.
+    pub followers: usize,
+}
+
+/// One head among the bytes of a read.
+struct Part {
+    head: RequestHead,
+    /// Bytes up to where the next head begins, if that is known.
+    len: Option<usize>,
 }
 
 impl RequestHead {
@@ -23,10 +32,37 @@ impl RequestHead {
     /// a missing end and headers beyond the limit are no error.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let Part { mut head, mut len } = Part::parse(bytes)?;
+        let mut rest = bytes;
+        // Each round takes a head of at least a line off the bytes.
+        while let Some(next) = len.and_then(|len| rest.get(len..)) {
+            let Some(part) = Part::parse(next) else { break };
+            head.followers += 1;
+            (rest, len) = (next, part.len);
+        }
+        Some(head)
+    }
+
+    /// The target without scheme, authority and query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        let target = self.target.as_str();
+        let origin = match target.split_once("://") {
+            Some(("http" | "https", rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+            _ => target,
+        };
+        origin.split('?').next().unwrap_or(origin)
+    }
+}
+
+impl Part {
+    /// Parses the first head of the bytes.
+    fn parse(bytes: &[u8]) -> Option<Self> {
         // Servers skip empty lines before a request line (RFC 9112 §2.2).
         let start = bytes.iter().position(|b| !b"\r\n".contains(b))?;
         let mut lines = bytes[start..].split(|&b| b == b'\n');
-        let line = std::str::from_utf8(trim_cr(lines.next()?)).ok()?;
+        let first = lines.next()?;
+        let line = std::str::from_utf8(trim_cr(first)).ok()?;
         let mut words = line.split(' ').filter(|w| !w.is_empty());
         let (method, target) = (words.next()?, words.next()?);
         // A version must follow unless the line was cut; HTTP/0.9 is not spoken any more.
@@ -39,12 +75,16 @@ impl RequestHead {
         if !method.bytes().all(|b| b.is_ascii_uppercase()) {
             return None;
         }
-        let mut head = Self {
+        let mut head = RequestHead {
             method: method.to_owned(),
             target: target.to_owned(),
-            ..Self::default()
+            ..RequestHead::default()
         };
+        let mut head_len = start + first.len() + 1;
+        let mut body_len = Some(0_usize);
+        let mut is_chunked = false;
         for raw in lines.take(HEADERS_MAX) {
+            head_len += raw.len() + 1;
             let line = trim_cr(raw);
             if line.is_empty() {
                 head.complete = raw == b"\r";
@@ -63,20 +103,17 @@ impl RequestHead {
                 head.host = value();
             } else if name.eq_ignore_ascii_case(b"sw8") {
                 head.sw8 = value();
+            } else if name.eq_ignore_ascii_case(b"content-length") {
+                body_len = value().and_then(|value| value.parse().ok());
+            } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+                is_chunked = true;
             }
         }
-        Some(head)
-    }
-
-    /// The target without scheme, authority and query.
-    #[must_use]
-    pub fn path(&self) -> &str {
-        let target = self.target.as_str();
-        let origin = match target.split_once("://") {
-            Some(("http" | "https", rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-            _ => target,
-        };
-        origin.split('?').next().unwrap_or(origin)
+        // Where a chunked body ends is not looked for.
+        let len = body_len
+            .filter(|_| head.complete && !is_chunked)
+            .and_then(|body_len| head_len.checked_add(body_len));
+        Some(Self { head, len })
     }
 }
 
@@ -99,6 +136,26 @@ mod tests {
         assert_eq!(head.host.as_deref(), Some("shop:80"));
         assert_eq!(head.sw8.as_deref(), Some("1-abc"));
         assert!(head.complete);
+    }
+
+    /// Check that heads behind the first one are counted, after its body, and nothing else is.
+    #[test]
+    fn requests_in_the_same_bytes_are_counted() {
+        let followers = |bytes: &[u8]| RequestHead::parse(bytes).unwrap().followers;
+        let get = "GET /b HTTP/1.1\r\n\r\n";
+        let join = |parts: &[&str]| parts.concat().into_bytes();
+        assert_eq!(followers(get.as_bytes()), 0);
+        assert_eq!(followers(&join(&[get, get, get])), 2);
+        assert_eq!(followers(&join(&[get, "GET /c HT"])), 1);
+        let post = "POST /b HTTP/1.1\r\nContent-Length: 22\r\n\r\n";
+        assert_eq!(followers(&join(&[post, get])), 0, "a body like a head");
+        assert_eq!(followers(&join(&[post, get, "\n", get])), 1);
+        for lost in ["Content-Length: 18446744073709551615", "Content-Length: x"] {
+            let head = format!("POST /b HTTP/1.1\r\n{lost}\r\n\r\n");
+            assert_eq!(followers(&join(&[&head, get])), 0, "{lost}");
+        }
+        let chunked = "POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(followers(&join(&[chunked, get])), 0);
     }
 
     /// Check that a cut head still gives its request line.

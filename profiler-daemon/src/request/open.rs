@@ -24,6 +24,8 @@ pub(super) struct OpenRequest {
     pub(super) last_write_ktime_ns: u64,
     pub(super) written_bytes: u64,
     pub(super) is_untagged: bool,
+    /// Its head came together with the next one's: what is written after its answer is not its own.
+    pub(super) is_followed: bool,
     /// When the kernel's connection was first found to be gone.
     gone_since_ktime_ns: Option<u64>,
 }
@@ -38,6 +40,7 @@ impl OpenRequest {
             last_write_ktime_ns: 0,
             written_bytes: 0,
             is_untagged: false,
+            is_followed: false,
             gone_since_ktime_ns: None,
         }
     }
@@ -61,6 +64,12 @@ impl OpenRequest {
         }
         let since = *self.gone_since_ktime_ns.get_or_insert(now_ktime_ns);
         now_ktime_ns.saturating_sub(since) > LOST_END_NS
+    }
+
+    /// How long the response is has been read from its head.
+    pub(super) fn has_length(&self) -> bool {
+        self.response
+            .is_some_and(|response| response.total_bytes.is_some())
     }
 
     /// All bytes of the response are written.

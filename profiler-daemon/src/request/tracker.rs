@@ -193,6 +193,9 @@ impl RequestTracker {
                 open.on_write(ktime_ns, written_bytes);
                 if flags & event_flag::OTHER_THREAD != 0 {
                     self.drop_open(id, Counter::RequestsHandedOff, actions);
+                } else if open.is_followed && !open.has_length() {
+                    // Where its answer ends and the next one begins cannot be told.
+                    self.drop_open(id, Counter::RequestsInterleaved, actions);
                 } else if open.is_complete() {
                     self.finish(id, ktime_ns, None, actions);
                 }
@@ -239,6 +242,9 @@ impl RequestTracker {
         };
         let head = task.admit(start.pid, head).and_then(|head| {
             task.coverage.bump(Counter::RequestsMatched);
+            // The kernel side sees one head in a read.
+            let followers = head.followers as u64;
+            task.coverage.add(Counter::PipelinedHeads, followers);
             if is_interleaved {
                 Err(Counter::RequestsInterleaved)
             } else if !task.has_place(start.pid) {
@@ -275,7 +281,9 @@ impl RequestTracker {
         };
         let counts_at_once = task.threshold_ns() == 0;
         actions.push(Action::Begin(Box::new(request.clone())));
-        self.open.insert(start.id, OpenRequest::new(request));
+        let mut open = OpenRequest::new(request);
+        open.is_followed = head.followers > 0;
+        self.open.insert(start.id, open);
         if counts_at_once {
             self.count(start.id, actions);
         }

@@ -102,6 +102,26 @@ fn count(tracker: &mut RequestTracker, counter: Counter) -> u64 {
     tracker.coverage_mut(SLOT).unwrap().get(counter)
 }
 
+/// Check that of pipelined requests the first is kept if its answer tells its length, the others are
+/// counted, and nothing is kept where the answers cannot be told apart.
+#[test]
+fn pipelined_requests_are_counted_and_not_mixed_up() {
+    let mut tracker = tracker(0, 5);
+    let two = "GET /a HTTP/1.1\r\n\r\nGET /a";
+    send(&mut tracker, start(1, 1, 0, two));
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let written = answer.len() as u64;
+    let actions = send(&mut tracker, first_write(1, 20, written, answer));
+    assert_eq!(finished(&actions)[0].end_ktime_ns, 20 * MS);
+    assert_eq!(count(&mut tracker, Counter::PipelinedHeads), 1);
+
+    send(&mut tracker, start(2, 1, 30, two));
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let actions = send(&mut tracker, first_write(2, 40, 10, chunked));
+    assert!(matches!(actions[..], [Action::Drop { .. }]));
+    assert_eq!(count(&mut tracker, Counter::RequestsInterleaved), 1);
+}
+
 /// Check that a matched request runs from its head to its last write, not to the event that ended it.
 #[test]
 fn a_request_ends_with_its_last_write() {

@@ -282,6 +282,8 @@ impl Capture {
             kernel.set_python(pid, record.as_ref())?;
             kernel.add_target(pid, slot)
         });
+        // Its requests are seen from here on.
+        tracing::debug!(tgid = pid.0, "process watched");
     }
 
     fn kernel_do(&mut self, operation: impl FnOnce(&mut Kernel) -> Result<(), KernelError>) {

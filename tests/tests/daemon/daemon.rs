@@ -1,0 +1,135 @@
+//! A `profilerd standalone` or `daemon` that runs beside the test, and `profilerd task` that asks it.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{ExitStatus, Stdio};
+
+use profiler_daemon::model::ProfileReport;
+use profiler_tests::{ChildGuard, free_port, wait_until};
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use crate::DEADLINE;
+use crate::recording::command;
+
+/// A running daemon; ends when dropped.
+pub(crate) struct Daemon {
+    child: ChildGuard,
+    log: NamedTempFile,
+    /// Its OAP, or the one it reports to.
+    oap: SocketAddr,
+}
+
+/// How a `profilerd task` ended.
+pub(crate) struct Answer {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Daemon {
+    /// With its own OAP; returns when that can be asked.
+    pub(crate) fn standalone() -> Self {
+        let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+        let mut daemon = Self::start(&["standalone", "--listen", &oap.to_string()], oap);
+        wait_until("the built-in OAP", DEADLINE, || {
+            daemon.child.still_running()?;
+            Ok(TcpStream::connect(oap).ok())
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+        daemon
+    }
+
+    /// For an OAP that may be there or not, asked for tasks every second.
+    pub(crate) fn reporting_to(oap: SocketAddr) -> Self {
+        Self::start(&["daemon", "--backend", &oap.to_string()], oap)
+    }
+
+    fn start(args: &[&str], oap: SocketAddr) -> Self {
+        let log = NamedTempFile::new().unwrap();
+        let mut command = command(args);
+        command
+            .env("PROFILERD_OAP_POLL_INTERVAL", "1s")
+            .stdout(Stdio::null())
+            .stderr(File::create(log.path()).unwrap());
+        let child = ChildGuard::spawn("profilerd", &mut command).unwrap();
+        Self { child, log, oap }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log.path()).unwrap()
+    }
+
+    /// Waits until it has logged the text so many times.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&mut self, text: &str, times: usize) {
+        wait_until(text, DEADLINE, || {
+            self.child.still_running()?;
+            Ok((self.log().matches(text).count() >= times).then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let status = self.child.wait(DEADLINE);
+        status.unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
+    pub(crate) fn signal(&self, signal: i32) {
+        self.child.signal(signal);
+    }
+
+    /// Runs `profilerd task`.
+    pub(crate) fn task(&self, args: &[&str]) -> Answer {
+        let oap = self.oap.to_string();
+        let args = [&["task", "--oap", &oap], args].concat();
+        let output = command(&args).output().unwrap();
+        Answer {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Asks for a task of one minute; yields its id when a process of the service is watched for it.
+    #[track_caller]
+    pub(crate) fn create_task(&mut self, service: &str, endpoint: &str) -> String {
+        let watched = self.log().matches("process watched").count();
+        let answer = self.task(&creation(service, endpoint));
+        assert_eq!(answer.code, Some(0), "{}", answer.err);
+        self.wait_for_log("process watched", watched + 1);
+        answer.out.trim().to_owned()
+    }
+
+    /// `task show --json`.
+    #[track_caller]
+    pub(crate) fn show(&self, task_id: &str) -> Value {
+        let answer = self.task(&["show", task_id, "--json"]);
+        assert_eq!(answer.code, Some(0), "{}", answer.err);
+        serde_json::from_str(&answer.out).unwrap()
+    }
+
+    /// Waits until the task has this number of segments; yields its result.
+    #[track_caller]
+    pub(crate) fn wait_for_segments(&self, task_id: &str, count: usize) -> ProfileReport {
+        wait_until("segments of the task", DEADLINE, || {
+            let answer = self.task(&["result", task_id, "--format", "json"]);
+            let report: ProfileReport = serde_json::from_str(&answer.out)?;
+            Ok((report.segments.len() >= count).then_some(report))
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+}
+
+/// Arguments of `task create` for a task of one minute.
+pub(crate) fn creation<'a>(service: &'a str, endpoint: &'a str) -> Vec<&'a str> {
+    let what = ["create", "--service", service, "--endpoint", endpoint];
+    [&what[..], &["--duration", "1m"]].concat()
+}

@@ -1,0 +1,19 @@
+//! The daemon's binary against real servers: what it reports, what it leaves behind, what it survives.
+//!
+//! Needs root and `python3`. Refusals of the command line are tested without servers, in
+//! `profiler-daemon/tests/cli.rs`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod attached;
+mod daemon;
+mod faults;
+mod record;
+mod recording;
+mod requests;
+mod server;
+mod standalone;
+
+use std::time::Duration;
+
+/// Longest wait for anything but the end of a task.
+const DEADLINE: Duration = Duration::from_secs(20);

@@ -1,0 +1,159 @@
+//! `profilerd record` on the sample service.
+
+use std::fs;
+use std::path::Path;
+
+use profiler_daemon::model::SegmentReport;
+use profiler_tests::{SampleService, is_root, skip};
+use serde_json::Value;
+
+use crate::recording::{Recording, count, has_function, total_ms};
+
+/// Two dump periods.
+const TOLERANCE_MS: i64 = 20;
+
+fn sample_service() -> SampleService {
+    SampleService::start(Path::new("python3"), "recorded-sample", None).unwrap()
+}
+
+/// Check that the trees of `POST:/` tell the time of its functions, that other endpoints leave nothing,
+/// and that the object has the names that programs rely on.
+#[test]
+fn a_recording_tells_where_the_time_went() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let service = sample_service();
+    let recording = Recording::start("POST:/", service.id(), &["--max-requests", "5"]);
+    let mut client = service.connect().unwrap();
+    let mut other = service.connect().unwrap();
+    for _ in 0..5 {
+        assert_eq!(other.request("GET", "/fast", "").unwrap().status, 200);
+        assert_eq!(client.request("POST", "/", "{}").unwrap().status, 200);
+    }
+    let recorded = recording.finish();
+    let report = recorded.report(0);
+    assert_eq!(report.segments.len(), 5);
+    for segment in &report.segments {
+        assert_eq!(segment.endpoint, "POST:/");
+        assert_eq!(segment.status, Some(200));
+        assert!(has_function(segment, "do_POST") && has_function(segment, "method1"));
+        assert!(!has_function(segment, "answer_fast"));
+        let sequences = segment.snapshots.iter().map(|s| s.sequence);
+        assert!(sequences.eq(0..segment.snapshots.len() as i32));
+    }
+    let expect = |what: &str, expected_ms: i64, of: &dyn Fn(&SegmentReport) -> i64| {
+        let mut times: Vec<i64> = report.segments.iter().map(of).collect();
+        times.sort_unstable();
+        let median = times[times.len() / 2];
+        assert!(
+            (median - expected_ms).abs() <= TOLERANCE_MS,
+            "{what}: {times:?} ms, expected about {expected_ms}"
+        );
+    };
+    let handler_ms = |s: &SegmentReport| total_ms(&s.trees, "do_POST");
+    let own_ms = |s: &SegmentReport| handler_ms(s) - total_ms(&s.trees, "method3");
+    expect("do_POST", 560, &handler_ms);
+    expect("do_POST itself", 500, &own_ms);
+    for (function, expected_ms) in [("method3", 60), ("method2", 40), ("method1", 20)] {
+        expect(function, expected_ms, &|s| total_ms(&s.trees, function));
+    }
+    assert_eq!(count(&report, "requests_profiled"), 5);
+    assert_eq!(count(&report, "requests_matched"), 5);
+    assert_eq!(count(&report, "requests_seen"), 10);
+    check_names(&recorded.json());
+}
+
+/// The names of the form, in order of their nesting.
+#[track_caller]
+fn check_names(report: &Value) {
+    let has = |object: &Value, names: &[&str]| {
+        for name in names {
+            assert!(object.get(name).is_some(), "{name} is not in {object}");
+        }
+    };
+    has(report, &["task", "coverage", "segments"]);
+    let segment = &report["segments"][0];
+    has(
+        segment,
+        &["segment_id", "endpoint", "start_ms", "duration_ms"],
+    );
+    has(segment, &["status", "snapshots", "trees"]);
+    has(&segment["snapshots"][0], &["sequence", "time_ms", "stack"]);
+    let tree = &segment["trees"][0];
+    has(tree, &["code_signature", "duration_ms", "self_ms", "count"]);
+    has(tree, &["children"]);
+}
+
+/// Check that requests to other endpoints give exit code 3, and that what was seen and why it is not
+/// there is told.
+#[test]
+fn without_a_matching_request_the_reason_is_told() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let service = sample_service();
+    let recording = Recording::start("GET:/slow", service.id(), &[]);
+    let mut client = service.connect().unwrap();
+    for _ in 0..3 {
+        client.request("GET", "/fast", "").unwrap();
+    }
+    let recorded = recording.interrupt();
+    let report = recorded.report(3);
+    assert!(report.segments.is_empty());
+    assert_eq!(count(&report, "requests_seen"), 3);
+    assert_eq!(count(&report, "requests_matched"), 0);
+    let reason = "3 requests were seen, none of them to GET:/slow";
+    assert!(recorded.err.contains(reason), "{}", recorded.err);
+    let counted = "3  request heads read by processes of the task's service";
+    assert!(recorded.err.contains(counted), "{}", recorded.err);
+}
+
+/// Check that requests shorter than the minimum duration are counted and not reported.
+#[test]
+fn requests_below_the_minimum_duration_are_left_out() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let service = sample_service();
+    let recording = Recording::start("*", service.id(), &["--min-duration", "400ms"]);
+    let mut client = service.connect().unwrap();
+    client.request("GET", "/fast", "").unwrap();
+    client.request("POST", "/", "{}").unwrap();
+    client.request("GET", "/fast", "").unwrap();
+    let report = recording.interrupt().report(0);
+    assert_eq!(report.segments.len(), 1);
+    assert!(has_function(&report.segments[0], "do_POST"));
+    assert_eq!(count(&report, "requests_below_threshold"), 2);
+}
+
+/// Check that a file appears when the result is complete, and that a recording killed before leaves
+/// none.
+#[test]
+fn a_file_is_complete_or_not_there() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let service = sample_service();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("result.json");
+    let output = ["--max-requests", "1", "-o", file.to_str().unwrap()];
+    let mut client = service.connect().unwrap();
+
+    let mut killed = Recording::start("POST:/", service.id(), &output);
+    client.send_raw(b"POST / HTTP/1.1\r\n\r\n").unwrap();
+    killed.kill();
+    assert_eq!(client.read_response().unwrap().0, 200);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    let recording = Recording::start("POST:/", service.id(), &output);
+    client.request("POST", "/", "{}").unwrap();
+    let recorded = recording.finish();
+    assert_eq!(
+        (recorded.status.code(), recorded.out.as_str()),
+        (Some(0), "")
+    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    check_names(&report);
+}

@@ -1,0 +1,163 @@
+//! `profilerd standalone` and `daemon` over the life of tasks.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use profiler_daemon::embedded::EmbeddedOap;
+use profiler_tests::{SampleService, free_port, is_root, skip, wait_until};
+
+use crate::DEADLINE;
+use crate::attached::{Attached, pinned};
+use crate::daemon::{Daemon, creation};
+use crate::recording::has_function;
+
+/// A task of one minute, and what ends after it.
+const TASK_DEADLINE: Duration = Duration::from_secs(90);
+
+fn sample_service(name: &str) -> SampleService {
+    SampleService::start(Path::new("python3"), name, None).unwrap()
+}
+
+/// Check the whole life of a task: nothing is attached before, one task at a time, its result, its
+/// coverage and its end are shown, nothing is attached afterwards, and the next one runs.
+#[test]
+fn a_task_runs_and_ends_and_leaves_nothing() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    const NAME: &str = "task-sample";
+    let pinned_before = pinned();
+    let service = sample_service(NAME);
+    let mut daemon = Daemon::standalone();
+    assert_eq!(Attached::of(daemon.id()), Attached::default());
+
+    let task_id = daemon.create_task(NAME, "POST:/");
+    let attached = Attached::of_live(daemon.id());
+    let refused = daemon.task(&creation(NAME, "GET:/busy"));
+    assert_eq!(refused.code, Some(1));
+    let reason = "already has monitor task";
+    assert!(refused.err.contains(reason), "{}", refused.err);
+
+    let mut client = service.connect().unwrap();
+    for _ in 0..2 {
+        client.request("GET", "/fast", "").unwrap();
+        client.request("POST", "/", "{}").unwrap();
+    }
+    let report = daemon.wait_for_segments(&task_id, 2);
+    for segment in &report.segments {
+        assert_eq!(
+            (segment.endpoint.as_str(), segment.status),
+            ("POST:/", Some(200))
+        );
+        assert!(has_function(segment, "method1") && !has_function(segment, "answer_fast"));
+    }
+    let list = daemon.task(&["list"]);
+    assert!(
+        list.out.contains(&task_id) && list.out.contains("running"),
+        "{}",
+        list.out
+    );
+
+    wait_until("the task's end", TASK_DEADLINE, || {
+        let is_over = daemon
+            .show(&task_id)
+            .to_string()
+            .contains("EXECUTION_FINISHED");
+        Ok(is_over.then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    let shown = daemon.show(&task_id);
+    assert_eq!(shown["task"]["state"], "finished", "{shown}");
+    assert_eq!(shown["coverage"]["requests_seen"], 4, "{shown}");
+    assert_eq!(shown["coverage"]["requests_profiled"], 2, "{shown}");
+    let text = daemon.task(&["show", &task_id]).out;
+    assert!(text.contains("has finished it"), "{text}");
+    assert!(
+        text.contains("4  request heads read by processes"),
+        "{text}"
+    );
+    wait_until("the daemon to detach", DEADLINE, || {
+        Ok((Attached::of(daemon.id()) == Attached::default()).then_some(()))
+    })
+    .unwrap();
+    attached.wait_until_gone();
+    assert_eq!(pinned(), pinned_before);
+
+    let second = daemon.create_task(NAME, "GET:/busy");
+    client.request("GET", "/busy", "").unwrap();
+    let report = daemon.wait_for_segments(&second, 1);
+    assert!(has_function(&report.segments[0], "inner"));
+    let attached = Attached::of_live(daemon.id());
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    attached.wait_until_gone();
+}
+
+/// Check that a daemon killed in the middle of a profiled request leaves nothing in the kernel and the
+/// service unharmed.
+#[test]
+fn a_killed_daemon_leaves_nothing_and_harms_nobody() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let pinned_before = pinned();
+    let service = sample_service("orphaned-sample");
+    let mut daemon = Daemon::standalone();
+    daemon.create_task("orphaned-sample", "POST:/");
+    let attached = Attached::of_live(daemon.id());
+    let mut client = service.connect().unwrap();
+    client.send_raw(b"POST / HTTP/1.1\r\n\r\n").unwrap();
+    daemon.signal(libc::SIGKILL);
+    daemon.wait();
+    assert_eq!(client.read_response().unwrap().0, 200);
+    assert_eq!(client.request("POST", "/", "{}").unwrap().status, 200);
+    attached.wait_until_gone();
+    assert_eq!(pinned(), pinned_before);
+}
+
+/// Check that an address that is taken ends `standalone`, and that the address is named.
+#[test]
+fn a_taken_port_is_named() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = crate::recording::command(&["standalone", "--listen", &address]).output();
+    let output = output.unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(
+        err.contains(&format!("failed to listen on {address}")),
+        "{err}"
+    );
+}
+
+/// Check that a daemon without its OAP says so and stays, and runs tasks once there is one.
+#[test]
+fn a_daemon_waits_for_its_oap() {
+    if !is_root() {
+        skip!("needs root");
+    }
+    let service = sample_service("waiting-sample");
+    let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    let mut daemon = Daemon::reporting_to(oap);
+    daemon.wait_for_log("Disconnected", 1);
+    assert!(daemon.log().contains(&oap.to_string()), "{}", daemon.log());
+    assert_eq!(Attached::of(daemon.id()), Attached::default());
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _embedded = runtime.block_on(EmbeddedOap::start(oap)).unwrap();
+    daemon.wait_for_log("Connected", 1);
+    let task_id = daemon.create_task("waiting-sample", "POST:/");
+    service
+        .connect()
+        .unwrap()
+        .request("POST", "/", "{}")
+        .unwrap();
+    let report = daemon.wait_for_segments(&task_id, 1);
+    assert!(has_function(&report.segments[0], "do_POST"));
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+}
