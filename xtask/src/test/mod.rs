@@ -33,8 +33,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     run_all(args.filter.as_deref(), false)
 }
 
-/// Runs `ci`. The kernel tests that compile their servers have no compiler inside the virtual machine
-/// yet, so `cargo xtask vm` stays a command of its own, unless `PROFILERD_CI_VM` is set.
+/// Runs `ci`. `cargo xtask vm` takes some minutes, emulated, and stays a command of its own unless
+/// `PROFILERD_CI_VM` is set.
 pub(crate) fn run_ci() -> Result<ExitCode> {
     run_all(None, env::var_os("PROFILERD_CI_VM").is_some())
 }
