@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::capture::Command;
 use crate::model::{Counter, Pid, Service, TaskSlot};
+use crate::process::procfs::Procfs;
 use crate::process::python::{PythonError, PythonRuntime};
 use crate::process::{RequestModel, Runtime};
 
 /// The commands that add a process to a task, with what is known about its runtime. `None` if its
-/// interpreter still starts: ask again. Reads the process's memory, which takes some milliseconds.
+/// interpreter still starts (ask again) or the process has just ended. Reads the process's memory, which takes some milliseconds.
 pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Option<Vec<Command>> {
     let note = |counter, text| Command::Note {
         slot,
@@ -25,10 +26,12 @@ pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Option<Vec<
     let python = match PythonRuntime::detect(pid) {
         Ok(python) => python.map(Arc::new),
         Err(PythonError::Starting { .. }) => return None,
+        Err(_) if is_gone(pid) => return None,
         Err(error) => {
+            let why = anyhow::Error::from(error);
             commands.push(note(
                 None,
-                format!("process {pid}: no Python frames: {error}"),
+                format!("process {pid}: no Python frames: {why:#}"),
             ));
             None
         }
@@ -40,4 +43,11 @@ pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Option<Vec<
         python,
     });
     Some(commands)
+}
+
+/// Whether there is nothing left of a process to look at.
+fn is_gone(pid: Pid) -> bool {
+    Procfs::default()
+        .stat(pid)
+        .map_or(true, |stat| stat.is_dead)
 }
