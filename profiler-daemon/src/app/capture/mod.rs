@@ -5,13 +5,15 @@
 //! Lost: full queue -> [`Counter::SamplesQueueFull`]; late tick -> [`Counter::TicksLate`];
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
-//! [`clock`] follows the sampling grid, [`count`] translates the kernel side's counts, [`message`] holds
-//! what comes in and goes out. Nothing is loaded while no task is live, and the thread then sleeps in
+//! [`tasks`] obeys, [`blocked`] samples at a tick, [`clock`] follows the sampling grid, [`count`] translates
+//! the kernel side's counts, [`message`] holds what comes in and goes out. Nothing is loaded while no task is live, and the thread then sleeps in
 //! `poll` without a timeout.
 
+mod blocked;
 mod clock;
 mod count;
 mod message;
+mod tasks;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -22,17 +24,13 @@ use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use profiler_common::{Conn, ThreadState};
+use profiler_common::Conn;
 
 use crate::kernel::{Kernel, KernelError, LoadOptions};
-use crate::model::{
-    Counter, Coverage, Pid, ProfileTask, PythonChain, RawSample, RequestEvent, SampleKind, Service,
-    TaskId, TaskSlot, Tid,
-};
-use crate::process::ProcessMemory;
+use crate::model::{Counter, Coverage, Pid, RawSample, RequestEvent, SampleKind, TaskId, TaskSlot};
 use crate::process::python::PythonRuntime;
-use crate::request::{Action, ConnView, Endpoint, RequestTracker, TrackerLimits};
-use crate::sampler::{ChainWalker, Sampler, ThreadStates, Tick, Watched};
+use crate::request::{Action, ConnView, RequestTracker, TrackerLimits};
+use crate::sampler::Sampler;
 use crate::timeline::Grid;
 use crate::unwind::python::PythonWalker;
 use clock::{GridTimer, now_ktime_ns, wall_clock};
@@ -44,34 +42,9 @@ pub(super) use message::{Command, Work};
 const LOOK_NS: u64 = 50_000_000;
 /// How often live coverage is published.
 const PUBLISH_NS: u64 = 1_000_000_000;
-/// How long a task's open requests may run on after its end.
-const GRACE_NS: u64 = 2_000_000_000;
-
 impl ConnView for Kernel {
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
         Self::conn(self, pid, fd).ok().flatten()
-    }
-}
-
-impl ThreadStates for Kernel {
-    fn thread_state(&self, tid: Tid) -> Option<ThreadState> {
-        Self::thread_state(self, tid).ok().flatten()
-    }
-}
-
-/// Python frames of blocked threads.
-struct Walker<'a> {
-    walker: &'a mut PythonWalker,
-    runtimes: &'a HashMap<Pid, Arc<PythonRuntime>>,
-}
-
-impl ChainWalker for Walker<'_> {
-    fn walk(&mut self, pid: Pid, tid: Tid) -> Option<PythonChain> {
-        let runtime = self.runtimes.get(&pid)?;
-        Some(
-            self.walker
-                .walk_thread(&ProcessMemory::new(pid), runtime, tid),
-        )
     }
 }
 
@@ -173,117 +146,6 @@ impl Capture {
             let _count = self.wake.read();
         }
         Ok(())
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::StartTask {
-                slot,
-                task,
-                endpoint,
-            } => {
-                let task_id = task.task_id.clone();
-                match self.arm(slot, &task, &endpoint) {
-                    Ok(()) => {
-                        self.tracker.add_task(slot, *task, *endpoint);
-                        self.send(Work::Armed(task_id));
-                    }
-                    Err(error) => {
-                        self.live.remove(&slot);
-                        self.disarm_if_idle();
-                        self.send(Work::TaskFailed(task_id, error));
-                    }
-                }
-            }
-            Command::AddTarget {
-                slot,
-                pid,
-                service,
-                python,
-            } => {
-                self.add_target(slot, pid, service, python);
-            }
-            Command::EndTask { slot } => {
-                let now = now_ktime_ns();
-                if let Some(live) = self.live.get_mut(&slot) {
-                    live.ends_ktime_ns.get_or_insert(now + GRACE_NS);
-                    self.kernel_do(|kernel| kernel.set_count_only(slot, true));
-                }
-            }
-            Command::ReleasePlace { slot, service } => {
-                let mut actions = Vec::new();
-                self.tracker.release_place(slot, &service, &mut actions);
-                self.act(actions);
-            }
-            Command::Note {
-                slot,
-                counter,
-                text,
-            } => {
-                if let Some(coverage) = self.tracker.coverage_mut(slot) {
-                    if let Some(counter) = counter {
-                        coverage.bump(counter);
-                    }
-                    coverage.note(text);
-                }
-            }
-            Command::Shutdown => {
-                self.leaving = true;
-                let now = now_ktime_ns();
-                for live in self.live.values_mut() {
-                    live.ends_ktime_ns = Some(now);
-                }
-            }
-        }
-    }
-
-    fn arm(&mut self, slot: TaskSlot, task: &ProfileTask, endpoint: &Endpoint) -> Result<()> {
-        let period = Duration::from_millis(u64::from(task.dump_period_ms.max(1)));
-        let live = Live {
-            task_id: task.task_id.clone(),
-            period,
-            ends_ktime_ns: None,
-            targets: Vec::new(),
-        };
-        self.live.insert(slot, live);
-        let kernel = match &mut self.kernel {
-            Some(kernel) => kernel,
-            None => self.kernel.insert(Kernel::load(&self.options)?),
-        };
-        kernel.set_rule(slot, &endpoint.rule())?;
-        if !kernel.is_attached() {
-            self.clock.start(kernel.attach(period)?, period)?;
-        } else if period < self.clock.period() {
-            self.clock.start(kernel.set_period(period)?, period)?;
-        }
-        Ok(())
-    }
-
-    fn add_target(
-        &mut self,
-        slot: TaskSlot,
-        pid: Pid,
-        service: Service,
-        python: Option<Arc<PythonRuntime>>,
-    ) {
-        let Some(live) = self.live.get_mut(&slot) else {
-            return;
-        };
-        if !live.targets.contains(&pid) {
-            live.targets.push(pid);
-        }
-        self.tracker.add_target(slot, pid, service);
-        if let Some(python) = &python {
-            self.runtimes.insert(pid, Arc::clone(python));
-        }
-        self.send(Work::Target(pid, python.clone()));
-        let record = python.map(|python| python.to_kernel());
-        self.kernel_do(|kernel| {
-            kernel.set_python(pid, record.as_ref())?;
-            kernel.add_target(pid, slot)
-        });
-        // Its requests are seen from here on.
-        tracing::debug!(tgid = pid.0, "process watched");
     }
 
     fn kernel_do(&mut self, operation: impl FnOnce(&mut Kernel) -> Result<(), KernelError>) {
@@ -397,43 +259,6 @@ impl Capture {
         Ok(())
     }
 
-    fn sample_blocked(&mut self, tick: Tick) {
-        let watched: Vec<(TaskSlot, Watched)> = self
-            .tracker
-            .sampled()
-            .map(|r| {
-                (
-                    r.slot,
-                    Watched {
-                        request: r.id,
-                        start_ktime_ns: r.start_ktime_ns,
-                        pid: r.pid,
-                        tid: r.tid,
-                    },
-                )
-            })
-            .collect();
-        let mut walker = Walker {
-            walker: &mut self.walker,
-            runtimes: &self.runtimes,
-        };
-        let mut found = Vec::new();
-        for (slot, watched) in watched {
-            let Some(kernel) = &self.kernel else { return };
-            let Some(losses) = self.tracker.coverage_mut(slot) else {
-                continue;
-            };
-            let memory = ProcessMemory::new(watched.pid);
-            found.extend(
-                self.sampler
-                    .sample(watched, tick, kernel, &memory, &mut walker, losses),
-            );
-        }
-        for sample in found {
-            self.send_sample(sample);
-        }
-    }
-
     /// Looks at open requests and at tasks whose time is over.
     fn look(&mut self, now: u64) {
         let mut actions = Vec::new();
@@ -452,41 +277,6 @@ impl Capture {
             .collect();
         for slot in over {
             self.end_task(slot, now);
-        }
-    }
-
-    fn end_task(&mut self, slot: TaskSlot, now: u64) {
-        let coverage = self.coverage(slot);
-        let mut actions = Vec::new();
-        let unfinished = self.tracker.end_task(slot, now, &mut actions);
-        self.act(actions);
-        let Some(live) = self.live.remove(&slot) else {
-            return;
-        };
-        for pid in &live.targets {
-            self.kernel_do(|kernel| kernel.remove_target(*pid, slot));
-        }
-        self.kernel_do(|kernel| kernel.clear_rule(slot));
-        let mut coverage = coverage.map_or_else(Coverage::default, |(_, coverage)| coverage);
-        if let Some(last) = unfinished {
-            // What cutting the open requests added since.
-            for counter in Counter::all() {
-                if last.get(counter) > coverage.get(counter) {
-                    coverage.set(counter, last.get(counter));
-                }
-            }
-        }
-        self.send(Work::TaskDone(live.task_id, coverage));
-        self.disarm_if_idle();
-    }
-
-    fn disarm_if_idle(&mut self) {
-        if self.live.is_empty() {
-            self.kernel = None;
-            self.runtimes.clear();
-            self.sampler = Sampler::default();
-            self.clock.stop();
-            self.send(Work::Idle);
         }
     }
 

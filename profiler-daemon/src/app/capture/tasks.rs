@@ -1,0 +1,165 @@
+//! The life of a task on the capture thread: armed, given its processes, ended, forgotten.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::clock::now_ktime_ns;
+use super::{Capture, Command, Live, Work};
+use crate::kernel::Kernel;
+use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskSlot};
+use crate::process::python::PythonRuntime;
+use crate::request::Endpoint;
+use crate::sampler::Sampler;
+
+/// How long a task's open requests may run on after its end.
+const GRACE_NS: u64 = 2_000_000_000;
+
+impl Capture {
+    pub(super) fn obey(&mut self, command: Command) {
+        match command {
+            Command::StartTask {
+                slot,
+                task,
+                endpoint,
+            } => {
+                let task_id = task.task_id.clone();
+                match self.arm(slot, &task, &endpoint) {
+                    Ok(()) => {
+                        self.tracker.add_task(slot, *task, *endpoint);
+                        self.send(Work::Armed(task_id));
+                    }
+                    Err(error) => {
+                        self.live.remove(&slot);
+                        self.disarm_if_idle();
+                        self.send(Work::TaskFailed(task_id, error));
+                    }
+                }
+            }
+            Command::AddTarget {
+                slot,
+                pid,
+                service,
+                python,
+            } => {
+                self.add_target(slot, pid, service, python);
+            }
+            Command::EndTask { slot } => {
+                let now = now_ktime_ns();
+                if let Some(live) = self.live.get_mut(&slot) {
+                    live.ends_ktime_ns.get_or_insert(now + GRACE_NS);
+                    self.kernel_do(|kernel| kernel.set_count_only(slot, true));
+                }
+            }
+            Command::ReleasePlace { slot, service } => {
+                let mut actions = Vec::new();
+                self.tracker.release_place(slot, &service, &mut actions);
+                self.act(actions);
+            }
+            Command::Note {
+                slot,
+                counter,
+                text,
+            } => {
+                if let Some(coverage) = self.tracker.coverage_mut(slot) {
+                    if let Some(counter) = counter {
+                        coverage.bump(counter);
+                    }
+                    coverage.note(text);
+                }
+            }
+            Command::Shutdown => {
+                self.leaving = true;
+                let now = now_ktime_ns();
+                for live in self.live.values_mut() {
+                    live.ends_ktime_ns = Some(now);
+                }
+            }
+        }
+    }
+
+    fn arm(&mut self, slot: TaskSlot, task: &ProfileTask, endpoint: &Endpoint) -> Result<()> {
+        let period = Duration::from_millis(u64::from(task.dump_period_ms.max(1)));
+        let live = Live {
+            task_id: task.task_id.clone(),
+            period,
+            ends_ktime_ns: None,
+            targets: Vec::new(),
+        };
+        self.live.insert(slot, live);
+        let kernel = match &mut self.kernel {
+            Some(kernel) => kernel,
+            None => self.kernel.insert(Kernel::load(&self.options)?),
+        };
+        kernel.set_rule(slot, &endpoint.rule())?;
+        if !kernel.is_attached() {
+            self.clock.start(kernel.attach(period)?, period)?;
+        } else if period < self.clock.period() {
+            self.clock.start(kernel.set_period(period)?, period)?;
+        }
+        Ok(())
+    }
+
+    fn add_target(
+        &mut self,
+        slot: TaskSlot,
+        pid: Pid,
+        service: Service,
+        python: Option<Arc<PythonRuntime>>,
+    ) {
+        let Some(live) = self.live.get_mut(&slot) else {
+            return;
+        };
+        if !live.targets.contains(&pid) {
+            live.targets.push(pid);
+        }
+        self.tracker.add_target(slot, pid, service);
+        if let Some(python) = &python {
+            self.runtimes.insert(pid, Arc::clone(python));
+        }
+        self.send(Work::Target(pid, python.clone()));
+        let record = python.map(|python| python.to_kernel());
+        self.kernel_do(|kernel| {
+            kernel.set_python(pid, record.as_ref())?;
+            kernel.add_target(pid, slot)
+        });
+        // Its requests are seen from here on.
+        tracing::debug!(tgid = pid.0, "process watched");
+    }
+
+    pub(super) fn end_task(&mut self, slot: TaskSlot, now: u64) {
+        let coverage = self.coverage(slot);
+        let mut actions = Vec::new();
+        let unfinished = self.tracker.end_task(slot, now, &mut actions);
+        self.act(actions);
+        let Some(live) = self.live.remove(&slot) else {
+            return;
+        };
+        for pid in &live.targets {
+            self.kernel_do(|kernel| kernel.remove_target(*pid, slot));
+        }
+        self.kernel_do(|kernel| kernel.clear_rule(slot));
+        let mut coverage = coverage.map_or_else(Coverage::default, |(_, coverage)| coverage);
+        if let Some(last) = unfinished {
+            // What cutting the open requests added since.
+            for counter in Counter::all() {
+                if last.get(counter) > coverage.get(counter) {
+                    coverage.set(counter, last.get(counter));
+                }
+            }
+        }
+        self.send(Work::TaskDone(live.task_id, coverage));
+        self.disarm_if_idle();
+    }
+
+    fn disarm_if_idle(&mut self) {
+        if self.live.is_empty() {
+            self.kernel = None;
+            self.runtimes.clear();
+            self.sampler = Sampler::default();
+            self.clock.stop();
+            self.send(Work::Idle);
+        }
+    }
+}
