@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 
-use profiler_common::{Conn, EndReason, conn_flag, event_flag};
+use profiler_common::{Conn, conn_flag, event_flag};
 use uuid::Uuid;
 
 use super::endpoint::Endpoint;
@@ -81,8 +81,8 @@ pub trait ConnView {
 /// The state machine over all tasks and open requests.
 #[derive(Debug, Default)]
 pub struct RequestTracker {
-    tasks: HashMap<TaskSlot, LiveTask>,
-    open: HashMap<RequestId, OpenRequest>,
+    pub(super) tasks: HashMap<TaskSlot, LiveTask>,
+    pub(super) open: HashMap<RequestId, OpenRequest>,
     limits: TrackerLimits,
 }
 
@@ -344,139 +344,7 @@ impl RequestTracker {
         }
     }
 
-    /// Takes one of the task's places for a request that passed the threshold, or drops it.
-    fn count(&mut self, id: RequestId, actions: &mut Vec<Action>) -> bool {
-        let Some(open) = self.open.get_mut(&id) else {
-            return false;
-        };
-        if open.is_counted {
-            return true;
-        }
-        let (slot, pid) = (open.request.slot, open.request.pid);
-        let Some(task) = self.tasks.get_mut(&slot) else {
-            return false;
-        };
-        if !task.has_place(pid) {
-            self.drop_open(id, Counter::RequestsOverLimit, actions);
-            return false;
-        }
-        open.is_counted = true;
-        if task.take_place(pid) {
-            actions.push(Action::CountOnly { slot, on: true });
-        }
-        true
-    }
-
-    /// Gives a place back: the request that held it left no snapshot.
-    pub fn release_place(&mut self, slot: TaskSlot, service: &Service, actions: &mut Vec<Action>) {
-        if self
-            .tasks
-            .get_mut(&slot)
-            .is_some_and(|task| task.give_back(service))
-        {
-            actions.push(Action::CountOnly { slot, on: false });
-        }
-    }
-
-    fn drop_open(&mut self, id: RequestId, why: Counter, actions: &mut Vec<Action>) {
-        let Some(open) = self.open.remove(&id) else {
-            return;
-        };
-        let request = open.request;
-        if let Some(task) = self.tasks.get_mut(&request.slot) {
-            task.coverage.bump(why);
-            if open.is_counted
-                && let Some(service) = task.service_of(request.pid).cloned()
-            {
-                self.release_place(request.slot, &service, actions);
-            }
-        }
-        actions.push(Action::Drop {
-            id,
-            tid: request.tid,
-        });
-    }
-
-    fn finish(
-        &mut self,
-        id: RequestId,
-        now: u64,
-        reason: Option<EndReason>,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(open) = self.open.get(&id) else {
-            return;
-        };
-        let has_died = matches!(reason, Some(EndReason::ThreadExit | EndReason::Exec));
-        // What was captured of a request whose thread died is kept; an answer that never came
-        // otherwise means that nobody served the head.
-        if !open.is_answered && !has_died {
-            return self.drop_open(id, Counter::RequestsUnanswered, actions);
-        }
-        let end_ktime_ns = if open.is_answered {
-            open.last_write_ktime_ns
-        } else {
-            now
-        };
-        let threshold_ns = self
-            .tasks
-            .get(&open.request.slot)
-            .map_or(0, LiveTask::threshold_ns);
-        let duration_ns = end_ktime_ns.saturating_sub(open.request.start_ktime_ns);
-        // A threshold of zero keeps every request, whatever the clock's resolution.
-        if threshold_ns > 0 && duration_ns <= threshold_ns {
-            return self.drop_open(id, Counter::RequestsBelowThreshold, actions);
-        }
-        if !self.count(id, actions) {
-            return;
-        }
-        let Some(open) = self.open.remove(&id) else {
-            return;
-        };
-        let mut losses = Coverage::default();
-        if !open.is_answered {
-            losses.bump(Counter::RequestsUnanswered);
-        }
-        actions.push(Action::Finish(Box::new(FinishedRequest {
-            status: open.response.map(|response| response.status),
-            request: open.request,
-            end_ktime_ns,
-            reason,
-            losses,
-        })));
-    }
-
-    /// Ends a task: its open requests are cut at `now` and kept if they passed the threshold.
-    /// Returns what the tracker counted.
-    pub fn end_task(
-        &mut self,
-        slot: TaskSlot,
-        now_ktime_ns: u64,
-        actions: &mut Vec<Action>,
-    ) -> Option<Coverage> {
-        for id in self.ids(|open| open.request.slot == slot) {
-            let Some(open) = self.open.get_mut(&id) else {
-                continue;
-            };
-            if !open.is_answered {
-                open.on_write(now_ktime_ns, 0);
-                if let Some(task) = self.tasks.get_mut(&slot) {
-                    task.coverage.bump(Counter::RequestsUnfinished);
-                }
-            }
-            self.finish(id, now_ktime_ns, None, actions);
-        }
-        self.tasks.remove(&slot).map(|task| task.coverage)
-    }
-
-    /// A process is gone: its open requests end now, with what was captured.
-    pub fn on_process_gone(&mut self, pid: Pid, now_ktime_ns: u64, actions: &mut Vec<Action>) {
-        for id in self.ids(|open| open.request.pid == pid) {
-            self.finish(id, now_ktime_ns, Some(EndReason::ThreadExit), actions);
-        }
-    }
-
-    fn ids(&self, wanted: impl Fn(&OpenRequest) -> bool) -> Vec<RequestId> {
+    pub(super) fn ids(&self, wanted: impl Fn(&OpenRequest) -> bool) -> Vec<RequestId> {
         let open = self.open.values().filter(|open| wanted(open));
         open.map(|open| open.request.id).collect()
     }

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use profiler_common::EndReason;
+
 use super::*;
 use crate::model::TaskId;
 
