@@ -77,7 +77,9 @@ impl Control {
         mut events: mpsc::Receiver<PipelineEvent>,
         scan_interval: Duration,
     ) -> Result<()> {
+        // One stream each for the whole time: a signal that comes between two waits is not lost.
         let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
         let mut scan = tokio::time::interval(scan_interval);
         scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut step = tokio::time::interval(STEP);
@@ -96,7 +98,7 @@ impl Control {
                 _ = scan.tick() => self.scan(),
                 _ = step.tick(), if busy => self.step(),
                 _ = terminate.recv() => break Ok(()),
-                _ = tokio::signal::ctrl_c() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
             }
         };
         // Why the pipeline ended comes before what that led to.

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::capture::Command;
@@ -21,6 +22,13 @@ use crate::process::ProcessTable;
 use crate::request::Endpoint;
 
 const SLOT: TaskSlot = TaskSlot(0);
+
+/// What a recording reacts to.
+struct Inputs {
+    events: mpsc::Receiver<PipelineEvent>,
+    /// One stream for the whole time: a signal that comes between two waits is not lost.
+    interrupt: Signal,
+}
 
 /// Records one endpoint and returns what was found, coverage included.
 ///
@@ -76,7 +84,10 @@ async fn run(
         start_unix_ms: now_ms,
         create_unix_ms: now_ms,
     };
-    let (pipeline, mut events) = Pipeline::spawn(config)?;
+    // Before anything is attached: from here on Ctrl-C ends the recording in order.
+    let interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
+    let (pipeline, events) = Pipeline::spawn(config)?;
+    let mut inputs = Inputs { events, interrupt };
     pipeline.send(Command::StartTask {
         slot: SLOT,
         task: Box::new(task.clone()),
@@ -88,7 +99,7 @@ async fn run(
     }
     let collected = collect(
         &pipeline,
-        &mut events,
+        &mut inputs,
         &task,
         request,
         progress,
@@ -99,7 +110,7 @@ async fn run(
     // Also after a failure: the kernel side is detached in order, and why a thread ended early is
     // known when it is joined.
     pipeline.shut_down();
-    while events.recv().await.is_some() {}
+    while inputs.events.recv().await.is_some() {}
     let ended = pipeline.join();
     match collected {
         Ok((segments, coverage)) => {
@@ -115,7 +126,7 @@ async fn run(
 
 async fn collect(
     pipeline: &Pipeline,
-    events: &mut mpsc::Receiver<PipelineEvent>,
+    inputs: &mut Inputs,
     task: &ProfileTask,
     request: &RecordRequest,
     progress: &dyn Progress,
@@ -133,7 +144,7 @@ async fn collect(
     let mut scanned = Instant::now();
     loop {
         tokio::select! {
-            event = events.recv() => match event {
+            event = inputs.events.recv() => match event {
                 Some(PipelineEvent::Segment(segment)) => {
                     state.snapshots += segment.snapshots.len() as u64;
                     segments.push(*segment);
@@ -150,7 +161,7 @@ async fn collect(
                 None => bail!("nothing can be captured any more"),
             },
             _ = tick.tick() => {}
-            _ = tokio::signal::ctrl_c(), if !ending => {
+            _ = inputs.interrupt.recv(), if !ending => {
                 ending = true;
                 pipeline.send(Command::EndTask { slot: SLOT });
             }

@@ -93,12 +93,13 @@ fn a_request_with_a_slow_body_begins_with_its_head() {
     if !is_root() {
         skip!("needs root");
     }
-    let server = Server::with_threads();
+    let mut server = Server::with_threads();
     let recording = Recording::start("POST:/body", server.id(), &["--max-requests", "1"]);
     let mut client = server.connect();
     client
         .send_raw(b"POST /body HTTP/1.1\r\nContent-Length: 16\r\n\r\n")
         .unwrap();
+    server.wait_until_it_reads_a_body();
     sleep(Duration::from_millis(300));
     // A body that looks like a head is still one.
     client.send_raw(b"GET / HTTP/1.1\r\n").unwrap();

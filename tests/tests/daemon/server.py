@@ -54,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"trickle\n")
 
     def do_POST(self):
+        print("reading a body", flush=True)
         self.rfile.read(int(self.headers["Content-Length"]))
         self.answer(b"posted\n")
 

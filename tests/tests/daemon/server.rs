@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 
 use profiler_tests::{ChildGuard, HttpClient};
 
@@ -11,6 +11,7 @@ use crate::DEADLINE;
 /// A running server; ends when dropped.
 pub(crate) struct Server {
     child: ChildGuard,
+    output: BufReader<ChildStdout>,
     address: SocketAddr,
 }
 
@@ -31,17 +32,25 @@ impl Server {
         command.args([script, mode]).stdout(Stdio::piped());
         let mut child = ChildGuard::spawn("the server", &mut command).unwrap();
         let mut line = String::new();
-        let stdout = child.process().stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let mut output = BufReader::new(child.process().stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
         let port = line.trim().parse().unwrap();
         Self {
             child,
+            output,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         }
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until it has read the head of a POST.
+    pub(crate) fn wait_until_it_reads_a_body(&mut self) {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert_eq!(line, "reading a body\n");
     }
 
     /// Kills it as the kernel would, in the middle of what it does.
