@@ -82,12 +82,21 @@ impl Recording {
     /// Waits for its end, by the number of requests or its duration.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Recorded {
-        let status = self.child.wait(DEADLINE);
-        let err = self.text("err");
+        let status = self.child.wait(DEADLINE).unwrap_or_else(|error| {
+            // What it has counted by now says what it waits for.
+            self.child.signal(libc::SIGINT);
+            let ended = self.child.wait(DEADLINE);
+            let report: Option<Value> = serde_json::from_str(&self.text("out")).ok();
+            let coverage = report.map(|report| report["coverage"].to_string());
+            panic!(
+                "{error}; then {ended:?}, {coverage:?}, log:\n{}",
+                self.text("err")
+            )
+        });
         Recorded {
-            status: status.unwrap_or_else(|error| panic!("{error}; it wrote:\n{err}")),
+            status,
             out: self.text("out"),
-            err,
+            err: self.text("err"),
         }
     }
 
