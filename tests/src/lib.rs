@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 pub use profiler_test_support::{
     C_SERVER, ChildGuard, HttpClient, Response, SampleService, build_c_server, free_port,
-    wait_until, workspace_root,
+    read_json, wait_until, workspace_root,
 };
 
 /// Leaves the test as skipped: prints `SKIPPED <test>: <reason>`, which `cargo xtask test` counts and

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use profiler_tests::{
-    ChildGuard, HttpClient, free_port, is_root, profilerd, skip, wait_until, workspace_root,
+    ChildGuard, HttpClient, free_port, is_root, profilerd, read_json, skip, wait_until,
+    workspace_root,
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -89,7 +90,7 @@ fn a_foreign_process_is_recorded_into_a_foreign_folder() {
     })
     .unwrap();
     assert!(status.success(), "{status}");
-    let result: serde_json::Value = serde_json::from_slice(&fs::read(&result).unwrap()).unwrap();
+    let result: serde_json::Value = read_json(&fs::read_to_string(&result).unwrap()).unwrap();
     let frames: Vec<&str> = result["segments"][0]["snapshots"]
         .as_array()
         .unwrap()

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use profiler_test_support::{ChildGuard, free_port, wait_until};
+use profiler_test_support::{ChildGuard, free_port, read_json, wait_until};
 use serde_json::Value;
 
 use crate::command::{cargo, is_root, run, step, target_dir};
@@ -129,7 +129,7 @@ impl Daemon {
     /// The result so far, in the form of `record --format json`.
     pub(crate) fn result(&self, task_id: &str) -> Result<Value> {
         let text = self.task(["result", task_id, "--format", "json"])?;
-        serde_json::from_str(&text).context("the JSON result of the task")
+        read_json(&text).context("the JSON result of the task")
     }
 
     /// The result as text for people.

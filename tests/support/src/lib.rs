@@ -6,11 +6,13 @@
 mod c_server;
 mod child;
 mod http;
+mod json;
 mod service;
 
 pub use c_server::{C_SERVER, build_c_server, kernel_test_folder};
 pub use child::{ChildGuard, free_port, wait_until};
 pub use http::{HttpClient, Response};
+pub use json::read_json;
 pub use service::SampleService;
 
 use std::path::{Path, PathBuf};

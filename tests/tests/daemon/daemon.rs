@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{ExitStatus, Stdio};
 
 use profiler_daemon::model::ProfileReport;
-use profiler_tests::{ChildGuard, free_port, wait_until};
+use profiler_tests::{ChildGuard, free_port, read_json, wait_until};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
@@ -113,7 +113,7 @@ impl Daemon {
     pub(crate) fn show(&self, task_id: &str) -> Value {
         let answer = self.task(&["show", task_id, "--json"]);
         assert_eq!(answer.code, Some(0), "{}", answer.err);
-        serde_json::from_str(&answer.out).unwrap()
+        read_json(&answer.out).unwrap()
     }
 
     /// Waits until the task has this number of segments; yields its result.
@@ -121,7 +121,7 @@ impl Daemon {
     pub(crate) fn wait_for_segments(&self, task_id: &str, count: usize) -> ProfileReport {
         wait_until("segments of the task", DEADLINE, || {
             let answer = self.task(&["result", task_id, "--format", "json"]);
-            let report: ProfileReport = serde_json::from_str(&answer.out)?;
+            let report: ProfileReport = read_json(&answer.out)?;
             Ok((report.segments.len() >= count).then_some(report))
         })
         .unwrap_or_else(|error| panic!("{error}\n{}", self.log()))

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use profiler_daemon::model::SegmentReport;
-use profiler_tests::{SampleService, is_root, skip};
+use profiler_tests::{SampleService, is_root, read_json, skip};
 use serde_json::Value;
 
 use crate::recording::{Recording, count, has_function, total_ms};
@@ -154,6 +154,6 @@ fn a_file_is_complete_or_not_there() {
         (Some(0), "")
     );
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let report: Value = read_json(&fs::read_to_string(&file).unwrap()).unwrap();
     check_names(&report);
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::process::{Command, ExitStatus, Stdio};
 
 use profiler_daemon::model::{ProfileReport, SegmentReport, TreeNode};
-use profiler_tests::{ChildGuard, profilerd, wait_until};
+use profiler_tests::{ChildGuard, profilerd, read_json, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -86,7 +86,7 @@ impl Recording {
             // What it has counted by now says what it waits for.
             self.child.signal(libc::SIGINT);
             let ended = self.child.wait(DEADLINE);
-            let report: Option<Value> = serde_json::from_str(&self.text("out")).ok();
+            let report: Option<Value> = read_json(&self.text("out")).ok();
             let coverage = report.map(|report| report["coverage"].to_string());
             panic!(
                 "{error}; then {ended:?}, {coverage:?}, log:\n{}",
@@ -109,7 +109,7 @@ impl Recorded {
     /// The object on standard output.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.out)
+        read_json(&self.out)
             .unwrap_or_else(|error| panic!("{error}: {:?}, log:\n{}", self.out, self.err))
     }
 

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result};
-use profiler_test_support::ChildGuard;
+use profiler_test_support::{ChildGuard, read_json};
 
 use crate::command::{cargo, is_root, output, step};
 use crate::setup::{self, Group};
@@ -163,7 +163,7 @@ fn end_to_end(totals: &mut Totals) {
     let demo = || -> Result<()> {
         let json = output(Command::new(env::current_exe()?).args(["demo", "--json"]))?;
         let _: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(&json).context("its stdout is not one JSON object")?;
+            read_json(&json).context("its stdout is not one JSON object")?;
         Ok(())
     };
     match demo() {
