@@ -186,13 +186,7 @@ impl GraphqlClient {
                      http://HOST:12800/graphql) and that the OAP is running"
                 )
             })?;
-        let mut answer: Value = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{uri} did not answer with GraphQL"))?;
-        if let Some(error) = answer["errors"][0]["message"].as_str() {
-            bail!("the OAP at {uri} answers: {error}");
-        }
-        serde_json::from_value(answer["data"]["it"].take())
-            .with_context(|| format!("the answer of {uri} has an unknown shape"))
+        parse_answer(&bytes).with_context(|| format!("the answer of {uri} cannot be used"))
     }
 
     async fn post(&self, body: String) -> Result<Vec<u8>> {
@@ -224,6 +218,34 @@ impl GraphqlClient {
             bail!("the answer is HTTP {status}");
         }
         Ok(bytes.to_vec())
+    }
+}
+
+/// The result called `it` in the body of an answer.
+fn parse_answer<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T> {
+    let mut answer: Value = serde_json::from_slice(body).context("it is not GraphQL")?;
+    if let Some(error) = answer["errors"][0]["message"].as_str() {
+        bail!("{error}");
+    }
+    serde_json::from_value(answer["data"]["it"].take()).context("it has an unknown shape")
+}
+
+/// Reads a body as the answer to each of the queries.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_as_anything(body: &[u8]) {
+    for row in parse_answer::<Vec<TaskRow>>(body).into_iter().flatten() {
+        let _ = detail(row, 0);
+    }
+    if let Ok(traces) = parse_answer::<Vec<TraceRow>>(body) {
+        let _ = profiled_segments(&traces);
+    }
+    let trees = parse_answer::<AnalysisRow>(body).map(|analysis| analysis.trees);
+    for tree in trees
+        .into_iter()
+        .flatten()
+        .filter_map(|row| to_tree(row).ok())
+    {
+        let _ = tree.to_node();
     }
 }
 
