@@ -227,7 +227,9 @@ fn parse_answer<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T> {
     if let Some(error) = answer["errors"][0]["message"].as_str() {
         bail!("{error}");
     }
-    serde_json::from_value(answer["data"]["it"].take()).context("it has an unknown shape")
+    // Not by index: to change what is not there in a number or a text panics.
+    let it = answer.pointer_mut("/data/it").map(Value::take);
+    serde_json::from_value(it.unwrap_or_default()).context("it has an unknown shape")
 }
 
 /// Reads a body as the answer to each of the queries.
@@ -284,6 +286,24 @@ mod tests {
         assert!(GraphqlClient::new("http://127.0.0.1:12800/graphql").is_ok());
         for bad in ["", "127.0.0.1:12800", "https://oap/graphql", "http://"] {
             assert!(GraphqlClient::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Check that JSON of any shape is an answer or an error.
+    #[test]
+    fn an_answer_of_another_shape_is_an_error() {
+        let parse = |body: &str| parse_answer::<Vec<u8>>(body.as_bytes());
+        assert_eq!(parse(r#"{"data":{"it":[1]}}"#).unwrap(), [1]);
+        for body in [
+            "22",
+            "[]",
+            "\"a\"",
+            "null",
+            r#"{"data":1}"#,
+            r#"{"data":[]}"#,
+            "{",
+        ] {
+            assert!(parse(body).is_err(), "{body}");
         }
     }
 }
