@@ -10,6 +10,9 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod embedded;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod kernel;
 pub mod model;
 pub mod oap;

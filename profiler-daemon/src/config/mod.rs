@@ -267,6 +267,14 @@ impl Config {
         Ok((config, warnings))
     }
 
+    /// Reads the text of a file as [`Self::load`] does.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let config = file::parse(text, "text")?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Checks what concerns more than one value.
     ///
     /// # Errors

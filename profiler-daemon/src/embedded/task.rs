@@ -264,7 +264,8 @@ impl TaskRecord {
                 continue;
             }
             // The instance counts the duration from its own start.
-            let due_ms = entry.time_ms.max(self.request.start_ms) + duration_ms + FINISH_GRACE_MS;
+            let begin_ms = entry.time_ms.max(self.request.start_ms);
+            let due_ms = begin_ms.saturating_add(duration_ms + FINISH_GRACE_MS);
             if now_ms <= due_ms {
                 return TaskState::Running;
             }
@@ -446,5 +447,8 @@ mod tests {
         assert_eq!(task.state(&logs, end + 3 * 60_000), TaskState::Expired);
         logs.push(entry("b", Operation::Finished, end));
         assert_eq!(task.state(&logs, end + 3 * 60_000), TaskState::Finished);
+        // Another OAP may say any time.
+        let never = [entry("a", Operation::Notified, i64::MAX)];
+        assert_eq!(task.state(&never, NOW), TaskState::Running);
     }
 }

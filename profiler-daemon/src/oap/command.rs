@@ -43,16 +43,16 @@ const KEYS: [&str; 9] = [
 
 /// A command that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TaskCommand {
+pub(crate) struct TaskCommand {
     /// New for each delivery.
-    pub(super) serial_number: String,
+    pub(crate) serial_number: String,
     /// The task.
-    pub(super) task: ProfileTask,
+    pub(crate) task: ProfileTask,
 }
 
 /// Why a command is not carried out.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub(super) enum BadCommand {
+pub(crate) enum BadCommand {
     /// An argument is not there.
     #[error("the argument {0} is missing")]
     Missing(&'static str),
@@ -134,7 +134,7 @@ impl<'a> Args<'a> {
 }
 
 /// Reads a command that was delivered to `service` at `now_ms`.
-pub(super) fn parse(
+pub(crate) fn parse(
     command: &Command,
     service: &Service,
     now_ms: i64,
@@ -180,7 +180,7 @@ pub(super) fn parse(
 
 /// The creation time of a command, whatever else is wrong with it; it advances lastCommandTime, so
 /// that a refused task is not sent again. A time that cannot be right does not.
-pub(super) fn create_time(command: &Command, now_ms: i64) -> Option<i64> {
+pub(crate) fn create_time(command: &Command, now_ms: i64) -> Option<i64> {
     let time = argument(command, "CreateTime")?.parse().ok()?;
     (0..=now_ms.saturating_add(FUTURE_MAX_MS))
         .contains(&time)

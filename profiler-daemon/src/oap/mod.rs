@@ -20,7 +20,7 @@
 
 pub mod auth;
 mod backoff;
-mod command;
+pub(crate) mod command;
 mod config;
 pub mod graphql;
 mod link;

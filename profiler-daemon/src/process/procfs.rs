@@ -165,7 +165,7 @@ fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
 }
 
 /// `PID (comm) state ...`: comm may hold blanks and parentheses, so the last one ends it.
-fn parse_stat(text: &str) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
     let (head, tail) = text.rsplit_once(')')?;
     let name = head.split_once('(')?.1;
     let fields: Vec<&str> = tail.split_ascii_whitespace().collect();

@@ -66,10 +66,9 @@ impl Part {
         let mut words = line.split(' ').filter(|w| !w.is_empty());
         let (method, target) = (words.next()?, words.next()?);
         // A version must follow unless the line was cut; HTTP/0.9 is not spoken any more.
-        if words
-            .next()
-            .is_some_and(|version| !"HTTP/1.".starts_with(&version[..version.len().min(7)]))
-        {
+        // Compared by bytes: the version's seventh may be the middle of a character.
+        let is_http_1 = |version: &str| version.bytes().zip(*b"HTTP/1.").all(|(a, b)| a == b);
+        if !words.next().is_none_or(is_http_1) {
             return None;
         }
         if !method.bytes().all(|b| b.is_ascii_uppercase()) {
@@ -177,6 +176,8 @@ mod tests {
             b"GET",
             b"\xff\xfe / x",
             b"GET / once upon a time\n",
+            b"GET / HTTP/1\xc3\xa9\r\n",
+            b"GET / HTT\xc3\xa9\r\n",
         ] {
             assert_eq!(RequestHead::parse(bytes), None, "{bytes:?}");
         }

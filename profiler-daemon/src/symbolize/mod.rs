@@ -30,7 +30,7 @@ use crate::process::Process;
 use crate::process::python::{CodeSignature, PythonNamer};
 use kernel_symbols::KernelSymbols;
 use object_symbols::ObjectSymbols;
-use perf_map::PerfMap;
+pub(crate) use perf_map::PerfMap;
 
 /// Names kept per process.
 const NAMES_MAX: usize = 65_536;

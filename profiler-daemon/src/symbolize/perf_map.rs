@@ -29,7 +29,7 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The perf map of a process, if it writes one.
-pub(super) struct PerfMap {
+pub(crate) struct PerfMap {
     path: Option<String>,
     /// User of the process: nobody else may name its functions.
     uid: Option<u32>,
@@ -47,7 +47,7 @@ struct Function {
 
 impl PerfMap {
     /// The map of a process; nothing is read yet.
-    pub(super) fn new(pid: Pid) -> Self {
+    pub(crate) fn new(pid: Pid) -> Self {
         let own_pid = innermost_tid(pid, Tid(pid.0)).ok();
         Self {
             path: own_pid.map(|own_pid| format!("/proc/{pid}/root/tmp/perf-{own_pid}.map")),
@@ -74,7 +74,7 @@ impl PerfMap {
     }
 
     /// The function at an address.
-    pub(super) fn find(&self, address: u64) -> Option<&str> {
+    pub(crate) fn find(&self, address: u64) -> Option<&str> {
         let after = self
             .functions
             .partition_point(|function| function.code.start <= address);
@@ -98,7 +98,7 @@ impl PerfMap {
         Ok(true)
     }
 
-    fn parse(&mut self, bytes: &[u8]) {
+    pub(crate) fn parse(&mut self, bytes: &[u8]) {
         self.text = String::from_utf8_lossy(bytes).into_owned();
         let start = self.text.as_ptr() as usize;
         let parsed = self.text.lines().filter_map(|line| {

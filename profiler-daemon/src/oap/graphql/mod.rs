@@ -186,13 +186,7 @@ impl GraphqlClient {
                      http://HOST:12800/graphql) and that the OAP is running"
                 )
             })?;
-        let mut answer: Value = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{uri} did not answer with GraphQL"))?;
-        if let Some(error) = answer["errors"][0]["message"].as_str() {
-            bail!("the OAP at {uri} answers: {error}");
-        }
-        serde_json::from_value(answer["data"]["it"].take())
-            .with_context(|| format!("the answer of {uri} has an unknown shape"))
+        parse_answer(&bytes).with_context(|| format!("the answer of {uri} cannot be used"))
     }
 
     async fn post(&self, body: String) -> Result<Vec<u8>> {
@@ -224,6 +218,36 @@ impl GraphqlClient {
             bail!("the answer is HTTP {status}");
         }
         Ok(bytes.to_vec())
+    }
+}
+
+/// The result called `it` in the body of an answer.
+fn parse_answer<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T> {
+    let mut answer: Value = serde_json::from_slice(body).context("it is not GraphQL")?;
+    if let Some(error) = answer["errors"][0]["message"].as_str() {
+        bail!("{error}");
+    }
+    // Not by index: to change what is not there in a number or a text panics.
+    let it = answer.pointer_mut("/data/it").map(Value::take);
+    serde_json::from_value(it.unwrap_or_default()).context("it has an unknown shape")
+}
+
+/// Reads a body as the answer to each of the queries.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_as_anything(body: &[u8]) {
+    for row in parse_answer::<Vec<TaskRow>>(body).into_iter().flatten() {
+        let _ = detail(row, 0);
+    }
+    if let Ok(traces) = parse_answer::<Vec<TraceRow>>(body) {
+        let _ = profiled_segments(&traces);
+    }
+    let trees = parse_answer::<AnalysisRow>(body).map(|analysis| analysis.trees);
+    for tree in trees
+        .into_iter()
+        .flatten()
+        .filter_map(|row| to_tree(row).ok())
+    {
+        let _ = tree.to_node();
     }
 }
 
@@ -262,6 +286,24 @@ mod tests {
         assert!(GraphqlClient::new("http://127.0.0.1:12800/graphql").is_ok());
         for bad in ["", "127.0.0.1:12800", "https://oap/graphql", "http://"] {
             assert!(GraphqlClient::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Check that JSON of any shape is an answer or an error.
+    #[test]
+    fn an_answer_of_another_shape_is_an_error() {
+        let parse = |body: &str| parse_answer::<Vec<u8>>(body.as_bytes());
+        assert_eq!(parse(r#"{"data":{"it":[1]}}"#).unwrap(), [1]);
+        for body in [
+            "22",
+            "[]",
+            "\"a\"",
+            "null",
+            r#"{"data":1}"#,
+            r#"{"data":[]}"#,
+            "{",
+        ] {
+            assert!(parse(body).is_err(), "{body}");
         }
     }
 }

@@ -1,0 +1,140 @@
+//! Texts: HTTP heads, what `/proc` shows, perf maps, commands, configuration, answers of an OAP.
+
+use profiler_proto::skywalking::{Command, KeyStringValuePair};
+
+use crate::analyze::{self, Lines, Query};
+use crate::model::{Pid, Service};
+use crate::oap::{command, graphql};
+use crate::process::procfs::parse_stat;
+use crate::process::program::program_name;
+use crate::process::{Cgroup, Mappings};
+use crate::request::{Endpoint, RequestHead, response::ResponseHead};
+use crate::symbolize::PerfMap;
+
+/// Rows that are analysed at most.
+const ROWS_MAX: usize = 10_000;
+
+/// `endpoint \n request head`.
+pub fn request_head(data: &[u8]) {
+    let (endpoint, head) = first_line(data);
+    let endpoint = Endpoint::parse(&endpoint);
+    if let Ok(endpoint) = &endpoint {
+        let _ = endpoint.rule();
+    }
+    let Some(head) = RequestHead::parse(head) else {
+        return;
+    };
+    let _ = head.path();
+    if let Ok(endpoint) = &endpoint {
+        let _ = endpoint.matches(&head.method, &head.target, head.host.as_deref());
+    }
+    if let Some(value) = &head.sw8 {
+        let _ = crate::request::sw8::parse(value);
+    }
+}
+
+/// `method \n response head`.
+pub fn response_head(data: &[u8]) {
+    let (method, head) = first_line(data);
+    let _ = ResponseHead::parse(head, &method);
+}
+
+/// The value of an `sw8` header.
+pub fn sw8(data: &[u8]) {
+    let _ = crate::request::sw8::parse(&String::from_utf8_lossy(data));
+}
+
+/// `/proc/PID/maps`, whose paths the process has chosen.
+pub fn mappings(data: &[u8]) {
+    let Ok(mappings) = Mappings::parse(data) else {
+        return;
+    };
+    for mapping in mappings.as_slice() {
+        let _ = (mapping.file_name(), mapping.is_file(), mapping.is_vdso());
+        let found = mappings.index_of(mapping.start);
+        assert!(found.is_some_and(|index| mappings.as_slice()[index].start == mapping.start));
+    }
+    let _ = mappings.find(u64::MAX);
+}
+
+/// Other files of `/proc/PID`: its first line as `stat`, `cgroup` and command name, all as words of the
+/// command line.
+pub fn proc_texts(data: &[u8]) {
+    let (line, _) = first_line(data);
+    let _ = parse_stat(&line);
+    let _ = Cgroup::parse(&String::from_utf8_lossy(data));
+    let command: Vec<String> = data
+        .split(|&byte| byte == 0 || byte == b'\n')
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    let exe = command.first().map(std::path::Path::new);
+    let _ = program_name(exe, &line, &command);
+}
+
+/// `/tmp/perf-PID.map`.
+pub fn perf_map(data: &[u8]) {
+    let mut map = PerfMap::new(Pid(std::process::id()));
+    map.parse(data);
+    for address in [0, 0x1000, u64::MAX] {
+        let _ = map.find(address);
+    }
+}
+
+/// The input of `profilerd analyze`.
+pub fn analysis_lines(data: &[u8]) {
+    let rows: Vec<_> = Lines::new(data).flatten().take(ROWS_MAX).collect();
+    let rows: Vec<_> = rows.iter().map(analyze::OwnedRow::as_row).collect();
+    let query = |segment| Query {
+        segment,
+        start_ms: i64::MIN,
+        end_ms: i64::MAX,
+    };
+    let queries: Vec<_> = rows.iter().take(8).map(|row| query(row.segment)).collect();
+    for tree in analyze::analyze(&rows, &queries).trees {
+        let _ = tree.to_node();
+    }
+}
+
+/// A command of an OAP: lines of `key=value`.
+pub fn task_command(data: &[u8]) {
+    const NOW_MS: i64 = 1_700_000_000_000;
+    let text = String::from_utf8_lossy(data);
+    let args = text.lines().map(|line| {
+        let (key, value) = line.split_once('=').unwrap_or((line, ""));
+        KeyStringValuePair {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }
+    });
+    let command = Command {
+        args: args.collect(),
+        ..Command::default()
+    };
+    let service = Service {
+        name: "s".to_owned(),
+        instance: "i".to_owned(),
+    };
+    let _ = command::create_time(&command, NOW_MS);
+    if let Ok(parsed) = command::parse(&command, &service, NOW_MS) {
+        let _ = Endpoint::parse(&parsed.task.endpoint);
+    }
+}
+
+/// The configuration's file.
+pub fn config_file(data: &[u8]) {
+    let _ = crate::config::Config::parse(&String::from_utf8_lossy(data));
+}
+
+/// The body of an answer of an OAP's query side.
+pub fn graphql_answer(data: &[u8]) {
+    graphql::read_as_anything(data);
+}
+
+fn first_line(data: &[u8]) -> (String, &[u8]) {
+    let end = data.iter().position(|&byte| byte == b'\n');
+    let (line, rest) = match end {
+        Some(end) => (&data[..end], &data[end + 1..]),
+        None => (data, &[][..]),
+    };
+    (String::from_utf8_lossy(line).into_owned(), rest)
+}

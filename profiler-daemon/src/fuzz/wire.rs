@@ -1,0 +1,148 @@
+//! Binary formats: records of the BPF programs, the kernel's types, gRPC messages.
+
+use profiler_common::{Conn, MAX_TASKS};
+use profiler_proto::profilerd as pb;
+use profiler_proto::skywalking::{SegmentObject, ThreadSnapshot};
+use prost::Message;
+use std::time::Duration;
+
+use crate::embedded::store::{Store, StoreLimits};
+use crate::embedded::task::TaskRequest;
+use crate::embedded::wire;
+use crate::kernel::{KernelTypes, RequestRecord, decode_request, decode_sample};
+use crate::model::{Pid, ProfileTask, RequestEvent, Service, TaskId, TaskSlot, WallClock};
+use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
+
+/// Splits `len u16 | bytes` repeated; what is left over is the last part.
+fn parts(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (len, rest) = data.split_first_chunk()?;
+        let len = usize::from(u16::from_le_bytes(*len)).min(rest.len());
+        let (part, rest) = rest.split_at(len);
+        data = rest;
+        Some(part)
+    })
+}
+
+/// The task that the tracker runs, for any endpoint.
+fn task() -> ProfileTask {
+    ProfileTask {
+        task_id: TaskId("t".to_owned()),
+        service: service(),
+        endpoint: "*".to_owned(),
+        duration: Duration::from_secs(60),
+        min_duration_threshold_ms: 0,
+        dump_period_ms: 10,
+        max_sampling_count: 3,
+        start_unix_ms: 0,
+        create_unix_ms: 0,
+    }
+}
+
+fn service() -> Service {
+    Service {
+        name: "s".to_owned(),
+        instance: "i".to_owned(),
+    }
+}
+
+/// A kernel side that has forgotten every connection.
+struct NoConns;
+
+impl ConnView for NoConns {
+    fn conn(&self, _: Pid, _: i32) -> Option<Conn> {
+        None
+    }
+}
+
+/// Records of the `REQUESTS` ring, one after the other, and what the tracker makes of them.
+pub fn request_records(data: &[u8]) {
+    let mut tracker = RequestTracker::new(TrackerLimits::default());
+    let slots = 0..MAX_TASKS;
+    for slot in slots.clone().map(TaskSlot) {
+        let endpoint = Endpoint::parse("*").expect("matches everything");
+        tracker.add_task(slot, task(), endpoint);
+    }
+    let clock = WallClock::from_readings(0, 1_700_000_000_000_000_000);
+    let mut actions = Vec::new();
+    for record in parts(data) {
+        let Ok(RequestRecord::Event(event)) = decode_request(record) else {
+            continue;
+        };
+        match event {
+            RequestEvent::Start { slot, pid, .. } => tracker.add_target(slot, pid, service()),
+            RequestEvent::Exit { pid } => tracker.on_process_gone(pid, 0, &mut actions),
+            _ => {}
+        }
+        tracker.on_event(event, clock, &mut actions);
+        // As the capture thread does, which carries the actions out.
+        actions.clear();
+    }
+    for now_ktime_ns in [0, 1 << 40, u64::MAX] {
+        tracker.on_tick(now_ktime_ns, &NoConns, &mut actions);
+    }
+    for slot in slots.map(TaskSlot) {
+        tracker.end_task(slot, u64::MAX, &mut actions);
+    }
+}
+
+/// A record of the `SAMPLES` ring.
+pub fn sample_record(data: &[u8]) {
+    let _ = decode_sample(data);
+}
+
+/// The kernel's type information.
+pub fn kernel_types(data: &[u8]) {
+    let Ok(types) = KernelTypes::parse(data) else {
+        return;
+    };
+    for (name, member) in [("task_struct", "pid"), ("a", "x"), ("a", "y"), ("", "")] {
+        let _ = types.offset_of(name, member);
+        let _ = types.size_of(name);
+        let _ = types.has_enumerator(member);
+    }
+}
+
+/// What agents report to the built-in OAP: segments and snapshots in turn, and the result they give.
+pub fn agent_reports(data: &[u8]) {
+    let store = Store::new(StoreLimits::default());
+    let request = TaskRequest {
+        service: "s".to_owned(),
+        endpoint: "/".to_owned(),
+        start_ms: 1_700_000_000_000,
+        duration_minutes: 1,
+        min_duration_threshold_ms: 0,
+        dump_period_ms: 10,
+        max_sampling_count: 9,
+    };
+    let now_ms = request.start_ms;
+    let task = store
+        .create_task(request, now_ms)
+        .expect("a task within all limits");
+    for (index, message) in parts(data).enumerate() {
+        if index % 2 == 0 {
+            if let Ok(segment) = SegmentObject::decode(message) {
+                store.add_segment(segment);
+            }
+        } else if let Ok(mut snapshot) = ThreadSnapshot::decode(message) {
+            snapshot.task_id.clone_from(&task.id);
+            store.add_snapshot(snapshot, now_ms);
+        }
+    }
+    for segment in store.segments(&task.id) {
+        wire::segment_report(wire::segment_to_wire(&segment)).expect("what we say we understand");
+    }
+}
+
+/// What the built-in OAP and its clients say to each other.
+pub fn client_segment(data: &[u8]) {
+    if let Ok(segment) = pb::Segment::decode(data) {
+        let _ = wire::segment_report(segment);
+    }
+    if let Ok(coverage) = pb::Coverage::decode(data) {
+        let _ = wire::coverage_from_wire(&coverage);
+    }
+    if let Ok(request) = pb::CreateTaskRequest::decode(data) {
+        let _ = wire::request_from_wire(request).check();
+    }
+}
