@@ -21,7 +21,7 @@
 //! another one take milliseconds, so while no process in it is young they are looked at rarely.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -117,8 +117,8 @@ pub struct ProcessTable {
     own_namespace: u64,
     rules: Vec<ServiceRule>,
     processes: BTreeMap<Pid, Process>,
-    /// Kernel threads and the dead, and the scans that have found them so.
-    others: BTreeMap<Pid, u32>,
+    /// Kernel threads and the dead: they stay what they are until the id is in use again.
+    others: BTreeSet<Pid>,
     /// Listening sockets per network namespace at the last scan.
     listeners: HashMap<u64, Listeners>,
     /// Number of scans, to spread the looks at old processes.
@@ -142,7 +142,7 @@ impl ProcessTable {
             own_namespace: net_namespace(Path::new("/proc/self/ns/net")),
             rules,
             processes: BTreeMap::new(),
-            others: BTreeMap::new(),
+            others: BTreeSet::new(),
             listeners: HashMap::new(),
             scans: 0,
         }
@@ -175,16 +175,15 @@ impl ProcessTable {
                 self.processes.insert(pid, known.remove());
                 continue;
             }
-            let scans_as_other = others.get(&pid).copied().unwrap_or(0);
-            if scans_as_other >= YOUNG_SCANS && !is_turn {
-                self.others.insert(pid, scans_as_other);
+            if others.contains(&pid) && !is_turn {
+                self.others.insert(pid);
                 continue;
             }
             let Ok(stat) = self.procfs.stat(pid) else {
                 continue; // it has just ended
             };
             if stat.is_dead || stat.is_kernel {
-                self.others.insert(pid, scans_as_other.saturating_add(1));
+                self.others.insert(pid);
                 continue;
             }
             let known = gone.remove(&pid);

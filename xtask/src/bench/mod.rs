@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: what profiling costs and what it misses, as ratios and counts of one run.
 //!
 //! Bare and profiled repetitions alternate, each profiled one with a new daemon, so that a machine that
-//! becomes slower or hotter meanwhile changes both sides alike; ratios are of medians. "Bare" is without
-//! any daemon.
+//! becomes slower or hotter meanwhile changes both sides alike. A throughput's ratio is the median of those
+//! of neighbours, a latency's that of the medians. "Bare" is without any daemon.
 //!
 //! ```text
 //! bare | daemon + task | bare | daemon + task | ...
@@ -39,10 +39,10 @@ const REQUESTS_PER_TASK: u32 = 9;
 const ARMED_DEADLINE: Duration = Duration::from_secs(30);
 /// From the last request until the daemon has reported it.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the resting daemon is watched.
-const REST: Duration = Duration::from_secs(10);
-/// Start-up work is over by then.
-const SETTLE: Duration = Duration::from_secs(2);
+/// How long the resting daemon is watched: a whole round of its looks at old processes.
+const REST: Duration = Duration::from_secs(30);
+/// Start-up work is over by then, and no process counts as young any more.
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -206,15 +206,20 @@ impl Bench {
             live.push(throughput(server, target, connections, self.wrk_duration)?);
             daemon.still_running()?;
         }
-        let (bare, live) = (median(&bare), median(&live));
+        let ratios: Vec<f64> = live
+            .iter()
+            .zip(&bare)
+            .map(|(live, bare)| live / bare)
+            .collect();
         self.table.add(
             format!("{what}: throughput bare"),
-            bare,
+            median(&bare),
             "req/s",
             Goal::None,
         );
         let name = format!("{what}: throughput with a live task / bare");
-        self.table.add(name, live / bare, "", Goal::AtLeast(goal));
+        self.table
+            .add(name, median(&ratios), "", Goal::AtLeast(goal));
         Ok(())
     }
 
