@@ -334,7 +334,7 @@ mod tests {
     /// Check that the daemon ends with the reason when a thread of the pipeline does not live on.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_dead_pipeline_ends_the_daemon() {
-        let (oap, oap_events) = OapClient::spawn(OapConfig::embedded("127.0.0.1:1"));
+        let (oap, oap_events) = OapClient::spawn(OapConfig::new(vec!["127.0.0.1:1".to_owned()]));
         let (pipeline, events) = Pipeline::with_resolve(|| panic!("an unheard-of stack")).unwrap();
         let control = Control {
             oap,

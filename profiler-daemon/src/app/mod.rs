@@ -69,7 +69,7 @@ pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
         tracing::info!(%address, "the built-in OAP listens");
         let client = OapConfig {
             token,
-            ..OapConfig::embedded(address.to_string())
+            ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
         let result = control::run(config, client).await;
         embedded.shutdown().await;

@@ -9,9 +9,10 @@
 //! new data; if there is none, the new data is dropped and counted.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use profiler_proto::skywalking::{Command, SegmentObject, ThreadSnapshot};
+use tokio::sync::Notify;
 
 use super::snapshots::{Inserted, SnapshotTable};
 use super::state::{State, TaskEntry};
@@ -122,6 +123,7 @@ pub enum FindError {
 pub struct Store {
     limits: StoreLimits,
     state: Mutex<State>,
+    created: Arc<Notify>,
 }
 
 impl Store {
@@ -131,7 +133,14 @@ impl Store {
         Self {
             limits,
             state: Mutex::default(),
+            created: Arc::default(),
         }
+    }
+
+    /// Notified when a task has been accepted.
+    #[must_use]
+    pub fn created(&self) -> Arc<Notify> {
+        Arc::clone(&self.created)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -163,6 +172,7 @@ impl Store {
             notes: Coverage::default(),
             lost: 0,
         });
+        self.created.notify_one();
         Ok(task)
     }
 

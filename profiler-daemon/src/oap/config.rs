@@ -1,9 +1,11 @@
 //! How to reach an OAP.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::sync::Notify;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 /// Everything the client needs to know.
@@ -18,6 +20,8 @@ pub struct OapConfig {
     /// Time between two task queries of an instance. Agents ask every 20 s, which is the largest
     /// part of a task's start latency; a query is one small call.
     pub poll_interval: Duration,
+    /// Notified by somebody who knows that there is a task to ask for, before the interval is over.
+    pub poll_now: Option<Arc<Notify>>,
     /// Time between two heartbeats of an instance.
     pub heartbeat_interval: Duration,
     /// Properties are sent with every so many heartbeats.
@@ -46,11 +50,11 @@ pub struct TlsConfig {
 }
 
 impl OapConfig {
-    /// For an embedded OAP: close by, so tasks are asked for every second.
+    /// For an embedded OAP, which says when there is a task.
     #[must_use]
-    pub fn embedded(address: impl Into<String>) -> Self {
+    pub fn embedded(address: impl Into<String>, task_created: Arc<Notify>) -> Self {
         Self {
-            poll_interval: Duration::from_secs(1),
+            poll_now: Some(task_created),
             retry: (Duration::from_millis(100), Duration::from_secs(5)),
             ..Self::new(vec![address.into()])
         }
@@ -64,6 +68,7 @@ impl OapConfig {
             token: None,
             tls: None,
             poll_interval: Duration::from_secs(5),
+            poll_now: None,
             heartbeat_interval: Duration::from_secs(30),
             properties_every: 10,
             connect_timeout: Duration::from_secs(5),

@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use profiler_proto::skywalking::{Command, Commands, ProfileTaskCommandQuery};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use tracing::{debug, warn};
@@ -160,6 +160,7 @@ impl Poller {
             }
             tokio::select! {
                 () = sleep_until(next) => {}
+                () = notified(self.config.poll_now.as_deref()) => {}
                 changed = self.services.changed() => if changed.is_err() { return },
             }
         }
@@ -179,6 +180,14 @@ impl Poller {
         let mut client = connection.profile_task();
         let call = client.get_profile_task_commands(query);
         self.link.call(connection, call).await
+    }
+}
+
+/// Waits until somebody knows of a task; for ever if nobody can.
+async fn notified(poll_now: Option<&Notify>) {
+    match poll_now {
+        Some(poll_now) => poll_now.notified().await,
+        None => std::future::pending().await,
     }
 }
 
