@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
@@ -94,12 +95,14 @@ impl Resolve {
                 if let Some(python) = python {
                     self.runtimes.insert(pid, python);
                 }
+                let start = Instant::now();
                 self.open_process(pid);
                 if let Some(process) = self.processes.get(&pid) {
                     // Now, rather than between the first request and its samples.
                     self.unwinder.prepare(process);
                     self.symbolizer.prepare(process);
                 }
+                tracing::debug!(%pid, elapsed = ?start.elapsed(), "process prepared");
             }
             Work::Forked(parent, child) => {
                 if let Some(python) = self.runtimes.get(&parent).cloned() {
@@ -178,11 +181,14 @@ impl Resolve {
         let stack = match kind {
             SampleKind::Unchanged => self.open[&request].last.clone(),
             SampleKind::OnCpu(mut captured) | SampleKind::OffCpu(mut captured) => {
+                let start = Instant::now();
                 self.open_process(pid);
-                self.processes.get_mut(&pid).map(|process| {
+                let stack = self.processes.get_mut(&pid).map(|process| {
                     let stack = self.unwinder.unwind(process, &mut captured, &mut losses);
                     Arc::new(self.symbolizer.symbolize(process, &stack, &mut losses))
-                })
+                });
+                tracing::trace!(%pid, elapsed = ?start.elapsed(), "stack resolved");
+                stack
             }
         };
         let Some(open) = self.open.get_mut(&request) else {
