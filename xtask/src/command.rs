@@ -79,14 +79,6 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// `target/` of the workspace.
-pub(crate) fn target_dir() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || workspace_root().join("target"),
-        |folder| workspace_root().join(folder),
-    )
-}
-
 /// Whether we have root's privileges.
 pub(crate) fn is_root() -> bool {
     // SAFETY: a system call without arguments that cannot fail.

@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use profiler_test_support::{ChildGuard, free_port, read_json, wait_until};
+use profiler_test_support::{ChildGuard, free_port, read_json, target_dir, wait_until};
 use serde_json::Value;
 
-use crate::command::{cargo, is_root, run, step, target_dir};
+use crate::command::{cargo, is_root, run, step};
 
 /// Longest time from start to an open port; loading is far quicker.
 const START_DEADLINE: Duration = Duration::from_secs(30);

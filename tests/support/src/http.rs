@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Longest head and body that are read; the servers of the tests answer with a few hundred bytes.
-const RESPONSE_MAX_BYTES: u64 = 1 << 20;
+/// Longest head and body that are read; the largest are call trees of an OAP.
+const RESPONSE_MAX_BYTES: u64 = 16 << 20;
 
 /// One connection.
 #[derive(Debug)]
@@ -47,8 +47,25 @@ impl HttpClient {
     /// # Errors
     /// The connection broke, timed out or the answer is not HTTP/1.x with a `Content-Length`.
     pub fn request(&mut self, method: &str, target: &str, body: &str) -> Result<Response> {
+        self.request_with(method, target, &[], body)
+    }
+
+    /// As [`Self::request`], with headers of the caller.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn request_with(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<Response> {
         let start = Instant::now();
         let mut request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
         if !body.is_empty() {
             request.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }

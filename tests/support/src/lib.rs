@@ -1,5 +1,5 @@
 //! What tests and developer commands share: child processes that never outlive their owner, waiting
-//! for a condition, a small HTTP client, the sample service.
+//! for a condition, a small HTTP client, the sample service, a SkyWalking OAP.
 //!
 //! Kept free of the daemon's crates, so that `cargo xtask setup` builds before the BPF toolchain is there.
 
@@ -8,12 +8,14 @@ mod child;
 mod http;
 mod json;
 mod service;
+mod skywalking;
 
 pub use c_server::{C_SERVER, build_c_server, kernel_test_folder};
 pub use child::{ChildGuard, free_port, wait_until};
 pub use http::{HttpClient, Response};
 pub use json::read_json;
 pub use service::SampleService;
+pub use skywalking::{SkywalkingOap, oap_folder, python_agent_command, python_agent_folder};
 
 use std::path::{Path, PathBuf};
 
@@ -25,4 +27,13 @@ pub fn workspace_root() -> PathBuf {
         .nth(2)
         .expect("tests/support is two levels below the workspace root")
         .to_owned()
+}
+
+/// `target/` of the workspace.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || workspace_root().join("target"),
+        |folder| workspace_root().join(folder),
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -26,7 +26,19 @@ impl SampleService {
     /// # Errors
     /// The interpreter cannot be started or ends before it listens.
     pub fn start(python: &Path, service_name: &str, truth_file: Option<&Path>) -> Result<Self> {
-        let mut command = Command::new(python);
+        Self::start_by(Command::new(python), service_name, truth_file)
+    }
+
+    /// As [`Self::start`], by a command that takes the path of a Python script.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_by(
+        mut command: Command,
+        service_name: &str,
+        truth_file: Option<&Path>,
+    ) -> Result<Self> {
+        let program = PathBuf::from(command.get_program());
         command
             .arg(workspace_root().join("tests/services/sample_service.py"))
             .env("SW_AGENT_NAME", service_name)
@@ -42,7 +54,7 @@ impl SampleService {
         let port = line
             .trim()
             .parse::<u16>()
-            .with_context(|| format!("the sample service did not start with {python:?}"))?;
+            .with_context(|| format!("the sample service did not start with {program:?}"))?;
         Ok(Self {
             child,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),

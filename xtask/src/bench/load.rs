@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use profiler_test_support::{ChildGuard, HttpClient, workspace_root};
+use profiler_test_support::{ChildGuard, HttpClient, target_dir, workspace_root};
 
-use crate::command::{output, run, target_dir};
+use crate::command::{output, run};
 
 /// `tests/bench/hot_server.c`, running; ends when dropped.
 #[derive(Debug)]

@@ -20,12 +20,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use profiler_test_support::{SampleService, wait_until};
+use profiler_test_support::{SampleService, target_dir, wait_until};
 
 use self::load::{HotServer, latencies_ms, median, throughput};
 use self::procfs::{BpfStats, Program};
 use self::table::{Goal, Table};
-use crate::command::{step, target_dir};
+use crate::command::step;
 use crate::daemon::{Daemon, TaskRequest, build, require_root};
 use crate::setup::{self, Group};
 

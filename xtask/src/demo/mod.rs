@@ -15,12 +15,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use profiler_test_support::SampleService;
+use profiler_test_support::{SampleService, target_dir};
 use serde_json::Value;
 
 use self::report::Report;
 use self::traffic::{BUSY, POST, Traffic};
-use crate::command::{step, target_dir};
+use crate::command::step;
 use crate::daemon::{Daemon, TaskRequest, build, require_root};
 use crate::setup::{self, Group};
 

@@ -2,6 +2,7 @@
 
 mod apt;
 mod bpf;
+mod oap;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,6 +19,9 @@ pub(crate) struct SetupArgs {
     /// Also what the tests and the benchmark need.
     #[arg(long)]
     test: bool,
+    /// Also a SkyWalking OAP and SkyWalking's Python agent, which tests run against.
+    #[arg(long)]
+    oap: bool,
     /// Also what running other kernels needs.
     #[arg(long)]
     vm: bool,
@@ -30,6 +34,8 @@ pub(crate) enum Group {
     Build,
     /// Running the tests, the demo and the benchmark.
     Test,
+    /// Running a SkyWalking OAP and SkyWalking's Python agent.
+    Oap,
     /// Booting other kernels.
     Vm,
 }
@@ -50,6 +56,9 @@ const NEEDS: &[Need] = &[
     need(Group::Test, "gdb", "gdb"),
     need(Group::Test, "wrk", "wrk"),
     need(Group::Test, "bpftool", "bpftool"),
+    need(Group::Oap, "java", "openjdk-17-jre-headless"),
+    need(Group::Oap, "mvn", "maven"),
+    need(Group::Oap, "python3", "python3"),
     need(Group::Vm, "cpio", "cpio"),
     need(Group::Vm, "dpkg-deb", "dpkg"),
     need(Group::Vm, DEBIAN_KEYRING, "debian-archive-keyring"),
@@ -68,6 +77,7 @@ const fn need(group: Group, file: &'static str, apt_package: &'static str) -> Ne
 pub(crate) fn run(args: &SetupArgs) -> Result<ExitCode> {
     let mut groups = vec![Group::Build];
     groups.extend(args.test.then_some(Group::Test));
+    groups.extend(args.oap.then_some(Group::Oap));
     groups.extend(args.vm.then_some(Group::Vm));
     ensure(&groups)?;
     step("everything is installed");
@@ -92,6 +102,9 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     }
     if groups.contains(&Group::Build) {
         bpf::ensure()?;
+    }
+    if groups.contains(&Group::Oap) {
+        oap::ensure()?;
     }
     Ok(())
 }

@@ -40,7 +40,7 @@ pub(crate) fn run_ci() -> Result<ExitCode> {
 }
 
 fn run_all(filter: Option<&str>, with_vm: bool) -> Result<ExitCode> {
-    setup::ensure(&[Group::Build, Group::Test])?;
+    setup::ensure(&[Group::Build, Group::Test, Group::Oap])?;
     let mut totals = Totals::default();
     if filter.is_none() {
         check(

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use profiler_test_support::{build_c_server, kernel_test_folder, workspace_root};
+use profiler_test_support::{build_c_server, kernel_test_folder, target_dir, workspace_root};
 
-use crate::command::{output, run, target_dir};
+use crate::command::{output, run};
 use crate::setup::download_from_suite;
 
 /// Debian's CPython: the one on `PATH` may be a version manager's script.
