@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 pub use profiler_test_support::{
-    C_SERVER, ChildGuard, HttpClient, Response, SampleService, build_c_server, free_port,
-    read_json, wait_until, workspace_root,
+    C_SERVER, ChildGuard, HttpClient, Response, SampleService, SkywalkingOap, build_c_server,
+    free_port, python_agent_command, read_json, wait_until, workspace_root,
 };
 
 /// Leaves the test as skipped: prints `SKIPPED <test>: <reason>`, which `cargo xtask test` counts and
@@ -17,6 +17,16 @@ macro_rules! skip {
         $crate::report_skip(::std::any::type_name_of_val(&here), &::std::format!($($reason)*));
         return;
     }};
+}
+
+/// Skips the test unless it runs with root's privileges.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !$crate::is_root() {
+            $crate::skip!("needs root");
+        }
+    };
 }
 
 /// What [`skip!`] prints. Straight to the descriptor: the test harness captures `eprintln!` of tests

@@ -43,7 +43,9 @@ pub fn python_agent_command(oap: SocketAddr, instance: &str) -> Command {
         .env("SW_AGENT_INSTANCE_NAME", instance)
         .env("SW_AGENT_METER_REPORTER_ACTIVE", "false")
         .env("SW_AGENT_PVM_METER_REPORTER_ACTIVE", "false")
-        .env("SW_AGENT_LOG_REPORTER_ACTIVE", "false");
+        .env("SW_AGENT_LOG_REPORTER_ACTIVE", "false")
+        // It warns of each library that it knows and that is not there.
+        .env("SW_AGENT_LOGGING_LEVEL", "ERROR");
     command
 }
 
@@ -51,6 +53,7 @@ pub fn python_agent_command(oap: SocketAddr, instance: &str) -> Command {
 #[derive(Debug)]
 pub struct SkywalkingOap {
     child: ChildGuard,
+    variables: Vec<(String, String)>,
     log: PathBuf,
     grpc: SocketAddr,
     query: SocketAddr,
@@ -70,55 +73,59 @@ impl SkywalkingOap {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(folder: &Path, variables: &[(&str, &str)]) -> Result<Self> {
-        let jars = oap_folder().join("lib");
-        if !jars.exists() {
-            bail!(
-                "{} is not there: run `cargo xtask setup --oap`",
-                jars.display()
-            );
-        }
-        let configuration = workspace_root().join("tests/oap/conf");
         let on_loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (grpc, query) = (on_loopback(free_port()?), on_loopback(free_port()?));
+        let mut variables: Vec<(String, String)> = variables
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        variables.push(("SW_CORE_GRPC_PORT".to_owned(), grpc.port().to_string()));
+        variables.push(("SW_CORE_REST_PORT".to_owned(), query.port().to_string()));
         let log = folder.join("oap.log");
-        let log_file =
-            File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
-        let mut command = Command::new("java");
-        command
-            .args(["-Xms256m", "-Xmx1g", "-cp"])
-            .arg(format!("{}:{}/*", configuration.display(), jars.display()))
-            .arg(MAIN_CLASS)
-            .env("SW_CORE_GRPC_PORT", grpc.port().to_string())
-            .env("SW_CORE_REST_PORT", query.port().to_string())
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(log_file.try_clone()?)
-            .stderr(log_file);
-        let child = ChildGuard::spawn("the SkyWalking OAP", &mut command)?;
         let mut oap = Self {
-            child,
+            child: spawn(&log, &variables)?,
+            variables,
             log,
             grpc,
             query,
         };
-        wait_until("an answer of the SkyWalking OAP", START_DEADLINE, || {
-            oap.child
-                .still_running()
-                .with_context(|| oap.log().unwrap_or_default())?;
-            Ok(oap.graphql("query { version }", &Value::Null).ok())
-        })?;
+        oap.wait_until_it_answers()?;
         Ok(oap)
+    }
+
+    /// Stops it as a service manager would.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.child.signal(libc::SIGTERM);
+        self.child.wait(ANSWER_DEADLINE)?;
+        Ok(())
+    }
+
+    /// Starts it again after [`Self::stop`], where it was.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_again(&mut self) -> Result<()> {
+        self.child = spawn(&self.log, &self.variables)?;
+        self.wait_until_it_answers()
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        wait_until("an answer of the SkyWalking OAP", START_DEADLINE, || {
+            self.child
+                .still_running()
+                .with_context(|| self.log().unwrap_or_default())?;
+            Ok(self.graphql("query { version }", &Value::Null).ok())
+        })?;
+        Ok(())
     }
 
     /// Where agents report to.
     #[must_use]
     pub fn grpc(&self) -> SocketAddr {
         self.grpc
-    }
-
-    /// Its process, for signals.
-    pub fn child(&mut self) -> &mut ChildGuard {
-        &mut self.child
     }
 
     /// The URL of its query side.
@@ -152,4 +159,31 @@ impl SkywalkingOap {
         fs::read_to_string(&self.log)
             .with_context(|| format!("failed to read {}", self.log.display()))
     }
+}
+
+/// Starts the process; its log goes on where a former one ended.
+fn spawn(log: &Path, variables: &[(String, String)]) -> Result<ChildGuard> {
+    let jars = oap_folder().join("lib");
+    if !jars.exists() {
+        bail!(
+            "{} is missing: run `cargo xtask setup --oap`",
+            jars.display()
+        );
+    }
+    let configuration = workspace_root().join("tests/oap/conf");
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("failed to open {}", log.display()))?;
+    let mut command = Command::new("java");
+    command
+        .args(["-Xms256m", "-Xmx1g", "-cp"])
+        .arg(format!("{}:{}/*", configuration.display(), jars.display()))
+        .arg(MAIN_CLASS)
+        .envs(variables.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    ChildGuard::spawn("the SkyWalking OAP", &mut command)
 }

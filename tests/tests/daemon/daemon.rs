@@ -31,7 +31,7 @@ impl Daemon {
     /// With its own OAP; returns when that can be asked.
     pub(crate) fn standalone() -> Self {
         let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
-        let mut daemon = Self::start(&["standalone", "--listen", &oap.to_string()], oap);
+        let mut daemon = Self::start(&["standalone", "--listen", &oap.to_string()], oap, &[]);
         wait_until("the built-in OAP", DEADLINE, || {
             daemon.child.still_running()?;
             Ok(TcpStream::connect(oap).ok())
@@ -42,14 +42,20 @@ impl Daemon {
 
     /// For an OAP that may be there or not, asked for tasks every second.
     pub(crate) fn reporting_to(oap: SocketAddr) -> Self {
-        Self::start(&["daemon", "--backend", &oap.to_string()], oap)
+        Self::reporting_with(oap, &[])
     }
 
-    fn start(args: &[&str], oap: SocketAddr) -> Self {
+    /// As [`Self::reporting_to`], with more variables.
+    pub(crate) fn reporting_with(oap: SocketAddr, variables: &[(&str, &str)]) -> Self {
+        Self::start(&["daemon", "--backend", &oap.to_string()], oap, variables)
+    }
+
+    fn start(args: &[&str], oap: SocketAddr, variables: &[(&str, &str)]) -> Self {
         let log = NamedTempFile::new().unwrap();
         let mut command = command(args);
         command
             .env("PROFILERD_OAP_POLL_INTERVAL", "1s")
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(File::create(log.path()).unwrap());
         let child = ChildGuard::spawn("profilerd", &mut command).unwrap();

@@ -11,9 +11,12 @@ mod record;
 mod recording;
 mod requests;
 mod server;
+mod skywalking;
 mod standalone;
 
 use std::time::Duration;
 
 /// Longest wait for anything but the end of a task.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// A task of one minute, and what ends after it.
+const TASK_DEADLINE: Duration = Duration::from_secs(90);

@@ -2,18 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::time::Duration;
 
 use profiler_daemon::embedded::EmbeddedOap;
 use profiler_tests::{SampleService, free_port, is_root, skip, wait_until};
 
-use crate::DEADLINE;
 use crate::attached::{Attached, pinned};
 use crate::daemon::{Daemon, creation};
 use crate::recording::has_function;
-
-/// A task of one minute, and what ends after it.
-const TASK_DEADLINE: Duration = Duration::from_secs(90);
+use crate::{DEADLINE, TASK_DEADLINE};
 
 fn sample_service(name: &str) -> SampleService {
     SampleService::start(Path::new("python3"), name, None).unwrap()

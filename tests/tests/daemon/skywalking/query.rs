@@ -1,0 +1,154 @@
+//! What a user of the OAP's interface asks for, in GraphQL.
+
+use profiler_tests::{SkywalkingOap, read_json, wait_until};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::TASK_ARRIVES;
+use crate::DEADLINE;
+
+const CREATE: &str = "mutation ($r: ProfileTaskCreationRequest) { \
+    it: createProfileTask(creationRequest: $r) { id errorReason } }";
+const LOGS: &str = "query ($t: String) { \
+    it: getProfileTaskLogs(taskID: $t) { instanceName operationType } }";
+const SEGMENTS: &str = "query ($t: ID!) { it: getProfileTaskSegments(taskID: $t) { \
+    traceId instanceName endpointNames duration start spans { spanId parentSpanId segmentId \
+    serviceCode serviceInstanceName startTime endTime endpointName type layer isError \
+    tags { key value } profiled } } }";
+const ANALYZE: &str = "query ($q: [SegmentProfileAnalyzeQuery!]!) { \
+    it: getSegmentsProfileAnalyze(queries: $q) { tip trees { elements { \
+    id parentId codeSignature duration durationChildExcluded count } } } }";
+
+const SERVICES: &str = "query { it: listServices(layer: \"GENERAL\") { name } }";
+
+/// A profiled request as the OAP lists it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Profiled {
+    pub(crate) trace_id: String,
+    pub(crate) instance_name: String,
+    pub(crate) endpoint_names: Vec<String>,
+    pub(crate) duration: i64,
+    pub(crate) spans: Vec<Span>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Span {
+    pub(crate) span_id: i32,
+    pub(crate) segment_id: String,
+    pub(crate) service_code: String,
+    pub(crate) service_instance_name: String,
+    pub(crate) start_time: i64,
+    pub(crate) end_time: i64,
+    pub(crate) endpoint_name: String,
+    pub(crate) r#type: String,
+    pub(crate) layer: String,
+    pub(crate) tags: Vec<Tag>,
+    pub(crate) profiled: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Tag {
+    pub(crate) key: String,
+    pub(crate) value: String,
+}
+
+/// One node of a tree.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) parent_id: String,
+    pub(crate) code_signature: String,
+    pub(crate) duration: i64,
+    pub(crate) duration_child_excluded: i64,
+    pub(crate) count: u32,
+}
+
+fn ask<T: for<'de> Deserialize<'de>>(oap: &SkywalkingOap, query: &str, variables: Value) -> T {
+    let mut data = oap.graphql(query, &variables).unwrap();
+    read_json(&data["it"].take().to_string()).unwrap()
+}
+
+/// The id that an OAP gives a service of the layer GENERAL.
+fn service_id(service: &str) -> String {
+    profiler_daemon::embedded::task::service_id(service)
+}
+
+/// Asks for a profile of an endpoint: one minute, 10 ms, five requests.
+#[track_caller]
+pub(crate) fn create_task(oap: &SkywalkingOap, service: &str, endpoint: &str) -> String {
+    let request = json!({
+        "serviceId": service_id(service), "endpointName": endpoint, "startTime": null,
+        "duration": 1, "minDurationThreshold": 0, "dumpPeriod": 10, "maxSamplingCount": 5,
+    });
+    let created: Value = ask(oap, CREATE, json!({ "r": request }));
+    assert_eq!(created["errorReason"], Value::Null);
+    created["id"].as_str().unwrap().to_owned()
+}
+
+/// Whether a user can choose the service.
+pub(crate) fn has_service(oap: &SkywalkingOap, name: &str) -> bool {
+    let services: Vec<Value> = ask(oap, SERVICES, Value::Null);
+    services.iter().any(|service| service["name"] == name)
+}
+
+/// What instances did with a task, as `<instance> <operation>`.
+pub(crate) fn logs(oap: &SkywalkingOap, task_id: &str) -> Vec<String> {
+    let logs: Vec<Value> = ask(oap, LOGS, json!({ "t": task_id }));
+    let text = |log: &Value, key: &str| log[key].as_str().unwrap().to_owned();
+    logs.iter()
+        .map(|log| {
+            format!(
+                "{} {}",
+                text(log, "instanceName"),
+                text(log, "operationType")
+            )
+        })
+        .collect()
+}
+
+/// Waits until an instance has the task.
+#[track_caller]
+pub(crate) fn wait_until_notified(oap: &SkywalkingOap, task_id: &str) {
+    wait_until("the task to be taken", TASK_ARRIVES, || {
+        Ok((!logs(oap, task_id).is_empty()).then_some(()))
+    })
+    .unwrap();
+}
+
+/// The profiled requests of a task, when there are so many, by their start.
+#[track_caller]
+pub(crate) fn wait_for_profiled(oap: &SkywalkingOap, task_id: &str, count: usize) -> Vec<Profiled> {
+    let mut profiled = wait_until("profiled requests in the OAP", DEADLINE, || {
+        let profiled: Vec<Profiled> = ask(oap, SEGMENTS, json!({ "t": task_id }));
+        Ok((profiled.len() >= count).then_some(profiled))
+    })
+    .unwrap();
+    profiled.sort_by_key(|request| request.spans[0].start_time);
+    profiled
+}
+
+/// The trees of a segment between two times, as the OAP analyses it.
+#[track_caller]
+pub(crate) fn analyze(oap: &SkywalkingOap, span: &Span) -> Vec<Vec<Node>> {
+    #[derive(Deserialize)]
+    struct Tree {
+        elements: Vec<Node>,
+    }
+    #[derive(Deserialize)]
+    struct Analysis {
+        tip: Option<String>,
+        trees: Vec<Tree>,
+    }
+    let range = json!({ "start": span.start_time, "end": span.end_time });
+    let query = json!([{ "segmentId": span.segment_id, "timeRange": range }]);
+    let analysis: Analysis = ask(oap, ANALYZE, json!({ "q": query }));
+    assert_eq!(analysis.tip, None);
+    analysis
+        .trees
+        .into_iter()
+        .map(|tree| tree.elements)
+        .collect()
+}

@@ -1,0 +1,147 @@
+//! What happens to either side while a task is live, and names at their limits.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use profiler_tests::{SampleService, SkywalkingOap, needs_root};
+
+use super::assert_no_error_is_logged;
+use super::query::{analyze, create_task, has_service, wait_for_profiled, wait_until_notified};
+use super::relay::Relay;
+use crate::daemon::Daemon;
+
+/// As `create_task` asks for.
+const MAX_SAMPLING_COUNT: usize = 5;
+
+fn sample_service(name: &str) -> SampleService {
+    SampleService::start(Path::new("python3"), name, None).unwrap()
+}
+
+/// Check that names longer than an OAP keeps are cut as it cuts them: the service is listed, its task
+/// arrives, and its request is shown.
+#[test]
+fn names_are_cut_as_an_oap_cuts_them() {
+    needs_root!();
+    let folder = tempfile::tempdir().unwrap();
+    let oap = SkywalkingOap::start(folder.path()).unwrap();
+    let service = sample_service(&"s".repeat(90));
+    let mut daemon = Daemon::reporting_to(oap.grpc());
+    daemon.wait_for_log("Connected", 1);
+    let listed = "s".repeat(70);
+    let path = format!("/{}", "p".repeat(200));
+    let endpoint: String = format!("GET:{path}").chars().take(150).collect();
+    let task_id = create_task(&oap, &listed, &endpoint);
+    daemon.wait_for_log("process watched", 1);
+    assert!(has_service(&oap, &listed));
+    let mut client = service.connect().unwrap();
+    assert_eq!(client.request("GET", &path, "").unwrap().status, 404);
+    let profiled = wait_for_profiled(&oap, &task_id, 1);
+    assert_eq!(profiled[0].spans[0].service_code, listed);
+    assert_eq!(profiled[0].endpoint_names, [endpoint]);
+    assert_no_error_is_logged(&oap);
+}
+
+/// Check that a daemon that was killed in the middle of a task goes on with it: no snapshot twice, and not
+/// more requests than the task asks for.
+#[test]
+fn a_killed_daemon_goes_on_with_its_task() {
+    needs_root!();
+    const NAME: &str = "oap-killed-sample";
+    let folder = tempfile::tempdir().unwrap();
+    let oap = SkywalkingOap::start(folder.path()).unwrap();
+    let relay = Relay::start(oap.grpc());
+    let service = sample_service(NAME);
+    let mut client = service.connect().unwrap();
+    let task_id = create_task(&oap, NAME, "POST:/");
+    let state = folder.path().join("state").display().to_string();
+    let state = [("PROFILERD_STATE_DIR", state.as_str())];
+
+    let mut daemon = Daemon::reporting_with(relay.address(), &state);
+    daemon.wait_for_log("process watched", 1);
+    for _ in 0..3 {
+        client.request("POST", "/", "{}").unwrap();
+    }
+    wait_for_profiled(&oap, &task_id, 3);
+    client.send_raw(b"POST / HTTP/1.1\r\n\r\n").unwrap();
+    daemon.signal(libc::SIGKILL);
+    daemon.wait();
+    assert_eq!(client.read_response().unwrap().0, 200);
+
+    let mut daemon = Daemon::reporting_with(relay.address(), &state);
+    daemon.wait_for_log("process watched", 1);
+    for _ in 0..MAX_SAMPLING_COUNT {
+        client.request("POST", "/", "{}").unwrap();
+    }
+    wait_for_profiled(&oap, &task_id, MAX_SAMPLING_COUNT - 1);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+
+    let said = relay.said();
+    let mut keys = HashSet::new();
+    for snapshot in &said.snapshots {
+        let key = (&snapshot.trace_segment_id, snapshot.sequence);
+        assert!(keys.insert(key), "{key:?} was sent twice");
+    }
+    let segments: HashSet<_> = keys.iter().map(|(segment, _)| segment).collect();
+    assert!(segments.len() <= MAX_SAMPLING_COUNT, "{}", segments.len());
+    assert_eq!(said.segments.len(), segments.len());
+    assert_no_error_is_logged(&oap);
+}
+
+/// Check that requests that end while the OAP is away are shown when it is back.
+#[test]
+fn an_oap_that_was_away_gets_what_it_missed() {
+    needs_root!();
+    const NAME: &str = "oap-away-sample";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("h2").display().to_string();
+    let url = format!("jdbc:h2:file:{file};DATABASE_TO_UPPER=FALSE");
+    let storage = [("SW_STORAGE_H2_URL", url.as_str())];
+    let mut oap = SkywalkingOap::start_with(folder.path(), &storage).unwrap();
+    let service = sample_service(NAME);
+    let mut client = service.connect().unwrap();
+    let task_id = create_task(&oap, NAME, "POST:/");
+    let mut daemon = Daemon::reporting_to(oap.grpc());
+    daemon.wait_for_log("process watched", 1);
+    wait_until_notified(&oap, &task_id);
+
+    oap.stop().unwrap();
+    for _ in 0..2 {
+        client.request("POST", "/", "{}").unwrap();
+    }
+    daemon.wait_for_log("request profiled", 2);
+    oap.start_again().unwrap();
+    client.request("POST", "/", "{}").unwrap();
+    let profiled = wait_for_profiled(&oap, &task_id, 3);
+    for request in &profiled {
+        let [tree] = &analyze(&oap, &request.spans[0])[..] else {
+            panic!("{request:?}")
+        };
+        let of_handler = |signature: &str| signature.contains("Handler.do_POST");
+        assert!(tree.iter().any(|node| of_handler(&node.code_signature)));
+    }
+    assert_no_error_is_logged(&oap);
+}
+
+/// Check that an OAP that asks for a token is obeyed, and that the log names a wrong one.
+#[test]
+fn an_oap_that_asks_for_a_token_gets_it() {
+    needs_root!();
+    const NAME: &str = "oap-token-sample";
+    let folder = tempfile::tempdir().unwrap();
+    let token = [("SW_AUTHENTICATION", "open-sesame")];
+    let oap = SkywalkingOap::start_with(folder.path(), &token).unwrap();
+    let _service = sample_service(NAME);
+
+    let mut stranger = Daemon::reporting_to(oap.grpc());
+    stranger.wait_for_log("token", 1);
+    drop(stranger);
+    assert!(!has_service(&oap, NAME));
+
+    let variables = [("SW_AGENT_AUTHENTICATION", "open-sesame")];
+    let mut daemon = Daemon::reporting_with(oap.grpc(), &variables);
+    let task_id = create_task(&oap, NAME, "POST:/");
+    daemon.wait_for_log("process watched", 1);
+    wait_until_notified(&oap, &task_id);
+    assert!(has_service(&oap, NAME));
+}
