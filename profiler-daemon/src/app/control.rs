@@ -21,8 +21,9 @@ use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
 use crate::config::Config;
 use crate::model::clock::unix_ms_now;
-use crate::model::{Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
+use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
 use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
+use crate::output::explain_nothing;
 use crate::process::ProcessTable;
 use crate::request::Endpoint;
 
@@ -32,6 +33,7 @@ const STEP: Duration = Duration::from_millis(50);
 /// A task in a slot.
 struct Live {
     slot: TaskSlot,
+    endpoint: String,
     /// Coverage is kept per task; this instance reports it.
     reporter: Service,
     /// Instances that run it, with the time it ends for them.
@@ -197,13 +199,9 @@ impl Control {
             else {
                 return self.refuse(&task, format!("{MAX_TASKS} tasks are live already"));
             };
-            self.pipeline.send(Command::StartTask {
-                slot,
-                task: Box::new(task),
-                endpoint: Box::new(endpoint),
-            });
             let live = Live {
                 slot,
+                endpoint: task.endpoint.clone(),
                 reporter: service.clone(),
                 instances: BTreeMap::from([(service, ends)]),
                 ended: Vec::new(),
@@ -211,6 +209,11 @@ impl Control {
                 ending: false,
             };
             self.live.insert(task_id.clone(), live);
+            self.pipeline.send(Command::StartTask {
+                slot,
+                task: Box::new(task),
+                endpoint: Box::new(endpoint),
+            });
         }
         self.watch_new(&task_id);
     }
@@ -267,10 +270,12 @@ impl Control {
                 }
             }
             PipelineEvent::TaskDone(task_id, coverage) => {
-                tracing::info!(%task_id, "task done");
                 let mut coverage = coverage;
-                if self.live.get(&task_id).is_some_and(|live| !live.ending) {
-                    coverage.note("cut short: profilerd was stopped before the task's end");
+                if let Some(live) = self.live.get(&task_id) {
+                    if !live.ending {
+                        coverage.note("cut short: profilerd was stopped before the task's end");
+                    }
+                    log_end(&task_id, live, &coverage);
                 }
                 self.finish(&task_id, &coverage);
             }
@@ -324,6 +329,21 @@ impl Control {
             tracing::warn!(lost, "snapshots could not be delivered before the exit");
         }
         result
+    }
+}
+
+/// A SkyWalking OAP has no place for what was seen and lost, so the log tells it.
+fn log_end(task_id: &TaskId, live: &Live, coverage: &Coverage) {
+    let report = coverage.to_report();
+    let moved = report.counters.iter().filter(|&(_, &count)| count > 0);
+    let counts: Vec<String> = moved
+        .map(|(name, count)| format!("{name}={count}"))
+        .collect();
+    let notes = report.notes.join("; ");
+    tracing::info!(%task_id, counts = counts.join(" "), notes, "task done");
+    if coverage.get(Counter::RequestsProfiled) == 0 {
+        let reason = explain_nothing(&live.reporter.name, &live.endpoint, &report);
+        tracing::warn!(%task_id, "no request was profiled. {reason}");
     }
 }
 

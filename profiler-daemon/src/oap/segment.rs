@@ -9,7 +9,7 @@ use super::name::{ENDPOINT_MAX, ID_MAX, cut};
 use super::presence::cut_service;
 use crate::model::{ProfiledSegment, Snapshot, Sw8};
 
-/// `http` in OAP's `component-libraries.yml`: plain HTTP, whatever serves it.
+/// `http` in OAP's `component-libraries.yml` (id 49 in 10.1.0): plain HTTP, whatever serves it.
 const COMPONENT_HTTP: i32 = 49;
 
 /// The synthetic segment: span 0, entry, from the request's head to its last written byte.

@@ -1,6 +1,6 @@
 //! Answers "why is there no data?" before it is asked.
 
-use crate::model::{Counter, ProfileReport};
+use crate::model::{Counter, CoverageReport, ProfileReport};
 
 use super::text::clean;
 
@@ -51,18 +51,22 @@ const FATES: &[(Counter, &str, &str)] = &[
 /// Says why a report has no request in it and what to do about it; `None` if it has one.
 #[must_use]
 pub fn explain(report: &ProfileReport) -> Option<String> {
-    if !report.segments.is_empty() {
-        return None;
-    }
+    let task = &report.task;
+    let is_empty = report.segments.is_empty();
+    is_empty.then(|| explain_nothing(&task.service, &task.endpoint, &report.coverage))
+}
+
+/// Why a task of a service for an endpoint has no profiled request.
+#[must_use]
+pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport) -> String {
     let count = |counter: Counter| {
-        let count = report.coverage.counters.get(counter.name());
+        let count = coverage.counters.get(counter.name());
         count.copied().unwrap_or(0)
     };
-    let endpoint = clean(&report.task.endpoint);
-    let service = clean(&report.task.service);
+    let (service, endpoint) = (clean(service), clean(endpoint));
     let seen = count(Counter::RequestsSeen);
     let matched = count(Counter::RequestsMatched);
-    let text = if matched > 0 {
+    if matched > 0 {
         explain_matched(matched, &endpoint, count)
     } else if count(Counter::RequestEventsLost) + count(Counter::BadRecords) > 0 {
         format!(
@@ -101,8 +105,7 @@ pub fn explain(report: &ProfileReport) -> Option<String> {
              reach this process (see `profilerd ps`)? Requests inside TLS and HTTP/2 are not seen by \
              this version."
         )
-    };
-    Some(text)
+    }
 }
 
 fn explain_matched(matched: u64, endpoint: &str, count: impl Fn(Counter) -> u64) -> String {

@@ -27,7 +27,7 @@ use anyhow::{Context, Result};
 use crate::model::ProfileReport;
 
 pub use coverage::coverage_text;
-pub use explain::explain;
+pub use explain::{explain, explain_nothing};
 pub use file::{check_target, write_file};
 pub use text::{clean, utc};
 

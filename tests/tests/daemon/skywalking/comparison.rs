@@ -83,6 +83,12 @@ fn the_oap_shows_what_the_service_did() {
         Ok(is_over.then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    // The OAP has no place for it.
+    let log = daemon.log();
+    assert!(
+        log.contains(&format!("requests_profiled={REQUESTS}")),
+        "{log}"
+    );
     assert_no_error_is_logged(&oap);
 }
 

@@ -144,4 +144,8 @@ fn an_oap_that_asks_for_a_token_gets_it() {
     daemon.wait_for_log("process watched", 1);
     wait_until_notified(&oap, &task_id);
     assert!(has_service(&oap, NAME));
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    let reason = format!("No process of {NAME} has read an HTTP/1 request");
+    assert!(daemon.log().contains(&reason), "{}", daemon.log());
 }
