@@ -56,7 +56,7 @@ const NEEDS: &[Need] = &[
     need(Group::Test, "gdb", "gdb"),
     need(Group::Test, "wrk", "wrk"),
     need(Group::Test, "bpftool", "bpftool"),
-    need(Group::Oap, "java", "openjdk-17-jre-headless"),
+    need(Group::Oap, "java", "default-jre-headless"),
     need(Group::Oap, "mvn", "maven"),
     need(Group::Oap, "python3", "python3"),
     need(Group::Vm, "cpio", "cpio"),
