@@ -100,17 +100,11 @@ impl Durations {
     fn of_trees(trees: &[Vec<Node>]) -> Self {
         let of = |function: &'static str| {
             let nodes = trees.iter().flatten();
-            let fitting = nodes.filter(|node| is_of(&node.code_signature, function));
+            let fitting = nodes.filter(|node| node.is_of(function));
             (function, fitting.map(|node| node.duration).collect())
         };
         Self(FUNCTIONS.map(of).into())
     }
-}
-
-/// Ours is `sample_service.method3:43`, the agent's `.../sample_service.py.method3: 43`.
-fn is_of(signature: &str, function: &str) -> bool {
-    let mut words = signature.split(|c: char| !c.is_alphanumeric() && c != '_');
-    words.any(|word| word == function)
 }
 
 /// The middle one of the requests.

@@ -5,6 +5,7 @@
 mod comparison;
 mod query;
 mod relay;
+mod several;
 mod survival;
 
 use std::time::Duration;

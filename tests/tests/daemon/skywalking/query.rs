@@ -66,6 +66,16 @@ pub(crate) struct Node {
     pub(crate) count: u32,
 }
 
+impl Node {
+    /// Whether it is a call of the function: ours is `sample_service.method3:43`, the Python agent's
+    /// `.../sample_service.py.method3: 43`.
+    pub(crate) fn is_of(&self, function: &str) -> bool {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let mut words = self.code_signature.split(|c| !is_word(c));
+        words.any(|word| word == function)
+    }
+}
+
 fn ask<T: for<'de> Deserialize<'de>>(oap: &SkywalkingOap, query: &str, variables: Value) -> T {
     let mut data = oap.graphql(query, &variables).unwrap();
     read_json(&data["it"].take().to_string()).unwrap()

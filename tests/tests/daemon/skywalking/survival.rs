@@ -117,8 +117,7 @@ fn an_oap_that_was_away_gets_what_it_missed() {
         let [tree] = &analyze(&oap, &request.spans[0])[..] else {
             panic!("{request:?}")
         };
-        let of_handler = |signature: &str| signature.contains("Handler.do_POST");
-        assert!(tree.iter().any(|node| of_handler(&node.code_signature)));
+        assert!(tree.iter().any(|node| node.is_of("do_POST")));
     }
     assert_no_error_is_logged(&oap);
 }
