@@ -10,6 +10,7 @@
 
 mod load;
 mod procfs;
+mod skywalking;
 mod table;
 
 use std::fs;
@@ -71,7 +72,7 @@ struct Bench {
 /// Runs `bench`.
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     require_root("bench")?;
-    setup::ensure(&[Group::Build, Group::Test])?;
+    setup::ensure(&[Group::Build, Group::Test, Group::Oap])?;
     let folder = target_dir().join("bench");
     fs::create_dir_all(&folder)?;
     let mut bench = Bench {
@@ -119,6 +120,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         "ms",
         Goal::AtMost(500.0),
     );
+
+    drop((hot, python));
+    skywalking::measure(&bench.binary, &bench.folder, &mut bench.table)?;
 
     print!("{}", bench.table.to_text());
     if let Some(file) = &args.json {
