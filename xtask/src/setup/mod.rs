@@ -58,6 +58,7 @@ const NEEDS: &[Need] = &[
     need(Group::Test, "bpftool", "bpftool"),
     need(Group::Oap, "java", "default-jre-headless"),
     need(Group::Oap, "mvn", "maven"),
+    need(Group::Oap, "openssl", "openssl"),
     need(Group::Oap, "python3", "python3"),
     need(Group::Vm, "cpio", "cpio"),
     need(Group::Vm, "dpkg-deb", "dpkg"),

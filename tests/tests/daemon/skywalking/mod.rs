@@ -7,6 +7,7 @@ mod query;
 mod relay;
 mod several;
 mod survival;
+mod trust;
 
 use std::time::Duration;
 

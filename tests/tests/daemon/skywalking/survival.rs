@@ -121,30 +121,3 @@ fn an_oap_that_was_away_gets_what_it_missed() {
     }
     assert_no_error_is_logged(&oap);
 }
-
-/// Check that an OAP that asks for a token is obeyed, and that the log names a wrong one.
-#[test]
-fn an_oap_that_asks_for_a_token_gets_it() {
-    needs_root!();
-    const NAME: &str = "oap-token-sample";
-    let folder = tempfile::tempdir().unwrap();
-    let token = [("SW_AUTHENTICATION", "open-sesame")];
-    let oap = SkywalkingOap::start_with(folder.path(), &token).unwrap();
-    let _service = sample_service(NAME);
-
-    let mut stranger = Daemon::reporting_to(oap.grpc());
-    stranger.wait_for_log("token", 1);
-    drop(stranger);
-    assert!(!has_service(&oap, NAME));
-
-    let variables = [("SW_AGENT_AUTHENTICATION", "open-sesame")];
-    let mut daemon = Daemon::reporting_with(oap.grpc(), &variables);
-    let task_id = create_task(&oap, NAME, "POST:/");
-    daemon.wait_for_log("process watched", 1);
-    wait_until_notified(&oap, &task_id);
-    assert!(has_service(&oap, NAME));
-    daemon.signal(libc::SIGTERM);
-    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
-    let reason = format!("No process of {NAME} has read an HTTP/1 request");
-    assert!(daemon.log().contains(&reason), "{}", daemon.log());
-}
