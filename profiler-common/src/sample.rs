@@ -48,6 +48,8 @@ pub struct ThreadState {
     pub seq: u64,
     /// `CLOCK_MONOTONIC` of the latest switch.
     pub ktime_ns: u64,
+    /// `CLOCK_MONOTONIC` of the latest switch-in.
+    pub in_ktime_ns: u64,
     /// `task_struct.__state` at switch-out.
     pub prev_state: u32,
     /// [`thread_state_flag`] bits.
@@ -115,5 +117,5 @@ pub struct SampleHeader {
 }
 
 const _: () = assert!(size_of::<ThreadTag>() == 24);
-const _: () = assert!(size_of::<ThreadState>() == 32 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
+const _: () = assert!(size_of::<ThreadState>() == 40 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
 const _: () = assert!(size_of::<SampleHeader>() == 56 + 8 * REGS_MAX);

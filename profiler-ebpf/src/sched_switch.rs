@@ -1,10 +1,10 @@
 //! `sched_switch`: where tagged threads leave and take a CPU.
 //!
 //! The program runs at every context switch of the machine; it looks at two counts in an array and
-//! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the thread entered
-//! the kernel and its kernel stack, or removes the tag of a request the daemon has let go. The user stack is not touched: while the thread stays
-//! switched out the daemon can read it whenever it likes, and sees by `ThreadState::seq` whether the
-//! thread ran meanwhile.
+//! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the
+//! thread entered the kernel and its kernel stack, or removes the tag of a request the daemon has let
+//! go. The user stack is not touched: while the thread stays switched out the daemon can read it
+//! whenever it likes, and sees by `ThreadState::seq` whether the thread ran meanwhile.
 //!
 //! Arguments: `(bool preempt, prev, next)`, and from 5.18 on `prev_state`, which is not used, so
 //! that one program fits all. `current` is still `prev`,
@@ -52,6 +52,7 @@ fn handle(ctx: &impl EbpfContext, preempted: u64, prev_tid: u32, next_tid: u32) 
         && let Some(state) = maps::thread_state(next_tid)
     {
         state.ktime_ns = read::ktime_ns();
+        state.in_ktime_ns = state.ktime_ns;
         state.flags = thread_state_flag::ON_CPU;
         // Even to even: a reader that saw the thread switched out learns that it ran.
         state.seq += 2;

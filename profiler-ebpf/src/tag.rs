@@ -23,6 +23,7 @@ pub(crate) mod set_result {
 static RUNNING: ThreadState = ThreadState {
     seq: 0,
     ktime_ns: 0,
+    in_ktime_ns: 0,
     prev_state: 0,
     flags: thread_state_flag::ON_CPU,
     tgid: 0,
@@ -52,6 +53,7 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
     if let Some(state) = maps::thread_state(tid) {
         state.seq += 2;
         state.ktime_ns = read::ktime_ns();
+        state.in_ktime_ns = state.ktime_ns;
         state.flags = thread_state_flag::ON_CPU;
         state.tgid = tgid;
     }

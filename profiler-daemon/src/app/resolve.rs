@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::capture::Work;
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Frame, Pid, ProfiledSegment, RawSample,
-    RequestId, SampleKind, Service, Stack, TaskId, TaskSlot, TimedStack,
+    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, Pid, ProfiledSegment,
+    RawSample, RequestId, SampleKind, Service, Stack, TaskId, TaskSlot, TimedStack,
 };
 use crate::process::Process;
 use crate::process::python::{CodeSignature, PythonRuntime};
@@ -47,8 +47,23 @@ struct Open {
     request: ActiveRequest,
     grid: Grid,
     samples: Vec<TimedStack>,
-    last: Option<Arc<Stack<Frame>>>,
+    /// Stack of the latest off-CPU sample.
+    blocked: Option<Arc<Stack<Frame>>>,
     losses: Coverage,
+}
+
+impl Open {
+    /// The thread ran again: its stack while it was blocked held until then.
+    fn end_block(&mut self, ktime_ns: u64) {
+        let Some(blocked) = self.blocked.take() else {
+            return;
+        };
+        // Samples of its CPU may have come in between.
+        let mut samples = self.samples.iter_mut().rev();
+        if let Some(last) = samples.find(|sample| Arc::ptr_eq(&sample.stack, &blocked)) {
+            last.until_ktime_ns = last.ktime_ns.max(ktime_ns);
+        }
+    }
 }
 
 /// State of the thread.
@@ -114,7 +129,7 @@ impl Resolve {
                     request: *request,
                     grid,
                     samples: Vec::new(),
-                    last: None,
+                    blocked: None,
                     losses: Coverage::default(),
                 };
                 self.open.insert(open.request.id, open);
@@ -177,31 +192,59 @@ impl Resolve {
             // Requests that were dropped leave samples behind in the rings.
             return;
         }
-        let mut losses = Coverage::default();
         let stack = match kind {
-            SampleKind::Unchanged => self.open[&request].last.clone(),
-            SampleKind::OnCpu(mut captured) | SampleKind::OffCpu(mut captured) => {
-                let start = Instant::now();
-                self.open_process(pid);
-                let stack = self.processes.get_mut(&pid).map(|process| {
-                    let stack = self.unwinder.unwind(process, &mut captured, &mut losses);
-                    Arc::new(self.symbolizer.symbolize(process, &stack, &mut losses))
-                });
-                tracing::trace!(%pid, elapsed = ?start.elapsed(), "stack resolved");
-                stack
+            SampleKind::Ended => {
+                if let Some(open) = self.open.get_mut(&request) {
+                    open.end_block(ktime_ns);
+                }
+                return;
+            }
+            SampleKind::Unchanged => {
+                let stack = self.open[&request].blocked.clone();
+                stack.map(|stack| TimedStack::at(ktime_ns, stack))
+            }
+            SampleKind::OnCpu(captured) => {
+                let stack = self.resolve(request, pid, captured);
+                stack.map(|stack| TimedStack::at(ktime_ns, stack))
+            }
+            SampleKind::OffCpu {
+                since_ktime_ns,
+                captured,
+            } => {
+                let stack = self.resolve(request, pid, captured);
+                if let Some(open) = self.open.get_mut(&request) {
+                    open.blocked.clone_from(&stack);
+                }
+                stack.map(|stack| TimedStack {
+                    since_ktime_ns: since_ktime_ns.min(ktime_ns),
+                    ..TimedStack::at(ktime_ns, stack)
+                })
             }
         };
         let Some(open) = self.open.get_mut(&request) else {
             return;
         };
-        open.losses.merge(&losses);
         match stack {
-            Some(stack) => {
-                open.last = Some(Arc::clone(&stack));
-                open.samples.push(TimedStack { ktime_ns, stack });
-            }
+            Some(stack) => open.samples.push(stack),
             None => open.losses.bump(Counter::SamplesOrphaned),
         }
+    }
+
+    /// Unwinds and names; `None` if the process is gone.
+    fn resolve(
+        &mut self,
+        request: RequestId,
+        pid: Pid,
+        mut captured: Box<Captured>,
+    ) -> Option<Arc<Stack<Frame>>> {
+        let start = Instant::now();
+        self.open_process(pid);
+        let process = self.processes.get_mut(&pid)?;
+        let losses = &mut self.open.get_mut(&request)?.losses;
+        let stack = self.unwinder.unwind(process, &mut captured, losses);
+        let stack = self.symbolizer.symbolize(process, &stack, losses);
+        tracing::trace!(%pid, elapsed = ?start.elapsed(), "stack resolved");
+        Some(Arc::new(stack))
     }
 
     fn on_finish(&mut self, mut finished: FinishedRequest, service: Service) {

@@ -82,6 +82,7 @@ mod tests {
     fn frames_inside_the_scheduler_are_dropped() {
         let mut state = ThreadState {
             seq: 2,
+            in_ktime_ns: 0,
             ktime_ns: 0,
             prev_state: 0,
             flags: 0,

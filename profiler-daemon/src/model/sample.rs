@@ -49,9 +49,17 @@ pub enum SampleKind {
     /// The thread was running.
     OnCpu(Box<Captured>),
     /// The thread was blocked or waiting for a CPU.
-    OffCpu(Box<Captured>),
+    OffCpu {
+        /// `CLOCK_MONOTONIC` of its switch-out: the stack has held since then.
+        since_ktime_ns: u64,
+        /// What was read.
+        captured: Box<Captured>,
+    },
     /// The thread has not run since its previous off-CPU sample: the same stack still holds.
     Unchanged,
+    /// No sample of its own: the stack of the latest off-CPU sample held until this instant, at which the
+    /// thread ran again.
+    Ended,
 }
 
 /// One sample of one tagged thread.
@@ -74,6 +82,23 @@ pub struct RawSample {
 pub struct TimedStack {
     /// `CLOCK_MONOTONIC` of the observation.
     pub ktime_ns: u64,
+    /// Earliest instant at which the stack is known to have held, not after the observation.
+    pub since_ktime_ns: u64,
+    /// Latest instant at which the stack is known to have held, not before the observation.
+    pub until_ktime_ns: u64,
     /// The stack, innermost first.
     pub stack: Arc<super::Stack<super::Frame>>,
+}
+
+impl TimedStack {
+    /// A stack of which only is known that it held at one instant.
+    #[must_use]
+    pub fn at(ktime_ns: u64, stack: Arc<super::Stack<super::Frame>>) -> Self {
+        Self {
+            ktime_ns,
+            since_ktime_ns: ktime_ns,
+            until_ktime_ns: ktime_ns,
+            stack,
+        }
+    }
 }

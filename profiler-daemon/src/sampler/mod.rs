@@ -3,7 +3,8 @@
 //! In:  tick + `THREAD_STATES`, written by `profiler-ebpf/src/sched_switch.rs`
 //! Out: [`RawSample`] (off-CPU) to [`crate::unwind`]
 //! Lost: thread kept running during every try -> [`Counter::SamplesRaced`];
-//!       unreadable stack -> [`Counter::SamplesNoStack`]
+//!       unreadable stack -> [`Counter::SamplesNoStack`];
+//!       end of a block, if the thread blocked twice since the last tick (its durations are less exact)
 //!
 //! ```text
 //!  thread    ──run──┐ switch-out: seq 8, registers                      ┌ switch-in: seq 10 ──run──
@@ -12,6 +13,8 @@
 //!  next tick                          ▲ still 8: the same stack holds, nothing is read
 //!  last tick                                                     ▲ · · · · looked at too late: 10,
 //!                                     but it was the same block at the tick: the stack still holds
+//!  then                                                                 10, or 12 and blocked again:
+//!                                     the end of the block is known to the nanosecond
 //! ```
 //!
 //! # Why
@@ -67,17 +70,30 @@ pub struct Watched {
     pub tid: Tid,
 }
 
+/// The block of a thread that was read last.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    request: RequestId,
+    seq: u64,
+    /// Its end was told, or cannot be any more.
+    is_over: bool,
+}
+
 /// Remembers which switch-out was read last, per thread.
 #[derive(Debug, Default)]
 pub struct Sampler {
-    read: HashMap<Tid, (RequestId, u64)>,
+    read: HashMap<Tid, Block>,
     buffer: Vec<u8>,
 }
 
 impl Sampler {
-    /// Says what one thread did at a tick, a moment ago. `None` if it was running then (its CPU's own
-    /// tick captured it) or could not be read; the latter is counted. A thread that switched between
-    /// the first and the last CPU's tick may be found here as well as by its CPU.
+    /// Says what one thread did at a tick, a moment ago. Nothing is added to `found` if it was running
+    /// then (its CPU's own tick captured it) or could not be read; the latter is counted. A thread that
+    /// switched between the first and the last CPU's tick may be found here as well as by its CPU.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what is looked at, by what, and what comes of it"
+    )]
     pub fn sample(
         &mut self,
         watched: Watched,
@@ -86,7 +102,8 @@ impl Sampler {
         memory: &impl ReadMemory,
         walker: &mut impl ChainWalker,
         losses: &mut Coverage,
-    ) -> Option<RawSample> {
+        found: &mut Vec<RawSample>,
+    ) {
         let Watched {
             request,
             start_ktime_ns,
@@ -94,20 +111,25 @@ impl Sampler {
             tid,
         } = watched;
         if tick.last_ktime_ns < start_ktime_ns {
-            return None;
+            return;
         }
-        let found = |kind| {
-            Some(RawSample {
+        let mut tell = |ktime_ns, kind| {
+            found.push(RawSample {
                 request,
                 pid,
                 tid,
-                ktime_ns: tick.last_ktime_ns,
+                ktime_ns,
                 kind,
-            })
+            });
         };
-        let read = |seq| self.read.get(&tid) == Some(&(request, seq));
+        let read = |seq| {
+            let block = self.read.get(&tid);
+            block.is_some_and(|block| block.request == request && block.seq == seq)
+        };
         for _ in 0..TRIES {
-            let state = states.thread_state(tid)?;
+            let Some(state) = states.thread_state(tid) else {
+                return;
+            };
             if state.seq % 2 != 0 {
                 continue;
             }
@@ -116,14 +138,21 @@ impl Sampler {
             let woke_since = is_running && state.ktime_ns > tick.first_ktime_ns;
             if read(state.seq) || (woke_since && state.seq >= 2 && read(state.seq - 2)) {
                 losses.bump(Counter::SamplesUnchanged);
-                return found(SampleKind::Unchanged);
+                tell(tick.last_ktime_ns, SampleKind::Unchanged);
+                if let Some(end_ktime_ns) = self.end_of_block(request, tid, &state) {
+                    tell(end_ktime_ns, SampleKind::Ended);
+                }
+                return;
             }
             if woke_since && state.ktime_ns > tick.last_ktime_ns {
                 break;
             }
             // Running at the tick, or still: its CPU's tick has it.
             if is_running || state.ktime_ns > tick.last_ktime_ns {
-                return None;
+                if let Some(end_ktime_ns) = self.end_of_block(request, tid, &state) {
+                    tell(end_ktime_ns, SampleKind::Ended);
+                }
+                return;
             }
             let stack = read_stack(&mut self.buffer, memory, stack_pointer(&state));
             let python = walker.walk(pid, tid);
@@ -133,18 +162,45 @@ impl Sampler {
             if stack.bytes.is_empty() {
                 losses.bump(Counter::SamplesNoStack);
             }
+            if let Some(end_ktime_ns) = self.end_of_block(request, tid, &state) {
+                tell(end_ktime_ns, SampleKind::Ended);
+            }
             let kernel_frames = (state.kernel_frame_count as usize).min(state.kernel_frames.len());
-            self.read.insert(tid, (request, state.seq));
+            let block = Block {
+                request,
+                seq: state.seq,
+                is_over: false,
+            };
+            self.read.insert(tid, block);
             losses.bump(Counter::SamplesOffCpu);
-            return found(SampleKind::OffCpu(Box::new(Captured {
+            let captured = Captured {
                 regs: state.regs,
                 stack,
                 kernel_frames: state.kernel_frames[..kernel_frames].to_vec(),
                 python,
-            })));
+            };
+            let kind = SampleKind::OffCpu {
+                since_ktime_ns: state.ktime_ns,
+                captured: Box::new(captured),
+            };
+            return tell(tick.last_ktime_ns, kind);
         }
         losses.bump(Counter::SamplesRaced);
-        None
+    }
+
+    /// When the block that was read last ended; once, and only if the thread has not blocked and run again
+    /// since, for then later switches have overwritten the time.
+    fn end_of_block(&mut self, request: RequestId, tid: Tid, state: &ThreadState) -> Option<u64> {
+        let block = self.read.get_mut(&tid)?;
+        if block.is_over || block.request != request || block.seq == state.seq {
+            return None;
+        }
+        block.is_over = true;
+        let is_running = state.flags & thread_state_flag::ON_CPU != 0;
+        match (state.seq.wrapping_sub(block.seq), is_running) {
+            (2, true) | (4, false) => Some(state.in_ktime_ns),
+            _ => None,
+        }
     }
 
     /// Forgets a thread whose request is over, or whose sample did not reach the unwinder.
@@ -218,6 +274,7 @@ mod tests {
         ThreadState {
             seq,
             ktime_ns: 10 * seq,
+            in_ktime_ns: 0,
             prev_state: 1,
             flags,
             tgid: 1,
@@ -234,46 +291,57 @@ mod tests {
         }
     }
 
+    fn watched() -> Watched {
+        Watched {
+            request: RequestId(1),
+            start_ktime_ns: 100,
+            pid: Pid(1),
+            tid: Tid(1),
+        }
+    }
+
+    /// What was found at a tick, as words.
+    fn draw(found: &[RawSample]) -> String {
+        let word = |sample: &RawSample| match sample.kind {
+            SampleKind::OnCpu(_) => "on".to_owned(),
+            SampleKind::OffCpu { since_ktime_ns, .. } => format!("off since {since_ktime_ns}"),
+            SampleKind::Unchanged => "unchanged".to_owned(),
+            SampleKind::Ended => format!("ended {}", sample.ktime_ns),
+        };
+        found.iter().map(word).collect::<Vec<_>>().join(", ")
+    }
+
     /// Ticks at 100, 110, 120 ...; `state(n, _)` switched at 10 * n.
-    fn ticks(states: Vec<ThreadState>, n: u64) -> (Vec<Option<SampleKind>>, u32, Coverage) {
+    fn ticks(states: Vec<ThreadState>, n: u64) -> (Vec<String>, u32, Coverage) {
         let thread = Thread {
             states: RefCell::new(states),
             reads: Cell::new(0),
         };
         let mut sampler = Sampler::default();
         let mut losses = Coverage::default();
-        let watched = Watched {
-            request: RequestId(1),
-            start_ktime_ns: 100,
-            pid: Pid(1),
-            tid: Tid(1),
-        };
-        let kinds = (0..n)
+        let ticks = (0..n)
             .map(|tick| {
-                sampler
-                    .sample(
-                        watched,
-                        at(100 + 10 * tick),
-                        &thread,
-                        &thread,
-                        &mut NoPython,
-                        &mut losses,
-                    )
-                    .map(|sample| sample.kind)
+                let mut found = Vec::new();
+                sampler.sample(
+                    watched(),
+                    at(100 + 10 * tick),
+                    &thread,
+                    &thread,
+                    &mut NoPython,
+                    &mut losses,
+                    &mut found,
+                );
+                draw(&found)
             })
             .collect();
-        (kinds, thread.reads.get(), losses)
+        (ticks, thread.reads.get(), losses)
     }
 
     /// Check that a thread that sleeps over several ticks is read once.
     #[test]
     fn a_sleeping_thread_is_read_once() {
         let (kinds, reads, losses) = ticks(vec![state(8, 0)], 3);
-        assert!(matches!(kinds[0], Some(SampleKind::OffCpu(_))));
-        assert!(matches!(
-            kinds[1..],
-            [Some(SampleKind::Unchanged), Some(SampleKind::Unchanged)]
-        ));
+        assert_eq!(kinds, ["off since 80", "unchanged", "unchanged"]);
         assert_eq!((reads, losses.get(Counter::SamplesUnchanged)), (1, 2));
     }
 
@@ -281,7 +349,7 @@ mod tests {
     #[test]
     fn a_running_thread_is_not_read() {
         let (kinds, reads, _) = ticks(vec![state(8, thread_state_flag::ON_CPU)], 1);
-        assert!(kinds[0].is_none());
+        assert_eq!(kinds, [""]);
         assert_eq!(reads, 0);
     }
 
@@ -302,7 +370,7 @@ mod tests {
             ],
             1,
         );
-        assert!(matches!(kinds[0], Some(SampleKind::OffCpu(_))));
+        assert_eq!(kinds, ["off since 90"]);
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (2, 0));
     }
 
@@ -316,7 +384,7 @@ mod tests {
             })
             .collect();
         let (kinds, _, losses) = ticks(states, 1);
-        assert!(kinds[0].is_none());
+        assert_eq!(kinds, [""]);
         assert_eq!(losses.get(Counter::SamplesRaced), 1);
     }
 
@@ -326,14 +394,38 @@ mod tests {
         let off = state(8, 0);
         let woken = ThreadState {
             ktime_ns: 111,
+            in_ktime_ns: 111,
             ..state(10, thread_state_flag::ON_CPU)
         };
-        let (kinds, reads, losses) = ticks(vec![off, off, woken], 2);
-        assert!(matches!(
-            kinds[..],
-            [Some(SampleKind::OffCpu(_)), Some(SampleKind::Unchanged)]
-        ));
+        let (kinds, reads, losses) = ticks(vec![off, off, woken], 3);
+        assert_eq!(kinds, ["off since 80", "unchanged, ended 111", ""]);
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (1, 0));
+    }
+
+    /// Check that the end of a block is told once, whether the thread runs or is blocked again, and not
+    /// guessed if it has been on a CPU twice since.
+    #[test]
+    fn the_end_of_a_block_is_told_if_it_is_known() {
+        let off = state(8, 0);
+        let running = ThreadState {
+            ktime_ns: 104,
+            in_ktime_ns: 104,
+            ..state(10, thread_state_flag::ON_CPU)
+        };
+        let (kinds, ..) = ticks(vec![off, off, running], 3);
+        assert_eq!(kinds, ["off since 80", "ended 104", ""]);
+        let blocked_again = |seq| ThreadState {
+            ktime_ns: 106,
+            in_ktime_ns: 104,
+            ..state(seq, 0)
+        };
+        let (kinds, ..) = ticks(vec![off, off, blocked_again(12)], 3);
+        assert_eq!(
+            kinds,
+            ["off since 80", "ended 104, off since 106", "unchanged"]
+        );
+        let (kinds, ..) = ticks(vec![off, off, blocked_again(16)], 3);
+        assert_eq!(kinds, ["off since 80", "off since 106", "unchanged"]);
     }
 
     /// Check that a block that began and ended around one tick, too short to be read, is counted.
@@ -344,7 +436,7 @@ mod tests {
             ..state(10, thread_state_flag::ON_CPU)
         };
         let (kinds, reads, losses) = ticks(vec![woken], 1);
-        assert!(kinds[0].is_none());
+        assert_eq!(kinds, [""]);
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (0, 1));
     }
 
@@ -352,7 +444,7 @@ mod tests {
     #[test]
     fn a_thread_that_blocked_after_the_tick_was_running_at_it() {
         let (kinds, reads, losses) = ticks(vec![state(12, 0)], 1);
-        assert!(kinds[0].is_none());
+        assert_eq!(kinds, [""]);
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (0, 0));
     }
 
@@ -364,7 +456,7 @@ mod tests {
             ..state(10, thread_state_flag::ON_CPU)
         };
         let (kinds, _, losses) = ticks(vec![woken], 1);
-        assert!(kinds[0].is_none());
+        assert_eq!(kinds, [""]);
         assert_eq!(losses.get(Counter::SamplesRaced), 0);
     }
 
@@ -375,21 +467,17 @@ mod tests {
             states: RefCell::new(vec![state(8, 0)]),
             reads: Cell::new(0),
         };
-        let watched = Watched {
-            request: RequestId(1),
-            start_ktime_ns: 100,
-            pid: Pid(1),
-            tid: Tid(1),
-        };
         let mut losses = Coverage::default();
-        let sample = Sampler::default().sample(
-            watched,
+        let mut found = Vec::new();
+        Sampler::default().sample(
+            watched(),
             at(99),
             &thread,
             &thread,
             &mut NoPython,
             &mut losses,
+            &mut found,
         );
-        assert!(sample.is_none());
+        assert!(found.is_empty());
     }
 }

@@ -177,10 +177,7 @@ mod tests {
         } else {
             UnwindEnd::Root
         };
-        TimedStack {
-            ktime_ns: ms * MS,
-            stack: Arc::new(Stack { frames, end }),
-        }
+        TimedStack::at(ms * MS, Arc::new(Stack { frames, end }))
     }
 
     fn segment(samples: Vec<TimedStack>) -> Result<ProfiledSegment, Box<FinishedRequest>> {

@@ -10,11 +10,18 @@
 //!  request     [=========================]
 //!  samples        a    a    b    b    b            one per tick; of two (a switch within it) the first
 //!  timeline    a  a    a    b    b    b  b         first stack again at the start, last one at the end
+//!
+//!  blocked            <========>                   switched out and in again, by the kernel's clock
+//!  samples        a    b    b    c
+//!  timeline       a   b        bc                  its first and last sample stand at its edges
 //! ```
 //!
 //! # Why
 //! OAP counts the time between the first and the last snapshot of a run, so without head and tail a
-//! request would lose up to two periods.
+//! request would lose up to two periods, and each function on average one. Of a blocked thread it is
+//! known since when and until when a stack held. A snapshot of it is true at any instant between, so the
+//! first one is given the earliest and the last one the latest: the durations of what blocks become
+//! exact, while their number stays one per period.
 
 use crate::model::{Counter, Coverage, TimedStack};
 
@@ -70,24 +77,31 @@ pub fn build(
     losses.add(Counter::PeriodsExpected, expected);
     losses.add(Counter::PeriodsSampled, expected.min(samples.len() as u64));
 
+    move_to_edges(&mut samples, start_ktime_ns, end_ktime_ns);
     if let (Some(first), Some(last)) = (samples.first().cloned(), samples.last().cloned()) {
         if first.ktime_ns > start_ktime_ns {
-            samples.insert(
-                0,
-                TimedStack {
-                    ktime_ns: start_ktime_ns,
-                    stack: first.stack,
-                },
-            );
+            samples.insert(0, TimedStack::at(start_ktime_ns, first.stack));
         }
         if last.ktime_ns < end_ktime_ns {
-            samples.push(TimedStack {
-                ktime_ns: end_ktime_ns,
-                stack: last.stack,
-            });
+            samples.push(TimedStack::at(end_ktime_ns, last.stack));
         }
     }
     Timeline { samples }
+}
+
+/// Gives each sample the instant furthest from its tick at which its stack held; of two, the earlier one.
+fn move_to_edges(samples: &mut [TimedStack], start_ktime_ns: u64, end_ktime_ns: u64) {
+    let mut earliest_ns = start_ktime_ns;
+    for sample in samples {
+        let is_first = sample.since_ktime_ns < sample.ktime_ns;
+        let edge_ns = if is_first {
+            sample.since_ktime_ns
+        } else {
+            sample.until_ktime_ns
+        };
+        sample.ktime_ns = edge_ns.min(end_ktime_ns).max(earliest_ns);
+        earliest_ns = sample.ktime_ns;
+    }
 }
 
 #[cfg(test)]
@@ -112,9 +126,14 @@ mod tests {
             frames,
             end: UnwindEnd::Root,
         });
+        TimedStack::at(ms * MS, stack)
+    }
+
+    fn held(sample: TimedStack, since_ms: u64, until_ms: u64) -> TimedStack {
         TimedStack {
-            ktime_ns: ms * MS,
-            stack,
+            since_ktime_ns: since_ms * MS,
+            until_ktime_ns: until_ms * MS,
+            ..sample
         }
     }
 
@@ -153,6 +172,33 @@ mod tests {
         let timeline = build(samples, GRID, 10 * MS, 30 * MS, &mut losses);
         assert_eq!(draw(&timeline), "10a 13a 24c 30c");
         assert_eq!(losses.get(Counter::PeriodsSampled), 2);
+    }
+
+    /// Check that the samples of a block stand at its edges, inside the request, one a period as before.
+    #[test]
+    fn a_block_reaches_from_switch_to_switch() {
+        let mut losses = Coverage::default();
+        let samples = vec![
+            at(13, "a"),
+            held(at(23, "b"), 15, 23),
+            at(33, "b"),
+            held(at(43, "b"), 43, 51),
+            held(at(53, "c"), 52, 55), // of one sample, the earlier edge
+            held(at(63, "d"), 61, 63),
+            held(at(73, "d"), 73, 90), // it goes on after the request
+        ];
+        let timeline = build(samples, GRID, 12 * MS, 80 * MS, &mut losses);
+        assert_eq!(draw(&timeline), "12a 13a 15b 33b 51b 52c 61d 80d");
+        assert_eq!(losses.get(Counter::PeriodsSampled), 7);
+    }
+
+    /// Check that times never run backwards, whatever the clocks of two CPUs say.
+    #[test]
+    fn times_never_run_backwards() {
+        let mut losses = Coverage::default();
+        let samples = vec![held(at(13, "a"), 13, 24), held(at(23, "b"), 14, 23)];
+        let timeline = build(samples, GRID, 12 * MS, 30 * MS, &mut losses);
+        assert_eq!(draw(&timeline), "12a 24a 24b 30b");
     }
 
     /// Check that a period without a sample is expected but not sampled.

@@ -63,9 +63,14 @@ impl Capture {
                 continue;
             };
             let memory = ProcessMemory::new(watched.pid);
-            found.extend(
-                self.sampler
-                    .sample(watched, tick, kernel, &memory, &mut walker, losses),
+            self.sampler.sample(
+                watched,
+                tick,
+                kernel,
+                &memory,
+                &mut walker,
+                losses,
+                &mut found,
             );
         }
         for sample in found {

@@ -336,9 +336,16 @@ impl Capture {
 
     fn send_sample(&mut self, sample: RawSample) {
         let (tid, id) = (sample.tid, sample.request);
-        let unchanged = matches!(sample.kind, SampleKind::Unchanged);
+        let (is_end, has_stack) = match sample.kind {
+            SampleKind::OnCpu(_) | SampleKind::OffCpu { .. } => (false, true),
+            SampleKind::Unchanged => (false, false),
+            SampleKind::Ended => (true, false),
+        };
         if let Err(TrySendError::Full(_)) = self.work.try_send(Work::Sample(sample)) {
-            if !unchanged {
+            if is_end {
+                return; // one end is less exact, and no period is lost
+            }
+            if has_stack {
                 // The next tick must not say "as before" of a stack that never arrived.
                 self.sampler.forget(tid);
             }
