@@ -9,6 +9,7 @@
 
 use std::error::Error as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -95,18 +96,30 @@ impl Failure {
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     current: watch::Receiver<Option<Connection>>,
-    failures: mpsc::Sender<(u64, String)>,
+    reports: mpsc::Sender<(u64, Report)>,
+    /// Generation of the latest connection on which a call was answered.
+    answered: Arc<AtomicU64>,
     call_timeout: Duration,
+}
+
+/// What a caller tells of a connection.
+#[derive(Debug)]
+enum Report {
+    /// A call was answered, for the first time.
+    Answered,
+    /// Calls do not get through, for this reason.
+    Failed(String),
 }
 
 impl Link {
     /// A link and the task that keeps it.
     pub(super) fn new(config: Arc<OapConfig>, events: mpsc::Sender<OapEvent>) -> (Self, Keeper) {
         let (sender, current) = watch::channel(None);
-        let (failures, reports) = mpsc::channel(8);
+        let (reporting, reports) = mpsc::channel(8);
         let link = Self {
             current,
-            failures,
+            reports: reporting,
+            answered: Arc::default(),
             call_timeout: config.call_timeout,
         };
         let keeper = Keeper {
@@ -147,12 +160,21 @@ impl Link {
             let text = format!("no answer within {:?}", self.call_timeout);
             Err(Status::deadline_exceeded(text))
         });
-        if let Err(status) = &result
-            && Failure::of(status) == Failure::Link
-        {
-            let reason = explain(status);
+        let failed = result
+            .as_ref()
+            .err()
+            .filter(|status| Failure::of(status) == Failure::Link);
+        let generation = connection.generation;
+        let report = match failed {
+            Some(status) => Some(Report::Failed(explain(status))),
+            None if self.answered.swap(generation, Ordering::Relaxed) != generation => {
+                Some(Report::Answered)
+            }
+            None => None,
+        };
+        if let Some(report) = report {
             // A full queue means that the keeper has been told already.
-            let _ = self.failures.try_send((connection.generation, reason));
+            let _ = self.reports.try_send((generation, report));
         }
         result.map(tonic::Response::into_inner)
     }
@@ -164,20 +186,19 @@ pub(super) struct Keeper {
     config: Arc<OapConfig>,
     events: mpsc::Sender<OapEvent>,
     sender: watch::Sender<Option<Connection>>,
-    reports: mpsc::Receiver<(u64, String)>,
+    reports: mpsc::Receiver<(u64, Report)>,
 }
 
 impl Keeper {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(self.config.retry);
         let mut first_backend = 0;
-        let mut is_down_reported = false;
+        let mut told_reason = None;
         let mut generation = 0;
         loop {
             match self.connect(first_backend).await {
                 Ok((backend, channel, token)) => {
                     generation += 1;
-                    is_down_reported = false;
                     let up_since = Instant::now();
                     let connection = Connection {
                         channel,
@@ -185,25 +206,17 @@ impl Keeper {
                         generation,
                     };
                     self.sender.send_replace(Some(connection));
-                    self.tell(OapEvent::Connected);
-                    let Some(reason) = self.wait_for_failure(generation).await else {
-                        return;
-                    };
+                    let failure = self.wait_for_failure(generation, &mut told_reason).await;
+                    let Some(reason) = failure else { return };
                     self.sender.send_replace(None);
-                    self.tell(OapEvent::Disconnected { reason });
+                    let reason = format!("the OAP at {}: {reason}", self.config.backends[backend]);
+                    self.tell_down(reason, &mut told_reason);
                     first_backend = (backend + 1) % self.config.backends.len();
                     if up_since.elapsed() > GOOD_AFTER {
                         backoff.reset();
                     }
                 }
-                Err(error) => {
-                    if !is_down_reported {
-                        is_down_reported = true;
-                        self.tell(OapEvent::Disconnected {
-                            reason: format!("{error:#}"),
-                        });
-                    }
-                }
+                Err(error) => self.tell_down(format!("{error:#}"), &mut told_reason),
             }
             sleep(backoff.pause()).await;
         }
@@ -237,13 +250,42 @@ impl Keeper {
         Ok((channel, token))
     }
 
-    /// Waits until a caller reports that this connection is bad; `None` when all callers are gone.
-    async fn wait_for_failure(&mut self, generation: u64) -> Option<String> {
+    /// Waits until a caller reports that this connection is bad; `None` when all callers are gone. An
+    /// open port is no OAP yet: the application is told of the first answer.
+    async fn wait_for_failure(
+        &mut self,
+        generation: u64,
+        told_reason: &mut Option<String>,
+    ) -> Option<String> {
+        let mut was_answered = false;
         loop {
-            let (failed, reason) = self.reports.recv().await?;
-            if failed == generation {
-                return Some(reason);
+            match self.reports.recv().await? {
+                (of, _) if of != generation => {}
+                (_, Report::Failed(reason)) if was_answered => return Some(reason),
+                (_, Report::Failed(reason)) => {
+                    let tls = if self.config.tls.is_some() {
+                        "on"
+                    } else {
+                        "off"
+                    };
+                    return Some(format!(
+                        "{reason} (wanted is its gRPC port, usually 11800, with TLS {tls})"
+                    ));
+                }
+                (_, Report::Answered) => {
+                    was_answered = true;
+                    *told_reason = None;
+                    self.tell(OapEvent::Connected);
+                }
             }
+        }
+    }
+
+    /// Tells why there is no OAP, once for each reason.
+    fn tell_down(&self, reason: String, told_reason: &mut Option<String>) {
+        if told_reason.as_ref() != Some(&reason) {
+            *told_reason = Some(reason.clone());
+            self.tell(OapEvent::Disconnected { reason });
         }
     }
 
@@ -255,9 +297,20 @@ impl Keeper {
     }
 }
 
-/// A status with the causes below it.
+/// A status with the causes below it, and what to do about it if that is known.
 pub(super) fn explain(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut text = match status.code() {
+        // An OAP says no more than that.
+        Code::PermissionDenied | Code::Unauthenticated => {
+            "it refuses the token: oap.authentication must be what its SW_AUTHENTICATION is"
+                .to_owned()
+        }
+        code => format!("{code:?}"),
+    };
+    if !status.message().is_empty() {
+        text.push_str(": ");
+        text.push_str(status.message());
+    }
     let mut cause = status.source();
     while let Some(error) = cause {
         let next = error.to_string();
@@ -289,5 +342,10 @@ mod tests {
         let status = Status::from_error(Box::new(broken));
         assert_eq!(Failure::of(&status), Failure::Link);
         assert!(explain(&status).contains("connection reset"));
+        let refused = explain(&Status::permission_denied(""));
+        assert!(
+            refused.ends_with("what its SW_AUTHENTICATION is"),
+            "{refused}"
+        );
     }
 }
