@@ -44,6 +44,8 @@ struct State {
     /// Answers to task queries; the last one stays.
     answers: Vec<Vec<pb::Command>>,
     is_profiling_unknown: bool,
+    /// Instance whose queries are answered with an error.
+    refused: Option<String>,
     /// Faults of the next streams of snapshots, last first.
     faults: Vec<Fault>,
     snapshots: Vec<pb::ThreadSnapshot>,
@@ -100,7 +102,12 @@ impl ProfileTask for Fake {
         request: Request<pb::ProfileTaskCommandQuery>,
     ) -> Answer {
         self.with(|state| {
-            state.queries.push(request.into_inner());
+            let query = request.into_inner();
+            let is_refused = state.refused.as_ref() == Some(&query.service_instance);
+            state.queries.push(query);
+            if is_refused {
+                return Err(Status::unknown("Application error processing RPC"));
+            }
             if state.is_profiling_unknown {
                 return Err(Status::unimplemented("unknown service"));
             }
@@ -166,9 +173,15 @@ impl TraceSegmentReportService for Fake {
     }
 }
 
+/// The next event other than the word that the OAP has answered, which may come at any time.
 async fn next(events: &mut Receiver<OapEvent>) -> OapEvent {
-    let event = timeout(DEADLINE, events.recv()).await;
-    event.expect("no event came").expect("the client has ended")
+    loop {
+        let event = timeout(DEADLINE, events.recv()).await;
+        let event = event.expect("no event came").expect("the client has ended");
+        if event != OapEvent::Connected {
+            return event;
+        }
+    }
 }
 
 fn service() -> Service {
@@ -361,18 +374,19 @@ async fn last_command_time_follows_the_tasks() {
         assert_eq!(state.queries[0].service, "shop");
         assert_eq!(state.queries[0].service_instance, "one");
     });
-    assert_eq!(next(&mut events).await, OapEvent::Connected);
     let OapEvent::Task(task) = next(&mut events).await else {
         panic!("no task");
     };
     assert_eq!(task.task_id.0, "one");
     let OapEvent::TaskRefused {
+        task_id,
         service: to,
         reason,
     } = next(&mut events).await
     else {
         panic!("not refused");
     };
+    assert_eq!(task_id, Some(TaskId("two".to_owned())));
     assert_eq!(to, service());
     assert!(
         reason.contains("two") && reason.contains("1 to 15"),
@@ -390,9 +404,44 @@ async fn a_task_that_is_sent_again_is_not_started_again() {
     let (_handle, mut events) = client(address);
     fake.until("ten queries", |state| state.queries.len() >= 10)
         .await;
-    assert_eq!(next(&mut events).await, OapEvent::Connected);
     assert!(matches!(next(&mut events).await, OapEvent::Task(_)));
-    assert!(events.try_recv().is_err());
+    let more = std::iter::from_fn(|| events.try_recv().ok());
+    assert!(more.into_iter().all(|event| event == OapEvent::Connected));
+}
+
+/// Check that one instance speaks for its service until there is a task, that all of them get the task,
+/// and that one the OAP has nothing but errors for holds up no other.
+#[tokio::test]
+async fn one_instance_asks_for_its_service() {
+    const INSTANCES: usize = 20;
+    const ROUNDS: usize = 5;
+    let fake = Fake::default();
+    let (address, _server) = fake.serve();
+    let (handle, mut events) = client(address);
+    let instance = |n: usize| Service {
+        name: "shop".to_owned(),
+        instance: n.to_string(),
+    };
+    let instances = || (0..INSTANCES).map(instance);
+    handle.set_services(instances().map(|service| (service, Vec::new(), String::new())));
+    let of = |state: &State, n: &str| {
+        let queries = state.queries.iter();
+        queries.filter(|q| q.service_instance == n).count()
+    };
+    fake.until("some rounds", |state| of(state, "0") >= ROUNDS)
+        .await;
+    fake.with(|state| {
+        assert!((1..INSTANCES).all(|n| of(state, &n.to_string()) == 1));
+        state.refused = Some("0".to_owned());
+        state.answers = vec![vec![command("one", unix_ms_now(), &[])]];
+    });
+    let mut waiting: HashSet<Service> = instances().skip(1).collect();
+    while !waiting.is_empty() {
+        let OapEvent::Task(task) = next(&mut events).await else {
+            panic!("no task");
+        };
+        assert!(waiting.remove(&task.service), "{:?} twice", task.service);
+    }
 }
 
 /// Check that an OAP without profiling is asked once per connection, and hears the heartbeat.
@@ -405,6 +454,6 @@ async fn an_oap_without_profiling_is_asked_once() {
     fake.until("ten heartbeats", |state| state.beats >= 10)
         .await;
     assert_eq!(fake.with(|state| state.queries.len()), 1);
-    assert_eq!(next(&mut events).await, OapEvent::Connected);
+    assert_eq!(events.recv().await, Some(OapEvent::Connected));
     server.abort();
 }

@@ -140,8 +140,16 @@ impl Control {
                 self.waiting.push(task);
                 self.step();
             }
-            OapEvent::TaskRefused { service, reason } => {
+            OapEvent::TaskRefused {
+                task_id,
+                service,
+                reason,
+            } => {
                 tracing::warn!(service = service.name, reason, "task refused");
+                // Who waits for it must not wait for ever.
+                if let Some(task_id) = task_id {
+                    self.oap.finish(task_id, service, not_run(&reason));
+                }
             }
             other => tracing::info!(event = ?other, "OAP"),
         }
@@ -220,10 +228,8 @@ impl Control {
 
     fn refuse(&self, task: &ProfileTask, reason: String) {
         tracing::warn!(task_id = %task.task_id, reason, "task refused");
-        let mut coverage = Coverage::default();
-        coverage.note(format!("not run: {reason}"));
         self.oap
-            .finish(task.task_id.clone(), task.service.clone(), coverage);
+            .finish(task.task_id.clone(), task.service.clone(), not_run(&reason));
     }
 
     /// Adds processes of a task's instances that are not watched yet.
@@ -281,9 +287,7 @@ impl Control {
             }
             PipelineEvent::TaskFailed(task_id, error) => {
                 tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
-                let mut coverage = Coverage::default();
-                coverage.note(format!("not run: {error:#}"));
-                self.finish(&task_id, &coverage);
+                self.finish(&task_id, &not_run(&format!("{error:#}")));
             }
             PipelineEvent::ProcessChanged(pid) => {
                 for live in self.live.values_mut() {
@@ -330,6 +334,13 @@ impl Control {
         }
         result
     }
+}
+
+/// The coverage of a task that is not carried out.
+fn not_run(reason: &str) -> Coverage {
+    let mut coverage = Coverage::default();
+    coverage.note(format!("not run: {reason}"));
+    coverage
 }
 
 /// A SkyWalking OAP has no place for what was seen and lost, so the log tells it.

@@ -56,8 +56,8 @@ pub struct OapSettings {
     pub backends: Vec<String>,
     /// Token sent as `authentication` metadata.
     pub authentication: Option<Secret>,
-    /// Time between two task queries of an instance. Agents ask every 20 s, which is the largest part
-    /// of a task's start latency; a query is one small call.
+    /// Time between two task queries of a service. Agents ask every 20 s, which is the largest part of a
+    /// task's start latency; a query is one small call. Above 100 services it grows with their number.
     #[serde(deserialize_with = "OapSettings::poll_interval")]
     pub poll_interval: Duration,
     /// Time between two heartbeats of an instance. 30 s, as agents do: OAP takes an instance for gone
@@ -167,7 +167,7 @@ impl Default for OapSettings {
         Self {
             backends: vec!["127.0.0.1:11800".to_owned()],
             authentication: None,
-            poll_interval: Duration::from_secs(5),
+            poll_interval: Duration::from_secs(2),
             heartbeat_interval: Duration::from_secs(30),
             tls: TlsSettings::default(),
         }

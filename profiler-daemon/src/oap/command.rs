@@ -193,6 +193,13 @@ pub(super) fn argument<'a>(command: &'a Command, key: &str) -> Option<&'a str> {
     Some(&pair.value)
 }
 
+/// A task id that can be reported back.
+pub(super) fn usable_id(text: &str) -> Option<String> {
+    (1..=ID_MAX_BYTES)
+        .contains(&text.len())
+        .then(|| text.to_owned())
+}
+
 /// A text to compare deliveries by, bounded.
 pub(super) fn shorten_id(text: &str) -> String {
     text[..text.floor_char_boundary(ID_MAX_BYTES)].to_owned()

@@ -59,12 +59,14 @@ pub enum OapEvent {
     Task(ProfileTask),
     /// A task for this instance was not understood or is out of range; nothing of it is run.
     TaskRefused {
+        /// The task, if the command names one that can be reported on.
+        task_id: Option<TaskId>,
         /// The instance it was for.
         service: Service,
         /// Why, for people.
         reason: String,
     },
-    /// An OAP has been reached.
+    /// An OAP has answered.
     Connected,
     /// No OAP can be reached; attempts go on.
     Disconnected {

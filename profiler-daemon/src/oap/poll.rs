@@ -5,13 +5,16 @@
 //! Lost: nothing silently; a command that is not carried out is refused with a reason
 //!
 //! OAP keeps no record of what it has delivered. Each instance says up to which creation time it
-//! knows the tasks (`lastCommandTime`, -1 at first) and gets those created later.
+//! knows the tasks (`lastCommandTime`, -1 at first) and gets those created later. A task is for all
+//! instances of a service, so one of them is asked for often, and the others when it has one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use profiler_proto::skywalking::{Command, Commands, ProfileTaskCommandQuery};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use tracing::{debug, warn};
@@ -20,9 +23,14 @@ use super::command::{self, PROFILE_TASK_QUERY};
 use super::link::{Connection, Failure, Link, explain};
 use super::presence::Reporting;
 use super::{OapConfig, OapEvent};
-use crate::model::Service;
 use crate::model::clock::unix_ms_now;
+use crate::model::{Service, TaskId};
 
+/// Questions on their way at a time: one that is answered late does not hold up all others.
+const CALLS_AT_ONCE: usize = 8;
+/// Most questions a second. 1,000 services are then asked for every 20 s, as agents ask, at less than 1 %
+/// of a core; up to 100 keep the interval of the configuration.
+const CALLS_PER_SECOND: u32 = 50;
 /// Task ids and serial numbers remembered per instance. Python agents remember as many.
 const REMEMBERED: usize = 64;
 
@@ -101,11 +109,12 @@ fn event(service: &Service, command: &Command, now_ms: i64) -> OapEvent {
     match command::parse(command, service, now_ms) {
         Ok(parsed) => OapEvent::Task(parsed.task),
         Err(error) => {
-            let task_id = command::argument(command, "TaskId").unwrap_or("without id");
-            let task_id = command::shorten(task_id);
+            let task_id = command::argument(command, "TaskId");
+            let name = command::shorten(task_id.unwrap_or("without id"));
             OapEvent::TaskRefused {
+                task_id: task_id.and_then(command::usable_id).map(TaskId),
                 service: service.clone(),
-                reason: format!("profile task {task_id} is refused: {error}"),
+                reason: format!("profile task {name} is refused: {error}"),
             }
         }
     }
@@ -120,10 +129,30 @@ pub(super) struct Poller {
     pub(super) events: mpsc::Sender<OapEvent>,
 }
 
+/// What is known of all instances.
+#[derive(Debug, Default)]
+struct Asking {
+    known: HashMap<Service, Known>,
+    /// Instances to be asked for next time because there may be a task for them.
+    pending: HashSet<Service>,
+}
+
+/// How a round of questions ended.
+enum Round {
+    /// All were asked.
+    Done,
+    /// The connection failed; the rest is asked on the next one.
+    Broken,
+    /// The OAP does not know the call.
+    Unimplemented,
+    /// Nobody takes tasks any more.
+    Closed,
+}
+
 impl Poller {
     /// Runs until the link or the receiver of events is gone.
     pub(super) async fn run(mut self) {
-        let mut known: HashMap<Service, Known> = HashMap::new();
+        let mut asking = Asking::default();
         let mut muted = None;
         loop {
             let next = Instant::now() + self.config.poll_interval;
@@ -133,30 +162,13 @@ impl Poller {
             };
             let Some(connection) = connection else { return };
             let services = Arc::clone(&self.services.borrow_and_update());
-            known.retain(|service, _| services.iter().any(|r| r.service == *service));
-            for reporting in services.iter() {
-                let service = &reporting.service;
-                let known = known.entry(service.clone()).or_default();
-                match self.ask(&connection, service, known.last_command_ms).await {
-                    Ok(answer) => {
-                        for event in known.receive(service, &answer, unix_ms_now()) {
-                            if self.events.send(event).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                    Err(status) => {
-                        if Failure::of(&status) == Failure::Unimplemented {
-                            warn!(
-                                "the OAP has no profiling service; asking again after a reconnect"
-                            );
-                            muted = Some(connection.generation);
-                        } else {
-                            debug!(service = service.name, "task query: {}", explain(&status));
-                        }
-                        break;
-                    }
+            match self.round(&connection, &services, &mut asking).await {
+                Round::Done | Round::Broken => {}
+                Round::Unimplemented => {
+                    warn!("the OAP has no profiling service; asking again after a reconnect");
+                    muted = Some(connection.generation);
                 }
+                Round::Closed => return,
             }
             tokio::select! {
                 () = sleep_until(next) => {}
@@ -166,21 +178,106 @@ impl Poller {
         }
     }
 
-    async fn ask(
+    /// Asks for one instance of each service, for those that were never asked for, and for the others of
+    /// a service that turns out to have a task.
+    async fn round(
         &self,
         connection: &Connection,
-        service: &Service,
-        last_command_time: i64,
-    ) -> Result<Commands, Status> {
-        let query = ProfileTaskCommandQuery {
-            service: service.name.clone(),
-            service_instance: service.instance.clone(),
-            last_command_time,
-        };
-        let mut client = connection.profile_task();
-        let call = client.get_profile_task_commands(query);
-        self.link.call(connection, call).await
+        services: &[Reporting],
+        asking: &mut Asking,
+    ) -> Round {
+        let instances = || services.iter().map(|reporting| &reporting.service);
+        let live: HashSet<&Service> = instances().collect();
+        asking.known.retain(|service, _| live.contains(service));
+        asking.pending.retain(|service| live.contains(service));
+        let mut asked = HashSet::new();
+        let mut scouted = HashSet::new();
+        let mut due: Vec<&Service> = instances()
+            .filter(|service| {
+                scouted.insert(service.name.as_str())
+                    || asking.pending.contains(*service)
+                    || !asking.known.contains_key(*service)
+            })
+            .collect();
+        while !due.is_empty() {
+            asked.extend(due.iter().copied());
+            // Until they are answered.
+            asking.pending.extend(due.iter().copied().cloned());
+            let (round, with_more) = self.ask_all(connection, &due, asking).await;
+            due = instances()
+                .filter(|service| with_more.contains(service.name.as_str()))
+                .filter(|service| !asked.contains(service))
+                .collect();
+            if !matches!(round, Round::Done) {
+                asking.pending.extend(due.into_iter().cloned());
+                return round;
+            }
+        }
+        Round::Done
     }
+
+    /// Asks for instances, some at a time and no more a second than [`CALLS_PER_SECOND`]. Also yields the
+    /// services of which others are to be asked: there was a command, or an error that may be the
+    /// instance's own.
+    async fn ask_all<'a>(
+        &self,
+        connection: &Connection,
+        services: &[&'a Service],
+        asking: &mut Asking,
+    ) -> (Round, HashSet<&'a str>) {
+        let mut with_more = HashSet::new();
+        for chunk in services.chunks(CALLS_AT_ONCE) {
+            let next = Instant::now() + Duration::from_secs(chunk.len() as u64) / CALLS_PER_SECOND;
+            let mut calls = JoinSet::new();
+            for (index, service) in chunk.iter().enumerate() {
+                let known = asking.known.entry((*service).clone()).or_default();
+                let query = ProfileTaskCommandQuery {
+                    service: service.name.clone(),
+                    service_instance: service.instance.clone(),
+                    last_command_time: known.last_command_ms,
+                };
+                let call = ask(self.link.clone(), connection.clone(), query);
+                calls.spawn(async move { (index, call.await) });
+            }
+            while let Some(Ok((index, answer))) = calls.join_next().await {
+                let service = chunk[index];
+                let answer = match answer.map_err(|status| (Failure::of(&status), status)) {
+                    Ok(answer) => answer,
+                    Err((Failure::Unimplemented, _)) => return (Round::Unimplemented, with_more),
+                    Err((Failure::Link, _)) => return (Round::Broken, with_more),
+                    Err((Failure::Busy | Failure::Refused, status)) => {
+                        debug!(service = service.name, "task query: {}", explain(&status));
+                        with_more.insert(service.name.as_str());
+                        continue;
+                    }
+                };
+                asking.pending.remove(service);
+                if !answer.commands.is_empty() {
+                    with_more.insert(service.name.as_str());
+                }
+                let known = asking.known.entry(service.clone()).or_default();
+                for event in known.receive(service, &answer, unix_ms_now()) {
+                    if self.events.send(event).await.is_err() {
+                        return (Round::Closed, with_more);
+                    }
+                }
+            }
+            if services.len() > CALLS_AT_ONCE {
+                sleep_until(next).await;
+            }
+        }
+        (Round::Done, with_more)
+    }
+}
+
+async fn ask(
+    link: Link,
+    connection: Connection,
+    query: ProfileTaskCommandQuery,
+) -> Result<Commands, Status> {
+    let mut client = connection.profile_task();
+    let call = client.get_profile_task_commands(query);
+    link.call(&connection, call).await
 }
 
 /// Waits until somebody knows of a task; for ever if nobody can.
