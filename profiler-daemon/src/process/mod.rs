@@ -4,11 +4,13 @@
 //! errors, and a process may be gone at any moment.
 //!
 //! [`table`] finds processes, [`identity`] names their service by [`cgroup`], [`program`] and the
-//! environment, [`listen`] tells which can serve requests at all. [`target`] is a process that is
+//! environment, [`listen`] tells which can serve requests at all, [`agent`] which have a SkyWalking agent. [`target`] is a process that is
 //! being profiled, [`mapping`] its code, `object` and `elf` the files behind it, [`python`] its interpreter.
 
+pub mod agent;
 pub mod cgroup;
 pub(crate) mod elf;
+mod foreign_file;
 pub mod identity;
 mod image;
 pub mod listen;
@@ -25,6 +27,7 @@ mod sock_diag;
 pub mod table;
 pub mod target;
 
+pub use agent::{Agent, AgentLanguage};
 pub use cgroup::Cgroup;
 pub use identity::{Identity, IdentityRule};
 pub use image::ImageError;

@@ -150,6 +150,24 @@ fn java_name(interpreter: &Interpreter, command: &[String]) -> Option<String> {
     None
 }
 
+/// What is meant for the Java machine itself, not for the program it runs.
+pub(super) fn java_options(command: &[String]) -> Vec<&str> {
+    let java = INTERPRETERS.iter().find(|i| i.name == "java");
+    let with_value = java.map_or(&[][..], |java| java.with_value);
+    let mut options = Vec::new();
+    let mut arguments = command.iter().skip(1).map(String::as_str);
+    while let Some(argument) = arguments.next() {
+        if !argument.starts_with(['-', '@']) || matches!(argument, "-jar" | "-m" | "--module") {
+            break;
+        }
+        options.push(argument);
+        if with_value.contains(&argument) {
+            arguments.next();
+        }
+    }
+    options
+}
+
 /// `gunicorn: worker [shop]`: a process that has overwritten its command line.
 fn title_name(first: &str) -> Option<String> {
     let (name, _) = first.split_once(": ")?;

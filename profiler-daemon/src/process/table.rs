@@ -10,6 +10,7 @@
 //!                  |
 //!                  `-- no: exe, cmdline, environ, cgroup --> identity
 //! namespaces --> listening sockets --changed?--> descriptors of its processes --> ports
+//! may serve? --> mapped files, environment, a few small files --> runtime, agent
 //! ```
 //!
 //! # Why a scan
@@ -21,15 +22,17 @@
 //! another one take milliseconds, so while no process in it is young they are looked at rarely.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::agent::Agent;
 use super::cgroup::Cgroup;
 use super::identity::{self, Facts, Identity, IdentityRule};
 use super::listen::{self, Listeners};
 use super::procfs::{Procfs, Stat};
+use super::runtime::Runtime;
 use super::sock_diag;
 use crate::config::ServiceRule;
 use crate::model::{Pid, Service};
@@ -41,6 +44,9 @@ const PROCESSES_MAX: usize = 32_768;
 const YOUNG_SCANS: u32 = 3;
 /// Older processes are looked at every so many scans.
 const OLD_STRIDE: u32 = 6;
+/// Runtime and agent of an older process are looked for again every so many scans: an agent that a
+/// program starts itself may be loaded late.
+const AGENT_STRIDE: u32 = 60;
 /// Other network namespaces are looked at every so many scans.
 const NAMESPACE_STRIDE: u32 = 60;
 
@@ -61,6 +67,10 @@ pub struct Process {
     pub cgroup: Cgroup,
     /// TCP ports it listens on, sorted.
     pub listen_ports: Vec<u16>,
+    /// What it runs; known of processes that may serve requests.
+    pub runtime: Option<Runtime>,
+    /// The SkyWalking agent in it; looked for in processes that may serve requests.
+    pub agent: Option<Agent>,
     /// What it is called.
     pub identity: Identity,
     /// Variables for the identity.
@@ -209,7 +219,40 @@ impl ProcessTable {
         }
         changes.removed.extend(gone.into_values());
         self.scan_ports(&mut changes);
+        self.scan_agents(&mut changes);
         Ok(changes)
+    }
+
+    /// Looks for runtimes and agents where they may have come since the last look.
+    fn scan_agents(&mut self, changes: &mut Changes) {
+        let has_changed: HashSet<Pid> = changes
+            .added
+            .iter()
+            .chain(&changes.changed)
+            .copied()
+            .collect();
+        let due = self.processes.values().filter(|process| {
+            process.may_serve()
+                && (process.scans < YOUNG_SCANS
+                    || has_changed.contains(&process.pid)
+                    || self.is_turn(process.pid.0.into(), AGENT_STRIDE))
+        });
+        for pid in due.map(|process| process.pid).collect::<Vec<_>>() {
+            let Some(process) = self.processes.get_mut(&pid) else {
+                continue;
+            };
+            let Ok(runtime) = Runtime::detect(pid) else {
+                continue; // gone, or not ours to look at
+            };
+            let agent = Agent::detect(pid, &runtime, &process.command).unwrap_or_default();
+            if process.agent != agent || process.runtime.as_ref() != Some(&runtime) {
+                process.agent = agent;
+                process.runtime = Some(runtime);
+                if !has_changed.contains(&pid) {
+                    changes.changed.push(pid);
+                }
+            }
+        }
     }
 
     /// Whether it is the turn of one that is looked at every `stride` scans.
@@ -259,6 +302,8 @@ impl ProcessTable {
             command: procfs.command(pid).unwrap_or_default(),
             cgroup: Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default()),
             listen_ports: Vec::new(),
+            runtime: None,
+            agent: None,
             identity: Identity::unknown(),
             environment: procfs.environ(pid, is_wanted).unwrap_or_default(),
             net_namespace: net_namespace(&procfs.path(pid, "ns/net")),

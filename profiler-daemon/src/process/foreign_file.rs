@@ -1,0 +1,101 @@
+//! Reads small files as a process sees them: in its root, following its links, and no further.
+//!
+//! In:  a process and a path in its file system
+//! Out: bytes, or names of a folder's entries
+//! Lost: what is beyond a bound
+//!
+//! A path below `/proc/PID/root` is not enough: an absolute symbolic link on it leads into *our* root,
+//! so that a container could name a file of the host and have us read it. `openat2` with
+//! `RESOLVE_IN_ROOT` (Linux 5.6) keeps every step inside. What is no regular file is refused before it
+//! is read, and opened without waiting: a pipe without a writer would hold us for ever.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use crate::model::Pid;
+
+/// Entries of a folder that are looked at.
+const ENTRIES_MAX: usize = 4096;
+
+/// The first `max_bytes` of a regular file.
+///
+/// # Errors
+///
+/// It is not there, no regular file, or the process is gone.
+pub(super) fn read(pid: Pid, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let file = open(pid, path, OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether there is a regular file.
+pub(super) fn is_file(pid: Pid, path: &Path) -> bool {
+    open(pid, path, OFlag::O_PATH)
+        .and_then(|file| file.metadata())
+        .is_ok_and(|metadata| metadata.is_file())
+}
+
+/// Names in a folder, in no order; none if it cannot be read.
+pub(super) fn names(pid: Pid, folder: &Path) -> Vec<String> {
+    let Ok(opened) = open(pid, folder, OFlag::O_DIRECTORY) else {
+        return Vec::new();
+    };
+    let Ok(entries) = fs::read_dir(format!("/proc/self/fd/{}", opened.as_raw_fd())) else {
+        return Vec::new();
+    };
+    entries
+        .take(ENTRIES_MAX)
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect()
+}
+
+/// Where a process stands: relative paths on its command line begin there.
+pub(super) fn working_folder(pid: Pid) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/cwd"))
+}
+
+fn open(pid: Pid, path: &Path, flags: OFlag) -> io::Result<File> {
+    let root = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_PATH.bits() | OFlag::O_DIRECTORY.bits())
+        .open(format!("/proc/{pid}/root"))?;
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    Ok(File::from(openat2(&root, path, how)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that files are read to a bound, and that what is no file is refused at once.
+    #[test]
+    fn only_regular_files_are_read() {
+        let own = Pid(std::process::id());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        fs::write(&path, "0123456789").unwrap();
+        assert_eq!(read(own, &path, 4).unwrap(), b"0123");
+        assert!(is_file(own, &path) && !is_file(own, folder.path()));
+        assert_eq!(names(own, folder.path()), ["a.txt"]);
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read(own, &pipe, 4).is_err());
+        assert!(read(own, folder.path(), 4).is_err());
+        assert!(read(own, Path::new("/proc/self/exe"), 4).is_err());
+        assert!(names(own, &path).is_empty());
+    }
+}
