@@ -12,7 +12,7 @@ use profiler_daemon::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, ProfiledSegment,
     RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
-use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle, instance_properties};
+use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use profiler_proto::profilerd as pb;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{sleep, timeout};
@@ -103,7 +103,7 @@ fn client(config: OapConfig, instances: &[&str]) -> (OapHandle, Receiver<OapEven
 
 fn serve(handle: &OapHandle, instances: &[&str]) {
     let instances = instances.iter().map(|instance| {
-        let properties = instance_properties("host", Pid(1), Some("python"));
+        let properties = vec![("language".to_owned(), "python".to_owned())];
         (service(instance), properties, String::new())
     });
     handle.set_services(instances);

@@ -30,6 +30,9 @@ use crate::request::Endpoint;
 /// How often starts and ends of tasks are looked at while there are any.
 const STEP: Duration = Duration::from_millis(50);
 
+/// Names told of in [`Control::tell_clashes`]; processes can make up any number.
+const CLASHES_MAX: usize = 64;
+
 /// A task in a slot.
 struct Live {
     slot: TaskSlot,
@@ -50,6 +53,7 @@ struct Control {
     table: ProcessTable,
     waiting: Vec<ProfileTask>,
     live: HashMap<TaskId, Live>,
+    clashes_told: HashSet<String>,
 }
 
 /// Runs until a signal ends it.
@@ -66,6 +70,7 @@ pub(super) async fn run(config: Config, oap_config: OapConfig) -> Result<()> {
         table: ProcessTable::new(config.services.clone()),
         waiting: Vec::new(),
         live: HashMap::new(),
+        clashes_told: HashSet::new(),
     };
     control
         .run(oap_events, events, config.processes.scan_interval)
@@ -111,8 +116,7 @@ impl Control {
         // Reads /proc: some milliseconds with hundreds of processes.
         match tokio::task::block_in_place(|| self.table.scan()) {
             Ok(changes) if !changes.is_empty() => {
-                let services = self.table.iter().filter(|p| p.may_serve()).map(|p| {
-                    let identity = &p.identity;
+                let services = self.table.instances().map(|identity| {
                     (
                         identity.service.clone(),
                         identity.properties.clone(),
@@ -120,6 +124,7 @@ impl Control {
                     )
                 });
                 self.oap.set_services(services.collect::<Vec<_>>());
+                self.tell_clashes();
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "processes could not be listed"),
@@ -127,6 +132,20 @@ impl Control {
         let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
         for task_id in tasks {
             self.watch_new(&task_id);
+        }
+    }
+
+    /// Says once that an OAP takes several services for one.
+    fn tell_clashes(&mut self) {
+        for (name, full) in self.table.clashes() {
+            if self.clashes_told.len() < CLASHES_MAX && self.clashes_told.insert(name.to_owned()) {
+                let services: Vec<&str> = full.into_iter().collect();
+                tracing::warn!(
+                    name,
+                    ?services,
+                    "an OAP keeps 70 characters of a name and takes these for one service"
+                );
+            }
         }
     }
 
@@ -373,6 +392,7 @@ mod tests {
             table: ProcessTable::new(Vec::new()),
             waiting: Vec::new(),
             live: HashMap::new(),
+            clashes_told: HashSet::new(),
         };
         let result = control.run(oap_events, events, STEP).await;
         assert_eq!(

@@ -4,7 +4,7 @@
 //! accepted, since a host that runs agents has them already. An empty value counts as unset, as
 //! templates of deployments leave them.
 
-use super::{CodeSignature, Config, ConfigError, LogLevel, Secret, nearest, range};
+use super::{CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest, range};
 
 /// Sets one value from text.
 type Setter = fn(&mut Config, &str) -> Result<(), String>;
@@ -37,6 +37,26 @@ const VARIABLES: &[(&str, Setter)] = &[
     }),
     ("PROFILERD_PROCESSES_SCAN_INTERVAL", |config, text| {
         config.processes.scan_interval = range::SCAN_INTERVAL.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_KUBERNETES_ENABLED", |config, text| {
+        config.kubernetes.enabled = Enabled::parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_KUBERNETES_API_SERVER", |config, text| {
+        config.kubernetes.api_server = Some(text.to_owned());
+        Ok(())
+    }),
+    ("PROFILERD_KUBERNETES_NODE_NAME", |config, text| {
+        config.kubernetes.node_name = Some(text.to_owned());
+        Ok(())
+    }),
+    ("PROFILERD_KUBERNETES_TOKEN_FILE", |config, text| {
+        config.kubernetes.token_file = text.into();
+        Ok(())
+    }),
+    ("PROFILERD_KUBERNETES_CA_FILE", |config, text| {
+        config.kubernetes.ca_file = text.into();
         Ok(())
     }),
     ("PROFILERD_LIMITS_MAX_OPEN_REQUESTS", |config, text| {

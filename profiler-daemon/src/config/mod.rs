@@ -9,7 +9,9 @@
 
 mod environment;
 mod file;
+mod kubernetes;
 mod rule;
+mod template;
 mod unit;
 
 use std::fmt;
@@ -22,7 +24,9 @@ use serde::Deserialize;
 use crate::oap::{OapConfig, TlsConfig};
 
 pub use file::{ConfigError, nearest};
+pub use kubernetes::{Enabled, KubernetesSettings};
 pub use rule::{Pattern, RuleMatch, ServiceRule};
+pub use template::{LABEL, Template};
 pub use unit::{DurationRange, SizeRange, duration_text, parse_duration};
 
 /// Everything that can be configured.
@@ -38,6 +42,9 @@ pub struct Config {
     /// How processes are found.
     #[serde(deserialize_with = "file::section")]
     pub processes: ProcessSettings,
+    /// Names, labels and owners of pods.
+    #[serde(deserialize_with = "file::section")]
+    pub kubernetes: KubernetesSettings,
     /// Budgets of memory and work.
     #[serde(deserialize_with = "file::section")]
     pub limits: Limits,

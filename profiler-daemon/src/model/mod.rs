@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod coverage;
+pub mod name;
 pub mod record;
 pub mod report;
 pub mod request;

@@ -24,7 +24,6 @@ pub(crate) mod command;
 mod config;
 pub mod graphql;
 mod link;
-mod name;
 mod poll;
 mod presence;
 mod queue;
@@ -38,6 +37,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::model::name;
 use crate::model::{Coverage, ProfileTask, ProfiledSegment, Service, TaskId};
 use link::Link;
 use poll::Poller;
@@ -46,7 +46,7 @@ use queue::Queue;
 use report::Reporter;
 
 pub use config::{OapConfig, TlsConfig};
-pub use presence::{Reporting, instance_properties};
+pub use presence::Reporting;
 pub use queue::{DeliveryStats, ReportError};
 
 /// Events that may wait for the application.

@@ -51,24 +51,6 @@ pub(super) fn cut_service(service: &Service) -> Service {
     }
 }
 
-/// Properties of an instance about which no more is known, with the keys that agents use.
-#[must_use]
-pub fn instance_properties(
-    host: &str,
-    pid: crate::model::Pid,
-    language: Option<&str>,
-) -> Vec<(String, String)> {
-    let mut properties = vec![
-        ("OS Name".to_owned(), std::env::consts::OS.to_owned()),
-        ("hostname".to_owned(), host.to_owned()),
-        ("Process No.".to_owned(), pid.to_string()),
-    ];
-    if let Some(language) = language {
-        properties.push(("language".to_owned(), language.to_owned()));
-    }
-    properties
-}
-
 /// What an instance was told to whom.
 #[derive(Debug)]
 struct Told {
@@ -179,12 +161,17 @@ fn properties_message(reporting: &Reporting) -> InstanceProperties {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Pid;
 
-    /// Check that names are cut and that the properties carry the keys that agents use.
+    /// Check that names are cut, and that a key may come twice, as `ipv4` does.
     #[test]
-    fn an_instance_is_described_as_agents_do() {
-        let properties = instance_properties("web-1", Pid(4711), Some("python"));
+    fn an_instance_is_sent_as_it_is_described() {
+        let properties = [
+            ("language", "python"),
+            ("ipv4", "10.0.0.1"),
+            ("ipv4", "10.0.0.2"),
+        ];
+        let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        let properties = properties.map(own).to_vec();
         let long = Service {
             name: "s".repeat(80),
             instance: "i".repeat(80),
@@ -201,10 +188,9 @@ mod tests {
         assert_eq!(
             pairs,
             [
-                ("OS Name", "linux"),
-                ("hostname", "web-1"),
-                ("Process No.", "4711"),
-                ("language", "python")
+                ("language", "python"),
+                ("ipv4", "10.0.0.1"),
+                ("ipv4", "10.0.0.2")
             ]
         );
     }

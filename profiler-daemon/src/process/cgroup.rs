@@ -1,25 +1,61 @@
-//! Turns the control group of a process into a container id and a systemd unit.
+//! Turns the control group of a process into a container, a pod and a systemd unit.
+//!
+//! In:  text of `/proc/PID/cgroup`; inside a container it is what the runtime has made of it
+//! Out: [`Cgroup`]
+//! Lost: containers of runtimes that name their groups otherwise; they count as none
 //!
 //! ```text
 //! 0::/system.slice/shop.service                                   unit shop.service
 //! 0::/system.slice/docker-<64 hex digits>.scope                   container, by Docker under systemd
-//! 0::/kubepods.slice/.../cri-containerd-<64 hex digits>.scope     container, by containerd
+//! 0::/docker/<64 hex digits>                                      container, by Docker without
+//! 0::/kubepods.slice/...-pod<uid>.slice/cri-containerd-<64>.scope container, by containerd
+//! 0::/kubepods.slice/...-pod<uid>.slice/crio-<64>.scope           container, by CRI-O
 //! 0::/kubepods/burstable/pod<uid>/<64 hex digits>                 container, without systemd
+//! 0::/machine.slice/libpod-<64>.scope/container                   container, by Podman
+//! 0::/machine.slice/machine-web.scope/payload                     container, by systemd-nspawn
+//! 0::/lxc.payload.web/...                                         container, by LXC
 //! 1:name=systemd:/user.slice/user-1000.slice/session-3.scope      version 1; no unit of interest
 //! ```
+//!
+//! Of nested containers the innermost counts. The process that watches a container (`conmon`,
+//! `lxc.monitor`) is not in it, and `machine-qemu-*` is a virtual machine.
 
 /// Length of a container id as the runtimes write it.
 const CONTAINER_ID_CHARS: usize = 64;
+/// Digits of an id that people are shown.
+const SHORT_ID_CHARS: usize = 12;
 
 /// Where a process stands in the hierarchy of control groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroup {
     /// Path in the hierarchy.
     pub path: String,
-    /// Id of the container, 64 hexadecimal digits.
-    pub container_id: Option<String>,
+    /// The container it is in.
+    pub container: Option<Container>,
+    /// Kubernetes' id of the pod, with hyphens.
+    pub pod_uid: Option<String>,
     /// Name of the systemd service without `.service`, of a template without its instance.
     pub systemd_unit: Option<String>,
+}
+
+/// A container as its control group tells.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Container {
+    /// 64 hexadecimal digits; the name stands elsewhere.
+    Id(String),
+    /// LXC and systemd-nspawn have names only.
+    Name(String),
+}
+
+impl Container {
+    /// The id's beginning, or the name.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        match self {
+            Self::Id(id) => id.get(..SHORT_ID_CHARS).unwrap_or(id),
+            Self::Name(name) => name,
+        }
+    }
 }
 
 impl Cgroup {
@@ -44,25 +80,50 @@ impl Cgroup {
             }
         }
         let path = best.0.to_owned();
-        let container_id = container_id(&path);
+        let container = path.rsplit('/').find_map(container);
         // A runtime's own service is not the container's.
-        let systemd_unit = container_id
-            .is_none()
-            .then(|| systemd_unit(&path))
-            .flatten();
+        let systemd_unit = container.is_none().then(|| systemd_unit(&path)).flatten();
         Self {
+            pod_uid: pod_uid(&path),
             path,
-            container_id,
+            container,
             systemd_unit,
         }
     }
 }
 
-fn container_id(path: &str) -> Option<String> {
-    path.rsplit('/').find_map(|part| {
-        part.split(|c: char| !c.is_ascii_hexdigit())
-            .find(|run| run.len() == CONTAINER_ID_CHARS)
-            .map(str::to_owned)
+/// The container that one part of the path names.
+fn container(part: &str) -> Option<Container> {
+    let mut runs = part.split(|c: char| !c.is_ascii_hexdigit());
+    if let Some(id) = runs.find(|run| run.len() == CONTAINER_ID_CHARS) {
+        let is_monitor = part.contains("conmon-");
+        return (!is_monitor).then(|| Container::Id(id.to_owned()));
+    }
+    let lxc = part.strip_prefix("lxc.payload.");
+    let machine = || part.strip_prefix("machine-")?.strip_suffix(".scope");
+    let unit = || {
+        part.strip_prefix("systemd-nspawn@")?
+            .strip_suffix(".service")
+    };
+    let name = unescape(lxc.or_else(machine).or_else(unit)?);
+    let is_machine = name.starts_with("qemu-");
+    (!is_machine && !name.is_empty()).then_some(Container::Name(name))
+}
+
+/// `pod<uid>` as a folder, or at the end of a slice's name, where systemd has `_` for `-`.
+fn pod_uid(path: &str) -> Option<String> {
+    let parts = path
+        .split('/')
+        .filter(|part| part.starts_with("kubepods") || part.starts_with("pod"));
+    parts.into_iter().find_map(|part| {
+        let part = part.strip_suffix(".slice").unwrap_or(part);
+        let (before, uid) = part.rsplit_once("pod")?;
+        let is_name = before.is_empty() || before.ends_with('-');
+        let is_uid = uid.len() >= 32
+            && uid
+                .chars()
+                .all(|c| c.is_ascii_hexdigit() || "-_".contains(c));
+        (is_name && is_uid).then(|| uid.replace('_', "-"))
     })
 }
 
@@ -98,11 +159,16 @@ mod tests {
     use super::*;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const UID: &str = "6ab0d9b8-37d4-4a9f-8a4b-2f8f6f7b3a55";
+
+    fn parse(path: &str) -> Cgroup {
+        Cgroup::parse(&format!("0::{path}\n"))
+    }
 
     /// Check units: services, templates, escapes, and what is no service.
     #[test]
     fn units_are_found() {
-        let unit = |path: &str| Cgroup::parse(&format!("0::{path}\n")).systemd_unit;
+        let unit = |path: &str| parse(path).systemd_unit;
         assert_eq!(unit("/system.slice/shop.service").as_deref(), Some("shop"));
         assert_eq!(
             unit("/system.slice/shop.service/worker").as_deref(),
@@ -130,16 +196,76 @@ mod tests {
     /// Check container ids of the runtimes' naming schemes, and that a container has no unit.
     #[test]
     fn containers_are_found() {
+        let user = "/user.slice/user-1000.slice/user@1000.service";
         for path in [
             format!("/system.slice/docker-{ID}.scope"),
+            format!("/docker/{ID}"),
+            format!("/docker/{}/docker/{ID}", "f".repeat(64)),
+            format!("/../docker-{ID}.scope"),
+            format!("/system.slice/nerdctl-{ID}.scope"),
             format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope"),
+            format!("/kubepods.slice/kubepods-pod1.slice/crio-{ID}.scope/container"),
             format!("/kubepods/burstable/pod1/{ID}"),
             format!("/system.slice/containerd.service/kubepods-besteffort:cri-containerd:{ID}"),
+            format!("/machine.slice/libpod-{ID}.scope/container"),
+            format!("/libpod_parent/libpod-{ID}"),
+            format!("{user}/user.slice/libpod-{ID}.scope"),
+            format!("/system.slice/docker-{ID}.scope/system.slice/nginx.service"),
         ] {
-            let cgroup = Cgroup::parse(&format!("0::{path}\n"));
-            assert_eq!(cgroup.container_id.as_deref(), Some(ID), "{path}");
+            let cgroup = parse(&path);
+            assert_eq!(
+                cgroup.container,
+                Some(Container::Id(ID.to_owned())),
+                "{path}"
+            );
             assert_eq!(cgroup.systemd_unit, None, "{path}");
         }
+        for (path, name) in [
+            ("/machine.slice/machine-web\\x2d1.scope/payload", "web-1"),
+            (
+                "/machine.slice/systemd-nspawn@web.service/payload/a.service",
+                "web",
+            ),
+            ("/lxc.payload.web/system.slice/x.service", "web"),
+        ] {
+            assert_eq!(
+                parse(path).container,
+                Some(Container::Name(name.to_owned()))
+            );
+        }
+    }
+
+    /// Check that monitors, virtual machines and slices are no containers.
+    #[test]
+    fn what_watches_a_container_is_not_in_it() {
+        for path in [
+            format!("/machine.slice/libpod-conmon-{ID}.scope"),
+            format!("/kubepods.slice/crio-conmon-{ID}.scope"),
+            "/lxc.monitor.web".to_owned(),
+            "/machine.slice/machine-qemu\\x2d1\\x2dvm.scope".to_owned(),
+            "/machine.slice/machine-.scope".to_owned(),
+            format!("/system.slice/{}.scope", &ID[1..]),
+        ] {
+            assert_eq!(parse(&path).container, None, "{path}");
+        }
+        assert_eq!(Container::Id(ID.to_owned()).short(), "0123456789ab");
+    }
+
+    /// Check the pod's id with and without systemd.
+    #[test]
+    fn pods_are_found() {
+        let uid = |path: &str| parse(path).pod_uid;
+        assert_eq!(
+            uid(&format!("/kubepods/burstable/pod{UID}/{ID}")).as_deref(),
+            Some(UID)
+        );
+        let slice = UID.replace('-', "_");
+        let path = format!(
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/x"
+        );
+        assert_eq!(uid(&path).as_deref(), Some(UID));
+        assert_eq!(uid("/kubepods.slice/kubepods-pod1.slice"), None);
+        assert_eq!(uid(&format!("/user/tripod{UID}")), None);
     }
 
     /// Check that with version 1 the hierarchy of systemd is taken.

@@ -40,13 +40,6 @@ pub(super) fn read(pid: Pid, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>>
     Ok(bytes)
 }
 
-/// Whether there is a regular file.
-pub(super) fn is_file(pid: Pid, path: &Path) -> bool {
-    open(pid, path, OFlag::O_PATH)
-        .and_then(|file| file.metadata())
-        .is_ok_and(|metadata| metadata.is_file())
-}
-
 /// Names in a folder, in no order; none if it cannot be read.
 pub(super) fn names(pid: Pid, folder: &Path) -> Vec<String> {
     let Ok(opened) = open(pid, folder, OFlag::O_DIRECTORY) else {
@@ -89,7 +82,6 @@ mod tests {
         let path = folder.path().join("a.txt");
         fs::write(&path, "0123456789").unwrap();
         assert_eq!(read(own, &path, 4).unwrap(), b"0123");
-        assert!(is_file(own, &path) && !is_file(own, folder.path()));
         assert_eq!(names(own, folder.path()), ["a.txt"]);
         let pipe = folder.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();

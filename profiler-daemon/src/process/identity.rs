@@ -1,18 +1,25 @@
 //! Says which service and instance a process is.
 //!
 //! In:  what [`super::table`] has read, the rules of [`crate::config`]
-//! Out: [`Identity`], by the first that applies: rule, environment, systemd unit, program
-//! Lost: nothing; every process has an identity
+//! Out: [`Identity`], by the first that applies: rule, agent or environment, Kubernetes workload,
+//!      container, systemd unit, program
+//! Lost: what is behind the 70th character of a name ([`Identity::uncut`] keeps it)
 //!
-//! The instance is the environment's, else `<host>:<pid>`. In a container the host is the
-//! container's own (`HOSTNAME`), which Kubernetes sets to the pod's name.
+//! Names are cut here, as OAP cuts them, so that a task's names and the table's are the same texts.
 
 use std::fmt;
 use std::path::Path;
 
+use super::agent::{Agent, AgentLanguage};
 use super::cgroup::Cgroup;
+use super::container::ContainerNames;
+use super::instance;
+use super::pod::Pod;
 use super::program::program_name;
-use crate::config::{RuleMatch, ServiceRule};
+use super::property;
+use super::runtime::Runtime;
+use crate::config::{LABEL, RuleMatch, ServiceRule};
+use crate::model::name::{SERVICE_MAX, cut};
 use crate::model::{Pid, Service};
 
 /// Variables that identity is read from.
@@ -23,20 +30,24 @@ pub const VARIABLES: [&str; 5] = [
     "OTEL_RESOURCE_ATTRIBUTES",
     "HOSTNAME",
 ];
-/// Longest name taken from a process; OAP cuts at 70 anyway.
-const NAME_MAX_CHARS: usize = 200;
+/// Longest text taken from a process.
+const TEXT_MAX_CHARS: usize = 200;
 
 /// Service, instance, and how they were found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Service and instance.
     pub service: Service,
+    /// The service's name before it was cut, if it was.
+    pub uncut: Option<String>,
     /// SkyWalking layer; empty means `GENERAL`.
     pub layer: String,
     /// What gave the service its name.
     pub rule: IdentityRule,
-    /// Instance properties that tell where the process runs.
+    /// Instance properties, in the order they are sent.
     pub properties: Vec<(String, String)>,
+    /// Tags of the spans that are reported for it.
+    pub tags: Vec<(String, String)>,
 }
 
 impl Identity {
@@ -47,9 +58,11 @@ impl Identity {
                 name: String::new(),
                 instance: String::new(),
             },
+            uncut: None,
             layer: String::new(),
             rule: IdentityRule::Program,
             properties: Vec::new(),
+            tags: Vec::new(),
         }
     }
 }
@@ -59,19 +72,39 @@ impl Identity {
 pub enum IdentityRule {
     /// The rule with this index under `services`.
     Config(usize),
+    /// The settings of the agent in it.
+    Agent(AgentLanguage),
     /// A variable of the process.
     Environment(&'static str),
+    /// What made the pod, with its namespace.
+    Workload,
+    /// The container's name.
+    Container,
     /// The systemd unit.
     SystemdUnit,
     /// The executable, script or module.
     Program,
 }
 
+impl IdentityRule {
+    /// Somebody gave the name for this process.
+    #[must_use]
+    pub const fn is_given(self) -> bool {
+        matches!(
+            self,
+            Self::Config(_) | Self::Agent(_) | Self::Environment(_)
+        )
+    }
+}
+
 impl fmt::Display for IdentityRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(index) => write!(f, "services[{index}]"),
+            Self::Agent(language) => write!(f, "{language} agent"),
             Self::Environment(name) => f.write_str(name),
+            Self::Workload => f.write_str("workload"),
+            Self::Container => f.write_str("container"),
             Self::SystemdUnit => f.write_str("systemd unit"),
             Self::Program => f.write_str("program"),
         }
@@ -83,38 +116,148 @@ impl fmt::Display for IdentityRule {
 pub(super) struct Facts<'a> {
     pub(super) pid: Pid,
     pub(super) host: &'a str,
+    /// Addresses of the host, if the process is in its network namespace.
+    pub(super) host_addresses: &'a [String],
+    /// The process is in the network namespace of the host.
+    pub(super) shares_network: bool,
     pub(super) comm: &'a str,
     pub(super) exe: Option<&'a Path>,
     pub(super) command: &'a [String],
     pub(super) cgroup: &'a Cgroup,
+    pub(super) container: Option<&'a ContainerNames>,
+    pub(super) pod: Option<&'a Pod>,
     pub(super) listen_ports: &'a [u16],
     /// Those of [`VARIABLES`] that are set.
     pub(super) environment: &'a [(String, String)],
+    pub(super) runtime: Option<&'a Runtime>,
+    pub(super) agent: Option<&'a Agent>,
+}
+
+impl<'a> Facts<'a> {
+    pub(super) fn variable(&self, name: &str) -> Option<&'a str> {
+        let found = self.environment.iter().find(|(given, _)| given == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// A value of `OTEL_RESOURCE_ATTRIBUTES`: `key=value` pairs by commas, values percent-encoded
+    /// (OpenTelemetry resource SDK, "Specifying resource information via an environment variable").
+    pub(super) fn resource_attribute(&self, key: &str) -> Option<String> {
+        let pairs = self.variable("OTEL_RESOURCE_ATTRIBUTES")?.split(',');
+        let (_, value) = pairs
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(name, _)| name.trim() == key)?;
+        let decoded = percent_encoding::percent_decode_str(value.trim()).decode_utf8_lossy();
+        Some(tidy(decoded.trim_matches('"'))).filter(|value| !value.is_empty())
+    }
+
+    /// The container's name, or the beginning of its id.
+    pub(super) fn container_name(&self) -> Option<&'a str> {
+        let name = self.container.and_then(|names| names.name.as_deref());
+        let id = || {
+            self.cgroup
+                .container
+                .as_ref()
+                .map(|container| container.short())
+        };
+        name.or_else(id)
+    }
+
+    pub(super) fn pod_name(&self) -> Option<&'a str> {
+        let known = self.pod.map(|pod| pod.name.as_str());
+        known.or_else(|| self.container?.pod.as_deref())
+    }
+
+    pub(super) fn namespace(&self) -> Option<&'a str> {
+        let known = self.pod.map(|pod| pod.namespace.as_str());
+        known.or_else(|| self.container?.namespace.as_deref())
+    }
+
+    pub(super) fn workload(&self) -> Option<&'a str> {
+        self.pod?.workload.as_deref()
+    }
+
+    /// Value of a placeholder, see [`crate::config::Template`].
+    fn placeholder(&self, name: &str, matches: &RuleMatch) -> Option<String> {
+        let value = match name {
+            "container" => self.container_name()?.to_owned(),
+            "pod" => self.pod_name()?.to_owned(),
+            "namespace" => self.namespace()?.to_owned(),
+            "workload" => self.workload()?.to_owned(),
+            "unit" => self.cgroup.systemd_unit.clone()?,
+            "exe" => self.exe?.file_name()?.to_string_lossy().into_owned(),
+            "port" => match matches.listen_port {
+                Some(port) => port.to_string(),
+                None => self.listen_ports.first()?.to_string(),
+            },
+            "host" => instance::place(self),
+            "pid" => self.pid.to_string(),
+            _ => match name.strip_prefix(LABEL) {
+                Some(key) => self.pod?.labels.get(key)?.clone(),
+                None => self.group(name, matches)?,
+            },
+        };
+        Some(tidy(&value))
+    }
+
+    /// What a named group of the rule's expressions matched.
+    fn group(&self, name: &str, matches: &RuleMatch) -> Option<String> {
+        let command = self.command.join(" ");
+        let texts = [
+            (&matches.command, command.as_str()),
+            (&matches.cgroup, self.cgroup.path.as_str()),
+            (
+                &matches.container,
+                self.container_name().unwrap_or_default(),
+            ),
+        ];
+        let mut found = texts.into_iter().filter_map(|(pattern, text)| {
+            let group = pattern.as_ref()?.group(name, text)?;
+            Some(group.to_owned())
+        });
+        found.next()
+    }
 }
 
 /// Names the service and instance of a process.
 pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
-    let matching = rules.iter().enumerate();
-    let configured = matching
-        .into_iter()
-        .find(|(_, rule)| is_match(&rule.matches, &facts));
-    let (name, rule) = match configured {
-        Some((index, rule)) => (rule.service.clone(), IdentityRule::Config(index)),
+    let configured = rules.iter().enumerate().find_map(|(index, rule)| {
+        let value = |name: &str| facts.placeholder(name, &rule.matches);
+        let name = is_match(&rule.matches, &facts).then(|| rule.service.fill(value))??;
+        Some((index, rule, tidy(&name)))
+    });
+    let (full, rule) = match &configured {
+        Some((index, _, name)) => (name.clone(), IdentityRule::Config(*index)),
         None => discovered_name(&facts),
     };
-    let configured = configured.map(|(_, rule)| rule);
-    let instance = configured
-        .and_then(|rule| rule.instance.clone())
-        .or_else(|| variable(&facts, "SW_AGENT_INSTANCE_NAME").map(tidy))
-        .or_else(|| resource_attribute(&facts, "service.instance.id"))
-        .unwrap_or_else(|| default_instance(&facts));
+    let configured = configured.map(|(_, rule, _)| rule);
+    let fill = |template: &crate::config::Template| {
+        let rule = configured?;
+        template.fill(|name| facts.placeholder(name, &rule.matches))
+    };
+    let given_instance = configured.and_then(|rule| rule.instance.as_ref());
+    let instance = given_instance
+        .and_then(fill)
+        .map(|name| tidy(&name))
+        .unwrap_or_else(|| instance::name(&facts));
+    let pairs = |of: fn(&ServiceRule) -> &Vec<(String, crate::config::Template)>| {
+        let given = configured.map(of).into_iter().flatten();
+        let filled = given.filter_map(|(key, value)| Some((key.clone(), tidy(&fill(value)?))));
+        filled.collect::<Vec<_>>()
+    };
+    let tags = pairs(|rule| &rule.tags);
+    let name = cut(&full, SERVICE_MAX).to_owned();
     Identity {
-        service: Service { name, instance },
+        properties: property::properties(&facts, pairs(|rule| &rule.properties), &tags),
+        service: Service {
+            instance: cut(&instance, SERVICE_MAX).to_owned(),
+            name: name.clone(),
+        },
+        uncut: (name != full).then_some(full),
         layer: configured
             .and_then(|rule| rule.layer.clone())
             .unwrap_or_default(),
         rule,
-        properties: properties(&facts),
+        tags,
     }
 }
 
@@ -125,31 +268,75 @@ fn is_match(conditions: &RuleMatch, facts: &Facts<'_>) -> bool {
             exe.as_os_str() == wanted.as_str() || name == Some(wanted)
         })
     };
+    let command = || facts.command.join(" ");
+    let label = |(key, value): (&String, &String)| {
+        facts
+            .pod
+            .is_some_and(|pod| pod.labels.get(key) == Some(value))
+    };
     conditions.exe.as_ref().is_none_or(exe)
+        && conditions
+            .listen_port
+            .is_none_or(|port| facts.listen_ports.contains(&port))
         && conditions
             .command
             .as_ref()
-            .is_none_or(|p| p.is_in(&facts.command.join(" ")))
+            .is_none_or(|p| p.is_in(&command()))
         && conditions
             .cgroup
             .as_ref()
             .is_none_or(|p| p.is_in(&facts.cgroup.path))
         && conditions
-            .listen_port
-            .is_none_or(|port| facts.listen_ports.contains(&port))
+            .container
+            .as_ref()
+            .is_none_or(|p| facts.container_name().is_some_and(|name| p.is_in(name)))
+        && conditions
+            .namespace
+            .as_ref()
+            .is_none_or(|namespace| facts.namespace() == Some(namespace))
+        && conditions.labels.iter().all(label)
 }
 
 fn discovered_name(facts: &Facts<'_>) -> (String, IdentityRule) {
-    for name in ["SW_AGENT_NAME", "OTEL_SERVICE_NAME"] {
-        if let Some(value) = variable(facts, name)
+    let variable = |name| {
+        facts
+            .variable(name)
             .map(tidy)
             .filter(|value| !value.is_empty())
-        {
-            return (value, IdentityRule::Environment(name));
-        }
+    };
+    let by_variable = variable("SW_AGENT_NAME");
+    // What an agent says of itself is what an OAP knows the process by.
+    if let Some(agent) = facts.agent
+        && let Some(name) = &agent.service
+        && by_variable.as_ref() != Some(name)
+    {
+        return (name.clone(), IdentityRule::Agent(agent.language));
     }
-    if let Some(value) = resource_attribute(facts, "service.name") {
+    if let Some(value) = by_variable {
+        return (value, IdentityRule::Environment("SW_AGENT_NAME"));
+    }
+    if let Some(value) = variable("OTEL_SERVICE_NAME") {
+        return (value, IdentityRule::Environment("OTEL_SERVICE_NAME"));
+    }
+    if let Some(value) = facts.resource_attribute("service.name") {
         return (value, IdentityRule::Environment("OTEL_RESOURCE_ATTRIBUTES"));
+    }
+    if let (Some(workload), Some(namespace)) = (facts.workload(), facts.namespace()) {
+        // One cluster may have the same workload for production and for tests.
+        return (
+            tidy(&format!("{workload}.{namespace}")),
+            IdentityRule::Workload,
+        );
+    }
+    let of_container = facts
+        .container
+        .and_then(|names| names.group.as_ref().or(names.name.as_ref()));
+    let lxc = || match &facts.cgroup.container {
+        Some(super::cgroup::Container::Name(name)) => Some(name),
+        _ => None,
+    };
+    if let Some(name) = of_container.or_else(lxc) {
+        return (tidy(name), IdentityRule::Container);
     }
     match &facts.cgroup.systemd_unit {
         Some(unit) => (tidy(unit), IdentityRule::SystemdUnit),
@@ -160,170 +347,171 @@ fn discovered_name(facts: &Facts<'_>) -> (String, IdentityRule) {
     }
 }
 
-fn variable<'a>(facts: &Facts<'a>, name: &str) -> Option<&'a str> {
-    let found = facts.environment.iter().find(|(given, _)| given == name);
-    found.map(|(_, value)| value.as_str())
-}
-
-/// A value of `OTEL_RESOURCE_ATTRIBUTES`: `key=value` pairs by commas, values percent-encoded
-/// (OpenTelemetry resource SDK, "Specifying resource information via an environment variable").
-fn resource_attribute(facts: &Facts<'_>, key: &str) -> Option<String> {
-    let pairs = variable(facts, "OTEL_RESOURCE_ATTRIBUTES")?.split(',');
-    let (_, value) = pairs
-        .filter_map(|pair| pair.split_once('='))
-        .find(|(name, _)| name.trim() == key)?;
-    let decoded = percent_encoding::percent_decode_str(value.trim()).decode_utf8_lossy();
-    Some(tidy(decoded.trim_matches('"'))).filter(|value| !value.is_empty())
-}
-
-fn default_instance(facts: &Facts<'_>) -> String {
-    let own_host = facts
-        .cgroup
-        .container_id
-        .as_ref()
-        .and_then(|_| variable(facts, "HOSTNAME"));
-    format!(
-        "{}:{}",
-        own_host.map_or_else(|| facts.host.to_owned(), tidy),
-        facts.pid
-    )
-}
-
-fn properties(facts: &Facts<'_>) -> Vec<(String, String)> {
-    let mut properties = Vec::new();
-    let mut add = |name: &str, value: &str| properties.push((name.to_owned(), tidy(value)));
-    if let Some(exe) = facts.exe {
-        add("executable", &exe.to_string_lossy());
-    }
-    if let Some(id) = &facts.cgroup.container_id {
-        add("container id", id);
-    }
-    if let Some(unit) = &facts.cgroup.systemd_unit {
-        add("systemd unit", unit);
-    }
-    properties
-}
-
 /// Names are shown and sent: no control characters, no blanks around, no novel.
-fn tidy(text: &str) -> String {
+pub(super) fn tidy(text: &str) -> String {
     let shown = text.trim().chars().filter(|c| !c.is_control());
-    shown.take(NAME_MAX_CHARS).collect()
+    shown.take(TEXT_MAX_CHARS).collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::config::Pattern;
+    use crate::config::{Pattern, Template};
 
-    struct Given {
-        command: Vec<String>,
-        cgroup: Cgroup,
-        environment: Vec<(String, String)>,
+    /// A process to be named; the default is `python3 /srv/app.py` that listens on 8080.
+    pub(in crate::process) struct Given {
+        pub(in crate::process) command: Vec<String>,
+        pub(in crate::process) cgroup: Cgroup,
+        pub(in crate::process) container: Option<ContainerNames>,
+        pub(in crate::process) pod: Option<Pod>,
+        pub(in crate::process) listen_ports: Vec<u16>,
+        pub(in crate::process) environment: Vec<(String, String)>,
+        pub(in crate::process) runtime: Option<Runtime>,
+        pub(in crate::process) agent: Option<Agent>,
+        pub(in crate::process) shares_network: bool,
     }
 
     impl Given {
-        fn new(environment: &[(&str, &str)], cgroup: &str) -> Self {
+        pub(in crate::process) fn new(environment: &[(&str, &str)], cgroup: &str) -> Self {
             let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
             Self {
                 command: ["python3", "/srv/app.py"].map(str::to_owned).to_vec(),
                 cgroup: Cgroup::parse(&format!("0::{cgroup}")),
+                container: None,
+                pod: None,
+                listen_ports: vec![8080],
                 environment: environment.iter().map(own).collect(),
+                runtime: None,
+                agent: None,
+                shares_network: true,
             }
         }
 
-        fn identity(&self, rules: &[ServiceRule]) -> Identity {
-            let facts = Facts {
+        pub(in crate::process) fn identity(&self, rules: &[ServiceRule]) -> Identity {
+            identify(self.facts(), rules)
+        }
+
+        pub(in crate::process) fn facts(&self) -> Facts<'_> {
+            Facts {
                 pid: Pid(7),
                 host: "host1",
+                host_addresses: &[],
+                shares_network: self.shares_network,
                 comm: "python3",
                 exe: Some(Path::new("/usr/bin/python3.11")),
                 command: &self.command,
                 cgroup: &self.cgroup,
-                listen_ports: &[8080],
+                container: self.container.as_ref(),
+                pod: self.pod.as_ref(),
+                listen_ports: &self.listen_ports,
                 environment: &self.environment,
-            };
-            identify(facts, rules)
+                runtime: self.runtime.as_ref(),
+                agent: self.agent.as_ref(),
+            }
         }
 
-        fn named(&self) -> (String, String, String) {
+        fn named(&self) -> (String, String) {
             let identity = self.identity(&[]);
-            (
-                identity.service.name,
-                identity.service.instance,
-                identity.rule.to_string(),
-            )
+            (identity.service.name, identity.rule.to_string())
         }
     }
 
-    fn named(environment: &[(&str, &str)], cgroup: &str) -> (String, String, String) {
+    fn named(environment: &[(&str, &str)], cgroup: &str) -> (String, String) {
         Given::new(environment, cgroup).named()
     }
 
-    fn expected(name: &str, instance: &str, rule: &str) -> (String, String, String) {
-        (name.to_owned(), instance.to_owned(), rule.to_owned())
+    fn expected(name: &str, rule: &str) -> (String, String) {
+        (name.to_owned(), rule.to_owned())
     }
 
-    /// Check the order: agent's variable, OpenTelemetry's, unit, program.
+    fn pod() -> Pod {
+        Pod {
+            name: "shop-5d9f-x".to_owned(),
+            namespace: "prod".to_owned(),
+            workload: Some("shop".to_owned()),
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            ..Pod::default()
+        }
+    }
+
+    fn rule(matches: RuleMatch, service: &str) -> ServiceRule {
+        let groups = ["site".to_owned()];
+        ServiceRule {
+            matches,
+            service: Template::parse(service, &groups).unwrap(),
+            ..ServiceRule::default()
+        }
+    }
+
+    /// Check the order: agent's variable, OpenTelemetry's, workload, container, unit, program.
     #[test]
     fn the_first_that_applies_names_the_service() {
         let unit = "/system.slice/shop.service";
         let otel = ("OTEL_SERVICE_NAME", "otel");
-        let resource = (
-            "OTEL_RESOURCE_ATTRIBUTES",
-            "a=b, service.name=sh%6fp%20x,service.instance.id=i1",
-        );
+        let resource = ("OTEL_RESOURCE_ATTRIBUTES", "a=b, service.name=sh%6fp%20x");
         assert_eq!(
-            named(
-                &[
-                    otel,
-                    ("SW_AGENT_NAME", "sw"),
-                    ("SW_AGENT_INSTANCE_NAME", "sw-1")
-                ],
-                unit
-            ),
-            expected("sw", "sw-1", "SW_AGENT_NAME")
+            named(&[otel, ("SW_AGENT_NAME", "sw")], unit),
+            expected("sw", "SW_AGENT_NAME")
         );
         assert_eq!(
             named(&[resource, otel], unit),
-            expected("otel", "i1", "OTEL_SERVICE_NAME")
+            expected("otel", "OTEL_SERVICE_NAME")
         );
         assert_eq!(
             named(&[resource], unit),
-            expected("shop x", "i1", "OTEL_RESOURCE_ATTRIBUTES")
+            expected("shop x", "OTEL_RESOURCE_ATTRIBUTES")
         );
-        assert_eq!(
-            named(&[], unit),
-            expected("shop", "host1:7", "systemd unit")
-        );
-        assert_eq!(named(&[], "/"), expected("app", "host1:7", "program"));
+        let mut given = Given::new(&[], "/docker/0");
+        given.container = Some(ContainerNames {
+            name: Some("p-web-1".to_owned()),
+            ..ContainerNames::default()
+        });
+        assert_eq!(given.named(), expected("p-web-1", "container"));
+        given.container.as_mut().unwrap().group = Some("web".to_owned());
+        assert_eq!(given.named(), expected("web", "container"));
+        given.pod = Some(pod());
+        assert_eq!(given.named(), expected("shop.prod", "workload"));
+        assert_eq!(named(&[], "/lxc.payload.web"), expected("web", "container"));
+        assert_eq!(named(&[], unit), expected("shop", "systemd unit"));
+        assert_eq!(named(&[], "/"), expected("app", "program"));
         assert_eq!(named(&[("SW_AGENT_NAME", "\u{1b}\u{7}")], "/").0, "app");
     }
 
-    /// Check that in a container the instance carries the container's host name, elsewhere ours.
+    /// Check that the name an agent reports as comes before the variables, when it is another one.
     #[test]
-    fn a_container_has_its_own_host_name() {
-        let container = format!("/kubepods/{}", "a".repeat(64));
-        let host = [("HOSTNAME", "shop-5d9f")];
-        let (_, instance, _) = named(&host, &container);
-        assert_eq!(instance, "shop-5d9f:7");
-        assert_eq!(named(&host, "/").1, "host1:7");
-        let properties = Given::new(&host, &container).identity(&[]).properties;
-        assert_eq!(properties[1], ("container id".to_owned(), "a".repeat(64)));
+    fn the_agent_knows_its_name() {
+        let mut given = Given::new(&[("SW_AGENT_NAME", "shop")], "/");
+        let mut agent = Agent {
+            language: AgentLanguage::Java,
+            version: None,
+            evidence: String::new(),
+            profiles: None,
+            service: Some("shop|eu".to_owned()),
+            instance: None,
+        };
+        given.agent = Some(agent.clone());
+        assert_eq!(given.named(), expected("shop|eu", "Java agent"));
+        agent.service = Some("shop".to_owned());
+        given.agent = Some(agent);
+        assert_eq!(given.named(), expected("shop", "SW_AGENT_NAME"));
     }
 
     /// Check that a rule needs all of its conditions and comes before everything else.
     #[test]
     fn a_rule_decides_if_all_its_conditions_hold() {
         let rule = |listen_port| ServiceRule {
-            matches: RuleMatch {
-                exe: Some("python3.11".to_owned()),
-                command: Some(Pattern::new("app\\.py$").unwrap()),
-                cgroup: Some(Pattern::new("^/a").unwrap()),
-                listen_port: Some(listen_port),
-            },
-            service: "ruled".to_owned(),
-            instance: Some("one".to_owned()),
+            instance: Some(Template::parse("one", &[]).unwrap()),
             layer: Some("MESH".to_owned()),
+            ..rule(
+                RuleMatch {
+                    exe: Some("python3.11".to_owned()),
+                    command: Some(Pattern::new("app\\.py$").unwrap()),
+                    cgroup: Some(Pattern::new("^/a").unwrap()),
+                    listen_port: Some(listen_port),
+                    ..RuleMatch::default()
+                },
+                "ruled",
+            )
         };
         let given = Given::new(&[("SW_AGENT_NAME", "sw")], "/a/b");
         let identity = given.identity(&[rule(9), rule(8080)]);
@@ -333,5 +521,45 @@ mod tests {
         assert_eq!(identity.layer, "MESH");
         let other = Given::new(&[("SW_AGENT_NAME", "sw")], "/b");
         assert_eq!(other.identity(&[rule(8080)]).service.name, "sw");
+    }
+
+    /// Check conditions on containers and pods, and that a text that cannot be filled is no match.
+    #[test]
+    fn rules_know_containers_and_pods() {
+        let mut given = Given::new(&[], "/lxc.payload.web");
+        let container = RuleMatch {
+            container: Some(Pattern::new("^w(?P<site>eb)").unwrap()),
+            ..RuleMatch::default()
+        };
+        let labels = RuleMatch {
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            namespace: Some("prod".to_owned()),
+            ..RuleMatch::default()
+        };
+        let rules = [
+            rule(labels, "{workload}-{label.app}@{namespace}"),
+            rule(container.clone(), "{pod}"),
+            rule(container, "{container}-{site}-{exe}-{port}-{pid}-{host}"),
+        ];
+        let identity = given.identity(&rules);
+        assert_eq!(identity.service.name, "web-eb-python3.11-8080-7-web");
+        assert_eq!(identity.rule, IdentityRule::Config(2));
+        given.pod = Some(pod());
+        assert_eq!(given.identity(&rules).service.name, "shop-web@prod");
+        given.pod = Some(Pod {
+            namespace: "test".to_owned(),
+            ..pod()
+        });
+        assert_eq!(given.identity(&rules).service.name, "shop-5d9f-x");
+    }
+
+    /// Check that names are cut as OAP cuts them, and that the whole name is kept.
+    #[test]
+    fn long_names_are_cut() {
+        let long = "s".repeat(80);
+        let identity = Given::new(&[("SW_AGENT_NAME", &long)], "/").identity(&[]);
+        assert_eq!(identity.service.name, "s".repeat(70));
+        assert_eq!(identity.uncut, Some(long));
+        assert_eq!(Given::new(&[], "/").identity(&[]).uncut, None);
     }
 }

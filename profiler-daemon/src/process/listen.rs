@@ -12,11 +12,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
 
 use super::procfs::Procfs;
 use crate::model::Pid;
 
+const IPV6_TABLE: &str = "net/tcp6";
 /// `TCP_LISTEN`, as the `st` column has it.
 const LISTEN: &str = "0A";
 /// Bytes read of one table: 6,000 listening sockets.
@@ -31,19 +31,21 @@ const DESCRIPTORS_MAX: usize = 65_536;
 /// Listening sockets of a network namespace: inode to port.
 pub(super) type Listeners = HashMap<u64, u16>;
 
-/// Listening sockets of the network namespace that a process is in; none if it is gone.
-pub(super) fn listeners(procfs: &Procfs, pid: Pid) -> Listeners {
+/// Listening sockets of the network namespace that a process is in, from these `tables` of it; `None`
+/// if the process is gone.
+pub(super) fn listeners(procfs: &Procfs, pid: Pid, tables: &[&str]) -> Option<Listeners> {
     let mut found = Listeners::new();
-    for table in ["net/tcp", "net/tcp6"] {
-        read_table(&procfs.path(pid, table), &mut found);
+    for table in tables {
+        match File::open(procfs.path(pid, table)) {
+            Ok(file) => read_table(file, &mut found),
+            Err(_) if *table == IPV6_TABLE => {} // the kernel may be without
+            Err(_) => return None,
+        }
     }
-    found
+    Some(found)
 }
 
-fn read_table(path: &Path, found: &mut Listeners) {
-    let Ok(mut file) = File::open(path) else {
-        return; // gone, or no IPv6
-    };
+fn read_table(mut file: File, found: &mut Listeners) {
     let mut text = Vec::new();
     let mut chunk = [0; CHUNK_BYTES];
     let mut is_heading = true;
@@ -131,7 +133,8 @@ mod tests {
         let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let pid = Pid(std::process::id());
         let procfs = Procfs::default();
-        let listeners = listeners(&procfs, pid);
+        let tables = ["net/tcp", IPV6_TABLE];
+        let listeners = listeners(&procfs, pid, &tables).unwrap();
         assert!(ports_of(&procfs, pid, &listeners).contains(&port));
         assert_eq!(ports_of(&procfs, Pid(u32::MAX), &listeners), [0; 0]);
     }

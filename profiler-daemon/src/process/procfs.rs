@@ -146,14 +146,23 @@ impl Procfs {
             .collect())
     }
 
+    /// The first `max_bytes` of a file.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone or may not be looked at.
+    pub fn text(&self, pid: Pid, file: &str, max_bytes: u64) -> io::Result<String> {
+        let bytes = read_bounded(&self.path(pid, file), max_bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// Text of `cgroup`.
     ///
     /// # Errors
     ///
     /// The process is gone.
     pub fn cgroup(&self, pid: Pid) -> io::Result<String> {
-        let bytes = read_bounded(&self.path(pid, "cgroup"), CGROUP_MAX_BYTES)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        self.text(pid, "cgroup", CGROUP_MAX_BYTES)
     }
 }
 

@@ -18,24 +18,28 @@
 //! Events of the kernel (fork, exec, exit) need programs attached, and at rest nothing is. The price
 //! is 30 us for the `stat` of a process or kernel thread. So one that has been looked at a few times
 //! is looked at again only every sixth scan: an exec late in its life is noticed that much later, an
-//! end at once. Listening sockets of the daemon's own network namespace are cheap to ask for; those of
-//! another one take milliseconds, so while no process in it is young they are looked at rarely.
+//! end at once. What is known of the containers and pods around it comes with its first look.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::os::linux::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use super::agent::Agent;
-use super::cgroup::Cgroup;
-use super::identity::{self, Facts, Identity, IdentityRule};
-use super::listen::{self, Listeners};
+use super::cgroup::{Cgroup, Container};
+use super::container::ContainerNames;
+use super::entry::{Host, net_namespace};
+use super::identity::{self, Identity};
+use super::listen;
+use super::namespace::{Members, Namespaces};
+use super::pod::Pods;
 use super::procfs::{Procfs, Stat};
 use super::runtime::Runtime;
-use super::sock_diag;
 use crate::config::ServiceRule;
 use crate::model::{Pid, Service};
+
+pub use super::entry::Process;
 
 /// Most processes kept; a host with more has them reported in [`Changes::over_limit`].
 const PROCESSES_MAX: usize = 32_768;
@@ -47,54 +51,6 @@ const OLD_STRIDE: u32 = 6;
 /// Runtime and agent of an older process are looked for again every so many scans: an agent that a
 /// program starts itself may be loaded late.
 const AGENT_STRIDE: u32 = 60;
-/// Other network namespaces are looked at every so many scans.
-const NAMESPACE_STRIDE: u32 = 60;
-
-/// A process of the host.
-#[derive(Clone, Debug)]
-pub struct Process {
-    /// Id in the pid namespace of /proc.
-    pub pid: Pid,
-    /// Start in clock ticks since boot; with the id it names the process for good.
-    pub start_ticks: u64,
-    /// Name the kernel shows, at most 15 bytes.
-    pub comm: String,
-    /// Executable, `None` if we may not look.
-    pub exe: Option<PathBuf>,
-    /// Arguments.
-    pub command: Vec<String>,
-    /// Control group, container, unit.
-    pub cgroup: Cgroup,
-    /// TCP ports it listens on, sorted.
-    pub listen_ports: Vec<u16>,
-    /// What it runs; known of processes that may serve requests.
-    pub runtime: Option<Runtime>,
-    /// The SkyWalking agent in it; looked for in processes that may serve requests.
-    pub agent: Option<Agent>,
-    /// What it is called.
-    pub identity: Identity,
-    /// Variables for the identity.
-    environment: Vec<(String, String)>,
-    /// Network namespace, 0 if we may not look.
-    net_namespace: u64,
-    /// What `stat` said, to notice an exec.
-    stat: Stat,
-    /// Scans that have found it unchanged.
-    scans: u32,
-}
-
-impl Process {
-    /// Whether it is worth reporting as a service instance: it listens on a port, or somebody gave
-    /// it a name. A host runs hundreds of others that never serve a request.
-    #[must_use]
-    pub fn may_serve(&self) -> bool {
-        let is_named = matches!(
-            self.identity.rule,
-            IdentityRule::Config(_) | IdentityRule::Environment(_)
-        );
-        is_named || !self.listen_ports.is_empty()
-    }
-}
 
 /// What a scan found to be different.
 #[derive(Clone, Debug, Default)]
@@ -121,16 +77,17 @@ impl Changes {
 #[derive(Debug)]
 pub struct ProcessTable {
     procfs: Procfs,
-    host: String,
     own: Pid,
-    /// Network namespace of the daemon.
-    own_namespace: u64,
+    host: Host,
     rules: Vec<ServiceRule>,
     processes: BTreeMap<Pid, Process>,
     /// Kernel threads and the dead: they stay what they are until the id is in use again.
     others: BTreeSet<Pid>,
-    /// Listening sockets per network namespace at the last scan.
-    listeners: HashMap<u64, Listeners>,
+    namespaces: Namespaces,
+    /// Names of the containers that processes are in, by id.
+    containers: HashMap<String, Arc<ContainerNames>>,
+    pods: Arc<Pods>,
+    have_pods_changed: bool,
     /// Number of scans, to spread the looks at old processes.
     scans: u32,
 }
@@ -139,23 +96,25 @@ impl ProcessTable {
     /// An empty table; [`Self::scan`] fills it.
     #[must_use]
     pub fn new(rules: Vec<ServiceRule>) -> Self {
-        let host = nix::unistd::gethostname().unwrap_or_default();
-        let host = host.to_string_lossy().into_owned();
         Self {
             procfs: Procfs::default(),
-            host: if host.is_empty() {
-                "localhost".to_owned()
-            } else {
-                host
-            },
             own: Pid(std::process::id()),
-            own_namespace: net_namespace(Path::new("/proc/self/ns/net")),
+            host: Host::read(),
             rules,
             processes: BTreeMap::new(),
             others: BTreeSet::new(),
-            listeners: HashMap::new(),
+            namespaces: Namespaces::new(net_namespace(Path::new("/proc/self/ns/net"))),
+            containers: HashMap::new(),
+            pods: Arc::default(),
+            have_pods_changed: false,
             scans: 0,
         }
+    }
+
+    /// Pods of this node, for the next scan.
+    pub fn set_pods(&mut self, pods: Arc<Pods>) {
+        self.have_pods_changed |= self.pods != pods;
+        self.pods = pods;
     }
 
     /// Looks at /proc.
@@ -169,6 +128,8 @@ impl ProcessTable {
         let pids = self.procfs.pids()?;
         let mut gone = std::mem::take(&mut self.processes);
         let others = std::mem::take(&mut self.others);
+        // Processes whose identity may have become another one.
+        let mut touched = BTreeSet::new();
         for pid in pids {
             if pid == self.own {
                 continue;
@@ -196,8 +157,7 @@ impl ProcessTable {
                 self.others.insert(pid);
                 continue;
             }
-            let known = gone.remove(&pid);
-            let process = match known {
+            let process = match gone.remove(&pid) {
                 Some(mut process) if process.stat == stat => {
                     process.scans = process.scans.saturating_add(1);
                     process
@@ -209,50 +169,31 @@ impl ProcessTable {
                             changes.removed.push(old); // the id is in use again
                             changes.added.push(pid);
                         }
-                        Some(_) => changes.changed.push(pid),
+                        Some(_) => {}
                         None => changes.added.push(pid),
                     }
+                    touched.insert(pid);
                     process
                 }
             };
             self.processes.insert(pid, process);
         }
         changes.removed.extend(gone.into_values());
-        self.scan_ports(&mut changes);
-        self.scan_agents(&mut changes);
-        Ok(changes)
-    }
-
-    /// Looks for runtimes and agents where they may have come since the last look.
-    fn scan_agents(&mut self, changes: &mut Changes) {
-        let has_changed: HashSet<Pid> = changes
-            .added
-            .iter()
-            .chain(&changes.changed)
-            .copied()
-            .collect();
-        let due = self.processes.values().filter(|process| {
-            process.may_serve()
-                && (process.scans < YOUNG_SCANS
-                    || has_changed.contains(&process.pid)
-                    || self.is_turn(process.pid.0.into(), AGENT_STRIDE))
-        });
-        for pid in due.map(|process| process.pid).collect::<Vec<_>>() {
-            let Some(process) = self.processes.get_mut(&pid) else {
-                continue;
-            };
-            let Ok(runtime) = Runtime::detect(pid) else {
-                continue; // gone, or not ours to look at
-            };
-            let agent = Agent::detect(pid, &runtime, &process.command).unwrap_or_default();
-            if process.agent != agent || process.runtime.as_ref() != Some(&runtime) {
-                process.agent = agent;
-                process.runtime = Some(runtime);
-                if !has_changed.contains(&pid) {
-                    changes.changed.push(pid);
-                }
-            }
+        self.scan_ports(&mut touched);
+        self.scan_pods(&mut touched);
+        touched.iter().for_each(|&pid| self.identify(pid));
+        for pid in self.scan_agents(&touched) {
+            self.identify(pid);
+            touched.insert(pid);
         }
+        if !changes.removed.is_empty() {
+            self.forget_containers();
+        }
+        changes.added.iter().for_each(|pid| {
+            touched.remove(pid);
+        });
+        changes.changed = touched.into_iter().collect();
+        Ok(changes)
     }
 
     /// Whether it is the turn of one that is looked at every `stride` scans.
@@ -284,103 +225,166 @@ impl ProcessTable {
             .filter(move |process| process.identity.service.name == name)
     }
 
+    /// The instances worth reporting, each once, by the oldest id of its processes: of a server and its
+    /// workers that is the server.
+    pub fn instances(&self) -> impl Iterator<Item = &Identity> {
+        let mut seen = HashSet::new();
+        self.serving()
+            .map(|process| &process.identity)
+            .filter(move |identity| seen.insert(&identity.service))
+    }
+
+    /// Services that have different names but the same one as far as an OAP keeps it.
+    #[must_use]
+    pub fn clashes(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for identity in self.serving().map(|process| &process.identity) {
+            let cut = identity.service.name.as_str();
+            let full = identity.uncut.as_deref().unwrap_or(cut);
+            names.entry(cut).or_default().insert(full);
+        }
+        names.retain(|_, full| full.len() > 1);
+        names
+    }
+
+    fn serving(&self) -> impl Iterator<Item = &Process> {
+        self.iter().filter(|process| process.may_serve())
+    }
+
     /// The host's name as it stands in instance names.
     #[must_use]
     pub fn host(&self) -> &str {
-        &self.host
+        &self.host.name
     }
 
-    /// Reads what is not known of a process; what it hides is left empty.
-    fn read(&self, pid: Pid, stat: Stat) -> Process {
+    /// Reads what is not known of a process; what it hides is left empty. Its identity comes later.
+    fn read(&mut self, pid: Pid, stat: Stat) -> Process {
         let procfs = &self.procfs;
         let is_wanted = |name: &str| identity::VARIABLES.contains(&name);
-        let mut process = Process {
+        let cgroup = Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default());
+        let container = match &cgroup.container {
+            Some(Container::Id(id)) => {
+                let names = || Arc::new(ContainerNames::read(id));
+                Some(Arc::clone(
+                    self.containers.entry(id.clone()).or_insert_with(names),
+                ))
+            }
+            _ => None,
+        };
+        let net_namespace = net_namespace(&procfs.path(pid, "ns/net"));
+        let listeners = self.namespaces.listeners(net_namespace);
+        Process {
             pid,
             start_ticks: stat.start_ticks,
             comm: stat.name.clone(),
             exe: procfs.exe(pid).ok(),
             command: procfs.command(pid).unwrap_or_default(),
-            cgroup: Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default()),
-            listen_ports: Vec::new(),
+            container,
+            pod: self.pods.find(&cgroup).cloned(),
+            cgroup,
+            listen_ports: listeners
+                .map(|listeners| listen::ports_of(procfs, pid, listeners))
+                .unwrap_or_default(),
             runtime: None,
             agent: None,
             identity: Identity::unknown(),
             environment: procfs.environ(pid, is_wanted).unwrap_or_default(),
-            net_namespace: net_namespace(&procfs.path(pid, "ns/net")),
+            net_namespace,
             stat,
             scans: 0,
-        };
-        if let Some(listeners) = self.listeners.get(&process.net_namespace) {
-            process.listen_ports = listen::ports_of(procfs, pid, listeners);
         }
-        process.identity = self.identify(&process);
-        process
     }
 
-    fn identify(&self, process: &Process) -> Identity {
-        let facts = Facts {
-            pid: process.pid,
-            host: &self.host,
-            comm: &process.comm,
-            exe: process.exe.as_deref(),
-            command: &process.command,
-            cgroup: &process.cgroup,
-            listen_ports: &process.listen_ports,
-            environment: &process.environment,
-        };
-        identity::identify(facts, &self.rules)
+    fn identify(&mut self, pid: Pid) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.identity = identity::identify(process.facts(&self.host), &self.rules);
+        }
     }
 
     /// Finds ports anew in the namespaces whose listening sockets have changed.
-    fn scan_ports(&mut self, changes: &mut Changes) {
-        let mut members: HashMap<u64, (bool, Vec<Pid>)> = HashMap::new();
+    fn scan_ports(&mut self, touched: &mut BTreeSet<Pid>) {
+        let mut members: HashMap<u64, Members> = HashMap::new();
         for process in self.processes.values() {
-            let (has_young, pids) = members.entry(process.net_namespace).or_default();
-            *has_young |= process.scans < YOUNG_SCANS;
-            pids.push(process.pid);
+            let members = members.entry(process.net_namespace).or_default();
+            members.has_young |= process.scans < YOUNG_SCANS;
+            members.pids.push(process.pid);
         }
-        self.listeners
-            .retain(|namespace, _| members.contains_key(namespace));
-        for (namespace, (has_young, pids)) in members {
-            let own = (namespace == self.own_namespace).then(sock_diag::listeners);
-            let now = match own {
-                Some(Ok(listeners)) => listeners,
-                _ if has_young || self.is_turn(namespace, NAMESPACE_STRIDE) => {
-                    listen::listeners(&self.procfs, pids[0])
+        // Others, new processes among them, have been read against what is known.
+        for namespace in self.namespaces.scan(&self.procfs, &members) {
+            let listeners = self.namespaces.listeners(namespace);
+            let pids = members
+                .get(&namespace)
+                .map_or(&[][..], |members| &members.pids);
+            for (pid, listeners) in pids.iter().zip(std::iter::repeat(listeners)) {
+                let (Some(process), Some(listeners)) = (self.processes.get_mut(pid), listeners)
+                else {
+                    continue;
+                };
+                let ports = listen::ports_of(&self.procfs, *pid, listeners);
+                if process.listen_ports != ports {
+                    process.listen_ports = ports;
+                    touched.insert(*pid);
                 }
-                _ => continue,
+            }
+        }
+    }
+
+    /// Gives processes the pods that have come, changed or gone.
+    fn scan_pods(&mut self, touched: &mut BTreeSet<Pid>) {
+        if !std::mem::take(&mut self.have_pods_changed) {
+            return;
+        }
+        for process in self.processes.values_mut() {
+            let pod = self.pods.find(&process.cgroup);
+            // A pod that is deleted keeps its processes for a while, and they keep their name.
+            if pod.is_some() && process.pod.as_ref() != pod {
+                process.pod = pod.cloned();
+                touched.insert(process.pid);
+            }
+        }
+    }
+
+    /// Looks for runtimes and agents where they may have come since the last look; returns the
+    /// processes where they have.
+    fn scan_agents(&mut self, touched: &BTreeSet<Pid>) -> Vec<Pid> {
+        let due = self.processes.values().filter(|process| {
+            process.may_serve()
+                && (process.scans < YOUNG_SCANS
+                    || touched.contains(&process.pid)
+                    || self.is_turn(process.pid.0.into(), AGENT_STRIDE))
+        });
+        let due: Vec<Pid> = due.map(|process| process.pid).collect();
+        let mut found = Vec::new();
+        for pid in due {
+            let Some(process) = self.processes.get_mut(&pid) else {
+                continue;
             };
-            if self.listeners.get(&namespace) == Some(&now) {
-                continue; // new processes have been read against these
+            let Ok(runtime) = Runtime::detect(pid) else {
+                continue; // gone, or not ours to look at
+            };
+            let agent = Agent::detect(pid, &runtime, &process.command).unwrap_or_default();
+            if process.agent != agent || process.runtime.as_ref() != Some(&runtime) {
+                process.agent = agent;
+                process.runtime = Some(runtime);
+                found.push(pid);
             }
-            for pid in pids {
-                let ports = listen::ports_of(&self.procfs, pid, &now);
-                self.set_ports(pid, ports, changes);
-            }
-            self.listeners.insert(namespace, now);
         }
+        found
     }
 
-    fn set_ports(&mut self, pid: Pid, ports: Vec<u16>, changes: &mut Changes) {
-        let Some(process) = self.processes.get(&pid) else {
-            return;
-        };
-        if process.listen_ports == ports {
-            return;
-        }
-        let mut process = process.clone();
-        process.listen_ports = ports;
-        process.identity = self.identify(&process);
-        self.processes.insert(pid, process);
-        if !changes.added.contains(&pid) && !changes.changed.contains(&pid) {
-            changes.changed.push(pid);
-        }
+    fn forget_containers(&mut self) {
+        let groups = self
+            .processes
+            .values()
+            .filter_map(|process| process.cgroup.container.as_ref());
+        let used: HashSet<&str> = groups
+            .filter_map(|container| match container {
+                Container::Id(id) => Some(id.as_str()),
+                Container::Name(_) => None,
+            })
+            .collect();
+        self.containers.retain(|id, _| used.contains(id.as_str()));
     }
-}
-
-/// Identity of the network namespace a link of /proc leads to, 0 if we may not look.
-fn net_namespace(link: &Path) -> u64 {
-    std::fs::metadata(link).map_or(0, |metadata| metadata.st_ino())
 }
 
 #[cfg(test)]
@@ -389,7 +393,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
-    use crate::config::RuleMatch;
+    use crate::config::{RuleMatch, Template};
 
     /// A shell that ends with the test, ready when it has said so.
     struct Shell(Child);
@@ -512,9 +516,8 @@ mod tests {
                 listen_port: Some(port),
                 ..RuleMatch::default()
             },
-            service: "by-port".to_owned(),
-            instance: None,
-            layer: None,
+            service: Template::parse("by-port", &[]).unwrap(),
+            ..ServiceRule::default()
         }];
         assert!(table.scan().unwrap().changed.contains(&pid));
         let process = table.get(pid).unwrap();

@@ -28,13 +28,11 @@ use std::io;
 
 use serde::Serialize;
 
+use super::identity::tidy;
 use super::mapped_image::{MappedImage, mapped_images};
 use super::procfs::Procfs;
 use super::runtime::Runtime;
 use crate::model::Pid;
-
-/// Longest name taken from a process; OAP cuts at 70 anyway.
-const NAME_MAX_CHARS: usize = 200;
 
 /// A SkyWalking agent inside a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,10 +154,4 @@ impl Agent {
             environment: &environment,
         }))
     }
-}
-
-/// What a process says is shown and sent: no control characters, no blanks around, no novel.
-fn tidy(text: &str) -> String {
-    let shown = text.trim().chars().filter(|c| !c.is_control());
-    shown.take(NAME_MAX_CHARS).collect()
 }

@@ -11,8 +11,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Agent, AgentLanguage, Facts, tidy};
+use super::{Agent, AgentLanguage, Facts};
 use crate::process::foreign_file;
+use crate::process::identity::tidy;
 
 /// Where `sw-python` has its `sitecustomize.py`, below the folder of packages.
 const LOADER: &str = "/skywalking/bootstrap/loader";

@@ -1,15 +1,16 @@
 //! Names as OAP stores them.
 
 /// Longest service and service instance name (`service-name-max-length`), in UTF-16 units.
-pub(super) const SERVICE_MAX: usize = 70;
+pub const SERVICE_MAX: usize = 70;
 /// Longest endpoint name (`endpoint-name-max-length`), in UTF-16 units.
-pub(super) const ENDPOINT_MAX: usize = 150;
+pub const ENDPOINT_MAX: usize = 150;
 /// Longest segment and trace id, the width of OAP's columns.
-pub(super) const ID_MAX: usize = 150;
+pub const ID_MAX: usize = 150;
 
 /// Cuts a name as OAP would, so that all we send about an instance carries the same name: OAP cuts
 /// names of segments and heartbeats but not those of task queries. Never splits a character.
-pub(super) fn cut(name: &str, max_units: usize) -> &str {
+#[must_use]
+pub fn cut(name: &str, max_units: usize) -> &str {
     if name.len() <= max_units {
         return name; // a character has at least as many bytes as units
     }

@@ -1,0 +1,136 @@
+//! A process of the table, and the host it runs on.
+
+use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+
+use super::agent::Agent;
+use super::cgroup::Cgroup;
+use super::container::ContainerNames;
+use super::identity::{Facts, Identity};
+use super::pod::Pod;
+use super::procfs::Stat;
+use super::runtime::Runtime;
+use crate::model::Pid;
+
+/// Addresses of the host that are told; a host of containers has one per bridge.
+const ADDRESSES_MAX: usize = 8;
+
+/// A process of the host.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Id in the pid namespace of /proc.
+    pub pid: Pid,
+    /// Start in clock ticks since boot; with the id it names the process for good.
+    pub start_ticks: u64,
+    /// Name the kernel shows, at most 15 bytes.
+    pub comm: String,
+    /// Executable, `None` if we may not look.
+    pub exe: Option<PathBuf>,
+    /// Arguments.
+    pub command: Vec<String>,
+    /// Control group, container, unit.
+    pub cgroup: Cgroup,
+    /// What its container is called.
+    pub container: Option<Arc<ContainerNames>>,
+    /// The pod it is in.
+    pub pod: Option<Arc<Pod>>,
+    /// TCP ports it listens on, sorted.
+    pub listen_ports: Vec<u16>,
+    /// What it runs; known of processes that may serve requests.
+    pub runtime: Option<Runtime>,
+    /// The SkyWalking agent in it; looked for in processes that may serve requests.
+    pub agent: Option<Agent>,
+    /// What it is called.
+    pub identity: Identity,
+    /// Variables for the identity.
+    pub(super) environment: Vec<(String, String)>,
+    /// Network namespace, 0 if we may not look.
+    pub(super) net_namespace: u64,
+    /// What `stat` said, to notice an exec.
+    pub(super) stat: Stat,
+    /// Scans that have found it unchanged.
+    pub(super) scans: u32,
+}
+
+impl Process {
+    /// Whether it is worth reporting as a service instance: it listens on a port, or somebody gave
+    /// it a name. A host runs hundreds of others that never serve a request.
+    #[must_use]
+    pub fn may_serve(&self) -> bool {
+        self.identity.rule.is_given() || !self.listen_ports.is_empty()
+    }
+
+    /// What its identity follows from.
+    pub(super) fn facts<'a>(&'a self, host: &'a Host) -> Facts<'a> {
+        let shares_network = self.net_namespace == host.net_namespace;
+        Facts {
+            pid: self.pid,
+            host: &host.name,
+            host_addresses: if shares_network { &host.addresses } else { &[] },
+            shares_network,
+            comm: &self.comm,
+            exe: self.exe.as_deref(),
+            command: &self.command,
+            cgroup: &self.cgroup,
+            container: self.container.as_deref(),
+            pod: self.pod.as_deref(),
+            listen_ports: &self.listen_ports,
+            environment: &self.environment,
+            runtime: self.runtime.as_ref(),
+            agent: self.agent.as_ref(),
+        }
+    }
+}
+
+/// What is told of the host itself.
+#[derive(Debug)]
+pub(super) struct Host {
+    /// Its name as it stands in instance names.
+    pub(super) name: String,
+    /// Its IPv4 addresses but the loopback's, those of interfaces that are up.
+    pub(super) addresses: Vec<String>,
+    /// Its network namespace.
+    pub(super) net_namespace: u64,
+}
+
+impl Host {
+    pub(super) fn read() -> Self {
+        let name = nix::unistd::gethostname().unwrap_or_default();
+        let name = name.to_string_lossy();
+        // Process 1 of the host, if we see it; in a pod without the host's process ids it is our own.
+        let net_namespace = match net_namespace(Path::new("/proc/1/ns/net")) {
+            0 => net_namespace(Path::new("/proc/self/ns/net")),
+            found => found,
+        };
+        Self {
+            name: if name.is_empty() {
+                "localhost".to_owned()
+            } else {
+                name.into_owned()
+            },
+            addresses: addresses(),
+            net_namespace,
+        }
+    }
+}
+
+fn addresses() -> Vec<String> {
+    let interfaces = getifaddrs().into_iter().flatten().filter(|interface| {
+        interface.flags.contains(InterfaceFlags::IFF_UP)
+            && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    });
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        Some(address.as_sockaddr_in()?.ip().to_string())
+    });
+    addresses.take(ADDRESSES_MAX).collect()
+}
+
+/// Identity of the network namespace a link of /proc leads to, 0 if we may not look.
+pub(super) fn net_namespace(link: &Path) -> u64 {
+    std::fs::metadata(link).map_or(0, |metadata| metadata.st_ino())
+}

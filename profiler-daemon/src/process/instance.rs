@@ -1,0 +1,104 @@
+//! Names the instance of a process.
+//!
+//! In:  [`Facts`]
+//! Out: a name that stays the same when the server is started again, where that is possible
+//! Lost: nothing
+//!
+//! The first that is known: what the agent in it reports as, `SW_AGENT_INSTANCE_NAME`,
+//! `service.instance.id` of `OTEL_RESOURCE_ATTRIBUTES`, `<place>:<port>`, `<place>:<pid>`.
+//!
+//! The place is the pod, the container's host name (`HOSTNAME`), the container, the host. The port is the
+//! lowest the process listens on, below the range from which the kernel gives ports away: a server that
+//! opens a second one for its metrics keeps its name, and a port that nobody chose is no name.
+//!
+//! # Workers
+//!
+//! Processes that share a listening socket are one instance: a master with its workers is one server,
+//! whoever restarts it restarts them all, and a task for the instance profiles all of them. In a network
+//! namespace without a place of its own (`PrivateNetwork=` of systemd) ports may repeat, so the process
+//! id stays.
+
+use super::identity::{Facts, tidy};
+
+/// First port that Linux gives to sockets that ask for none (`ip_local_port_range`).
+const EPHEMERAL_FIRST: u16 = 32_768;
+
+/// The instance's name.
+pub(super) fn name(facts: &Facts<'_>) -> String {
+    let given = [
+        facts.agent.and_then(|agent| agent.instance.clone()),
+        facts.variable("SW_AGENT_INSTANCE_NAME").map(tidy),
+        facts.resource_attribute("service.instance.id"),
+    ];
+    let mut given = given.into_iter().flatten().filter(|name| !name.is_empty());
+    given.next().unwrap_or_else(|| {
+        let place = place(facts);
+        let is_unique = facts.shares_network || place != facts.host;
+        let mut chosen = facts
+            .listen_ports
+            .iter()
+            .filter(|&&port| port < EPHEMERAL_FIRST);
+        match chosen.next() {
+            Some(port) if is_unique => format!("{place}:{port}"),
+            _ => format!("{place}:{}", facts.pid),
+        }
+    })
+}
+
+/// Where the process runs, in one word.
+pub(super) fn place(facts: &Facts<'_>) -> String {
+    let is_contained = facts.cgroup.container.is_some();
+    let own_name = || facts.variable("HOSTNAME").filter(|_| is_contained);
+    let name = facts
+        .pod_name()
+        .or_else(own_name)
+        .or_else(|| facts.container_name());
+    let name = name.map(tidy).filter(|name| !name.is_empty());
+    name.unwrap_or_else(|| facts.host.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::identity::tests::Given;
+    use super::super::pod::Pod;
+    use super::*;
+
+    fn named(given: &Given) -> String {
+        name(&given.facts())
+    }
+
+    /// Check the order of names, and that a container has its own host name.
+    #[test]
+    fn an_instance_is_where_it_runs() {
+        let sw = ("SW_AGENT_INSTANCE_NAME", "sw-1");
+        let otel = ("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=i1");
+        let host = ("HOSTNAME", "shop-5d9f");
+        assert_eq!(named(&Given::new(&[otel, sw], "/")), "sw-1");
+        assert_eq!(named(&Given::new(&[otel], "/")), "i1");
+        assert_eq!(named(&Given::new(&[host], "/")), "host1:8080");
+        let container = format!("/docker/{}", "a".repeat(64));
+        assert_eq!(named(&Given::new(&[host], &container)), "shop-5d9f:8080");
+        let mut given = Given::new(&[], &container);
+        assert_eq!(named(&given), "aaaaaaaaaaaa:8080");
+        given.pod = Some(Pod {
+            name: "shop-x".to_owned(),
+            ..Pod::default()
+        });
+        assert_eq!(named(&given), "shop-x:8080");
+    }
+
+    /// Check which port names an instance, and when the process id does.
+    #[test]
+    fn the_lowest_chosen_port_names_it() {
+        let mut given = Given::new(&[], "/");
+        given.listen_ports = vec![8080, 9090, 40_000];
+        assert_eq!(named(&given), "host1:8080");
+        given.listen_ports = vec![40_000];
+        assert_eq!(named(&given), "host1:7");
+        given.listen_ports = vec![];
+        assert_eq!(named(&given), "host1:7");
+        given.listen_ports = vec![8080];
+        given.shares_network = false;
+        assert_eq!(named(&given), "host1:7");
+    }
+}
