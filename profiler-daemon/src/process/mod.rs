@@ -13,6 +13,7 @@ pub mod container;
 pub(crate) mod elf;
 mod entry;
 mod foreign_file;
+pub(crate) mod go_build;
 pub mod identity;
 mod image;
 mod instance;

@@ -17,23 +17,11 @@
 use std::fmt;
 use std::io::Error;
 
-use super::image::{Headers, PF_W, PT_LOAD};
+use super::ProcessMemory;
+use super::go_build::GoBuild;
 use super::mapped_image::{MappedImage, mapped_images};
 use super::python::{self, PythonVersion};
-use super::{ProcessMemory, ReadMemory};
 use crate::model::Pid;
-
-/// Build information stands at the start of the data segment, on a multiple of 16.
-/// <https://github.com/golang/go/blob/go1.22.0/src/debug/buildinfo/buildinfo.go>
-const GO_MAGIC: &[u8] = b"\xff Go buildinf:";
-const GO_ALIGN: usize = 16;
-/// As much of the data segment as Go's own reader searches first.
-const GO_SEARCH_BYTES: usize = 64 << 10;
-/// Header before the version: magic, pointer size, flags, padding.
-const GO_HEADER_BYTES: usize = 32;
-/// Bit of the flags byte: the version follows in place (1.18 and later).
-const GO_INLINE: u8 = 2;
-const GO_VERSION_BYTES_MAX: usize = 64;
 
 /// What a process runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +65,10 @@ impl Runtime {
         let images = mapped_images(pid)?;
         let memory = ProcessMemory::new(pid);
         let executable = images.iter().find(|image| image.is_executable);
-        if let Some(version) = executable.and_then(|image| go_build(&memory, image.base)) {
-            return Ok(Self::Go { version });
+        if let Some(build) = executable.and_then(|image| GoBuild::find(&memory, image.base)) {
+            return Ok(Self::Go {
+                version: build.version,
+            });
         }
         if let Some(runtime) = Self::from_names(&images) {
             return Ok(runtime);
@@ -163,37 +153,6 @@ fn is_version(text: &str) -> bool {
     text.chars().all(|c| c.is_ascii_digit() || ".-".contains(c))
 }
 
-/// `Some` if the image at `base` was linked by Go, with its version if that can be read.
-fn go_build(memory: &dyn ReadMemory, base: u64) -> Option<Option<String>> {
-    let headers = Headers::read(memory, base).ok()?;
-    let data = headers
-        .segments
-        .iter()
-        .find(|segment| segment.kind == PT_LOAD && segment.flags & PF_W != 0)?;
-    let bytes = usize::try_from(data.bytes).map_or(GO_SEARCH_BYTES, |n| n.min(GO_SEARCH_BYTES));
-    let mut start = vec![0; bytes];
-    let read = memory.read(data.address, &mut start).ok()?;
-    start.truncate(read);
-    let skew = (GO_ALIGN - data.address as usize % GO_ALIGN) % GO_ALIGN;
-    (skew..start.len())
-        .step_by(GO_ALIGN)
-        .map(|at| &start[at..])
-        .find(|info| info.starts_with(GO_MAGIC))
-        .map(go_version)
-}
-
-/// The version in build information of Go 1.18 and later: one byte of length, then text.
-fn go_version(info: &[u8]) -> Option<String> {
-    let flags = *info.get(GO_MAGIC.len() + 1)?;
-    let length = usize::from(*info.get(GO_HEADER_BYTES)?);
-    if flags & GO_INLINE == 0 || length > GO_VERSION_BYTES_MAX {
-        return None;
-    }
-    let text = info.get(GO_HEADER_BYTES + 1..GO_HEADER_BYTES + 1 + length)?;
-    let text = std::str::from_utf8(text).ok()?;
-    (!text.contains(char::is_control)).then(|| text.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,25 +205,9 @@ mod tests {
         }
     }
 
-    /// Check the version in Go's build information, and that other bytes have none.
+    /// Check that Go is shown by its version and cannot be followed.
     #[test]
-    fn go_tells_its_version() {
-        let info = |flags: u8, text: &[u8]| {
-            let mut info = GO_MAGIC.to_vec();
-            info.extend([8, flags]);
-            info.resize(GO_HEADER_BYTES, 0);
-            info.extend_from_slice(text);
-            info
-        };
-        assert_eq!(
-            go_version(&info(2, b"\x08go1.22.1\0")),
-            Some("go1.22.1".into())
-        );
-        assert_eq!(go_version(&info(0, b"\x08go1.17.1\0")), None);
-        assert_eq!(go_version(&info(2, b"\x40go1")), None);
-        assert_eq!(go_version(&info(2, b"\xffgo1")), None);
-        assert_eq!(go_version(&info(2, b"\x04go\x1b1")), None);
-        assert_eq!(go_version(GO_MAGIC), None);
+    fn go_is_refused() {
         let go = Runtime::Go {
             version: Some("go1.22.1".into()),
         };

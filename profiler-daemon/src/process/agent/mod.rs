@@ -9,7 +9,7 @@
 //! | Java | `-javaagent:` with a jar whose manifest starts SkyWalking's agent, on the command line or in a variable of the JVM | `agent.config`, `-Dskywalking.*`, options behind the jar, variables |
 //! | Python | the loader of `sw-python` in `PYTHONPATH`; else the package beside a library that is loaded, with gRPC or an `SW_AGENT_*` variable | variables |
 //! | Go | the module in the binary's build information | variables; what was compiled in is not seen |
-//! | Node.js | the package is preloaded, or installed for the program, with an `SW_AGENT_*` variable | variables; it has no profiler |
+//! | Node.js | the package is installed for the program, with an `SW_AGENT_*` variable | variables; it has no profiler |
 //! | PHP | `skywalking_agent.so` is mapped | none; it has no profiler |
 //! | Ruby | the gem beside one that is loaded | variables; it has no profiler |
 //!
@@ -19,7 +19,9 @@
 //! is on runs the same task itself: an OAP keeps one row per task, segment and sequence, so the two
 //! would collide.
 
+mod go;
 mod java;
+mod package;
 mod python;
 mod settings;
 
@@ -143,7 +145,11 @@ impl Agent {
         let detect = match runtime {
             Runtime::Jvm => java::detect,
             Runtime::CPython(_) => python::detect,
-            _ => return Ok(None),
+            Runtime::Go { .. } => go::detect,
+            Runtime::Node => package::detect_node,
+            Runtime::Php => package::detect_php,
+            Runtime::Ruby => package::detect_ruby,
+            Runtime::Native => return Ok(None),
         };
         let environment = Procfs::default().environ(pid, |_| true)?;
         let images = mapped_images(pid)?;
