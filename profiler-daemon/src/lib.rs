@@ -2,7 +2,7 @@
 //!
 //! `model` holds the nouns; the stages import `model` and `process`, never each other; only `app`
 //! wires them. Heavy dependencies have one door each: aya in [`kernel`], blazesym in [`symbolize`],
-//! tonic in [`oap`] and [`embedded`], clap in [`cli`].
+//! tonic in [`oap`] and [`embedded`], clap in [`cli`], rustls in [`kubernetes`].
 
 pub mod analyze;
 pub mod app;
@@ -14,6 +14,7 @@ pub mod embedded;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod kernel;
+pub mod kubernetes;
 pub mod model;
 pub mod oap;
 pub mod output;

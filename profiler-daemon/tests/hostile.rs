@@ -70,6 +70,7 @@ hostile! {
     sw8: 2000,
     mappings: 2000,
     proc_texts: 2000,
+    identity_files: 2000,
     perf_map: 2000,
     analysis_lines: 2000,
     task_command: 2000,

@@ -74,6 +74,7 @@ fn segment(task: &TaskId, service: &Service, id: &str, stacks: &[&str]) -> Profi
         },
         start_unix_ms,
         end_unix_ms: start_unix_ms + 10 * (stacks.len() as i64 - 1),
+        tags: Vec::new(),
         snapshots: snapshots.collect(),
     }
 }

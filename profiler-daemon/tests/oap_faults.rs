@@ -234,6 +234,7 @@ fn segment(id: &str, snapshots: i32) -> ProfiledSegment {
         },
         start_unix_ms,
         end_unix_ms: start_unix_ms + i64::from(snapshots) * 10,
+        tags: Vec::new(),
         snapshots: (0..snapshots)
             .map(|sequence| Snapshot {
                 sequence,

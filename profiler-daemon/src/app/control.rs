@@ -5,12 +5,13 @@
 //! Lost: a task that cannot run is reported as finished, with the reason in its coverage
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use profiler_common::MAX_TASKS;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::SHUTDOWN_DEADLINE;
@@ -20,11 +21,12 @@ use super::pipeline::Pipeline;
 
 use super::resolve::PipelineEvent;
 use crate::config::Config;
+use crate::kubernetes::watch_pods;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
 use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use crate::output::explain_nothing;
-use crate::process::ProcessTable;
+use crate::process::{Pods, ProcessTable};
 use crate::request::Endpoint;
 
 /// How often starts and ends of tasks are looked at while there are any.
@@ -51,6 +53,7 @@ struct Control {
     oap: OapHandle,
     pipeline: Pipeline,
     table: ProcessTable,
+    pods: Option<watch::Receiver<Arc<Pods>>>,
     waiting: Vec<ProfileTask>,
     live: HashMap<TaskId, Live>,
     clashes_told: HashSet<String>,
@@ -68,6 +71,7 @@ pub(super) async fn run(config: Config, oap_config: OapConfig) -> Result<()> {
         oap,
         pipeline,
         table: ProcessTable::new(config.services.clone()),
+        pods: watch_pods(&config.kubernetes)?,
         waiting: Vec::new(),
         live: HashMap::new(),
         clashes_told: HashSet::new(),
@@ -113,6 +117,9 @@ impl Control {
     }
 
     fn scan(&mut self) {
+        if let Some(pods) = &mut self.pods {
+            self.table.set_pods(Arc::clone(&pods.borrow_and_update()));
+        }
         // Reads /proc: some milliseconds with hundreds of processes.
         match tokio::task::block_in_place(|| self.table.scan()) {
             Ok(changes) if !changes.is_empty() => {
@@ -276,8 +283,10 @@ impl Control {
     fn on_pipeline_event(&mut self, event: PipelineEvent) {
         match event {
             PipelineEvent::Armed(task_id) => tracing::info!(%task_id, "armed"),
-            PipelineEvent::Segment(segment) => {
+            PipelineEvent::Segment(mut segment) => {
                 let task_id = segment.task_id.clone();
+                let process = self.table.get(segment.request.request.pid);
+                segment.tags = process.map_or_else(Vec::new, |p| p.identity.tags.clone());
                 tracing::info!(
                     %task_id, endpoint = segment.request.request.endpoint,
                     snapshots = segment.snapshots.len(), "request profiled"
@@ -390,6 +399,7 @@ mod tests {
             oap,
             pipeline,
             table: ProcessTable::new(Vec::new()),
+            pods: None,
             waiting: Vec::new(),
             live: HashMap::new(),
             clashes_told: HashSet::new(),

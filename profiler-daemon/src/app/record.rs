@@ -1,6 +1,7 @@
 //! `profilerd record`: the pipeline for one endpoint, without an OAP.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -13,6 +14,7 @@ use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
 use crate::analyze;
 use crate::config::Config;
+use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::model::{
     Counter, Coverage, Pid, ProfileReport, ProfileTask, ProfiledSegment, Progress, ProgressState,
     RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId, TaskReport,
@@ -62,6 +64,10 @@ async fn run(
 ) -> Result<ProfileReport> {
     let endpoint = Endpoint::parse(&request.endpoint)?;
     let mut table = ProcessTable::new(config.services.clone());
+    match pods_now(&config.kubernetes, LOOK_DEADLINE).await {
+        Ok(pods) => table.set_pods(Arc::new(pods.unwrap_or_default())),
+        Err(error) => tracing::warn!("pods cannot be learned from Kubernetes: {error:#}"),
+    }
     table.scan()?;
     let targets = targets(&table, &request.target);
     let Some((_, service)) = targets.first().cloned() else {

@@ -41,6 +41,7 @@ targets! {
     text::sw8,
     text::mappings,
     text::proc_texts,
+    text::identity_files,
     text::perf_map,
     text::analysis_lines,
     text::task_command,

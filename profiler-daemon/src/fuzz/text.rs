@@ -3,11 +3,13 @@
 use profiler_proto::skywalking::{Command, KeyStringValuePair};
 
 use crate::analyze::{self, Lines, Query};
+use crate::config::Template;
+use crate::kubernetes;
 use crate::model::{Pid, Service};
 use crate::oap::{command, graphql};
 use crate::process::procfs::parse_stat;
 use crate::process::program::program_name;
-use crate::process::{Cgroup, Mappings};
+use crate::process::{Cgroup, ContainerNames, Mappings, agent, go_build, namespace};
 use crate::request::{Endpoint, RequestHead, response::ResponseHead};
 use crate::symbolize::PerfMap;
 
@@ -69,6 +71,31 @@ pub fn proc_texts(data: &[u8]) {
         .collect();
     let exe = command.first().map(std::path::Path::new);
     let _ = program_name(exe, &line, &command);
+}
+
+/// Files that tell an agent, a container or a pod: a jar's beginning or the build information of Go as
+/// bytes, `agent.config` and `sockstat` as text, and what is JSON as each of them.
+pub fn identity_files(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Some(manifest) = agent::java_manifest(data) {
+        assert!(manifest.len() <= 3 * (64 << 10), "a manifest is bounded");
+    }
+    let environment = [("A".to_owned(), "${A}".to_owned())];
+    agent::java_settings(&text, &environment);
+    let _ = agent::package_version(data);
+    let _ = go_build::module(data, "github.com/apache/skywalking-go");
+    let _ = namespace::in_use(&text, "TCP:");
+    let _ = ContainerNames::from_docker(data);
+    let _ = ContainerNames::from_oci(data);
+    let _ = ContainerNames::from_storage(data, "0");
+    kubernetes::read_as_anything(data);
+    let groups = ["a".to_owned()];
+    if let Ok(template) = Template::parse(&text, &groups) {
+        assert_eq!(
+            Template::parse(&template.to_string(), &groups),
+            Ok(template)
+        );
+    }
 }
 
 /// `/tmp/perf-PID.map`.

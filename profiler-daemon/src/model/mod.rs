@@ -4,6 +4,7 @@
 //! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`coverage`]
 //! (what was lost and why), [`clock`] (kernel time to wall time).
 
+pub mod backoff;
 pub mod clock;
 pub mod coverage;
 pub mod name;

@@ -28,6 +28,8 @@ pub struct ProfiledSegment {
     pub start_unix_ms: i64,
     /// End, wall-clock epoch milliseconds; not before `start_unix_ms`.
     pub end_unix_ms: i64,
+    /// Tags of the span beside those that the request gives, from the rules of the configuration.
+    pub tags: Vec<(String, String)>,
     /// At least one.
     pub snapshots: Vec<Snapshot>,
 }

@@ -19,7 +19,6 @@
 //! does not know it is not asked again on that connection.
 
 pub mod auth;
-mod backoff;
 pub(crate) mod command;
 mod config;
 pub mod graphql;
@@ -37,8 +36,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::model::name;
 use crate::model::{Coverage, ProfileTask, ProfiledSegment, Service, TaskId};
+use crate::model::{backoff, name};
 use link::Link;
 use poll::Poller;
 use presence::Presence;

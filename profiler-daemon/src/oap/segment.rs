@@ -30,6 +30,12 @@ pub(super) fn to_object(segment: &ProfiledSegment) -> pb::SegmentObject {
     if let Some(status) = segment.request.status {
         tags.push(tag("http.status_code", status.to_string()));
     }
+    tags.extend(
+        segment
+            .tags
+            .iter()
+            .map(|(key, value)| tag(key, value.clone())),
+    );
     let span = pb::SpanObject {
         span_id: 0,
         parent_span_id: -1,
@@ -166,6 +172,7 @@ pub(super) mod tests {
             },
             start_unix_ms,
             end_unix_ms: start_unix_ms + 560,
+            tags: Vec::new(),
             snapshots: snapshots.collect(),
         }
     }
@@ -227,6 +234,8 @@ pub(super) mod tests {
         let object = to_object(&request);
         assert!(!object.spans[0].is_error);
         assert_eq!(tags(&object), [("url", "/a"), ("http.method", "POST")]);
+        request.tags = vec![("team".to_owned(), "blue".to_owned())];
+        assert_eq!(tags(&to_object(&request))[2], ("team", "blue"));
     }
 
     /// Check that a sampled caller's trace goes on, and that an unsampled one is left alone.

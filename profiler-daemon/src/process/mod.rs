@@ -21,7 +21,7 @@ pub mod listen;
 mod mapped_image;
 pub mod mapping;
 pub mod memory;
-mod namespace;
+pub(crate) mod namespace;
 pub(crate) mod object;
 pub(crate) mod page_cache;
 pub mod pod;

@@ -46,9 +46,9 @@ impl Pods {
         self.0.insert(uid, Arc::new(pod));
     }
 
-    /// Forgets one.
-    pub fn remove(&mut self, uid: &str) {
-        self.0.remove(uid);
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Pod> {
+        self.0.values().map(Arc::as_ref)
     }
 
     /// How many there are.

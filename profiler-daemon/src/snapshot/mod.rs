@@ -77,6 +77,7 @@ pub fn build(
         start_unix_ms,
         end_unix_ms: clock.unix_ms(request.end_ktime_ns).max(start_unix_ms),
         request,
+        tags: Vec::new(), // whoever knows the process adds them
         snapshots,
     })
 }

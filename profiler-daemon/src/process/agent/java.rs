@@ -134,7 +134,7 @@ fn absolute(pid: Pid, path: &Path) -> Option<PathBuf> {
 /// | "PK\3\4" | version 2 | flags 2 | method 2 | time 4 | crc 4 | packed 4 | size 4 | name 2 | extra 2 |
 /// ```
 /// With bit 3 of the flags the sizes follow the data, and the packed bytes end where inflating ends.
-pub(in crate::process) fn manifest(jar: &[u8]) -> Option<String> {
+pub(crate) fn manifest(jar: &[u8]) -> Option<String> {
     let mut rest = jar;
     for _ in 0..ENTRIES_MAX {
         let (header, data) = rest.split_first_chunk::<30>()?;

@@ -30,6 +30,11 @@ use std::io;
 
 use serde::Serialize;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use {
+    java::manifest as java_manifest, package::package_version, settings::read_all as java_settings,
+};
+
 use super::identity::tidy;
 use super::mapped_image::{MappedImage, mapped_images};
 use super::procfs::Procfs;

@@ -108,6 +108,15 @@ fn pairs(options: &str) -> impl Iterator<Item = (&str, &str)> {
     pairs.map(|(key, value)| (key.trim(), value.trim().trim_matches('\'')))
 }
 
+/// Asks a file, which is also the options, for all that is asked for.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_all(file: &str, environment: &[(String, String)]) {
+    let settings = Settings::new(file, &[], file, environment);
+    for key in ["agent.service_name", "profile.active", "a"] {
+        let _ = settings.get(key);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

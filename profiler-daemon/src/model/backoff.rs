@@ -6,14 +6,16 @@ use std::time::Duration;
 /// Doubles the pause with each attempt, up to a limit. A fifth of each pause is random: the daemons
 /// of a thousand nodes must not come back in the same instant.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     first: Duration,
     longest: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new((first, longest): (Duration, Duration)) -> Self {
+    /// From the first pause to the longest.
+    #[must_use]
+    pub fn new((first, longest): (Duration, Duration)) -> Self {
         Self {
             first,
             longest,
@@ -22,7 +24,7 @@ impl Backoff {
     }
 
     /// The pause before the next attempt.
-    pub(super) fn pause(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let pause = self.next.min(self.longest);
         self.next = (pause * 2).min(self.longest);
         let random = RandomState::new().hash_one(()) % 1000;
@@ -30,7 +32,7 @@ impl Backoff {
     }
 
     /// The next pause is the first one again.
-    pub(super) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.next = self.first;
     }
 }
