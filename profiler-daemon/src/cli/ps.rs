@@ -1,16 +1,21 @@
 //! `profilerd ps`: which processes there are, what they are called, and whether they can be profiled.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
+use terminal_size::{Width, terminal_size};
 
 use super::ConfigArgs;
-use super::columns::columns;
+use super::columns::columns_within;
+use crate::config::KubernetesSettings;
+use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::output::clean;
 use crate::process::table::Process;
-use crate::process::{ProcessTable, RequestModel, Runtime};
+use crate::process::{Agent, Container, ProcessTable, RequestModel, Runtime};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -18,8 +23,10 @@ Examples:
   profilerd ps                 servers and named processes
   profilerd ps --all --json    everything, for programs
 
-NAMED BY tells what gave the service its name: a rule of the configuration, a variable of the
-process, its systemd unit, or its program.")]
+NAMED BY tells what gave the service its name: a rule of the configuration, the SkyWalking agent in
+it, a variable of the process, its Kubernetes workload, container, systemd unit, or its program.
+AGENT is the SkyWalking agent, with whether its own profiler is on.
+A screen that is too narrow cuts the widest columns; a pipe does not.")]
 pub(super) struct PsArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -37,10 +44,22 @@ struct Row {
     pid: u32,
     service: String,
     instance: String,
+    /// Empty means `GENERAL`.
+    layer: String,
     /// What gave the service its name.
     rule: String,
     runtime: Option<String>,
+    agent: Option<Agent>,
+    container: Option<String>,
+    container_id: Option<String>,
+    pod: Option<String>,
+    namespace: Option<String>,
+    workload: Option<String>,
+    unit: Option<String>,
     ports: Vec<u16>,
+    /// As they are told to an OAP; a key may come twice.
+    properties: Vec<(String, String)>,
+    tags: Vec<(String, String)>,
     profilable: bool,
     /// Why not.
     reason: Option<String>,
@@ -48,7 +67,11 @@ struct Row {
 
 impl Row {
     fn new(process: &Process) -> Self {
-        let (runtime, reason) = match Runtime::detect(process.pid) {
+        let runtime = match &process.runtime {
+            Some(runtime) => Ok(runtime.clone()),
+            None => Runtime::detect(process.pid),
+        };
+        let (runtime, reason) = match runtime {
             Ok(runtime) => {
                 let reason = match runtime.request_model() {
                     RequestModel::ThreadPerRequest => None,
@@ -59,24 +82,41 @@ impl Row {
             Err(error) => (None, Some(format!("cannot be looked at: {error}"))),
         };
         let identity = &process.identity;
+        let property = |key: &str| {
+            let mut properties = identity.properties.iter();
+            properties
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| clean(value).into_owned())
+        };
+        let container_id = match &process.cgroup.container {
+            Some(Container::Id(id)) => Some(id.clone()),
+            _ => None,
+        };
         Self {
             pid: process.pid.0,
             service: clean(&identity.service.name).into_owned(),
             instance: clean(&identity.service.instance).into_owned(),
+            layer: identity.layer.clone(),
             rule: identity.rule.to_string(),
             runtime,
+            agent: process.agent.clone(),
+            container: property("container"),
+            container_id,
+            pod: property("pod"),
+            namespace: property("namespace"),
+            workload: property("workload"),
+            unit: property("systemd unit"),
             ports: process.listen_ports.clone(),
+            properties: identity.properties.clone(),
+            tags: identity.tags.clone(),
             profilable: reason.is_none(),
             reason,
         }
     }
 
-    fn cells(&self) -> [String; 7] {
+    fn cells(&self) -> [String; 9] {
         let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
-        let profilable = match &self.reason {
-            None => "yes".to_owned(),
-            Some(reason) => format!("no: {reason}"),
-        };
+        let within = self.pod.as_ref().or(self.container.as_ref());
         [
             self.pid.to_string(),
             self.service.clone(),
@@ -84,7 +124,12 @@ impl Row {
             self.rule.clone(),
             ports.join(","),
             self.runtime.clone().unwrap_or_else(|| "?".to_owned()),
-            profilable,
+            self.agent
+                .as_ref()
+                .map(Agent::to_string)
+                .unwrap_or_default(),
+            within.cloned().unwrap_or_default(),
+            if self.profilable { "yes" } else { "no" }.to_owned(),
         ]
     }
 }
@@ -92,6 +137,7 @@ impl Row {
 pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
     let config = super::load(&args.config, level, "warn")?;
     let mut table = ProcessTable::new(config.services);
+    add_pods(&mut table, &config.kubernetes)?;
     table
         .scan()
         .context("failed to list the processes in /proc")?;
@@ -99,6 +145,14 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
     let rows: Vec<Row> = shown.map(Row::new).collect();
     if !nix::unistd::geteuid().is_root() {
         eprintln!("profilerd: not root: processes of other users are seen only in part");
+    }
+    for (name, full) in table.clashes() {
+        let full: Vec<_> = full.into_iter().map(clean).collect();
+        eprintln!(
+            "profilerd: an OAP keeps 70 characters of a name and takes these for one service, {}: {}",
+            clean(name),
+            full.join(", ")
+        );
     }
     if args.json {
         let text = serde_json::to_string_pretty(&rows)?;
@@ -118,9 +172,33 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
         "NAMED BY",
         "PORTS",
         "RUNTIME",
+        "AGENT",
+        "POD/CONTAINER",
         "PROFILABLE",
     ];
     let cells: Vec<_> = rows.iter().map(Row::cells).collect();
-    super::print(&columns(head, &cells))?;
+    let screen = terminal_size().map(|(Width(columns), _)| usize::from(columns));
+    super::print(&columns_within(head, &cells, screen))?;
+    let reasons: BTreeSet<&str> = rows
+        .iter()
+        .filter_map(|row| row.reason.as_deref())
+        .collect();
+    for reason in reasons {
+        super::print(&format!("not profilable: {reason}\n"))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for the pods of this node, if they are wanted.
+fn add_pods(table: &mut ProcessTable, settings: &KubernetesSettings) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the asynchronous runtime")?;
+    match runtime.block_on(pods_now(settings, LOOK_DEADLINE)) {
+        Ok(Some(pods)) => table.set_pods(Arc::new(pods)),
+        Ok(None) => {}
+        Err(error) => eprintln!("profilerd: pods cannot be learned from Kubernetes: {error:#}"),
+    }
+    Ok(())
 }
