@@ -1,0 +1,335 @@
+//! The table against real processes, and against a /proc of our own where ids must come again.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+use crate::config::{RuleMatch, Template};
+use crate::process::Pod;
+
+/// A shell that ends with the test, ready when it has said so.
+struct Shell(Child);
+
+impl Shell {
+    fn start(name: &str) -> Self {
+        let child = Command::new("sh")
+            .arg("-s")
+            .env("SW_AGENT_NAME", name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut shell = Self(child);
+        shell.run("echo ready");
+        shell
+    }
+
+    fn pid(&self) -> Pid {
+        Pid(self.0.id())
+    }
+
+    /// Sends a line and waits for a line.
+    fn run(&mut self, line: &str) -> String {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
+        self.read()
+    }
+
+    fn read(&mut self) -> String {
+        let mut line = String::new();
+        let out = self.0.stdout.as_mut().unwrap();
+        BufReader::with_capacity(1, out)
+            .read_line(&mut line)
+            .unwrap();
+        line.trim().to_owned()
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Check that a process appears once with its name, and disappears when it ends.
+#[test]
+fn a_process_comes_and_goes() {
+    let mut table = ProcessTable::new(Vec::new());
+    table.scan().unwrap();
+    let shell = Shell::start("table-test-a");
+    let pid = shell.pid();
+    let changes = table.scan().unwrap();
+    assert!(changes.added.contains(&pid));
+    let process = table.get(pid).unwrap();
+    assert_eq!(process.identity.service.name, "table-test-a");
+    assert!(process.may_serve() && process.command[0] == "sh");
+    let service = process.identity.service.clone();
+    assert_eq!(table.processes_of(&service).count(), 1);
+    assert!(!table.scan().unwrap().added.contains(&pid));
+    drop(shell);
+    let changes = table.scan().unwrap();
+    assert!(changes.removed.iter().any(|process| process.pid == pid));
+    assert!(table.get(pid).is_none());
+}
+
+/// Check that an exec is noticed although the process is the same, even of the same program.
+#[test]
+fn an_exec_is_noticed() {
+    let mut table = ProcessTable::new(Vec::new());
+    let mut shell = Shell::start("table-test-b");
+    let pid = shell.pid();
+    table.scan().unwrap();
+    shell.run("SW_AGENT_NAME=table-test-c exec sh -c 'echo ready; read x; read x'");
+    let changes = table.scan().unwrap();
+    assert!(changes.changed.contains(&pid));
+    assert_eq!(
+        table.get(pid).unwrap().identity.service.name,
+        "table-test-c"
+    );
+}
+
+/// Check that an exec of an old process is noticed too, within one round of looks.
+#[test]
+fn a_late_exec_is_noticed_within_a_round() {
+    let mut table = ProcessTable::new(Vec::new());
+    let mut shell = Shell::start("table-test-d");
+    let pid = shell.pid();
+    for _ in 0..=YOUNG_SCANS {
+        table.scan().unwrap();
+    }
+    shell.run("SW_AGENT_NAME=table-test-e exec sh -c 'echo ready; read x; read x'");
+    let changed = |_| table.scan().unwrap().changed.contains(&pid);
+    assert!((0..OLD_STRIDE).any(changed));
+}
+
+/// Check that a port rule decides once the process listens, which is after its start.
+#[test]
+fn a_port_that_opens_later_changes_the_identity() {
+    let script = "import socket\nprint('up', flush=True)\ninput()\ns=socket.socket()\ns.bind(('127.0.0.1',0))\ns.listen()\nprint(s.getsockname()[1], flush=True)\ninput()";
+    let child = Command::new("python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(child) = child else {
+        eprintln!("skipped: python3 is not installed");
+        return;
+    };
+    let mut child = Shell(child);
+    assert_eq!(child.read(), "up");
+    let mut table = ProcessTable::new(Vec::new());
+    table.scan().unwrap();
+    let pid = child.pid();
+    assert!(table.get(pid).unwrap().listen_ports.is_empty());
+    assert!(!table.get(pid).unwrap().may_serve());
+    let port: u16 = child.run("").parse().unwrap();
+    table.rules = vec![ServiceRule {
+        matches: RuleMatch {
+            listen_port: Some(port),
+            ..RuleMatch::default()
+        },
+        service: Template::parse("by-port", &[]).unwrap(),
+        ..ServiceRule::default()
+    }];
+    assert!(table.scan().unwrap().changed.contains(&pid));
+    let process = table.get(pid).unwrap();
+    assert_eq!(process.listen_ports, [port]);
+    assert_eq!(process.identity.service.name, "by-port");
+}
+
+/// Check that neither kernel threads nor we are in the table.
+#[test]
+fn kernel_threads_and_we_are_left_out() {
+    let mut table = ProcessTable::new(Vec::new());
+    table.scan().unwrap();
+    assert!(table.get(Pid(std::process::id())).is_none());
+    assert!(
+        table
+            .get(Pid(2))
+            .is_none_or(|process| process.comm != "kthreadd")
+    );
+    assert!(
+        table
+            .iter()
+            .all(|process| !process.identity.service.name.is_empty())
+    );
+}
+
+/// Processes that end with the test.
+struct Children(Vec<Child>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Check that hundreds of processes that come and go leave nothing behind, and that each that is seen
+/// is told once when it comes and once when it goes.
+#[test]
+fn churn_leaves_nothing_behind() {
+    let mut table = ProcessTable::new(Vec::new());
+    let mut seen: BTreeSet<(Pid, u64)> = BTreeSet::new();
+    let mut account = |table: &ProcessTable, changes: &Changes| {
+        for process in &changes.removed {
+            seen.remove(&(process.pid, process.start_ticks));
+        }
+        for pid in &changes.added {
+            let start_ticks = table.get(*pid).unwrap().start_ticks;
+            assert!(seen.insert((*pid, start_ticks)), "{pid} came twice");
+        }
+        let kept: BTreeSet<_> = table.iter().map(|p| (p.pid, p.start_ticks)).collect();
+        assert_eq!(seen, kept);
+    };
+    let changes = table.scan().unwrap();
+    account(&table, &changes);
+    let mut ours = BTreeSet::new();
+    for _ in 0..8 {
+        let sleep = || {
+            let sleep = Command::new("sleep")
+                .arg("1000")
+                .env("SW_AGENT_NAME", "churn")
+                .spawn();
+            sleep.unwrap()
+        };
+        let children = Children((0..40).map(|_| sleep()).collect());
+        let changes = table.scan().unwrap();
+        account(&table, &changes);
+        let pids = children.0.iter().map(|child| Pid(child.id()));
+        ours.extend(pids);
+        assert!(
+            children
+                .0
+                .iter()
+                .all(|child| table.get(Pid(child.id())).is_some())
+        );
+        drop(children);
+    }
+    let changes = table.scan().unwrap();
+    account(&table, &changes);
+    assert!(ours.iter().all(|&pid| table.get(pid).is_none()));
+    assert_eq!(table.processes_of_name("churn").count(), 0);
+}
+
+/// Check that an id in use again is another process, and that one whose files are gone is none.
+#[test]
+fn an_id_may_come_again() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("4000000");
+    std::fs::create_dir(&folder).unwrap();
+    let write = |start_ticks: u32| {
+        let fields = format!("0 0 0 0 0 0 0 0 0 0 0 0 0 20 0 1 0 {start_ticks} 0 0 0 0 0 1 0");
+        std::fs::write(folder.join("stat"), format!("4000000 (shop) S 1 {fields}")).unwrap();
+    };
+    write(100);
+    let mut table = ProcessTable::new(Vec::new());
+    table.procfs = Procfs::new(root.path());
+    let pid = Pid(4_000_000);
+    assert_eq!(table.scan().unwrap().added, [pid]);
+    assert_eq!(table.get(pid).unwrap().identity.service.name, "shop");
+    write(200);
+    let changes = table.scan().unwrap();
+    assert_eq!(changes.added, [pid]);
+    assert_eq!(changes.removed[0].start_ticks, 100);
+    assert!(changes.changed.is_empty());
+    std::fs::remove_file(folder.join("stat")).unwrap();
+    let changes = table.scan().unwrap();
+    assert_eq!(changes.removed[0].start_ticks, 200);
+    assert_eq!(table.iter().count(), 0);
+}
+
+/// Check that processes of one instance are reported once, and that services which an OAP takes for one
+/// are told.
+#[test]
+fn instances_are_reported_once() {
+    let name = |end: &str| format!("{}{end}", "n".repeat(70));
+    let start = |name: &str, instance: &str| {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000").env("SW_AGENT_NAME", name);
+        sleep
+            .env("SW_AGENT_INSTANCE_NAME", instance)
+            .spawn()
+            .unwrap()
+    };
+    let children = [
+        start(&name("-a"), "one"),
+        start(&name("-a"), "one"),
+        start(&name("-b"), "two"),
+    ];
+    let _children = Children(children.into());
+    let mut table = ProcessTable::new(Vec::new());
+    table.scan().unwrap();
+    let of_ours = table.instances().filter(|i| i.service.name == name(""));
+    let instances: Vec<_> = of_ours.map(|i| i.service.instance.as_str()).collect();
+    assert_eq!(instances, ["one", "two"]);
+    let clashes = table.clashes();
+    let full = clashes[name("").as_str()]
+        .iter()
+        .copied()
+        .collect::<Vec<_>>();
+    assert_eq!(full, [name("-a"), name("-b")]);
+}
+
+/// Check that a pod that becomes known later names its processes, and that they keep the name.
+#[test]
+fn a_pod_names_its_processes() {
+    let mut table = ProcessTable::new(Vec::new());
+    let shell = Shell::start("");
+    let pid = shell.pid();
+    table.scan().unwrap();
+    let uid = "6ab0d9b8-37d4-4a9f-8a4b-2f8f6f7b3a55";
+    let cgroup = Cgroup::parse(&format!("0::/kubepods/burstable/pod{uid}/x"));
+    table.processes.get_mut(&pid).unwrap().cgroup = cgroup;
+    let mut pods = Pods::default();
+    let pod = Pod {
+        name: "shop-1".to_owned(),
+        namespace: "prod".to_owned(),
+        workload: Some("shop".to_owned()),
+        ..Pod::default()
+    };
+    pods.insert(uid.to_owned(), pod);
+    for pods in [pods, Pods::default()] {
+        table.set_pods(Arc::new(pods));
+        table.scan().unwrap();
+        let identity = &table.get(pid).unwrap().identity;
+        assert_eq!(identity.service.name, "shop.prod");
+        assert!(identity.service.instance.starts_with("shop-1:"));
+    }
+}
+
+/// Check that a server in another network namespace is found, and its second port when that opens
+/// long after it was young.
+#[test]
+fn ports_of_another_namespace_are_found() {
+    let script = "import socket\ns=[]\nfor port in (8080,7070):\n x=socket.socket()\n x.bind(('0.0.0.0',port))\n x.listen()\n s.append(x)\n print('up',flush=True)\n input()";
+    let child = Command::new("unshare")
+        .args(["--net", "python3", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(child) = child else {
+        eprintln!("skipped: unshare is not installed");
+        return;
+    };
+    let mut server = Shell(child);
+    if server.read() != "up" {
+        eprintln!("skipped: no network namespace may be made here");
+        return;
+    }
+    let pid = server.pid();
+    let mut table = ProcessTable::new(Vec::new());
+    for _ in 0..=YOUNG_SCANS {
+        table.scan().unwrap();
+        assert_eq!(table.get(pid).unwrap().listen_ports, [8080]);
+    }
+    // Its namespace has no place of its own, so the port alone would not tell instances apart.
+    let instance = &table.get(pid).unwrap().identity.service.instance;
+    assert!(instance.ends_with(&format!(":{pid}")), "{instance}");
+    assert_eq!(server.run(""), "up");
+    assert!(table.scan().unwrap().changed.contains(&pid));
+    assert_eq!(table.get(pid).unwrap().listen_ports, [7070, 8080]);
+}
