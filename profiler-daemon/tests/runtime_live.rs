@@ -1,4 +1,4 @@
-//! Asks real programs of several languages what they run.
+//! Asks real programs of several languages what they run, and which agent is in them.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use profiler_daemon::model::Pid;
-use profiler_daemon::process::{RequestModel, Runtime};
+use profiler_daemon::process::{Agent, AgentLanguage, RequestModel, Runtime};
 
 /// A child process that ends with the test.
 struct Running(Child);
@@ -39,6 +39,14 @@ impl Running {
 
     fn runtime(&self) -> Runtime {
         Runtime::detect(Pid(self.0.id())).unwrap()
+    }
+
+    fn agent(&self, command: &[&str]) -> Option<Agent> {
+        let command: Vec<String> = command
+            .iter()
+            .map(|&argument| argument.to_owned())
+            .collect();
+        Agent::detect(Pid(self.0.id()), &self.runtime(), &command).unwrap()
     }
 }
 
@@ -134,4 +142,79 @@ fn java_is_a_jvm() {
     std::fs::write(&source, program).unwrap();
     let running = Running::start(Command::new(java).arg(source)).wait_for_line();
     assert_eq!(running.runtime(), Runtime::Jvm);
+}
+
+/// Check that a Python program under `sw-python` has an agent, and one without has none.
+#[test]
+fn an_agent_of_python_is_recognised() {
+    let packages = tempfile::tempdir().unwrap();
+    std::fs::create_dir(packages.path().join("apache_skywalking-1.2.0.dist-info")).unwrap();
+    // An empty folder in place of the loader: the interpreter goes on without it.
+    let loader = packages.path().join("skywalking/bootstrap/loader");
+    for python in python_process::pythons() {
+        let mut command = Command::new(&python);
+        command.args(["-c", "import os; print(flush=True); os.read(0, 1)"]);
+        command.env_remove("PYTHONPATH").env_remove("SW_AGENT_NAME");
+        assert_eq!(
+            Running::start(&mut command).wait_for_line().agent(&[]),
+            None
+        );
+        command
+            .env("PYTHONPATH", &loader)
+            .env("SW_AGENT_NAME", "shop");
+        command.env("SW_AGENT_PROFILE_ACTIVE", "false");
+        let agent = Running::start(&mut command).wait_for_line().agent(&[]);
+        let agent = agent.unwrap();
+        assert_eq!(agent.to_string(), "Python 1.2.0, profiler off");
+        assert_eq!(agent.service.as_deref(), Some("shop"));
+    }
+}
+
+/// Check that a JVM with an agent whose jar starts SkyWalking's class has it, with the jar's version.
+#[test]
+fn an_agent_of_java_is_recognised() {
+    let (Some(java), Some(javac), Some(jar)) = (find("java"), find("javac"), find("jar")) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(
+        path("SkyWalkingAgent.java"),
+        "package org.apache.skywalking.apm.agent; public class SkyWalkingAgent {
+           public static void premain(String options) { }
+           public static void main(String[] a) throws Exception { System.out.println(); System.in.read(); } }",
+    )
+    .unwrap();
+    std::fs::write(
+        path("manifest"),
+        "Implementation-Version: 9.4.0\nPremain-Class: org.apache.skywalking.apm.agent.SkyWalkingAgent\n",
+    )
+    .unwrap();
+    let run = |command: &mut Command| {
+        assert!(
+            command
+                .current_dir(folder.path())
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    run(Command::new(javac).args(["-d", ".", "SkyWalkingAgent.java"]));
+    run(Command::new(jar).args(["cfm", "agent.jar", "manifest", "org"]));
+    let arguments = [
+        "-javaagent:agent.jar=profile.active=false,agent.service_name=shop",
+        "-cp",
+        "agent.jar",
+        "org.apache.skywalking.apm.agent.SkyWalkingAgent",
+    ];
+    let mut command = Command::new(java);
+    command.args(arguments).current_dir(folder.path());
+    let running = Running::start(&mut command).wait_for_line();
+    let agent = running
+        .agent(&[&["java"][..], &arguments].concat())
+        .unwrap();
+    assert_eq!(agent.language, AgentLanguage::Java);
+    assert_eq!(agent.version.as_deref(), Some("9.4.0"));
+    assert_eq!(agent.service.as_deref(), Some("shop"));
+    assert_eq!(agent.profiles, Some(false));
 }

@@ -29,6 +29,10 @@ const PREMAIN_CLASS: &str = "org.apache.skywalking.apm.agent.SkyWalkingAgent";
 const JAR_BEGIN_BYTES: u64 = 128 << 10;
 /// Manifests beyond this are cut: the attributes of the jar itself come first.
 const MANIFEST_MAX_BYTES: u64 = 64 << 10;
+/// Begins an entry.
+const ENTRY: &[u8] = b"PK\x03\x04";
+/// Bit of the flags: the sizes stand behind the data.
+const SIZE_FOLLOWS: usize = 8;
 /// Entries looked at: the folder `META-INF/` may stand before the manifest.
 const ENTRIES_MAX: usize = 4;
 /// The file as it is delivered has 20 KiB.
@@ -138,7 +142,7 @@ pub(crate) fn manifest(jar: &[u8]) -> Option<String> {
     let mut rest = jar;
     for _ in 0..ENTRIES_MAX {
         let (header, data) = rest.split_first_chunk::<30>()?;
-        if !header.starts_with(b"PK\x03\x04") {
+        if !header.starts_with(ENTRY) {
             return None;
         }
         let short = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
@@ -161,7 +165,11 @@ pub(crate) fn manifest(jar: &[u8]) -> Option<String> {
             };
             return Some(String::from_utf8_lossy(&bytes).into_owned());
         }
-        rest = content.get(packed..)?;
+        // Behind a folder of unknown size there are some bytes and then the next entry.
+        rest = match short(6) & SIZE_FOLLOWS {
+            0 => content.get(packed..)?,
+            _ => content.get(content.windows(4).position(|at| at == ENTRY)?..)?,
+        };
     }
     None
 }
@@ -182,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// A jar with a folder and a packed manifest whose size stands behind it.
+    /// A jar with a folder and a packed manifest, whose sizes stand behind them, as `jar` leaves it.
     fn jar(manifest: &str) -> Vec<u8> {
         let mut packed = DeflateEncoder::new(Vec::new(), Compression::default());
         packed.write_all(manifest.as_bytes()).unwrap();
@@ -194,7 +202,12 @@ mod tests {
             [entry, name.as_bytes().to_vec(), data.to_vec()].concat()
         };
         [
-            entry("META-INF/", 0, 0, &[]),
+            entry(
+                "META-INF/",
+                8,
+                8,
+                b"\x03\0PK\x07\x08\0\0\0\0\x02\0\0\0\0\0\0\0",
+            ),
             entry("META-INF/MANIFEST.MF", 8, 8, &packed.finish().unwrap()),
         ]
         .concat()
