@@ -22,6 +22,7 @@ pub mod process;
 pub mod request;
 pub mod sampler;
 pub mod snapshot;
+pub mod state;
 pub mod symbolize;
 pub mod timeline;
 pub mod unwind;

@@ -28,6 +28,7 @@ use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use crate::output::explain_nothing;
 use crate::process::{Pods, ProcessTable};
 use crate::request::Endpoint;
+use crate::state::{SavedTask, TaskJournal};
 
 /// How often starts and ends of tasks are looked at while there are any.
 const STEP: Duration = Duration::from_millis(50);
@@ -56,6 +57,7 @@ struct Control {
     pods: Option<watch::Receiver<Arc<Pods>>>,
     waiting: Vec<ProfileTask>,
     live: HashMap<TaskId, Live>,
+    journal: Option<TaskJournal>,
     clashes_told: HashSet<String>,
 }
 
@@ -64,7 +66,11 @@ struct Control {
 /// # Errors
 ///
 /// It cannot start, or a part of it ended before its time.
-pub(super) async fn run(config: Config, oap_config: OapConfig) -> Result<()> {
+pub(super) async fn run(
+    config: Config,
+    oap_config: OapConfig,
+    journal: Option<TaskJournal>,
+) -> Result<()> {
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
     let control = Control {
@@ -74,6 +80,7 @@ pub(super) async fn run(config: Config, oap_config: OapConfig) -> Result<()> {
         pods: watch_pods(&config.kubernetes)?,
         waiting: Vec::new(),
         live: HashMap::new(),
+        journal,
         clashes_told: HashSet::new(),
     };
     control
@@ -95,6 +102,7 @@ impl Control {
         scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut step = tokio::time::interval(STEP);
         step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.resume();
         let result = loop {
             let busy = !self.waiting.is_empty() || !self.live.is_empty();
             tokio::select! {
@@ -217,7 +225,15 @@ impl Control {
         if late_ms > i64::try_from(task.duration.as_millis()).unwrap_or(i64::MAX) {
             return self.refuse(&task, format!("the task's time was over {late_ms} ms ago"));
         }
-        let ends = Instant::now() + task.duration;
+        let lasts = task.duration;
+        let lasts_ms = i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX);
+        self.journal(|journal| journal.started(&task, now_ms.saturating_add(lasts_ms)));
+        self.run_for(task, lasts);
+    }
+
+    /// Runs a task at an instance for so long.
+    fn run_for(&mut self, task: ProfileTask, lasts: Duration) {
+        let ends = Instant::now() + lasts;
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
         if let Some(live) = self.live.get_mut(&task_id) {
             live.instances.insert(service, ends);
@@ -252,10 +268,55 @@ impl Control {
         self.watch_new(&task_id);
     }
 
-    fn refuse(&self, task: &ProfileTask, reason: String) {
+    /// Goes on with the tasks of the daemon before.
+    fn resume(&mut self) {
+        let now_ms = unix_ms_now();
+        let saved: Vec<SavedTask> = self
+            .journal
+            .iter()
+            .flat_map(TaskJournal::tasks)
+            .cloned()
+            .collect();
+        for saved in saved.into_iter().filter(|saved| !saved.is_over) {
+            let (task, service) = (saved.task(), saved.service());
+            let task_id = task.task_id.clone();
+            let Ok(left_ms @ 1..) = u64::try_from(saved.ends_unix_ms - now_ms) else {
+                tracing::warn!(%task_id, "a task ended while profilerd did not run");
+                let mut coverage = Coverage::default();
+                coverage.note("cut short: profilerd did not run when the task's time was over");
+                self.oap.finish(task_id.clone(), service.clone(), coverage);
+                self.journal(|journal| journal.ended(&task_id, &service));
+                continue;
+            };
+            tracing::info!(%task_id, instance = service.instance, used = saved.used, "task continued");
+            self.run_for(task, Duration::from_millis(left_ms));
+            if let Some(live) = self.live.get(&task_id) {
+                self.pipeline.send(Command::UsePlaces {
+                    slot: live.slot,
+                    service,
+                    count: saved.used,
+                });
+                self.pipeline.send(Command::Note {
+                    slot: live.slot,
+                    counter: None,
+                    text: "profilerd was started again while the task ran".to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Writes to the journal, if one is kept.
+    fn journal(&mut self, write: impl FnOnce(&mut TaskJournal)) {
+        if let Some(journal) = &mut self.journal {
+            tokio::task::block_in_place(|| write(journal));
+        }
+    }
+
+    fn refuse(&mut self, task: &ProfileTask, reason: String) {
         tracing::warn!(task_id = %task.task_id, reason, "task refused");
-        self.oap
-            .finish(task.task_id.clone(), task.service.clone(), not_run(&reason));
+        let (task_id, service) = (task.task_id.clone(), task.service.clone());
+        self.journal(|journal| journal.ended(&task_id, &service));
+        self.oap.finish(task_id, service, not_run(&reason));
     }
 
     /// Adds processes of a task's instances that are not watched yet.
@@ -291,6 +352,9 @@ impl Control {
                     %task_id, endpoint = segment.request.request.endpoint,
                     snapshots = segment.snapshots.len(), "request profiled"
                 );
+                // Before it is sent: a crash in between must not let in another request.
+                let service = segment.service.clone();
+                self.journal(|journal| journal.profiled(&task_id, &service));
                 if let Err(error) = self.oap.report(*segment) {
                     tracing::warn!(%task_id, %error, "a segment is lost");
                 }
@@ -307,7 +371,8 @@ impl Control {
                 let mut coverage = coverage;
                 if let Some(live) = self.live.get(&task_id) {
                     if !live.ending {
-                        coverage.note("cut short: profilerd was stopped before the task's end");
+                        coverage.note("cut short: profilerd was stopped before the task's end; the task goes on if it is \
+                             started again in time");
                     }
                     log_end(&task_id, live, &coverage);
                 }
@@ -315,6 +380,9 @@ impl Control {
             }
             PipelineEvent::TaskFailed(task_id, error) => {
                 tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
+                if let Some(live) = self.live.get_mut(&task_id) {
+                    live.ending = true; // it would fail again after a restart
+                }
                 self.finish(&task_id, &not_run(&format!("{error:#}")));
             }
             PipelineEvent::ProcessChanged(pid) => {
@@ -336,6 +404,10 @@ impl Control {
             } else {
                 Coverage::default()
             };
+            // One that is cut short goes on with the next start.
+            if live.ending {
+                self.journal(|journal| journal.ended(task_id, &service));
+            }
             self.oap.finish(task_id.clone(), service, own);
         }
     }
@@ -402,6 +474,7 @@ mod tests {
             pods: None,
             waiting: Vec::new(),
             live: HashMap::new(),
+            journal: None,
             clashes_told: HashSet::new(),
         };
         let result = control.run(oap_events, events, STEP).await;

@@ -23,7 +23,9 @@ use caps::Capability;
 
 use crate::config::Config;
 use crate::embedded::{EmbeddedConfig, EmbeddedOap};
+use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
+use crate::state::{SavedTask, StateFolder, TaskJournal};
 
 pub use record::record;
 
@@ -39,10 +41,17 @@ const FIRST_ORDINARY_PORT: u16 = 1024;
 ///
 /// It cannot start: privileges, configuration, kernel.
 pub fn run_daemon(config: Config) -> Result<()> {
-    let oap = config.oap_config();
+    let mut oap = config.oap_config();
     oap.check()?;
+    let folder = config.state_dir.as_deref().map(StateFolder::open);
+    let journal = match folder.transpose()? {
+        Some(folder) => Some(TaskJournal::open(folder, unix_ms_now())?),
+        None => None,
+    };
+    let saved = journal.iter().flat_map(TaskJournal::tasks);
+    oap.known_tasks = saved.map(SavedTask::task).collect();
     privilege::restrict(&[]);
-    runtime()?.block_on(control::run(config, oap))
+    runtime()?.block_on(control::run(config, oap, journal))
 }
 
 /// Runs the daemon together with an OAP of its own.
@@ -71,7 +80,7 @@ pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
             token,
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client).await;
+        let result = control::run(config, client, None).await;
         embedded.shutdown().await;
         result
     })

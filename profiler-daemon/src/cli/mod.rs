@@ -90,6 +90,9 @@ struct DaemonArgs {
     /// reached is used
     #[arg(long = "backend", value_name = "HOST:PORT")]
     backends: Vec<String>,
+    /// Folder for what a restart has to know, instead of the configured one; `none` keeps nothing
+    #[arg(long, value_name = "FOLDER")]
+    state_dir: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -132,6 +135,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             if !args.backends.is_empty() {
                 config.oap.backends.clone_from(&args.backends);
                 config.check()?;
+            }
+            if let Some(folder) = &args.state_dir {
+                config.state_dir = (folder.as_os_str() != "none").then(|| folder.clone());
             }
             crate::doctor::require()?;
             app::run_daemon(config)?;

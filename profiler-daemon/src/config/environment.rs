@@ -4,7 +4,11 @@
 //! accepted, since a host that runs agents has them already. An empty value counts as unset, as
 //! templates of deployments leave them.
 
-use super::{CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest, range};
+use std::path::PathBuf;
+
+use super::{
+    CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest, range, state_folder,
+};
 
 /// Sets one value from text.
 type Setter = fn(&mut Config, &str) -> Result<(), String>;
@@ -77,6 +81,15 @@ const VARIABLES: &[(&str, Setter)] = &[
     }),
     ("PROFILERD_LIMITS_SAMPLES_RING", |config, text| {
         config.limits.samples_ring_bytes = range::RING.parse(text)?;
+        Ok(())
+    }),
+    // Of `StateDirectory=` in a systemd unit; several are separated by colons.
+    ("STATE_DIRECTORY", |config, text| {
+        config.state_dir = text.split(':').next().map(PathBuf::from);
+        Ok(())
+    }),
+    ("PROFILERD_STATE_DIR", |config, text| {
+        config.state_dir = state_folder(text);
         Ok(())
     }),
     ("PROFILERD_CODE_SIGNATURE", |config, text| {

@@ -29,8 +29,21 @@ pub use rule::{Pattern, RuleMatch, ServiceRule};
 pub use template::{LABEL, Template};
 pub use unit::{DurationRange, SizeRange, duration_text, parse_duration};
 
+/// As the file system hierarchy has it for what programs keep between runs.
+const STATE_DIR: &str = "/var/lib/profilerd";
+
+/// A folder, or `none`.
+fn state_folder(text: &str) -> Option<PathBuf> {
+    (text != "none").then(|| PathBuf::from(text))
+}
+
+fn state_dir<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    Ok(text.as_deref().and_then(state_folder))
+}
+
 /// Everything that can be configured.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where results go.
@@ -48,6 +61,9 @@ pub struct Config {
     /// Budgets of memory and work.
     #[serde(deserialize_with = "file::section")]
     pub limits: Limits,
+    /// Where `daemon` keeps what a restart has to know; `None` keeps nothing.
+    #[serde(deserialize_with = "state_dir")]
+    pub state_dir: Option<PathBuf>,
     /// What the text of a stack frame stands for.
     pub code_signature: CodeSignature,
     /// What is logged.
@@ -166,6 +182,21 @@ pub struct Secret(pub String);
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(secret)")
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            oap: Default::default(),
+            services: Default::default(),
+            processes: Default::default(),
+            kubernetes: Default::default(),
+            limits: Default::default(),
+            state_dir: Some(PathBuf::from(STATE_DIR)),
+            code_signature: Default::default(),
+            log: Default::default(),
+        }
     }
 }
 

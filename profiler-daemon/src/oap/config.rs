@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::ProfileTask;
 use anyhow::{Context, Result, bail};
 use tokio::sync::Notify;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
@@ -22,6 +23,8 @@ pub struct OapConfig {
     pub poll_interval: Duration,
     /// Notified by somebody who knows that there is a task to ask for, before the interval is over.
     pub poll_now: Option<Arc<Notify>>,
+    /// Tasks that were received before: they are not received again.
+    pub known_tasks: Vec<ProfileTask>,
     /// Time between two heartbeats of an instance.
     pub heartbeat_interval: Duration,
     /// Properties are sent with every so many heartbeats.
@@ -69,6 +72,7 @@ impl OapConfig {
             tls: None,
             poll_interval: Duration::from_secs(5),
             poll_now: None,
+            known_tasks: Vec::new(),
             heartbeat_interval: Duration::from_secs(30),
             properties_every: 10,
             connect_timeout: Duration::from_secs(5),

@@ -24,7 +24,7 @@ use super::link::{Connection, Failure, Link, explain};
 use super::presence::Reporting;
 use super::{OapConfig, OapEvent};
 use crate::model::clock::unix_ms_now;
-use crate::model::{Service, TaskId};
+use crate::model::{ProfileTask, Service, TaskId};
 
 /// Questions on their way at a time: one that is answered late does not hold up all others.
 const CALLS_AT_ONCE: usize = 8;
@@ -137,6 +137,19 @@ struct Asking {
     pending: HashSet<Service>,
 }
 
+impl Asking {
+    fn new(known_tasks: &[ProfileTask]) -> Self {
+        let mut asking = Self::default();
+        for task in known_tasks {
+            let known = asking.known.entry(task.service.clone()).or_default();
+            known.last_command_ms = known.last_command_ms.max(task.create_unix_ms);
+            known.tasks.insert(&command::shorten_id(&task.task_id.0));
+            asking.pending.insert(task.service.clone());
+        }
+        asking
+    }
+}
+
 /// How a round of questions ended.
 enum Round {
     /// All were asked.
@@ -152,7 +165,7 @@ enum Round {
 impl Poller {
     /// Runs until the link or the receiver of events is gone.
     pub(super) async fn run(mut self) {
-        let mut asking = Asking::default();
+        let mut asking = Asking::new(&self.config.known_tasks);
         let mut muted = None;
         loop {
             let next = Instant::now() + self.config.poll_interval;

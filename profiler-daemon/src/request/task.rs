@@ -36,6 +36,10 @@ impl LiveTask {
         self.targets.insert(pid, service);
     }
 
+    pub(super) fn use_places(&mut self, service: Service, count: u32) {
+        *self.used.entry(service).or_default() += count;
+    }
+
     pub(super) fn service_of(&self, pid: Pid) -> Option<&Service> {
         self.targets.get(&pid)
     }

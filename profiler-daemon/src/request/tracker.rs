@@ -119,6 +119,13 @@ impl RequestTracker {
         }
     }
 
+    /// Notes places of an instance that were taken before the tracker knew of the task.
+    pub fn use_places(&mut self, slot: TaskSlot, service: Service, count: u32) {
+        if let Some(task) = self.tasks.get_mut(&slot) {
+            task.use_places(service, count);
+        }
+    }
+
     /// The instance a process reports as.
     #[must_use]
     pub fn service_of(&self, slot: TaskSlot, pid: Pid) -> Option<&Service> {

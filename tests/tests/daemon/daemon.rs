@@ -55,6 +55,7 @@ impl Daemon {
         let mut command = command(args);
         command
             .env("PROFILERD_OAP_POLL_INTERVAL", "1s")
+            .env("PROFILERD_STATE_DIR", "none")
             .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(File::create(log.path()).unwrap());

@@ -38,7 +38,8 @@ pub(super) fn measure(binary: &Path, folder: &Path, table: &mut Table) -> Result
     let log_file = File::create(&log)?;
     let mut command = Command::new(binary);
     command
-        .args(["daemon", "--backend", &oap.grpc().to_string()])
+        .args(["daemon", "--state-dir", "none"])
+        .args(["--backend", &oap.grpc().to_string()])
         .stdin(Stdio::null())
         .stdout(log_file.try_clone()?)
         .stderr(log_file);

@@ -45,6 +45,15 @@ pub(in crate::app) enum Command {
         /// Instance.
         service: Service,
     },
+    /// An instance had requests of the task profiled before profilerd was started again.
+    UsePlaces {
+        /// Slot of the task.
+        slot: TaskSlot,
+        /// Instance.
+        service: Service,
+        /// How many.
+        count: u32,
+    },
     /// A note for the task's coverage.
     Note {
         /// Slot of the task.

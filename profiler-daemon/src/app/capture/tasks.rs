@@ -57,6 +57,11 @@ impl Capture {
                 self.tracker.release_place(slot, &service, &mut actions);
                 self.act(actions);
             }
+            Command::UsePlaces {
+                slot,
+                service,
+                count,
+            } => self.tracker.use_places(slot, service, count),
             Command::Note {
                 slot,
                 counter,

@@ -104,6 +104,15 @@ pub(crate) fn has_service(oap: &SkywalkingOap, name: &str) -> bool {
     services.iter().any(|service| service["name"] == name)
 }
 
+/// Waits until a user can choose the service.
+#[track_caller]
+pub(crate) fn wait_for_service(oap: &SkywalkingOap, name: &str) {
+    wait_until("the service in the OAP", DEADLINE, || {
+        Ok(has_service(oap, name).then_some(()))
+    })
+    .unwrap();
+}
+
 /// What instances did with a task, as `<instance> <operation>`.
 pub(crate) fn logs(oap: &SkywalkingOap, task_id: &str) -> Vec<String> {
     let logs: Vec<Value> = ask(oap, LOGS, json!({ "t": task_id }));

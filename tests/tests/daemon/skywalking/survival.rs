@@ -6,7 +6,9 @@ use std::path::Path;
 use profiler_tests::{SampleService, SkywalkingOap, needs_root};
 
 use super::assert_no_error_is_logged;
-use super::query::{analyze, create_task, has_service, wait_for_profiled, wait_until_notified};
+use super::query::{
+    analyze, create_task, wait_for_profiled, wait_for_service, wait_until_notified,
+};
 use super::relay::Relay;
 use crate::daemon::Daemon;
 
@@ -32,7 +34,7 @@ fn names_are_cut_as_an_oap_cuts_them() {
     let endpoint: String = format!("GET:{path}").chars().take(150).collect();
     let task_id = create_task(&oap, &listed, &endpoint);
     daemon.wait_for_log("process watched", 1);
-    assert!(has_service(&oap, &listed));
+    wait_for_service(&oap, &listed);
     let mut client = service.connect().unwrap();
     assert_eq!(client.request("GET", &path, "").unwrap().status, 404);
     let profiled = wait_for_profiled(&oap, &task_id, 1);

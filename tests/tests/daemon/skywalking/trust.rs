@@ -5,7 +5,9 @@ use std::process::Command;
 
 use profiler_tests::{SampleService, SkywalkingOap, needs_root};
 
-use super::query::{create_task, has_service, wait_for_profiled, wait_until_notified};
+use super::query::{
+    create_task, has_service, wait_for_profiled, wait_for_service, wait_until_notified,
+};
 use crate::daemon::Daemon;
 
 /// Check that an OAP that asks for a token is obeyed, and that the log names a wrong one.
@@ -28,7 +30,7 @@ fn an_oap_that_asks_for_a_token_gets_it() {
     let task_id = create_task(&oap, NAME, "POST:/");
     daemon.wait_for_log("process watched", 1);
     wait_until_notified(&oap, &task_id);
-    assert!(has_service(&oap, NAME));
+    wait_for_service(&oap, NAME);
     daemon.signal(libc::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
     let reason = format!("No process of {NAME} has read an HTTP/1 request");

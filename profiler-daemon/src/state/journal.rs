@@ -1,0 +1,294 @@
+//! Tasks by instance: what the daemon has to know to go on with them, or not to run them again.
+//!
+//! In:  starts, profiled requests and ends of tasks
+//! Out: [`SavedTask`]s of the daemon before
+//! Lost: a file that is no journal is moved aside; over [`TASKS_MAX`] the oldest are forgotten
+
+use std::fs;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::StateFolder;
+use crate::model::{ProfileTask, Service, TaskId, TaskLimits};
+
+const FILE: &str = "tasks.json";
+/// A task is delivered for five minutes around its start, so a day is long enough to remember it.
+const FORGET_AFTER_MS: i64 = 24 * 3_600_000;
+/// Tasks times instances that are remembered.
+const TASKS_MAX: usize = 4096;
+/// Room for that many with names of full length.
+const FILE_MAX_BYTES: u64 = 16 << 20;
+
+/// A task at one service instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedTask {
+    task_id: String,
+    service: String,
+    instance: String,
+    endpoint: String,
+    duration_ms: u64,
+    min_duration_threshold_ms: u32,
+    dump_period_ms: u32,
+    max_sampling_count: u32,
+    start_unix_ms: i64,
+    create_unix_ms: i64,
+    /// When it ends, by the clock of this host.
+    pub ends_unix_ms: i64,
+    /// Requests that were profiled.
+    pub used: u32,
+    /// Its end was reported, or it was refused.
+    pub is_over: bool,
+}
+
+impl SavedTask {
+    fn new(task: &ProfileTask, ends_unix_ms: i64) -> Self {
+        Self {
+            task_id: task.task_id.0.clone(),
+            service: task.service.name.clone(),
+            instance: task.service.instance.clone(),
+            endpoint: task.endpoint.clone(),
+            duration_ms: u64::try_from(task.duration.as_millis()).unwrap_or(u64::MAX),
+            min_duration_threshold_ms: task.min_duration_threshold_ms,
+            dump_period_ms: task.dump_period_ms,
+            max_sampling_count: task.max_sampling_count,
+            start_unix_ms: task.start_unix_ms,
+            create_unix_ms: task.create_unix_ms,
+            ends_unix_ms,
+            used: 0,
+            is_over: false,
+        }
+    }
+
+    /// The task as it was received.
+    #[must_use]
+    pub fn task(&self) -> ProfileTask {
+        ProfileTask {
+            task_id: TaskId(self.task_id.clone()),
+            service: self.service(),
+            endpoint: self.endpoint.clone(),
+            duration: Duration::from_millis(self.duration_ms),
+            min_duration_threshold_ms: self.min_duration_threshold_ms,
+            dump_period_ms: self.dump_period_ms,
+            max_sampling_count: self.max_sampling_count,
+            start_unix_ms: self.start_unix_ms,
+            create_unix_ms: self.create_unix_ms,
+        }
+    }
+
+    /// The instance.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        Service {
+            name: self.service.clone(),
+            instance: self.instance.clone(),
+        }
+    }
+
+    fn is_of(&self, task_id: &TaskId, service: &Service) -> bool {
+        self.task_id == task_id.0
+            && self.service == service.name
+            && self.instance == service.instance
+    }
+
+    /// Whether an OAP could have asked for it.
+    fn is_possible(&self) -> bool {
+        let minutes = *TaskLimits::DURATION_MINUTES.end();
+        let longest = Duration::from_secs(60) * u32::try_from(minutes).unwrap_or(u32::MAX);
+        let counts = TaskLimits::MAX_SAMPLING_COUNT;
+        Duration::from_millis(self.duration_ms) <= longest
+            && i64::from(self.dump_period_ms) >= TaskLimits::DUMP_PERIOD_MIN_MS
+            && counts.contains(&i64::from(self.max_sampling_count))
+            && self.ends_unix_ms >= 0
+    }
+}
+
+/// The journal. Each change is on the disk when the call returns.
+#[derive(Debug)]
+pub struct TaskJournal {
+    folder: StateFolder,
+    tasks: Vec<SavedTask>,
+}
+
+impl TaskJournal {
+    /// Reads what a daemon before has left.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, nor moved aside.
+    pub fn open(folder: StateFolder, now_ms: i64) -> Result<Self> {
+        let tasks = match read(&folder) {
+            Ok(tasks) => tasks,
+            Err(error) => {
+                let aside = folder.move_aside(FILE)?;
+                tracing::warn!(
+                    error = format!("{error:#}"), now = %aside.display(),
+                    "the journal of tasks cannot be read and was moved aside; no task is continued"
+                );
+                Vec::new()
+            }
+        };
+        let mut journal = Self { folder, tasks };
+        let remembered = now_ms - FORGET_AFTER_MS;
+        journal.tasks.retain(|task| task.ends_unix_ms > remembered);
+        Ok(journal)
+    }
+
+    /// All that is remembered, oldest first.
+    pub fn tasks(&self) -> impl Iterator<Item = &SavedTask> {
+        self.tasks.iter()
+    }
+
+    /// A task begins at an instance.
+    pub fn started(&mut self, task: &ProfileTask, ends_unix_ms: i64) {
+        let is_known = |saved: &SavedTask| saved.is_of(&task.task_id, &task.service);
+        if self.tasks.iter().any(is_known) {
+            return;
+        }
+        if self.tasks.len() >= TASKS_MAX {
+            self.tasks.remove(0);
+        }
+        self.tasks.push(SavedTask::new(task, ends_unix_ms));
+        self.save();
+    }
+
+    /// A request of the task was profiled at an instance.
+    pub fn profiled(&mut self, task_id: &TaskId, service: &Service) {
+        self.change(task_id, service, |saved| saved.used += 1);
+    }
+
+    /// The task is over for an instance.
+    pub fn ended(&mut self, task_id: &TaskId, service: &Service) {
+        self.change(task_id, service, |saved| saved.is_over = true);
+    }
+
+    fn change(&mut self, task_id: &TaskId, service: &Service, change: impl Fn(&mut SavedTask)) {
+        let mut tasks = self.tasks.iter_mut();
+        if let Some(saved) = tasks.find(|saved| saved.is_of(task_id, service)) {
+            change(saved);
+            self.save();
+        }
+    }
+
+    /// A disk that is full must not end a profile.
+    fn save(&self) {
+        let saved = serde_json::to_vec(&self.tasks)
+            .context("a task cannot be written as JSON")
+            .and_then(|bytes| self.folder.replace(FILE, &bytes));
+        if let Err(error) = saved {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "a restart will not know of the latest tasks");
+        }
+    }
+}
+
+fn read(folder: &StateFolder) -> Result<Vec<SavedTask>> {
+    let path = folder.file(FILE);
+    let bytes = match fs::metadata(&path) {
+        Ok(metadata) if metadata.len() > FILE_MAX_BYTES => bail!(
+            "{} has {} bytes, more than a journal has",
+            path.display(),
+            metadata.len()
+        ),
+        Ok(_) => fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("failed to read {}", path.display()));
+        }
+    };
+    let tasks: Vec<SavedTask> = serde_json::from_slice(&bytes)
+        .with_context(|| format!("{} is no journal of tasks", path.display()))?;
+    if tasks.len() > TASKS_MAX || !tasks.iter().all(SavedTask::is_possible) {
+        bail!("{} has tasks that no OAP asks for", path.display());
+    }
+    Ok(tasks)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const NOW: i64 = 1_795_405_209_971;
+
+    fn task(id: &str) -> ProfileTask {
+        ProfileTask {
+            task_id: TaskId(id.to_owned()),
+            service: Service {
+                name: "shop".to_owned(),
+                instance: "one".to_owned(),
+            },
+            endpoint: "POST:/".to_owned(),
+            duration: Duration::from_secs(60),
+            min_duration_threshold_ms: 0,
+            dump_period_ms: 10,
+            max_sampling_count: 5,
+            start_unix_ms: NOW,
+            create_unix_ms: NOW,
+        }
+    }
+
+    fn open(path: &Path, now_ms: i64) -> TaskJournal {
+        TaskJournal::open(StateFolder::open(path).unwrap(), now_ms).unwrap()
+    }
+
+    /// Check that a task comes back as it was, with the requests it has used and whether it is over.
+    #[test]
+    fn a_task_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let mut journal = open(root.path(), NOW);
+        let (one, two) = (task("one"), task("two"));
+        for task in [&one, &two, &one] {
+            journal.started(task, NOW + 60_000);
+        }
+        journal.profiled(&one.task_id, &one.service);
+        journal.profiled(&one.task_id, &one.service);
+        journal.ended(&two.task_id, &two.service);
+        drop(journal);
+        let journal = open(root.path(), NOW);
+        let saved: Vec<_> = journal
+            .tasks()
+            .map(|s| (s.task(), s.used, s.is_over))
+            .collect();
+        assert_eq!(saved, [(one, 2, false), (two, 0, true)]);
+        drop(journal);
+        assert_eq!(
+            open(root.path(), NOW + 2 * FORGET_AFTER_MS).tasks().count(),
+            0
+        );
+    }
+
+    /// Check that what is no journal is moved aside, not believed and not lost.
+    #[test]
+    fn garbage_is_moved_aside() {
+        let saved = serde_json::to_string(&[SavedTask::new(&task("one"), NOW)]).unwrap();
+        let absurd = saved.replace("\"max_sampling_count\":5", "\"max_sampling_count\":5000");
+        for text in ["", "{}", "[1]", "\u{0}", &absurd] {
+            let root = tempfile::tempdir().unwrap();
+            fs::write(root.path().join(FILE), text).unwrap();
+            let journal = open(root.path(), NOW);
+            assert_eq!(journal.tasks().count(), 0);
+            let aside = root.path().join("tasks.json.unreadable");
+            assert_eq!(fs::read_to_string(aside).unwrap(), text);
+        }
+    }
+
+    /// Check that a task of another instance is another one.
+    #[test]
+    fn instances_are_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        let mut journal = open(root.path(), NOW);
+        let one = task("one");
+        let mut other = one.clone();
+        other.service.instance = "other".to_owned();
+        journal.started(&one, NOW);
+        journal.started(&other, NOW);
+        journal.profiled(&one.task_id, &other.service);
+        let used: Vec<u32> = journal.tasks().map(|saved| saved.used).collect();
+        assert_eq!(used, [0, 1]);
+    }
+}
