@@ -13,7 +13,7 @@
 //!
 //! The files are read, not the runtime asked: its socket would give whoever holds it the whole host.
 //! They are looked for in the root of process 1, which is the host's also for a daemon in a container
-//! with the host's process ids.
+//! with the host's process ids, and then in our own, where somebody may have mounted them.
 
 use std::path::Path;
 
@@ -46,8 +46,12 @@ impl ContainerNames {
     /// Looks for the names of a container by its id.
     #[must_use]
     pub fn read(id: &str) -> Self {
+        let roots = [HOST, Pid(std::process::id())];
         Self::find(id, &|path| {
-            foreign_file::read(HOST, path, FILE_MAX_BYTES).ok()
+            let mut read = roots
+                .iter()
+                .map(|&pid| foreign_file::read(pid, path, FILE_MAX_BYTES));
+            read.find_map(Result::ok)
         })
     }
 
