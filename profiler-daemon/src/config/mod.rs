@@ -381,7 +381,15 @@ mod tests {
             "samples_ring",
             "code_signature",
             "level",
+            "api_server",
+            "node_name",
+            "token_file",
             "listen_port",
+            "container",
+            "namespace",
+            "labels",
+            "properties",
+            "tags",
         ] {
             assert!(page.contains(key), "{key} is not documented");
         }

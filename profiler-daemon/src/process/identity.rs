@@ -8,19 +8,15 @@
 //! Names are cut here, as OAP cuts them, so that a task's names and the table's are the same texts.
 
 use std::fmt;
-use std::path::Path;
 
-use super::agent::{Agent, AgentLanguage};
-use super::cgroup::Cgroup;
-use super::container::ContainerNames;
-use super::instance;
-use super::pod::Pod;
+use super::agent::AgentLanguage;
+use super::cgroup::Container;
+use super::fact::{Facts, tidy};
 use super::program::program_name;
-use super::property;
-use super::runtime::Runtime;
-use crate::config::{LABEL, RuleMatch, ServiceRule};
+use super::{instance, property};
+use crate::config::{RuleMatch, ServiceRule, Template};
+use crate::model::Service;
 use crate::model::name::{SERVICE_MAX, cut};
-use crate::model::{Pid, Service};
 
 /// Variables that identity is read from.
 pub const VARIABLES: [&str; 5] = [
@@ -30,9 +26,6 @@ pub const VARIABLES: [&str; 5] = [
     "OTEL_RESOURCE_ATTRIBUTES",
     "HOSTNAME",
 ];
-/// Longest text taken from a process.
-const TEXT_MAX_CHARS: usize = 200;
-
 /// Service, instance, and how they were found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -111,113 +104,6 @@ impl fmt::Display for IdentityRule {
     }
 }
 
-/// What identity is derived from.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Facts<'a> {
-    pub(super) pid: Pid,
-    pub(super) host: &'a str,
-    /// Addresses of the host, if the process is in its network namespace.
-    pub(super) host_addresses: &'a [String],
-    /// The process is in the network namespace of the host.
-    pub(super) shares_network: bool,
-    pub(super) comm: &'a str,
-    pub(super) exe: Option<&'a Path>,
-    pub(super) command: &'a [String],
-    pub(super) cgroup: &'a Cgroup,
-    pub(super) container: Option<&'a ContainerNames>,
-    pub(super) pod: Option<&'a Pod>,
-    pub(super) listen_ports: &'a [u16],
-    /// Those of [`VARIABLES`] that are set.
-    pub(super) environment: &'a [(String, String)],
-    pub(super) runtime: Option<&'a Runtime>,
-    pub(super) agent: Option<&'a Agent>,
-}
-
-impl<'a> Facts<'a> {
-    pub(super) fn variable(&self, name: &str) -> Option<&'a str> {
-        let found = self.environment.iter().find(|(given, _)| given == name);
-        found.map(|(_, value)| value.as_str())
-    }
-
-    /// A value of `OTEL_RESOURCE_ATTRIBUTES`: `key=value` pairs by commas, values percent-encoded
-    /// (OpenTelemetry resource SDK, "Specifying resource information via an environment variable").
-    pub(super) fn resource_attribute(&self, key: &str) -> Option<String> {
-        let pairs = self.variable("OTEL_RESOURCE_ATTRIBUTES")?.split(',');
-        let (_, value) = pairs
-            .filter_map(|pair| pair.split_once('='))
-            .find(|(name, _)| name.trim() == key)?;
-        let decoded = percent_encoding::percent_decode_str(value.trim()).decode_utf8_lossy();
-        Some(tidy(decoded.trim_matches('"'))).filter(|value| !value.is_empty())
-    }
-
-    /// The container's name, or the beginning of its id.
-    pub(super) fn container_name(&self) -> Option<&'a str> {
-        let name = self.container.and_then(|names| names.name.as_deref());
-        let id = || {
-            self.cgroup
-                .container
-                .as_ref()
-                .map(|container| container.short())
-        };
-        name.or_else(id)
-    }
-
-    pub(super) fn pod_name(&self) -> Option<&'a str> {
-        let known = self.pod.map(|pod| pod.name.as_str());
-        known.or_else(|| self.container?.pod.as_deref())
-    }
-
-    pub(super) fn namespace(&self) -> Option<&'a str> {
-        let known = self.pod.map(|pod| pod.namespace.as_str());
-        known.or_else(|| self.container?.namespace.as_deref())
-    }
-
-    pub(super) fn workload(&self) -> Option<&'a str> {
-        self.pod?.workload.as_deref()
-    }
-
-    /// Value of a placeholder, see [`crate::config::Template`].
-    fn placeholder(&self, name: &str, matches: &RuleMatch) -> Option<String> {
-        let value = match name {
-            "container" => self.container_name()?.to_owned(),
-            "pod" => self.pod_name()?.to_owned(),
-            "namespace" => self.namespace()?.to_owned(),
-            "workload" => self.workload()?.to_owned(),
-            "unit" => self.cgroup.systemd_unit.clone()?,
-            "exe" => self.exe?.file_name()?.to_string_lossy().into_owned(),
-            "port" => match matches.listen_port {
-                Some(port) => port.to_string(),
-                None => self.listen_ports.first()?.to_string(),
-            },
-            "host" => instance::place(self),
-            "pid" => self.pid.to_string(),
-            _ => match name.strip_prefix(LABEL) {
-                Some(key) => self.pod?.labels.get(key)?.clone(),
-                None => self.group(name, matches)?,
-            },
-        };
-        Some(tidy(&value))
-    }
-
-    /// What a named group of the rule's expressions matched.
-    fn group(&self, name: &str, matches: &RuleMatch) -> Option<String> {
-        let command = self.command.join(" ");
-        let texts = [
-            (&matches.command, command.as_str()),
-            (&matches.cgroup, self.cgroup.path.as_str()),
-            (
-                &matches.container,
-                self.container_name().unwrap_or_default(),
-            ),
-        ];
-        let mut found = texts.into_iter().filter_map(|(pattern, text)| {
-            let group = pattern.as_ref()?.group(name, text)?;
-            Some(group.to_owned())
-        });
-        found.next()
-    }
-}
-
 /// Names the service and instance of a process.
 pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
     let configured = rules.iter().enumerate().find_map(|(index, rule)| {
@@ -230,7 +116,7 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
         None => discovered_name(&facts),
     };
     let configured = configured.map(|(_, rule, _)| rule);
-    let fill = |template: &crate::config::Template| {
+    let fill = |template: &Template| {
         let rule = configured?;
         template.fill(|name| facts.placeholder(name, &rule.matches))
     };
@@ -239,7 +125,7 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
         .and_then(fill)
         .map(|name| tidy(&name))
         .unwrap_or_else(|| instance::name(&facts));
-    let pairs = |of: fn(&ServiceRule) -> &Vec<(String, crate::config::Template)>| {
+    let pairs = |of: fn(&ServiceRule) -> &Vec<(String, Template)>| {
         let given = configured.map(of).into_iter().flatten();
         let filled = given.filter_map(|(key, value)| Some((key.clone(), tidy(&fill(value)?))));
         filled.collect::<Vec<_>>()
@@ -332,7 +218,7 @@ fn discovered_name(facts: &Facts<'_>) -> (String, IdentityRule) {
         .container
         .and_then(|names| names.group.as_ref().or(names.name.as_ref()));
     let lxc = || match &facts.cgroup.container {
-        Some(super::cgroup::Container::Name(name)) => Some(name),
+        Some(Container::Name(name)) => Some(name),
         _ => None,
     };
     if let Some(name) = of_container.or_else(lxc) {
@@ -347,67 +233,18 @@ fn discovered_name(facts: &Facts<'_>) -> (String, IdentityRule) {
     }
 }
 
-/// Names are shown and sent: no control characters, no blanks around, no novel.
-pub(super) fn tidy(text: &str) -> String {
-    let shown = text.trim().chars().filter(|c| !c.is_control());
-    shown.take(TEXT_MAX_CHARS).collect()
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
+    use super::super::agent::Agent;
+    use super::super::container::ContainerNames;
+    use super::super::fact::tests::Given;
+    use super::super::pod::Pod;
     use super::*;
-    use crate::config::{Pattern, Template};
-
-    /// A process to be named; the default is `python3 /srv/app.py` that listens on 8080.
-    pub(in crate::process) struct Given {
-        pub(in crate::process) command: Vec<String>,
-        pub(in crate::process) cgroup: Cgroup,
-        pub(in crate::process) container: Option<ContainerNames>,
-        pub(in crate::process) pod: Option<Pod>,
-        pub(in crate::process) listen_ports: Vec<u16>,
-        pub(in crate::process) environment: Vec<(String, String)>,
-        pub(in crate::process) runtime: Option<Runtime>,
-        pub(in crate::process) agent: Option<Agent>,
-        pub(in crate::process) shares_network: bool,
-    }
+    use crate::config::Pattern;
 
     impl Given {
-        pub(in crate::process) fn new(environment: &[(&str, &str)], cgroup: &str) -> Self {
-            let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
-            Self {
-                command: ["python3", "/srv/app.py"].map(str::to_owned).to_vec(),
-                cgroup: Cgroup::parse(&format!("0::{cgroup}")),
-                container: None,
-                pod: None,
-                listen_ports: vec![8080],
-                environment: environment.iter().map(own).collect(),
-                runtime: None,
-                agent: None,
-                shares_network: true,
-            }
-        }
-
         pub(in crate::process) fn identity(&self, rules: &[ServiceRule]) -> Identity {
             identify(self.facts(), rules)
-        }
-
-        pub(in crate::process) fn facts(&self) -> Facts<'_> {
-            Facts {
-                pid: Pid(7),
-                host: "host1",
-                host_addresses: &[],
-                shares_network: self.shares_network,
-                comm: "python3",
-                exe: Some(Path::new("/usr/bin/python3.11")),
-                command: &self.command,
-                cgroup: &self.cgroup,
-                container: self.container.as_ref(),
-                pod: self.pod.as_ref(),
-                listen_ports: &self.listen_ports,
-                environment: &self.environment,
-                runtime: self.runtime.as_ref(),
-                agent: self.agent.as_ref(),
-            }
         }
 
         fn named(&self) -> (String, String) {

@@ -18,7 +18,7 @@
 //! namespace without a place of its own (`PrivateNetwork=` of systemd) ports may repeat, so the process
 //! id stays.
 
-use super::identity::{Facts, tidy};
+use super::fact::{Facts, tidy};
 
 /// First port that Linux gives to sockets that ask for none (`ip_local_port_range`).
 const EPHEMERAL_FIRST: u16 = 32_768;
@@ -59,7 +59,7 @@ pub(super) fn place(facts: &Facts<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::identity::tests::Given;
+    use super::super::fact::tests::Given;
     use super::super::pod::Pod;
     use super::*;
 

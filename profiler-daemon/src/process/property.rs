@@ -6,7 +6,7 @@
 //!
 //! Nothing here comes from a command line or from a variable that might hold a secret.
 
-use super::identity::{Facts, tidy};
+use super::fact::{Facts, tidy};
 use super::instance;
 use super::runtime::Runtime;
 
@@ -80,7 +80,10 @@ fn language(runtime: &Runtime) -> (Option<&'static str>, Option<(&'static str, S
                 version.map(|version| ("go_version", version)),
             )
         }
-        Runtime::Jvm => (Some("java"), None),
+        Runtime::Jvm { version } => {
+            let version = version.clone().map(|version| ("java_version", version));
+            (Some("java"), version)
+        }
         Runtime::Node => (Some("NodeJS"), None),
         Runtime::Ruby => (Some("ruby"), None),
         Runtime::Php => (Some("php"), None),
@@ -90,7 +93,7 @@ fn language(runtime: &Runtime) -> (Option<&'static str>, Option<(&'static str, S
 
 #[cfg(test)]
 mod tests {
-    use super::super::identity::tests::Given;
+    use super::super::fact::tests::Given;
     use super::super::python::PythonVersion;
     use super::*;
 

@@ -16,11 +16,12 @@
 
 use std::fmt;
 use std::io::Error;
+use std::path::Path;
 
-use super::ProcessMemory;
 use super::go_build::GoBuild;
 use super::mapped_image::{MappedImage, mapped_images};
 use super::python::{self, PythonVersion};
+use super::{ProcessMemory, jvm};
 use crate::model::Pid;
 
 /// What a process runs.
@@ -35,7 +36,10 @@ pub enum Runtime {
         version: Option<String>,
     },
     /// A Java virtual machine (HotSpot).
-    Jvm,
+    Jvm {
+        /// Version of Java, such as `17.0.15`.
+        version: Option<String>,
+    },
     /// Node.js.
     Node,
     /// CRuby.
@@ -71,12 +75,23 @@ impl Runtime {
             });
         }
         if let Some(runtime) = Self::from_names(&images) {
-            return Ok(runtime);
+            return Ok(runtime.with_version(pid, &images));
         }
         // An interpreter that cannot be looked at closer is still what it is.
         match python::find_version(pid) {
             Ok(Some(version)) => Ok(Self::CPython(version)),
             Ok(None) | Err(_) => Ok(Self::Native),
+        }
+    }
+
+    fn with_version(self, pid: Pid, images: &[MappedImage]) -> Self {
+        if !matches!(self, Self::Jvm { .. }) {
+            return self;
+        }
+        let mut images = images.iter();
+        let libjvm = images.find(|image| is_library(image.name(), "libjvm"));
+        Self::Jvm {
+            version: libjvm.and_then(|image| jvm::version(pid, Path::new(&image.path))),
         }
     }
 
@@ -87,7 +102,7 @@ impl Runtime {
             .find(|image| image.is_executable)
             .map_or("", MappedImage::name);
         if mapped("libjvm") {
-            Some(Self::Jvm)
+            Some(Self::Jvm { version: None })
         } else if matches!(executable, "node" | "nodejs") || mapped("libnode") {
             Some(Self::Node)
         } else if is_program(executable, "ruby") || mapped("libruby") {
@@ -113,7 +128,7 @@ impl Runtime {
             Self::Node => RequestModel::Unsupported(
                 "Node.js serves all requests in turns on the thread of its event loop",
             ),
-            Self::CPython(_) | Self::Jvm | Self::Ruby | Self::Php | Self::Native => {
+            Self::CPython(_) | Self::Jvm { .. } | Self::Ruby | Self::Php | Self::Native => {
                 RequestModel::ThreadPerRequest
             }
         }
@@ -128,7 +143,10 @@ impl fmt::Display for Runtime {
                 version: Some(version),
             } => write!(f, "Go {}", version.trim_start_matches("go")),
             Self::Go { version: None } => f.write_str("Go"),
-            Self::Jvm => f.write_str("JVM"),
+            Self::Jvm {
+                version: Some(version),
+            } => write!(f, "JVM {version}"),
+            Self::Jvm { version: None } => f.write_str("JVM"),
             Self::Node => f.write_str("Node.js"),
             Self::Ruby => f.write_str("Ruby"),
             Self::Php => f.write_str("PHP"),
@@ -172,7 +190,7 @@ mod tests {
             (
                 "java",
                 &["/usr/lib/jvm/lib/server/libjvm.so"],
-                Some(Runtime::Jvm),
+                Some(Runtime::Jvm { version: None }),
             ),
             ("node", &[], Some(Runtime::Node)),
             (

@@ -7,8 +7,8 @@
 
 use super::{Agent, AgentLanguage, Facts};
 use crate::process::ProcessMemory;
+use crate::process::fact::tidy;
 use crate::process::go_build::GoBuild;
-use crate::process::identity::tidy;
 
 const MODULE: &str = "github.com/apache/skywalking-go";
 

@@ -20,8 +20,8 @@ use flate2::read::DeflateDecoder;
 use super::settings::Settings;
 use super::{Agent, AgentLanguage, Facts};
 use crate::model::Pid;
+use crate::process::fact::tidy;
 use crate::process::foreign_file;
-use crate::process::identity::tidy;
 use crate::process::program::java_options;
 
 const PREMAIN_CLASS: &str = "org.apache.skywalking.apm.agent.SkyWalkingAgent";

@@ -35,7 +35,7 @@ pub(crate) use {
     java::manifest as java_manifest, package::package_version, settings::read_all as java_settings,
 };
 
-use super::identity::tidy;
+use super::fact::tidy;
 use super::mapped_image::{MappedImage, mapped_images};
 use super::procfs::Procfs;
 use super::runtime::Runtime;
@@ -148,7 +148,7 @@ impl Agent {
     /// The process is gone, or we may not look at it.
     pub fn detect(pid: Pid, runtime: &Runtime, command: &[String]) -> io::Result<Option<Self>> {
         let detect = match runtime {
-            Runtime::Jvm => java::detect,
+            Runtime::Jvm { .. } => java::detect,
             Runtime::CPython(_) => python::detect,
             Runtime::Go { .. } => go::detect,
             Runtime::Node => package::detect_node,

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{Agent, AgentLanguage, Facts};
+use crate::process::fact::tidy;
 use crate::process::foreign_file;
-use crate::process::identity::tidy;
 
 const NODE_PACKAGE: &str = "node_modules/skywalking-backend-js/package.json";
 const PACKAGE_MAX_BYTES: u64 = 256 << 10;

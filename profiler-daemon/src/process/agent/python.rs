@@ -12,8 +12,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{Agent, AgentLanguage, Facts};
+use crate::process::fact::tidy;
 use crate::process::foreign_file;
-use crate::process::identity::tidy;
 
 /// Where `sw-python` has its `sitecustomize.py`, below the folder of packages.
 const LOADER: &str = "/skywalking/bootstrap/loader";
