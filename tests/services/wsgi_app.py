@@ -1,4 +1,4 @@
-"""A WSGI application for gunicorn: GET /work sleeps in query() and in render(), everything else is not found."""
+"""A WSGI application for gunicorn: paths below /work sleep in query() and in render(), others are not found."""
 
 import time
 
@@ -13,7 +13,7 @@ def render():
 
 
 def application(environ, start_response):
-    if environ["PATH_INFO"] != "/work":
+    if not environ["PATH_INFO"].startswith("/work"):
         start_response("404 Not Found", [("Content-Length", "0")])
         return [b""]
     query()

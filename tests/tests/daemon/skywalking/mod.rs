@@ -3,6 +3,7 @@
 //! Needs what `cargo xtask setup --oap` fetches.
 
 mod comparison;
+mod gunicorn;
 mod query;
 mod relay;
 mod several;

@@ -1,59 +1,17 @@
 //! Several services of one daemon, each with its task.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
 
-use profiler_tests::{
-    ChildGuard, HttpClient, SampleService, SkywalkingOap, free_port, needs_root,
-    python_agent_folder, wait_until, workspace_root,
-};
+use profiler_tests::{SampleService, SkywalkingOap, needs_root};
 
 use super::assert_no_error_is_logged;
+use super::gunicorn::Gunicorn;
 use super::query::{Profiled, analyze, create_task, wait_for_profiled};
-use crate::DEADLINE;
 use crate::daemon::Daemon;
 
 const SAMPLE: &str = "oap-sample-of-two";
 const WSGI: &str = "oap-wsgi-of-two";
 const REQUESTS: usize = 4;
-
-/// gunicorn with two processes that answer, one request at a time each.
-struct Gunicorn {
-    _child: ChildGuard,
-    address: SocketAddr,
-}
-
-impl Gunicorn {
-    fn start() -> Self {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
-        let mut command = Command::new(python_agent_folder().join("bin/gunicorn"));
-        command
-            .args(["--workers", "2", "--log-level", "error", "--bind"])
-            .arg(address.to_string())
-            .arg("--chdir")
-            .arg(workspace_root().join("tests/services"))
-            .arg("wsgi_app:application")
-            .env("SW_AGENT_NAME", WSGI);
-        let mut child = ChildGuard::spawn("gunicorn", &mut command).unwrap();
-        wait_until("gunicorn to answer", DEADLINE, || {
-            child.still_running()?;
-            Ok(get(address, "/").ok())
-        })
-        .unwrap();
-        Self {
-            _child: child,
-            address,
-        }
-    }
-}
-
-/// One request on a connection of its own: a worker of this kind closes it after its answer.
-fn get(address: SocketAddr, path: &str) -> anyhow::Result<u16> {
-    let mut client = HttpClient::connect(address, Duration::from_secs(10))?;
-    Ok(client.request("GET", path, "")?.status)
-}
 
 /// Check that two services are profiled side by side, one of them by several processes, and that each
 /// task shows the requests of its own service and endpoint only.
@@ -67,7 +25,7 @@ fn each_service_has_its_task() {
         create_task(&oap, WSGI, "GET:/work"),
     ];
     let sample = SampleService::start(Path::new("python3"), SAMPLE, None).unwrap();
-    let gunicorn = Gunicorn::start();
+    let gunicorn = Gunicorn::start(WSGI);
     let mut daemon = Daemon::reporting_to(oap.grpc());
     // The sample service, gunicorn's first process and its two workers.
     daemon.wait_for_log("process watched", 4);
@@ -76,8 +34,8 @@ fn each_service_has_its_task() {
     for _ in 0..REQUESTS {
         assert_eq!(client.request("GET", "/busy", "").unwrap().status, 200);
         assert_eq!(client.request("GET", "/fast", "").unwrap().status, 200);
-        assert_eq!(get(gunicorn.address, "/work").unwrap(), 200);
-        assert_eq!(get(gunicorn.address, "/other").unwrap(), 404);
+        assert_eq!(gunicorn.get("/work").unwrap(), 200);
+        assert_eq!(gunicorn.get("/other").unwrap(), 404);
     }
     let [busy, work] = tasks.map(|task_id| wait_for_profiled(&oap, &task_id, REQUESTS));
     for request in &busy {

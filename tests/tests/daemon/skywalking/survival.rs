@@ -6,6 +6,7 @@ use std::path::Path;
 use profiler_tests::{SampleService, SkywalkingOap, needs_root};
 
 use super::assert_no_error_is_logged;
+use super::gunicorn::Gunicorn;
 use super::query::{
     analyze, create_task, wait_for_profiled, wait_for_service, wait_until_notified,
 };
@@ -26,17 +27,16 @@ fn names_are_cut_as_an_oap_cuts_them() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let oap = SkywalkingOap::start(folder.path()).unwrap();
-    let service = sample_service(&"s".repeat(90));
+    let gunicorn = Gunicorn::start(&"s".repeat(90));
     let mut daemon = Daemon::reporting_to(oap.grpc());
     daemon.wait_for_log("Connected", 1);
     let listed = "s".repeat(70);
-    let path = format!("/{}", "p".repeat(200));
+    let path = format!("/work/{}", "p".repeat(200));
     let endpoint: String = format!("GET:{path}").chars().take(150).collect();
     let task_id = create_task(&oap, &listed, &endpoint);
-    daemon.wait_for_log("process watched", 1);
+    daemon.wait_for_log("process watched", 3);
     wait_for_service(&oap, &listed);
-    let mut client = service.connect().unwrap();
-    assert_eq!(client.request("GET", &path, "").unwrap().status, 404);
+    assert_eq!(gunicorn.get(&path).unwrap(), 200);
     let profiled = wait_for_profiled(&oap, &task_id, 1);
     assert_eq!(profiled[0].spans[0].service_code, listed);
     assert_eq!(profiled[0].endpoint_names, [endpoint]);
