@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "skywalking/common.proto",
     "skywalking/profile.proto",
     "skywalking/management.proto",
     "skywalking/tracing.proto",
     "profilerd/tasks.proto",
+    "profilerd/spool.proto",
     "pprof/profile.proto",
 ];
 

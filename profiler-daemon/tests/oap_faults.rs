@@ -71,7 +71,11 @@ impl Fake {
 
     /// Serves on a free port of the loopback.
     fn serve(&self) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        self.serve_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    fn serve_at(&self, address: SocketAddr) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let incoming = TcpIncoming::bind(address).unwrap();
         let address = incoming.local_addr().unwrap();
         let router = Server::builder()
             .add_service(ProfileTaskServer::new(self.clone()))
@@ -301,6 +305,73 @@ async fn no_snapshot_is_sent_twice() {
         assert!(state.snapshots.len() as u64 >= stats.snapshots_sent);
         assert_eq!(state.segments.len(), 5);
     });
+}
+
+/// Check that what an absent OAP leaves no room for in memory goes to disk, that a stop leaves the rest
+/// there, and that the next start delivers everything once and in order.
+#[tokio::test]
+async fn an_absent_oap_gets_everything_after_a_restart() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let folder = tempfile::tempdir().unwrap();
+    let config = || OapConfig {
+        retry: (Duration::from_millis(5), Duration::from_millis(20)),
+        queue_snapshots: 10,
+        spool: Some((folder.path().to_owned(), 1 << 20)),
+        ..OapConfig::new(vec![address.to_string()])
+    };
+    let (handle, _events) = OapClient::spawn(config());
+    let names: Vec<String> = (0..9).map(|n| format!("s{n}")).collect();
+    for name in &names {
+        handle.report(segment(name, 4)).unwrap();
+    }
+    handle.finish(TaskId("task".to_owned()), service(), Coverage::default());
+    assert_eq!(handle.shutdown(Duration::from_millis(50)).await, 0);
+
+    let fake = Fake::default();
+    let _server = fake.serve_at(address);
+    let (handle, _events) = OapClient::spawn(config());
+    handle.report(segment("after", 4)).unwrap();
+    let expected = || names.iter().map(String::as_str).chain(["after"]);
+    fake.until("all snapshots", |state| state.snapshots.len() >= 40)
+        .await;
+    fake.until("the end of the task", |state| !state.finishes.is_empty())
+        .await;
+    assert_eq!(handle.shutdown(DEADLINE).await, 0);
+    fake.with(|state| {
+        let segments = state.segments.iter().map(|s| s.trace_segment_id.as_str());
+        assert!(segments.eq(expected()));
+        let keys = state
+            .snapshots
+            .iter()
+            .map(|s| (s.trace_segment_id.as_str(), s.sequence));
+        let all = expected().flat_map(|name| (0..4).map(move |sequence| (name, sequence)));
+        assert!(keys.eq(all));
+    });
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Check that the oldest stays and the newest is refused when memory and disk are full.
+#[tokio::test]
+async fn a_full_disk_refuses_the_newest() {
+    let folder = tempfile::tempdir().unwrap();
+    let (handle, _events) = OapClient::spawn(OapConfig {
+        queue_snapshots: 4,
+        spool: Some((folder.path().to_owned(), 1000)),
+        ..OapConfig::new(vec!["127.0.0.1:1".to_owned()])
+    });
+    let results: Vec<_> = (0..9)
+        .map(|n| handle.report(segment(&n.to_string(), 4)))
+        .collect();
+    let refused = results.iter().position(Result::is_err).unwrap();
+    assert!(
+        refused > 1 && results[refused..].iter().all(Result::is_err),
+        "{results:?}"
+    );
+    let stats = handle.delivery(&TaskId("task".to_owned()));
+    assert_eq!(stats.snapshots_queued, 4 * refused as u64);
+    assert_eq!(stats.snapshots_lost, 4 * (9 - refused) as u64);
 }
 
 /// Check that segments come before their snapshots, snapshots in order, and the end after all.

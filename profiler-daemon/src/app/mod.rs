@@ -48,6 +48,10 @@ pub fn run_daemon(config: Config) -> Result<()> {
         Some(folder) => Some(TaskJournal::open(folder, unix_ms_now())?),
         None => None,
     };
+    oap.spool = config
+        .state_dir
+        .as_ref()
+        .map(|folder| (folder.join("spool"), u64::from(config.limits.spool_bytes)));
     let saved = journal.iter().flat_map(TaskJournal::tasks);
     oap.known_tasks = saved.map(SavedTask::task).collect();
     privilege::restrict(&[]);

@@ -83,6 +83,10 @@ const VARIABLES: &[(&str, Setter)] = &[
         config.limits.samples_ring_bytes = range::RING.parse(text)?;
         Ok(())
     }),
+    ("PROFILERD_LIMITS_SPOOL", |config, text| {
+        config.limits.spool_bytes = range::SPOOL.parse(text)?;
+        Ok(())
+    }),
     // Of `StateDirectory=` in a systemd unit; several are separated by colons.
     ("STATE_DIRECTORY", |config, text| {
         config.state_dir = text.split(':').next().map(PathBuf::from);

@@ -137,6 +137,10 @@ pub struct Limits {
     /// Size of the ring of on-CPU samples. 4 MiB holds 200 samples of the largest size.
     #[serde(rename = "samples_ring", deserialize_with = "Limits::samples_ring")]
     pub samples_ring_bytes: u32,
+    /// Size of the files that keep what the queue has no room for, in `state_dir`. 256 MiB holds hours of
+    /// tasks: names and stacks are written once a request.
+    #[serde(rename = "spool", deserialize_with = "Limits::spool")]
+    pub spool_bytes: u32,
 }
 
 /// What the text of a stack frame stands for.
@@ -228,6 +232,7 @@ impl Default for Limits {
             snapshot_queue: 108_000,
             requests_ring_bytes: 1 << 20,
             samples_ring_bytes: 4 << 20,
+            spool_bytes: 256 << 20,
         }
     }
 }
@@ -256,6 +261,7 @@ mod range {
     pub(super) const MAX_OPEN_REQUESTS: NumberRange = NumberRange::new(1, 65_536);
     pub(super) const SAMPLE_QUEUE: NumberRange = NumberRange::new(16, 65_536);
     pub(super) const SNAPSHOT_QUEUE: NumberRange = NumberRange::new(1_000, 10_000_000);
+    pub(super) const SPOOL: SizeRange = SizeRange::new(1 << 20, 2 << 30);
     pub(super) const RING: SizeRange = SizeRange::powers_of_two(64 << 10, 256 << 20);
 }
 
@@ -281,7 +287,8 @@ ranged! {
         sample_queue: u32 = range::SAMPLE_QUEUE,
         snapshot_queue: u32 = range::SNAPSHOT_QUEUE,
         requests_ring: u32 = range::RING,
-        samples_ring: u32 = range::RING;
+        samples_ring: u32 = range::RING,
+        spool: u32 = range::SPOOL;
 }
 
 impl Config {

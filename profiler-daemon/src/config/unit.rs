@@ -29,6 +29,7 @@ pub struct DurationRange {
 pub struct SizeRange {
     min_bytes: u64,
     max_bytes: u64,
+    is_power: bool,
 }
 
 /// Whole numbers from one to another, both included.
@@ -135,6 +136,17 @@ impl SizeRange {
         Self {
             min_bytes,
             max_bytes,
+            is_power: true,
+        }
+    }
+
+    /// Any size, from and to in bytes.
+    #[must_use]
+    pub const fn new(min_bytes: u64, max_bytes: u64) -> Self {
+        Self {
+            min_bytes,
+            max_bytes,
+            is_power: false,
         }
     }
 
@@ -153,7 +165,7 @@ impl SizeRange {
         if in_range != bytes {
             return Err(out_of_range(&show(bytes), &min, &max, &show(in_range)));
         }
-        if !bytes.is_power_of_two() {
+        if self.is_power && !bytes.is_power_of_two() {
             let above = bytes.next_power_of_two();
             let nearest = if above - bytes <= bytes - above / 2 {
                 above

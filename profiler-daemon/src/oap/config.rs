@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::spool::{Losses, Spool};
 use crate::model::ProfileTask;
 use anyhow::{Context, Result, bail};
 use tokio::sync::Notify;
@@ -35,8 +36,10 @@ pub struct OapConfig {
     pub call_timeout: Duration,
     /// First and longest pause between connection attempts.
     pub retry: (Duration, Duration),
-    /// Snapshots that may wait for delivery, over all tasks.
+    /// Snapshots that may wait for delivery in memory, over all tasks.
     pub queue_snapshots: usize,
+    /// Folder for what the memory has no room for, and its most bytes; `None` keeps nothing on disk.
+    pub spool: Option<(PathBuf, u64)>,
     /// Most snapshots in one stream.
     pub batch_snapshots: usize,
 }
@@ -80,6 +83,7 @@ impl OapConfig {
             retry: (Duration::from_millis(500), Duration::from_secs(30)),
             // Nine requests of two minutes at 10 ms.
             queue_snapshots: 108_000,
+            spool: None,
             batch_snapshots: 1_000,
         }
     }
@@ -98,6 +102,19 @@ impl OapConfig {
         }
         super::auth::Token::new(self.token.as_deref())?;
         Ok(())
+    }
+
+    /// The spool, if there is to be one. A disk that cannot be used must not end the daemon.
+    pub(super) fn open_spool(&self) -> Option<(Spool, Losses)> {
+        let (folder, limit_bytes) = self.spool.as_ref()?;
+        match Spool::open(folder, *limit_bytes) {
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "what an OAP does not take is kept in memory only");
+                None
+            }
+        }
     }
 
     /// A tonic endpoint for one backend.

@@ -2,7 +2,7 @@
 //!
 //! In:  [`ProfiledSegment`]s, service instances, coverage, through [`OapHandle`]
 //! Out: [`OapEvent`]s: tasks to run; and all that is sent to the OAP
-//! Lost: segments over the queue's limit and snapshots on a failed connection, counted per task
+//! Lost: segments over the limits of queue and spool, and snapshots on a failed connection, counted per task
 //! ([`DeliveryStats`]); commands that are refused, told as events
 //!
 //! ```text
@@ -23,11 +23,13 @@ pub(crate) mod command;
 mod config;
 pub mod graphql;
 mod link;
+mod outgoing;
 mod poll;
 mod presence;
 mod queue;
 mod report;
 mod segment;
+mod spool;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -88,7 +90,10 @@ impl OapClient {
         let config = Arc::new(config);
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (services, watched) = watch::channel(Arc::default());
-        let queue = Arc::new(Queue::new(config.queue_snapshots));
+        let queue = Arc::new(match config.open_spool() {
+            Some((spool, losses)) => Queue::with_spool(config.queue_snapshots, spool, losses),
+            None => Queue::new(config.queue_snapshots),
+        });
         let (link, keeper) = Link::new(Arc::clone(&config), events.clone());
         let poller = Poller {
             config: Arc::clone(&config),
@@ -123,6 +128,9 @@ impl OapClient {
         (handle, receiver)
     }
 }
+
+/// How long the reporter may take to give back what it holds, once it is told to.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The client's tasks; they end with it.
 #[derive(Debug)]
@@ -215,8 +223,12 @@ impl OapHandle {
         if let Some(mut reporter) = self.running.take_reporter()
             && timeout(deadline, &mut reporter).await.is_err()
         {
-            reporter.abort();
-            let _ = reporter.await;
+            // It gives back what no connection has taken; a call that hangs is not waited for.
+            self.queue.stop();
+            if timeout(STOP_DEADLINE, &mut reporter).await.is_err() {
+                reporter.abort();
+                let _ = reporter.await;
+            }
         }
         self.running.abort_others();
         self.queue.give_up()

@@ -3,14 +3,24 @@
 //! In:  profiled segments, coverage and task ends, from the pipeline; never waits
 //! Out: [`Work`] for the reporter, in order; [`DeliveryStats`] per task
 //! Lost: segments over the limit, repeated or empty ones -> [`ReportError`], counted per task
+//!
+//! ```text
+//! report ──> memory, up to the limit ──> reporter
+//!        └─> spool, once that is full, up to its limit ──> memory, when that is empty
+//! ```
+//!
+//! While the spool has something all that is new goes behind it, so the order stays.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tracing::warn;
 
+use super::outgoing::{Item, Outgoing};
 use super::segment;
+use super::spool::{Losses, Spool};
 use crate::model::{Coverage, ProfiledSegment, Service, TaskId};
 
 /// Segment ids remembered to recognise one that is reported again.
@@ -41,6 +51,9 @@ pub enum ReportError {
     /// The queue is full: the OAP is away or slow.
     #[error("the queue is full: {0} snapshots are waiting for the OAP")]
     Full(usize),
+    /// The spool is full, or cannot be written.
+    #[error("the spool on disk has no room for what waits for the OAP (limits.spool)")]
+    SpoolFull,
     /// The same segment id was reported before.
     #[error("the segment was reported before")]
     Repeated,
@@ -59,16 +72,10 @@ pub(super) type TaskAt = (TaskId, Service);
 #[derive(Debug)]
 pub(super) enum Work {
     /// Segments, to be delivered together.
-    Segments(Vec<ProfiledSegment>),
+    Segments(Vec<Outgoing>),
     /// Counts so far.
     Coverage(TaskAt, Coverage),
     /// The end of a task; everything reported before has been dealt with.
-    Finish(TaskAt, Coverage),
-}
-
-#[derive(Debug)]
-enum Item {
-    Segment(Box<ProfiledSegment>),
     Finish(TaskAt, Coverage),
 }
 
@@ -84,6 +91,7 @@ struct State {
     stats_order: VecDeque<TaskAt>,
     reported: HashSet<String>,
     reported_order: VecDeque<String>,
+    spool: Option<Spool>,
     closed: bool,
 }
 
@@ -93,6 +101,8 @@ pub(super) struct Queue {
     limit: usize,
     state: Mutex<State>,
     wake: Notify,
+    /// True once nothing is waited for any more.
+    stopping: watch::Sender<bool>,
 }
 
 impl Queue {
@@ -101,7 +111,27 @@ impl Queue {
             limit,
             state: Mutex::default(),
             wake: Notify::new(),
+            stopping: watch::Sender::default(),
         }
+    }
+
+    /// With a spool behind the memory; what a crash has cost it is counted here.
+    pub(super) fn with_spool(limit: usize, spool: Spool, losses: Losses) -> Self {
+        let queue = Self::new(limit);
+        let mut state = queue.lock();
+        for (key, lost) in losses.snapshots {
+            warn!(task_id = %key.0, lost, "snapshots were being sent when profilerd died: they may be lost");
+            state.stats(&key).snapshots_lost += lost;
+        }
+        if losses.records > 0 {
+            warn!(
+                lost = losses.records,
+                "profiled requests of the spool cannot be read"
+            );
+        }
+        state.spool = Some(spool);
+        drop(state);
+        queue
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -114,31 +144,33 @@ impl Queue {
         let count = segment.snapshots.len();
         let key = (segment.task_id.clone(), segment.service.clone());
         let mut state = self.lock();
-        let refusal = if state.closed {
-            Some(ReportError::Closed)
+        state.stats(&key).snapshots_lost += removed;
+        let taken = if state.closed {
+            Err(ReportError::Closed)
         } else if state.reported.contains(&segment.request.request.segment_id) {
-            Some(ReportError::Repeated)
+            Err(ReportError::Repeated)
         } else if count == 0 {
-            Some(ReportError::Empty)
-        } else if state.snapshots > 0 && state.snapshots + count > self.limit {
-            Some(ReportError::Full(state.snapshots))
+            Err(ReportError::Empty)
         } else {
-            None
+            let segment_id = segment.request.request.segment_id.clone();
+            let item = Item::Segment(Box::new(Outgoing::new(segment)));
+            let taken = state.push(item, self.limit);
+            if taken.is_ok() {
+                state.remember(&segment_id);
+            }
+            taken
         };
         let stats = state.stats(&key);
-        stats.snapshots_lost += removed;
-        if let Some(refusal) = refusal {
-            stats.snapshots_lost += count as u64;
-            stats.segments_lost += 1;
-            return Err(refusal);
+        match taken {
+            Ok(()) => stats.snapshots_queued += count as u64,
+            Err(_) => {
+                stats.snapshots_lost += count as u64;
+                stats.segments_lost += 1;
+            }
         }
-        stats.snapshots_queued += count as u64;
-        state.snapshots += count;
-        state.remember(&segment.request.request.segment_id);
-        state.items.push_back(Item::Segment(Box::new(segment)));
         drop(state);
         self.wake.notify_one();
-        Ok(())
+        taken
     }
 
     /// Replaces the counts of a task that are to be sent.
@@ -155,9 +187,10 @@ impl Queue {
     pub(super) fn finish(&self, key: TaskAt, coverage: Coverage) {
         let mut state = self.lock();
         if state.finishes < TASKS_MAX {
-            state.finishes += 1;
             state.coverage.remove(&key);
-            state.items.push_back(Item::Finish(key, coverage));
+            if state.push(Item::Finish(key, coverage), self.limit).is_err() {
+                warn!("the spool is full: the end of a task will not be reported");
+            }
             drop(state);
             self.wake.notify_one();
         }
@@ -165,9 +198,23 @@ impl Queue {
 
     /// Waits for work; `None` when the queue is closed and empty. At most `batch` snapshots come
     /// together, unless one segment has more.
-    pub(super) async fn next(&self, batch: usize) -> Option<Work> {
+    pub(super) async fn next(self: &Arc<Self>, batch: usize) -> Option<Work> {
         loop {
             let woken = self.wake.notified();
+            let needs_file = {
+                let mut state = self.lock();
+                // Whoever asks for more has dealt with what there was.
+                let needs_file = state.items.is_empty() && state.spool.is_some();
+                if !needs_file && let Some(work) = state.take(batch) {
+                    return Some(work);
+                }
+                needs_file
+            };
+            if needs_file {
+                let queue = Arc::clone(self);
+                // Reads and decodes some megabytes.
+                let _done = tokio::task::spawn_blocking(move || queue.lock().refill()).await;
+            }
             {
                 let mut state = self.lock();
                 if let Some(work) = state.take(batch) {
@@ -179,6 +226,26 @@ impl Queue {
             }
             woken.await;
         }
+    }
+
+    /// Takes back what was not given to a connection, before everything else.
+    pub(super) fn put_back(&self, segments: impl DoubleEndedIterator<Item = Outgoing>) {
+        let mut state = self.lock();
+        for segment in segments.rev() {
+            state.items.push_front(Item::Segment(Box::new(segment)));
+        }
+    }
+
+    /// Ends all waiting for a connection.
+    pub(super) fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Waits for [`Self::stop`].
+    pub(super) async fn stopped(&self) {
+        let mut stopping = self.stopping.subscribe();
+        // It fails only when the queue is gone.
+        let _stopped = stopping.wait_for(|stop| *stop).await;
     }
 
     /// Notes what became of queued snapshots.
@@ -233,9 +300,22 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// Gives up what waits; returns the number of snapshots given up.
+    /// Leaves what waits to the spool, for the next start, or gives it up; returns the number of
+    /// snapshots given up.
     pub(super) fn give_up(&self) -> u64 {
         let mut state = self.lock();
+        let State { items, spool, .. } = &mut *state;
+        match spool.as_mut().map(|spool| spool.put_back(items.iter())) {
+            Some(Ok(())) => {
+                // The rest is on its way in a call that hangs.
+                let kept = items.iter().map(Item::snapshots).sum();
+                let hanging = state.snapshots.saturating_sub(kept);
+                state.items.clear();
+                return hanging as u64;
+            }
+            Some(Err(error)) => warn!(%error, "what waits for the OAP cannot be kept"),
+            None => {}
+        }
         state.items.clear();
         state.coverage.clear();
         state.finishes = 0;
@@ -273,8 +353,60 @@ impl State {
         self.reported_order.push_back(segment_id.to_owned());
     }
 
+    /// Adds an item behind all others, to the memory or the spool.
+    fn push(&mut self, item: Item, limit: usize) -> Result<(), ReportError> {
+        let count = item.snapshots();
+        let is_spooling = self.spool.as_ref().is_some_and(|spool| !spool.is_empty());
+        let has_room = self.snapshots == 0 || self.snapshots + count <= limit;
+        if is_spooling || !has_room {
+            let spool = self
+                .spool
+                .as_mut()
+                .ok_or(ReportError::Full(self.snapshots))?;
+            return match spool.push(&item) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(ReportError::SpoolFull),
+                Err(error) => {
+                    warn!(%error, "the spool cannot be written");
+                    Err(ReportError::SpoolFull)
+                }
+            };
+        }
+        self.snapshots += count;
+        self.finishes += usize::from(matches!(item, Item::Finish(..)));
+        self.items.push_back(item);
+        Ok(())
+    }
+
+    /// Takes a file of the spool into the empty memory.
+    fn refill(&mut self) {
+        let Some(spool) = &mut self.spool else { return };
+        let (items, unreadable) = match spool.take() {
+            Ok(taken) => taken.unwrap_or_default(),
+            Err(error) => {
+                warn!(%error, "the spool cannot be read");
+                return;
+            }
+        };
+        if unreadable > 0 {
+            warn!(
+                lost = unreadable,
+                "profiled requests of the spool cannot be read"
+            );
+        }
+        for item in &items {
+            self.snapshots += item.snapshots();
+            self.finishes += usize::from(matches!(item, Item::Finish(..)));
+            // Nothing was counted of what a daemon before this one has left.
+            let count = item.snapshots() as u64;
+            let stats = self.stats(item.key());
+            stats.snapshots_queued = stats.snapshots_queued.max(count);
+        }
+        self.items.extend(items);
+    }
+
     fn take(&mut self, batch: usize) -> Option<Work> {
-        let mut segments: Vec<ProfiledSegment> = Vec::new();
+        let mut segments: Vec<Outgoing> = Vec::new();
         let mut snapshots = 0;
         while let Some(item) = self.items.pop_front() {
             match item {
@@ -315,11 +447,11 @@ mod tests {
         (segment.task_id, segment.service)
     }
 
-    async fn next(queue: &Queue, batch: usize) -> String {
+    async fn next(queue: &Arc<Queue>, batch: usize) -> String {
         match queue.next(batch).await {
             Some(Work::Segments(segments)) => segments
                 .iter()
-                .map(|segment| segment.request.request.segment_id.as_str())
+                .map(|segment| segment.segment_id.as_str())
                 .collect::<Vec<_>>()
                 .join("+"),
             Some(Work::Coverage((task, _), _)) => format!("coverage {task}"),
@@ -331,7 +463,7 @@ mod tests {
     /// Check that segments come in batches, a task's end behind them, and coverage when idle.
     #[tokio::test]
     async fn work_comes_in_order() {
-        let queue = Queue::new(100);
+        let queue = Arc::new(Queue::new(100));
         queue.report(segment("t", "a", &["m", "m"])).unwrap();
         queue.report(segment("t", "b", &["m"])).unwrap();
         queue.report(segment("t", "c", &["m"])).unwrap();
@@ -353,7 +485,7 @@ mod tests {
     /// Check that a full queue refuses the newest and counts it, and that settling makes room.
     #[tokio::test]
     async fn a_full_queue_refuses_the_newest() {
-        let queue = Queue::new(3);
+        let queue = Arc::new(Queue::new(3));
         queue.report(segment("t", "a", &["m", "m"])).unwrap();
         assert_eq!(
             queue.report(segment("t", "b", &["m", "m"])),
@@ -383,7 +515,7 @@ mod tests {
     /// Check that a segment is taken once, with at least one frame, and not after the close.
     #[test]
     fn a_segment_is_taken_once() {
-        let queue = Queue::new(100);
+        let queue = Arc::new(Queue::new(100));
         queue.report(segment("t", "a", &["m", ""])).unwrap();
         let refused = |id, stacks: &[&str]| queue.report(segment("t", id, stacks)).unwrap_err();
         assert_eq!(refused("a", &["m"]), ReportError::Repeated);

@@ -26,11 +26,11 @@ use tracing::{debug, warn};
 use super::OapConfig;
 use super::backoff::Backoff;
 use super::link::{Connection, Failure, Link, explain};
+use super::outgoing::Outgoing;
 use super::presence::cut_service;
 use super::queue::{Queue, TaskAt, Work};
-use super::segment;
 use crate::embedded::wire::coverage_to_wire;
-use crate::model::{Counter, Coverage, ProfiledSegment};
+use crate::model::{Counter, Coverage};
 
 /// Attempts of a call that the OAP is too busy for, or answers with an error.
 const ATTEMPTS: u32 = 8;
@@ -54,6 +54,24 @@ struct Attempts {
     backoff: Backoff,
 }
 
+/// What was dealt with of some segments.
+#[derive(Default)]
+struct Progress {
+    objects: usize,
+    /// Over all segments, in order.
+    snapshots: usize,
+}
+
+impl Progress {
+    /// How many snapshots of one segment were dealt with.
+    fn snapshots_of(&self, index: usize, segments: &[Outgoing]) -> usize {
+        let before: usize = segments[..index].iter().map(|s| s.snapshots.len()).sum();
+        self.snapshots
+            .saturating_sub(before)
+            .min(segments[index].snapshots.len())
+    }
+}
+
 /// What to do after a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
@@ -70,7 +88,7 @@ impl Reporter {
     pub(super) async fn run(mut self) {
         while let Some(work) = self.queue.next(self.config.batch_snapshots).await {
             let done = match work {
-                Work::Segments(segments) => self.deliver(segments.into()).await,
+                Work::Segments(segments) => self.deliver(segments).await,
                 Work::Coverage(key, coverage) => self.coverage(&key, coverage).await,
                 Work::Finish(key, coverage) => self.finish(&key, coverage).await,
             };
@@ -87,6 +105,14 @@ impl Reporter {
         }
     }
 
+    /// A connection, unless all waiting is over.
+    async fn connection(&self) -> Result<Connection, Gone> {
+        tokio::select! {
+            connection = self.link.connection() => connection.ok_or(Gone),
+            () = self.queue.stopped() => Err(Gone),
+        }
+    }
+
     /// Waits as long as the failure asks for, and says how to go on. `taken` is the number of
     /// messages that the connection had taken from the stream.
     async fn after_failure(
@@ -100,8 +126,12 @@ impl Reporter {
         match Failure::of(status) {
             Failure::Unimplemented => return Ok(Next::GiveUp),
             Failure::Link if taken == 0 || is_unauthorized(status) => {
-                let next = self.link.connection_after(connection.generation).await;
-                next.ok_or(Gone)?;
+                tokio::select! {
+                    next = self.link.connection_after(connection.generation) => {
+                        next.ok_or(Gone)?;
+                    }
+                    () = self.queue.stopped() => return Err(Gone),
+                }
                 return Ok(Next::Retry);
             }
             Failure::Refused | Failure::Link if taken > 0 => return Ok(Next::GoOn),
@@ -113,17 +143,44 @@ impl Reporter {
             warn!("the OAP keeps refusing a call; it is given up");
             return Ok(Next::GiveUp);
         }
-        sleep(attempts.backoff.pause()).await;
-        Ok(Next::Retry)
+        tokio::select! {
+            () = sleep(attempts.backoff.pause()) => Ok(Next::Retry),
+            () = self.queue.stopped() => Err(Gone),
+        }
     }
 
-    /// Sends the trace segments, then their snapshots.
-    async fn deliver(&self, segments: Arc<[ProfiledSegment]>) -> Result<(), Gone> {
-        let mut next = 0;
+    /// Sends the trace segments, then their snapshots. What no connection has taken when all waiting
+    /// ends goes back to the queue.
+    async fn deliver(&self, segments: Vec<Outgoing>) -> Result<(), Gone> {
+        let segments: Arc<[Outgoing]> = segments.into();
+        let mut progress = Progress::default();
+        let done = self.deliver_all(&segments, &mut progress).await;
+        if done.is_err() {
+            let rest = segments.iter().enumerate().filter_map(|(index, segment)| {
+                let is_sent = index < progress.objects;
+                let from = progress.snapshots_of(index, &segments);
+                let rest = Outgoing {
+                    object: segment.object.clone().filter(|_| !is_sent),
+                    snapshots: segment.snapshots[from..].to_vec(),
+                    ..segment.clone()
+                };
+                (!rest.snapshots.is_empty()).then_some(rest)
+            });
+            self.queue.put_back(rest.collect::<Vec<_>>().into_iter());
+        }
+        done
+    }
+
+    async fn deliver_all(
+        &self,
+        segments: &Arc<[Outgoing]>,
+        progress: &mut Progress,
+    ) -> Result<(), Gone> {
         let mut attempts = self.attempts();
-        while next < segments.len() {
-            let connection = self.link.connection().await.ok_or(Gone)?;
-            let (result, taken) = self.stream_segments(&connection, &segments, next).await;
+        while progress.objects < segments.len() {
+            let connection = self.connection().await?;
+            let next = progress.objects;
+            let (result, taken) = self.stream_segments(&connection, segments, next).await;
             let rest = segments.len() - next;
             let (sent, lost) = match result {
                 Ok(_) => (rest, 0),
@@ -133,9 +190,9 @@ impl Reporter {
                 }
             };
             for (index, segment) in segments[next..].iter().take(sent + lost).enumerate() {
-                self.queue.settle_segment(&key(segment), index < sent);
+                self.queue.settle_segment(&segment.key, index < sent);
             }
-            next += sent + lost;
+            progress.objects += sent + lost;
         }
 
         let rows: Vec<(usize, usize)> = (0..segments.len())
@@ -145,10 +202,10 @@ impl Reporter {
             let mut next = 0;
             let mut attempts = self.attempts();
             while next < batch.len() {
-                let connection = self.link.connection().await.ok_or(Gone)?;
+                let connection = self.connection().await?;
                 let rest = &batch[next..];
                 let (result, taken) = self
-                    .stream_snapshots(&connection, &segments, rest.to_vec())
+                    .stream_snapshots(&connection, segments, rest.to_vec())
                     .await;
                 let (sent, lost) = match result {
                     Ok(_) => (rest.len(), 0),
@@ -159,9 +216,10 @@ impl Reporter {
                 };
                 for (position, &(index, _)) in rest.iter().take(sent + lost).enumerate() {
                     let (sent, lost) = if position < sent { (1, 0) } else { (0, 1) };
-                    self.queue.settle(&key(&segments[index]), sent, lost);
+                    self.queue.settle(&segments[index].key, sent, lost);
                 }
                 next += sent + lost;
+                progress.snapshots += sent + lost;
             }
         }
         Ok(())
@@ -171,15 +229,15 @@ impl Reporter {
     async fn stream_segments(
         &self,
         connection: &Connection,
-        segments: &Arc<[ProfiledSegment]>,
+        segments: &Arc<[Outgoing]>,
         first: usize,
     ) -> (Result<Commands, Status>, usize) {
         let taken = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&taken);
         let segments = Arc::clone(segments);
-        let objects = (first..segments.len()).map(move |index| {
+        let objects = (first..segments.len()).filter_map(move |index| {
             count.fetch_add(1, Ordering::Relaxed);
-            segment::to_object(&segments[index])
+            segments[index].object.clone()
         });
         let mut client = connection.trace_segments();
         let call = client.collect(tokio_stream::iter(objects));
@@ -191,7 +249,7 @@ impl Reporter {
     async fn stream_snapshots(
         &self,
         connection: &Connection,
-        segments: &Arc<[ProfiledSegment]>,
+        segments: &Arc<[Outgoing]>,
         rows: Vec<(usize, usize)>,
     ) -> (Result<Commands, Status>, usize) {
         let taken = Arc::new(AtomicUsize::new(0));
@@ -200,7 +258,7 @@ impl Reporter {
         let messages = rows.into_iter().map(move |(index, row)| {
             count.fetch_add(1, Ordering::Relaxed);
             let segment = &segments[index];
-            segment::to_snapshot(segment, &segment.snapshots[row])
+            segment.to_message(&segment.snapshots[row])
         });
         let mut client = connection.profile_task();
         let call = client.collect_snapshot(tokio_stream::iter(messages));
@@ -212,7 +270,7 @@ impl Reporter {
     async fn coverage(&mut self, key: &TaskAt, coverage: Coverage) -> Result<(), Gone> {
         let mut attempts = self.attempts();
         loop {
-            let connection = self.link.connection().await.ok_or(Gone)?;
+            let connection = self.connection().await?;
             if self.without_coverage == Some(connection.generation) {
                 return Ok(());
             }
@@ -266,7 +324,7 @@ impl Reporter {
         };
         let mut attempts = self.attempts();
         loop {
-            let connection = self.link.connection().await.ok_or(Gone)?;
+            let connection = self.connection().await?;
             let mut client = connection.profile_task();
             let call = client.report_task_finish(report.clone());
             let Err(status) = self.link.call(&connection, call).await else {
@@ -280,10 +338,6 @@ impl Reporter {
             }
         }
     }
-}
-
-fn key(segment: &ProfiledSegment) -> TaskAt {
-    (segment.task_id.clone(), segment.service.clone())
 }
 
 /// How many of `rest` messages are lost with a failed stream that had taken `taken`.

@@ -7,7 +7,7 @@ use profiler_proto::skywalking as pb;
 
 use super::name::{ENDPOINT_MAX, ID_MAX, cut};
 use super::presence::cut_service;
-use crate::model::{ProfiledSegment, Snapshot, Sw8};
+use crate::model::{ProfiledSegment, Sw8};
 
 /// `http` in OAP's `component-libraries.yml` (id 49 in 10.1.0): plain HTTP, whatever serves it.
 const COMPONENT_HTTP: i32 = 49;
@@ -60,20 +60,6 @@ pub(super) fn to_object(segment: &ProfiledSegment) -> pb::SegmentObject {
     }
 }
 
-/// One snapshot of the segment.
-pub(super) fn to_snapshot(segment: &ProfiledSegment, snapshot: &Snapshot) -> pb::ThreadSnapshot {
-    let frames = snapshot.stack.iter().map(|frame| frame.to_string());
-    pb::ThreadSnapshot {
-        task_id: segment.task_id.0.clone(),
-        trace_segment_id: segment.request.request.segment_id.clone(),
-        time: snapshot.unix_ms,
-        sequence: snapshot.sequence,
-        stack: Some(pb::ThreadStack {
-            code_signatures: frames.collect(),
-        }),
-    }
-}
-
 /// Makes the snapshots what an OAP can show: none empty (one empty stack makes OAP 10.1.0 fail the
 /// whole analysis), numbered from 0 without holes, inside the span. Returns how many were removed.
 pub(super) fn normalize(segment: &mut ProfiledSegment) -> u64 {
@@ -123,10 +109,11 @@ fn tag(key: &str, value: String) -> pb::KeyStringValuePair {
 pub(super) mod tests {
     use std::sync::Arc;
 
+    use super::super::outgoing::Outgoing;
     use super::*;
     use crate::model::{
-        ActiveRequest, Coverage, FinishedRequest, Pid, RequestId, Service, TaskId, TaskSlot, Tid,
-        WallClock,
+        ActiveRequest, Coverage, FinishedRequest, Pid, RequestId, Service, Snapshot, TaskId,
+        TaskSlot, Tid, WallClock,
     };
 
     /// A profiled request with one snapshot per stack, 10 ms apart.
@@ -275,7 +262,8 @@ pub(super) mod tests {
             .map(|snapshot| (snapshot.sequence, snapshot.unix_ms))
             .collect();
         assert_eq!(rows, [(0, request.start_unix_ms), (1, request.end_unix_ms)]);
-        let message = to_snapshot(&request, &request.snapshots[1]);
+        let outgoing = Outgoing::new(request);
+        let message = outgoing.to_message(&outgoing.snapshots[1]);
         assert_eq!(message.stack.unwrap().code_signatures, ["main", "a"]);
         assert_eq!(message.trace_segment_id, "s");
     }
