@@ -68,6 +68,8 @@ hostile! {
     request_head: 2000,
     response_head: 2000,
     sw8: 2000,
+    spool_file: 2000,
+    task_journal: 2000,
     mappings: 2000,
     proc_texts: 2000,
     identity_files: 2000,

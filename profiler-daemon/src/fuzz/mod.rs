@@ -36,6 +36,8 @@ targets! {
     wire::kernel_types,
     wire::agent_reports,
     wire::client_segment,
+    wire::spool_file,
+    wire::task_journal,
     text::request_head,
     text::response_head,
     text::sw8,

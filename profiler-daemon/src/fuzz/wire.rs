@@ -24,6 +24,16 @@ fn parts(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// A file of the spool, as a daemon before has left it.
+pub fn spool_file(data: &[u8]) {
+    let _items = crate::oap::read_spool_file(data);
+}
+
+/// The journal of tasks, as a daemon before has left it.
+pub fn task_journal(data: &[u8]) {
+    let _tasks = crate::state::parse_journal(data);
+}
+
 /// The task that the tracker runs, for any endpoint.
 fn task() -> ProfileTask {
     ProfileTask {

@@ -76,6 +76,13 @@ pub enum OapEvent {
     },
 }
 
+/// Number of items of a spool file that can be read, and of those that cannot.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_spool_file(mut bytes: &[u8]) -> (usize, u64) {
+    let (items, unreadable) = spool::read(&mut bytes).unwrap_or_default();
+    (items.len(), unreadable)
+}
+
 /// Starts the client.
 #[derive(Debug)]
 pub struct OapClient;

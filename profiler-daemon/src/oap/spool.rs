@@ -212,7 +212,7 @@ fn record(item: &Item) -> Vec<u8> {
 
 /// All records of a file, and how many there are that cannot be read: one whose end is missing, and
 /// everything behind one whose bytes are not what was written, counted as one.
-pub(crate) fn read(file: &mut impl Read) -> io::Result<(Vec<Item>, u64)> {
+pub(super) fn read(file: &mut impl Read) -> io::Result<(Vec<Item>, u64)> {
     let mut items = Vec::new();
     let mut unreadable = 0;
     loop {

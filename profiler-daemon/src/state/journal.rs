@@ -199,10 +199,14 @@ fn read(folder: &StateFolder) -> Result<Vec<SavedTask>> {
             return Err(error).with_context(|| format!("failed to read {}", path.display()));
         }
     };
-    let tasks: Vec<SavedTask> = serde_json::from_slice(&bytes)
-        .with_context(|| format!("{} is no journal of tasks", path.display()))?;
+    parse(&bytes).with_context(|| format!("{} is no journal of tasks", path.display()))
+}
+
+/// Tasks that an OAP can have asked for.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<SavedTask>> {
+    let tasks: Vec<SavedTask> = serde_json::from_slice(bytes)?;
     if tasks.len() > TASKS_MAX || !tasks.iter().all(SavedTask::is_possible) {
-        bail!("{} has tasks that no OAP asks for", path.display());
+        bail!("it has tasks that no OAP asks for");
     }
     Ok(tasks)
 }

@@ -8,4 +8,6 @@ mod folder;
 mod journal;
 
 pub use folder::StateFolder;
+#[cfg(feature = "fuzzing")]
+pub(crate) use journal::parse as parse_journal;
 pub use journal::{SavedTask, TaskJournal};
