@@ -13,8 +13,8 @@ use profiler_daemon::embedded::EmbeddedOap;
 use profiler_daemon::embedded::task::TaskRequest;
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
-    ActiveRequest, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId, Service, Snapshot,
-    TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Binding, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId, Service,
+    Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
 use profiler_daemon::oap::{OapClient, OapConfig, OapEvent};
 
@@ -138,6 +138,7 @@ fn segment(task_id: &TaskId, service: &Service) -> ProfiledSegment {
         task_id: task_id.clone(),
         service: service.clone(),
         tags: Vec::new(),
+        binding: Binding::Own,
         request: FinishedRequest {
             request: ActiveRequest {
                 id: RequestId(1),
@@ -158,6 +159,7 @@ fn segment(task_id: &TaskId, service: &Service) -> ProfiledSegment {
             end_ktime_ns: 0,
             status: Some(200),
             reason: None,
+            outbound: None,
             losses: Coverage::default(),
         },
         start_unix_ms,

@@ -9,8 +9,8 @@ use profiler_daemon::embedded::task::{Operation, TaskRequest, TaskState};
 use profiler_daemon::embedded::{EmbeddedConfig, EmbeddedOap, TaskClient};
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, ProfiledSegment,
-    RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Binding, BoundBy, Counter, Coverage, FinishedRequest, Pid, ProfileTask,
+    ProfiledSegment, RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
 use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use profiler_proto::profilerd as pb;
@@ -70,11 +70,13 @@ fn segment(task: &TaskId, service: &Service, id: &str, stacks: &[&str]) -> Profi
             end_ktime_ns: 0,
             status: Some(200),
             reason: None,
+            outbound: None,
             losses: Coverage::default(),
         },
         start_unix_ms,
         end_unix_ms: start_unix_ms + 10 * (stacks.len() as i64 - 1),
         tags: Vec::new(),
+        binding: Binding::Own,
         snapshots: snapshots.collect(),
     }
 }
@@ -507,4 +509,33 @@ async fn an_oversized_message_is_refused() {
     let request = segment(&task.task_id, &task.service, "good", &["m", "m"]);
     handle.report(request).unwrap();
     until("delivery", || stats().snapshots_sent == 2).await;
+}
+
+/// Check that of a request that belongs to an agent's segment only the snapshots are sent, beside others in
+/// one delivery.
+#[tokio::test]
+async fn an_agents_segment_is_not_sent() {
+    let oap = start().await;
+    let (handle, mut events) = client(config(&[&oap]), &["one"]);
+    let task = oap.store().create_task(request("shop", "/"), unix_ms_now());
+    let task = TaskId(task.unwrap().id);
+    next_task(&mut events).await;
+    let theirs = |id: &str| {
+        let mut segment = segment(&task, &service("one"), id, &["main>a", "main>b"]);
+        segment.bind(id, None, BoundBy::Query);
+        segment
+    };
+    handle.report(theirs("theirs-1")).unwrap();
+    let own = segment(&task, &service("one"), "own", &["main>a"]);
+    handle.report(own).unwrap();
+    handle.report(theirs("theirs-2")).unwrap();
+    until("five snapshots", || {
+        handle.delivery(&task).snapshots_sent == 5
+    })
+    .await;
+    let stats = handle.delivery(&task);
+    assert_eq!((stats.segments_sent, stats.segments_lost), (1, 0));
+    assert_eq!(stats.snapshots_lost, 0);
+    // An id is bound once.
+    assert!(handle.report(theirs("theirs-1")).is_err());
 }

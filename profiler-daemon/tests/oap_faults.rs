@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
-    ActiveRequest, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId, Service, Snapshot,
-    TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Binding, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId, Service,
+    Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
 use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use profiler_proto::skywalking as pb;
@@ -234,11 +234,13 @@ fn segment(id: &str, snapshots: i32) -> ProfiledSegment {
             end_ktime_ns: 0,
             status: Some(200),
             reason: None,
+            outbound: None,
             losses: Coverage::default(),
         },
         start_unix_ms,
         end_unix_ms: start_unix_ms + i64::from(snapshots) * 10,
         tags: Vec::new(),
+        binding: Binding::Own,
         snapshots: (0..snapshots)
             .map(|sequence| Snapshot {
                 sequence,

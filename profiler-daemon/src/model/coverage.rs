@@ -91,12 +91,22 @@ pub enum Counter {
     SnapshotsSent,
     /// Snapshots lost because the OAP could not be reached in time.
     SnapshotsLost,
+    /// Requests bound to the segment that their own outbound calls name.
+    SegmentsBoundByCall,
+    /// Requests bound to a segment that the OAP was asked for.
+    SegmentsBoundByQuery,
+    /// Requests of a process with an agent that got a segment of ours.
+    SegmentsSynthetic,
+    /// Queries for the agents' segments that failed.
+    SegmentQueriesFailed,
     /// Tags refused because the map was full.
     TagsFull,
     /// Other refused map updates.
     MapUpdatesFailed,
     /// Processes of the service that cannot be profiled yet (for example Go).
     ProcessesUnsupported,
+    /// Processes of the service whose own agent runs the task.
+    ProcessesLeftToAgent,
 }
 
 /// Name and text of every counter, in report order.
@@ -317,6 +327,26 @@ const TABLE: &[(Counter, &str, &str)] = &[
         "snapshots lost because the OAP could not be reached in time",
     ),
     (
+        Counter::SegmentsBoundByCall,
+        "segments_bound_by_call",
+        "requests shown in their agent's segment, which their own outbound calls name",
+    ),
+    (
+        Counter::SegmentsBoundByQuery,
+        "segments_bound_by_query",
+        "requests shown in their agent's segment, which the OAP was asked for",
+    ),
+    (
+        Counter::SegmentsSynthetic,
+        "segments_synthetic",
+        "requests of a process with an agent that are shown in a segment of profilerd instead",
+    ),
+    (
+        Counter::SegmentQueriesFailed,
+        "segment_queries_failed",
+        "failed queries for segments of agents",
+    ),
+    (
         Counter::TagsFull,
         "tags_full",
         "tags refused because the map was full",
@@ -330,6 +360,11 @@ const TABLE: &[(Counter, &str, &str)] = &[
         Counter::ProcessesUnsupported,
         "processes_unsupported",
         "processes of the service that cannot be profiled yet (for example Go)",
+    ),
+    (
+        Counter::ProcessesLeftToAgent,
+        "processes_left_to_agent",
+        "processes of the service that are left to the profiler of their own agent",
     ),
 ];
 

@@ -1,10 +1,11 @@
 //! The nouns of the pipeline. No I/O, no dependency on another module of the daemon.
 //!
 //! Reading order: [`task`] (what to profile), [`request`] (what was seen), [`sample`] (one
-//! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`coverage`]
-//! (what was lost and why), [`clock`] (kernel time to wall time).
+//! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`binding`] (below which
+//! segment), [`coverage`] (what was lost and why), [`clock`] (kernel time to wall time).
 
 pub mod backoff;
+pub mod binding;
 pub mod clock;
 pub mod coverage;
 pub mod name;
@@ -16,6 +17,7 @@ pub mod snapshot;
 pub mod stack;
 pub mod task;
 
+pub use binding::{AgentNames, AgentSpan, Binding, BoundBy, Unbound};
 pub use clock::WallClock;
 pub use coverage::{Counter, Coverage};
 pub use record::{Progress, ProgressState, RecordRequest, RecordTarget};

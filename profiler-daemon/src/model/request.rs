@@ -163,6 +163,9 @@ pub struct FinishedRequest {
     pub status: Option<u16>,
     /// Why the kernel side ended it; `None` if the response was complete before any such event.
     pub reason: Option<EndReason>,
+    /// The context that the request's thread sent with a call of its own: here the parent is the
+    /// request itself, by the names its agent has for it.
+    pub outbound: Option<Sw8>,
     /// Losses of this request alone.
     pub losses: Coverage,
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{FinishedRequest, Service, TaskId};
+use super::{Binding, FinishedRequest, Service, TaskId};
 
 /// `ThreadSnapshot` of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct ProfiledSegment {
     pub end_unix_ms: i64,
     /// Tags of the span beside those that the request gives, from the rules of the configuration.
     pub tags: Vec<(String, String)>,
-    /// At least one.
+    /// Whose segment the snapshots hang below.
+    pub binding: Binding,
+    /// At least one, in order of time.
     pub snapshots: Vec<Snapshot>,
 }

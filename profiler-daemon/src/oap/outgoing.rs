@@ -21,7 +21,7 @@ use crate::model::{Coverage, ProfiledSegment, Service, Snapshot, TaskId};
 pub(super) struct Outgoing {
     pub(super) key: TaskAt,
     pub(super) segment_id: String,
-    /// `None` if it was dealt with before.
+    /// `None` if it was dealt with before, or comes from an agent.
     pub(super) object: Option<SegmentObject>,
     pub(super) snapshots: Vec<Snapshot>,
 }
@@ -37,7 +37,7 @@ impl Outgoing {
     /// Of a segment that [`segment::normalize`] has seen.
     pub(super) fn new(segment: ProfiledSegment) -> Self {
         Self {
-            object: Some(segment::to_object(&segment)),
+            object: segment::is_ours(&segment).then(|| segment::to_object(&segment)),
             key: (segment.task_id, segment.service),
             segment_id: segment.request.request.segment_id,
             snapshots: segment.snapshots,

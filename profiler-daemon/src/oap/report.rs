@@ -149,7 +149,7 @@ impl Reporter {
         }
     }
 
-    /// Sends the trace segments, then their snapshots. What no connection has taken when all waiting
+    /// Sends the trace segments that are ours, then the snapshots of all. What no connection has taken when all waiting
     /// ends goes back to the queue.
     async fn deliver(&self, segments: Vec<Outgoing>) -> Result<(), Gone> {
         let segments: Arc<[Outgoing]> = segments.into();
@@ -177,7 +177,11 @@ impl Reporter {
         progress: &mut Progress,
     ) -> Result<(), Gone> {
         let mut attempts = self.attempts();
-        while progress.objects < segments.len() {
+        // What hangs below an agent's segment has no object of ours.
+        while segments[progress.objects..]
+            .iter()
+            .any(|segment| segment.object.is_some())
+        {
             let connection = self.connection().await?;
             let next = progress.objects;
             let (result, taken) = self.stream_segments(&connection, segments, next).await;
@@ -190,7 +194,9 @@ impl Reporter {
                 }
             };
             for (index, segment) in segments[next..].iter().take(sent + lost).enumerate() {
-                self.queue.settle_segment(&segment.key, index < sent);
+                if segment.object.is_some() {
+                    self.queue.settle_segment(&segment.key, index < sent);
+                }
             }
             progress.objects += sent + lost;
         }

@@ -1,18 +1,30 @@
 //! Turns a [`ProfiledSegment`] into the messages of the protocol: one trace segment, many snapshots.
 //!
 //! An OAP shows snapshots only below a stored segment with the same id, so a process without an
-//! agent gets a synthetic one: a single entry span for the request.
+//! agent gets a synthetic one: a single entry span for the request. The segment of an agent comes from the
+//! agent, and only the snapshots from us.
 
 use profiler_proto::skywalking as pb;
 
 use super::name::{ENDPOINT_MAX, ID_MAX, cut};
 use super::presence::cut_service;
-use crate::model::{ProfiledSegment, Sw8};
+use crate::model::{Binding, ProfiledSegment, Sw8};
 
 /// `http` in OAP's `component-libraries.yml` (id 49 in 10.1.0): plain HTTP, whatever serves it.
 const COMPONENT_HTTP: i32 = 49;
 
+/// Tag that says why a request is not shown in the segment of its agent.
+const TAG_SYNTHETIC: &str = "profilerd.synthetic";
+
+/// Whether the segment is ours to send.
+pub(super) fn is_ours(segment: &ProfiledSegment) -> bool {
+    !matches!(segment.binding, Binding::Agent(_))
+}
+
 /// The synthetic segment: span 0, entry, from the request's head to its last written byte.
+///
+/// Beside an agent's segment for the same request it stays out of the statistics, which would count the
+/// request twice.
 ///
 /// A sampled caller's trace goes on in it. A caller that is not sampled has no segment in the OAP,
 /// so a reference to it would lead nowhere; the request is then a trace of its own, named like its
@@ -36,6 +48,11 @@ pub(super) fn to_object(segment: &ProfiledSegment) -> pb::SegmentObject {
             .iter()
             .map(|(key, value)| tag(key, value.clone())),
     );
+    let unbound = match segment.binding {
+        Binding::Synthetic(unbound) => Some(unbound),
+        Binding::Own | Binding::Agent(_) => None,
+    };
+    tags.extend(unbound.map(|why| tag(TAG_SYNTHETIC, why.to_string())));
     let span = pb::SpanObject {
         span_id: 0,
         parent_span_id: -1,
@@ -48,6 +65,7 @@ pub(super) fn to_object(segment: &ProfiledSegment) -> pb::SegmentObject {
         component_id: COMPONENT_HTTP,
         is_error: segment.request.status.is_some_and(|status| status >= 500),
         tags,
+        skip_analysis: unbound.is_some(),
         ..pb::SpanObject::default()
     };
     pb::SegmentObject {
@@ -112,8 +130,8 @@ pub(super) mod tests {
     use super::super::outgoing::Outgoing;
     use super::*;
     use crate::model::{
-        ActiveRequest, Coverage, FinishedRequest, Pid, RequestId, Service, Snapshot, TaskId,
-        TaskSlot, Tid, WallClock,
+        ActiveRequest, BoundBy, Coverage, FinishedRequest, Pid, RequestId, Service, Snapshot,
+        TaskId, TaskSlot, Tid, Unbound, WallClock,
     };
 
     /// A profiled request with one snapshot per stack, 10 ms apart.
@@ -155,11 +173,13 @@ pub(super) mod tests {
                 end_ktime_ns: 0,
                 status: Some(200),
                 reason: None,
+                outbound: None,
                 losses: Coverage::default(),
             },
             start_unix_ms,
             end_unix_ms: start_unix_ms + 560,
             tags: Vec::new(),
+            binding: Binding::Own,
             snapshots: snapshots.collect(),
         }
     }
@@ -223,6 +243,21 @@ pub(super) mod tests {
         assert_eq!(tags(&object), [("url", "/a"), ("http.method", "POST")]);
         request.tags = vec![("team".to_owned(), "blue".to_owned())];
         assert_eq!(tags(&to_object(&request))[2], ("team", "blue"));
+    }
+
+    /// Check that a segment beside an agent's is kept out of the statistics and says why it is there.
+    #[test]
+    fn a_segment_beside_an_agents_is_not_counted() {
+        let mut request = segment("t", "s", &["main"]);
+        assert!(!to_object(&request).spans[0].skip_analysis);
+        request.binding = Binding::Synthetic(Unbound::NotFound);
+        assert!(is_ours(&request));
+        let object = to_object(&request);
+        assert!(object.spans[0].skip_analysis);
+        let why = tags(&object)[3];
+        assert_eq!(why, (TAG_SYNTHETIC, &*Unbound::NotFound.to_string()));
+        request.binding = Binding::Agent(BoundBy::Query);
+        assert!(!is_ours(&request));
     }
 
     /// Check that a sampled caller's trace goes on, and that an unsampled one is left alone.

@@ -72,7 +72,7 @@ fn subject_of(counter: Counter) -> &'static str {
         c if c <= Counter::BadRecords => "connections and events",
         c if c <= Counter::TicksLate => "samples",
         c if c <= Counter::FramesUnknown => "stacks",
-        c if c <= Counter::SnapshotsLost => "delivery",
+        c if c <= Counter::SegmentQueriesFailed => "delivery",
         _ => "limits",
     }
 }
@@ -107,9 +107,12 @@ pub(super) fn is_loss(counter: Counter) -> bool {
             | C::PythonNameUnreadable
             | C::FramesUnknown
             | C::SnapshotsLost
+            | C::SegmentsSynthetic
+            | C::SegmentQueriesFailed
             | C::TagsFull
             | C::MapUpdatesFailed
             | C::ProcessesUnsupported
+            | C::ProcessesLeftToAgent
     )
 }
 

@@ -85,6 +85,16 @@ pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport)
              any (/path), write {{name}} for a segment that varies (GET:/orders/{{id}}), or `*` to \
              profile every request."
         )
+    } else if count(Counter::ProcessesLeftToAgent) > 0 {
+        format!(
+            "{} of {service} is profiled by its own SkyWalking agent, whose snapshots ours would collide \
+             with; set SW_AGENT_PROFILE_ACTIVE=false there and restart it to have it profiled from \
+             outside, or see oap.agent_profiler.",
+            match count(Counter::ProcessesLeftToAgent) {
+                1 => "The process".to_owned(),
+                n => format!("Each of {n} processes"),
+            }
+        )
     } else if count(Counter::ProcessesUnsupported) > 0 {
         format!(
             "{} of {service} cannot be profiled by this version; `profilerd ps` says why.",

@@ -105,6 +105,7 @@ impl RequestTracker {
             request: open.request,
             end_ktime_ns,
             reason,
+            outbound: None,
             losses,
         })));
     }

@@ -13,8 +13,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    Counter, FinishedRequest, Frame, ProfiledSegment, Service, Snapshot, Stack, TimedStack,
-    UnwindEnd,
+    Binding, Counter, FinishedRequest, Frame, ProfiledSegment, Service, Snapshot, Stack,
+    TimedStack, UnwindEnd,
 };
 use crate::timeline::Timeline;
 
@@ -77,7 +77,8 @@ pub fn build(
         start_unix_ms,
         end_unix_ms: clock.unix_ms(request.end_ktime_ns).max(start_unix_ms),
         request,
-        tags: Vec::new(), // whoever knows the process adds them
+        tags: Vec::new(),      // whoever knows the process adds them
+        binding: Binding::Own, // as above
         snapshots,
     })
 }
@@ -154,6 +155,7 @@ mod tests {
             end_ktime_ns: end_ms * MS,
             status: Some(200),
             reason: None,
+            outbound: None,
             losses: Coverage::default(),
         }
     }
