@@ -6,6 +6,7 @@
 
 pub mod analyze;
 pub mod app;
+pub mod bind;
 pub mod cli;
 pub mod config;
 pub mod doctor;

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::SHUTDOWN_DEADLINE;
+use super::binding::Bindings;
 use super::capture::Command;
 use super::inspect::inspect;
 use super::pipeline::Pipeline;
@@ -23,7 +24,9 @@ use super::resolve::PipelineEvent;
 use crate::config::Config;
 use crate::kubernetes::watch_pods;
 use crate::model::clock::unix_ms_now;
-use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
+use crate::model::{
+    Counter, Coverage, Pid, ProfileTask, ProfiledSegment, Service, TaskId, TaskSlot,
+};
 use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use crate::output::explain_nothing;
 use crate::process::{Pods, ProcessTable};
@@ -35,6 +38,10 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// Names told of in [`Control::tell_clashes`]; processes can make up any number.
 const CLASHES_MAX: usize = 64;
+
+/// What the coverage of a task says that a stop has ended.
+const CUT_SHORT: &str = "cut short: profilerd was stopped before the task's end; the task goes on if it \
+                         is started again in time";
 
 /// A task in a slot.
 struct Live {
@@ -48,6 +55,8 @@ struct Live {
     ended: Vec<Service>,
     watched: HashSet<Pid>,
     ending: bool,
+    /// It is over but for requests whose segments are not known yet.
+    done: Option<Coverage>,
 }
 
 struct Control {
@@ -59,6 +68,7 @@ struct Control {
     live: HashMap<TaskId, Live>,
     journal: Option<TaskJournal>,
     clashes_told: HashSet<String>,
+    bindings: Bindings,
 }
 
 /// Runs until a signal ends it.
@@ -82,6 +92,7 @@ pub(super) async fn run(
         live: HashMap::new(),
         journal,
         clashes_told: HashSet::new(),
+        bindings: Bindings::spawn(&config)?,
     };
     control
         .run(oap_events, events, config.processes.scan_interval)
@@ -113,6 +124,10 @@ impl Control {
                 event = events.recv() => match event {
                     Some(event) => self.on_pipeline_event(event),
                     None => break Err(anyhow!("nothing can be captured any more")),
+                },
+                settled = self.bindings.next() => match settled {
+                    Ok(segment) => self.on_settled(*segment),
+                    Err(error) => break Err(error),
                 },
                 _ = scan.tick() => self.scan(),
                 _ = step.tick(), if busy => self.step(),
@@ -257,6 +272,7 @@ impl Control {
                 ended: Vec::new(),
                 watched: HashSet::new(),
                 ending: false,
+                done: None,
             };
             self.live.insert(task_id.clone(), live);
             self.pipeline.send(Command::StartTask {
@@ -330,6 +346,16 @@ impl Control {
                 if live.watched.contains(&pid) {
                     continue;
                 }
+                if let Some(text) = self.bindings.left_to_agent(pid, process.agent.as_ref()) {
+                    live.watched.insert(pid);
+                    tracing::warn!(%task_id, "{text}");
+                    self.pipeline.send(Command::Note {
+                        slot: live.slot,
+                        counter: Some(Counter::ProcessesLeftToAgent),
+                        text,
+                    });
+                    continue;
+                }
                 let look = || inspect(live.slot, pid, service.clone());
                 if let Some(commands) = tokio::task::block_in_place(look) {
                     live.watched.insert(pid);
@@ -346,17 +372,17 @@ impl Control {
             PipelineEvent::Armed(task_id) => tracing::info!(%task_id, "armed"),
             PipelineEvent::Segment(mut segment) => {
                 let task_id = segment.task_id.clone();
+                // Before it is sent: a crash in between must not let in another request.
+                let service = segment.service.clone();
+                self.journal(|journal| journal.profiled(&task_id, &service));
                 let process = self.table.get(segment.request.request.pid);
                 segment.tags = process.map_or_else(Vec::new, |p| p.identity.tags.clone());
                 tracing::info!(
                     %task_id, endpoint = segment.request.request.endpoint,
                     snapshots = segment.snapshots.len(), "request profiled"
                 );
-                // Before it is sent: a crash in between must not let in another request.
-                let service = segment.service.clone();
-                self.journal(|journal| journal.profiled(&task_id, &service));
-                if let Err(error) = self.oap.report(*segment) {
-                    tracing::warn!(%task_id, %error, "a segment is lost");
+                if let Some(segment) = self.bindings.take(segment, process) {
+                    self.report(*segment);
                 }
             }
             PipelineEvent::NoStack(slot, service) => {
@@ -364,19 +390,20 @@ impl Control {
             }
             PipelineEvent::Coverage(task_id, coverage) => {
                 if let Some(live) = self.live.get(&task_id) {
+                    let mut coverage = coverage;
+                    self.bindings.add_to(&task_id, &mut coverage);
                     self.oap.coverage(task_id, live.reporter.clone(), coverage);
                 }
             }
             PipelineEvent::TaskDone(task_id, coverage) => {
                 let mut coverage = coverage;
-                if let Some(live) = self.live.get(&task_id) {
+                if let Some(live) = self.live.get_mut(&task_id) {
                     if !live.ending {
-                        coverage.note("cut short: profilerd was stopped before the task's end; the task goes on if it is \
-                             started again in time");
+                        coverage.note(CUT_SHORT);
                     }
-                    log_end(&task_id, live, &coverage);
+                    live.done = Some(coverage);
                 }
-                self.finish(&task_id, &coverage);
+                self.finish_if_settled(&task_id);
             }
             PipelineEvent::TaskFailed(task_id, error) => {
                 tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
@@ -394,7 +421,37 @@ impl Control {
         }
     }
 
+    fn report(&self, segment: ProfiledSegment) {
+        let task_id = segment.task_id.clone();
+        // It may have to go to disk.
+        if let Err(error) = tokio::task::block_in_place(|| self.oap.report(segment)) {
+            tracing::warn!(%task_id, %error, "a segment is lost");
+        }
+    }
+
+    fn on_settled(&mut self, segment: ProfiledSegment) {
+        let task_id = segment.task_id.clone();
+        self.report(segment);
+        self.finish_if_settled(&task_id);
+    }
+
+    /// Ends a task that is done once nothing of it can come any more.
+    fn finish_if_settled(&mut self, task_id: &TaskId) {
+        if self.bindings.is_waiting(task_id) {
+            return;
+        }
+        let Some(live) = self.live.get_mut(task_id) else {
+            return;
+        };
+        if let Some(mut coverage) = live.done.take() {
+            self.bindings.add_to(task_id, &mut coverage);
+            log_end(task_id, live, &coverage);
+            self.finish(task_id, &coverage);
+        }
+    }
+
     fn finish(&mut self, task_id: &TaskId, coverage: &Coverage) {
+        self.bindings.forget(task_id);
         let Some(live) = self.live.remove(task_id) else {
             return;
         };
@@ -417,6 +474,12 @@ impl Control {
         self.pipeline.shut_down();
         while let Some(event) = events.recv().await {
             self.on_pipeline_event(event);
+        }
+        self.bindings.close();
+        while self.bindings.can_settle()
+            && let Ok(segment) = self.bindings.next().await
+        {
+            self.on_settled(*segment);
         }
         let (pipeline, oap, live) = (self.pipeline, self.oap, self.live);
         let result = pipeline.join();
@@ -476,6 +539,7 @@ mod tests {
             live: HashMap::new(),
             journal: None,
             clashes_told: HashSet::new(),
+            bindings: Bindings::spawn(&Config::default()).unwrap(),
         };
         let result = control.run(oap_events, events, STEP).await;
         assert_eq!(

@@ -6,6 +6,7 @@
 //!        +------------------------- PipelineEvent ------------------+
 //! ```
 
+mod binding;
 mod capture;
 mod control;
 mod inspect;

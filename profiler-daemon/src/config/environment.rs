@@ -7,7 +7,8 @@
 use std::path::PathBuf;
 
 use super::{
-    CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest, range, state_folder,
+    AgentProfiler, CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest, range,
+    state_folder,
 };
 
 /// Sets one value from text.
@@ -37,6 +38,20 @@ const VARIABLES: &[(&str, Setter)] = &[
     ("PROFILERD_OAP_TLS_KEY_FILE", tls_key_file),
     ("PROFILERD_OAP_TLS_SERVER_NAME", |config, text| {
         config.oap.tls.server_name = Some(text.to_owned());
+        Ok(())
+    }),
+    ("PROFILERD_OAP_QUERY", |config, text| {
+        config.oap.query = Some(text.to_owned());
+        Ok(())
+    }),
+    ("PROFILERD_OAP_AGENT_PROFILER", |config, text| {
+        config.oap.agent_profiler = choose(
+            text,
+            &[
+                ("leave", AgentProfiler::Leave),
+                ("beside", AgentProfiler::Beside),
+            ],
+        )?;
         Ok(())
     }),
     ("PROFILERD_PROCESSES_SCAN_INTERVAL", |config, text| {

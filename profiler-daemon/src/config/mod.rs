@@ -18,9 +18,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+use crate::oap::graphql::GraphqlClient;
 use crate::oap::{OapConfig, TlsConfig};
 
 pub use file::{ConfigError, nearest};
@@ -90,6 +91,23 @@ pub struct OapSettings {
     /// Transport encryption.
     #[serde(deserialize_with = "file::section")]
     pub tls: TlsSettings,
+    /// The OAP's query side, as `http://host:12800/graphql`: asked for the segments that agents report
+    /// for profiled requests. Not asked if it is not given.
+    pub query: Option<String>,
+    /// What to do with processes whose own agent runs profile tasks.
+    pub agent_profiler: AgentProfiler,
+}
+
+/// What to do with processes whose own agent runs profile tasks. An OAP keeps one row per task, segment and
+/// sequence: two reporters of one segment destroy each other's result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentProfiler {
+    /// Leave such processes to their agents.
+    #[default]
+    Leave,
+    /// Profile them as well, with segments of our own beside the agent's.
+    Beside,
 }
 
 /// Files for TLS, in PEM.
@@ -212,6 +230,8 @@ impl Default for OapSettings {
             poll_interval: Duration::from_secs(2),
             heartbeat_interval: Duration::from_secs(30),
             tls: TlsSettings::default(),
+            query: None,
+            agent_profiler: AgentProfiler::default(),
         }
     }
 }
@@ -336,6 +356,9 @@ impl Config {
         if !tls.enabled && (tls.ca_file.is_some() || tls.cert_file.is_some()) {
             bail!("oap.tls has files but oap.tls.enabled is false; set it to true, or remove them");
         }
+        if let Some(url) = &self.oap.query {
+            GraphqlClient::new(url).context("oap.query cannot be used")?;
+        }
         self.oap_config().check()
     }
 
@@ -380,6 +403,8 @@ mod tests {
             "cert_file",
             "key_file",
             "server_name",
+            "query",
+            "agent_profiler",
             "scan_interval",
             "max_open_requests",
             "sample_queue",

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod binding;
 pub mod clock;
 pub mod coverage;
+pub mod date;
 pub mod name;
 pub mod record;
 pub mod report;

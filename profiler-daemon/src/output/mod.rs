@@ -29,7 +29,7 @@ use crate::model::ProfileReport;
 pub use coverage::coverage_text;
 pub use explain::{explain, explain_nothing};
 pub use file::{check_target, write_file};
-pub use text::{clean, utc};
+pub use text::clean;
 
 /// Form of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,8 @@ use std::io::Write;
 use anyhow::{Context, Result};
 
 use super::coverage::coverage_text;
-use super::text::{clean, fit, utc};
+use super::text::{clean, fit};
+use crate::model::date::utc;
 use crate::model::{ProfileReport, SegmentReport, TreeNode};
 
 /// Columns that branches may take; beyond, the oldest ones are left out.

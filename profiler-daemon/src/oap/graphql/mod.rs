@@ -1,4 +1,5 @@
-//! A SkyWalking OAP's query side, for `profilerd task --graphql`: tasks and results by GraphQL.
+//! A SkyWalking OAP's query side by GraphQL: tasks and results for `profilerd task --graphql`, and the
+//! segments of agents for [`crate::bind`].
 //!
 //! In:  `http://HOST:12800/graphql`, HTTP/1.1, plain
 //! Out: the same messages and reports that the embedded OAP gives ([`crate::embedded::TaskClient`])
@@ -7,6 +8,7 @@
 //! The operations have had this shape since OAP 9.5.0.
 
 mod rows;
+mod spans;
 
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use profiler_proto::profilerd as pb;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::embedded::task::service_id;
@@ -25,6 +28,8 @@ use crate::embedded::wire;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Coverage, ProfileReport};
 use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
+
+pub use spans::{ListedSegment, SegmentQuery};
 
 /// Largest answer accepted: the trees of one segment.
 const ANSWER_MAX_BYTES: usize = 256 << 20;
@@ -47,6 +52,7 @@ const ANALYZE: &str = "query($q: [SegmentProfileAnalyzeQuery!]!){ \
 #[derive(Clone, Debug)]
 pub struct GraphqlClient {
     uri: Uri,
+    answer_max_bytes: usize,
 }
 
 impl GraphqlClient {
@@ -61,7 +67,19 @@ impl GraphqlClient {
             .ok()
             .filter(|uri: &Uri| uri.scheme_str() == Some("http") && uri.host().is_some())
             .with_context(|| format!("{url:?} is not of the form http://HOST:12800/graphql"))?;
-        Ok(Self { uri })
+        Ok(Self {
+            uri,
+            answer_max_bytes: ANSWER_MAX_BYTES,
+        })
+    }
+
+    /// The same, for answers of at most so many bytes.
+    #[must_use]
+    pub fn with_answers_up_to(self, answer_max_bytes: usize) -> Self {
+        Self {
+            answer_max_bytes,
+            ..self
+        }
     }
 
     /// Creates a task.
@@ -198,7 +216,9 @@ impl GraphqlClient {
             .context("failed to connect")?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(connection);
+        // Ends with this call, also when nobody waits for it any more.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         let request = Request::post(path)
             .header(header::HOST, format!("{host}:{port}"))
@@ -207,13 +227,12 @@ impl GraphqlClient {
             .body(Full::new(bytes::Bytes::from(body)))?;
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
+        let body = Limited::new(response.into_body(), self.answer_max_bytes);
         let bytes = body
             .collect()
             .await
             .map_err(|error| anyhow!("the answer broke off or is too long: {error}"))?
             .to_bytes();
-        driver.abort();
         if !status.is_success() {
             bail!("the answer is HTTP {status}");
         }
@@ -241,6 +260,7 @@ pub(crate) fn read_as_anything(body: &[u8]) {
     if let Ok(traces) = parse_answer::<Vec<TraceRow>>(body) {
         let _ = profiled_segments(&traces);
     }
+    spans::read_as_anything(body);
     let trees = parse_answer::<AnalysisRow>(body).map(|analysis| analysis.trees);
     for tree in trees
         .into_iter()

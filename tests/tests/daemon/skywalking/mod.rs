@@ -2,6 +2,7 @@
 //!
 //! Needs what `cargo xtask setup --oap` fetches.
 
+mod agent;
 mod comparison;
 mod gunicorn;
 mod query;

@@ -1,5 +1,7 @@
 //! What a user of the OAP's interface asks for, in GraphQL.
 
+use std::collections::HashSet;
+
 use profiler_tests::{SkywalkingOap, read_json, wait_until};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -19,6 +21,8 @@ const ANALYZE: &str = "query ($q: [SegmentProfileAnalyzeQuery!]!) { \
     it: getSegmentsProfileAnalyze(queries: $q) { tip trees { elements { \
     id parentId codeSignature duration durationChildExcluded count } } } }";
 
+const TRACE: &str =
+    "query ($t: ID!) { it: queryTrace(traceId: $t) { spans { segmentId serviceInstanceName } } }";
 const SERVICES: &str = "query { it: listServices(layer: \"GENERAL\") { name } }";
 
 /// A profiled request as the OAP lists it.
@@ -137,11 +141,29 @@ pub(crate) fn wait_until_notified(oap: &SkywalkingOap, task_id: &str) {
     .unwrap();
 }
 
+/// The profiled requests of a task that are there by now.
+pub(crate) fn profiled(oap: &SkywalkingOap, task_id: &str) -> Vec<Profiled> {
+    ask(oap, SEGMENTS, json!({ "t": task_id }))
+}
+
+/// The segments of a trace that an instance has reported.
+pub(crate) fn segments_of_trace(
+    oap: &SkywalkingOap,
+    trace_id: &str,
+    instance: &str,
+) -> HashSet<String> {
+    let trace: Value = ask(oap, TRACE, json!({ "t": trace_id }));
+    let spans = trace["spans"].as_array().unwrap().iter();
+    let own = spans.filter(|span| span["serviceInstanceName"] == instance);
+    own.map(|span| span["segmentId"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 /// The profiled requests of a task, when there are so many, by their start.
 #[track_caller]
 pub(crate) fn wait_for_profiled(oap: &SkywalkingOap, task_id: &str, count: usize) -> Vec<Profiled> {
     let mut profiled = wait_until("profiled requests in the OAP", DEADLINE, || {
-        let profiled: Vec<Profiled> = ask(oap, SEGMENTS, json!({ "t": task_id }));
+        let profiled = profiled(oap, task_id);
         Ok((profiled.len() >= count).then_some(profiled))
     })
     .unwrap();

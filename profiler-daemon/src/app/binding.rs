@@ -1,0 +1,258 @@
+//! Sends requests of processes with a SkyWalking agent to the agent's segments.
+//!
+//! In:  [`ProfiledSegment`]s, the agent of their process
+//! Out: the same, bound or with the reason why not; counts and notes for their tasks
+//! Lost: nothing, see [`crate::bind`]
+
+use std::collections::HashMap;
+
+use anyhow::{Result, anyhow};
+use tokio::sync::{OnceCell, mpsc};
+
+use crate::bind::{Binder, SegmentList, SegmentRow, Settled, Source, Taken, Window};
+use crate::config::{AgentProfiler, Config};
+use crate::model::{
+    ActiveRequest, AgentNames, Binding, BoundBy, Counter, Coverage, Pid, ProfiledSegment, TaskId,
+    Unbound,
+};
+use crate::oap::graphql::{GraphqlClient, SegmentQuery};
+use crate::process::Agent;
+use crate::process::table::Process;
+use crate::request::Endpoint;
+
+/// Largest answer of the OAP: a trace of some thousand spans.
+const ANSWER_MAX_BYTES: usize = 16 << 20;
+
+/// Requests that wait for their segment, and what became of the others.
+pub(super) struct Bindings {
+    profiler: AgentProfiler,
+    /// Not there if no OAP can be asked.
+    binder: Option<Binder>,
+    settled: Option<mpsc::Receiver<Settled>>,
+    taken: Taken,
+    tasks: HashMap<TaskId, Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    waiting: usize,
+    coverage: Coverage,
+}
+
+impl Bindings {
+    /// Starts on the current tokio runtime.
+    pub(super) fn spawn(config: &Config) -> Result<Self> {
+        let (mut binder, mut settled) = (None, None);
+        if let Some(url) = &config.oap.query {
+            let source = OapSource {
+                client: GraphqlClient::new(url)?.with_answers_up_to(ANSWER_MAX_BYTES),
+                zone_ms: OnceCell::new(),
+            };
+            let snapshots_max = config.limits.snapshot_queue as usize;
+            let (handle, receiver) = Binder::spawn(source, is_called, snapshots_max);
+            (binder, settled) = (Some(handle), Some(receiver));
+        }
+        Ok(Self {
+            profiler: config.oap.agent_profiler,
+            binder,
+            settled,
+            taken: Taken::default(),
+            tasks: HashMap::new(),
+        })
+    }
+
+    /// Why a process is left to its agent, for people; `None` if it is not.
+    pub(super) fn left_to_agent(&self, pid: Pid, agent: Option<&Agent>) -> Option<String> {
+        let agent = agent.filter(|agent| may_profile(agent))?;
+        let does = match agent.profiles {
+            Some(_) => "runs",
+            None => "may run",
+        };
+        (self.profiler == AgentProfiler::Leave).then(|| {
+            format!(
+                "process {pid} is left to its own SkyWalking agent ({agent}), which {does} the same \
+                 task: snapshots of both under one segment would collide in the OAP. To have it \
+                 profiled from outside, start it with SW_AGENT_PROFILE_ACTIVE=false"
+            )
+        })
+    }
+
+    /// Takes a profiled request; gives it back if it can be reported at once.
+    pub(super) fn take(
+        &mut self,
+        mut segment: Box<ProfiledSegment>,
+        process: Option<&Process>,
+    ) -> Option<Box<ProfiledSegment>> {
+        let names = process.and_then(|process| {
+            let agent = process.agent.as_ref()?;
+            let service = agent.service.as_ref();
+            let names = AgentNames {
+                service: service.unwrap_or(&process.identity.service.name).clone(),
+                instance: agent.instance.clone(),
+            };
+            Some((names, may_profile(agent)))
+        });
+        let Some((agent, may_profile)) = names else {
+            return Some(segment);
+        };
+        forget_foreign_context(&mut segment, &agent);
+        if may_profile {
+            segment.binding = Binding::Synthetic(Unbound::AgentProfiles);
+        } else if let Some(binder) = &self.binder {
+            let task_id = segment.task_id.clone();
+            match binder.hold(segment, agent) {
+                Ok(()) => {
+                    self.tasks.entry(task_id).or_default().waiting += 1;
+                    return None;
+                }
+                Err(back) => segment = back,
+            }
+            segment.binding = Binding::Synthetic(Unbound::TooMany);
+        } else {
+            self.bind_without_query(&mut segment);
+        }
+        self.count(&segment, 0);
+        Some(segment)
+    }
+
+    fn bind_without_query(&mut self, segment: &mut ProfiledSegment) {
+        segment.binding = match &segment.request.outbound {
+            None => Binding::Synthetic(Unbound::QueryOff),
+            Some(context) if !self.taken.take(&context.parent_segment_id) => {
+                Binding::Synthetic(Unbound::Taken)
+            }
+            Some(context) => {
+                let id = context.parent_segment_id.clone();
+                return segment.bind(&id, None, BoundBy::OutboundCall);
+            }
+        };
+    }
+
+    /// The next request whose segment is found or given up. Waits for ever if nothing can be asked.
+    ///
+    /// # Errors
+    ///
+    /// Nothing will ever be settled any more.
+    pub(super) async fn next(&mut self) -> Result<Box<ProfiledSegment>> {
+        let settled = match &mut self.settled {
+            Some(settled) => settled.recv().await,
+            None => std::future::pending().await,
+        };
+        let Settled { segment, failures } = settled
+            .ok_or_else(|| anyhow!("requests cannot be bound to agents' segments any more"))?;
+        if let Some(counts) = self.tasks.get_mut(&segment.task_id) {
+            counts.waiting = counts.waiting.saturating_sub(1);
+        }
+        self.count(&segment, failures);
+        Ok(segment)
+    }
+
+    /// Has everything settled within some seconds; [`Self::next`] then gives what is left, and fails.
+    pub(super) fn close(&mut self) {
+        self.binder = None;
+    }
+
+    /// Whether requests can still come from [`Self::next`] after [`Self::close`].
+    pub(super) fn can_settle(&self) -> bool {
+        self.settled.is_some()
+    }
+
+    /// Whether requests of the task wait.
+    pub(super) fn is_waiting(&self, task_id: &TaskId) -> bool {
+        self.tasks
+            .get(task_id)
+            .is_some_and(|counts| counts.waiting > 0)
+    }
+
+    /// Adds what became of a task's requests.
+    pub(super) fn add_to(&self, task_id: &TaskId, coverage: &mut Coverage) {
+        if let Some(counts) = self.tasks.get(task_id) {
+            coverage.merge(&counts.coverage);
+        }
+    }
+
+    /// The task is over.
+    pub(super) fn forget(&mut self, task_id: &TaskId) {
+        self.tasks.remove(task_id);
+    }
+
+    fn count(&mut self, segment: &ProfiledSegment, failures: u64) {
+        let coverage = &mut self
+            .tasks
+            .entry(segment.task_id.clone())
+            .or_default()
+            .coverage;
+        coverage.add(Counter::SegmentQueriesFailed, failures);
+        let counter = match segment.binding {
+            Binding::Own => return,
+            Binding::Agent(BoundBy::OutboundCall) => Counter::SegmentsBoundByCall,
+            Binding::Agent(BoundBy::Query) => Counter::SegmentsBoundByQuery,
+            Binding::Synthetic(why) => {
+                coverage.note(format!(
+                    "a request of a process with a SkyWalking agent is shown beside the agent's \
+                     segment: {why}"
+                ));
+                Counter::SegmentsSynthetic
+            }
+        };
+        coverage.bump(counter);
+    }
+}
+
+/// Unless it is known not to.
+fn may_profile(agent: &Agent) -> bool {
+    agent.profiles != Some(false)
+}
+
+/// A gateway may pass on the headers it got: they name its caller's segment and not its own.
+fn forget_foreign_context(segment: &mut ProfiledSegment, agent: &AgentNames) {
+    let caller = segment.request.request.sw8.as_ref();
+    let is_own = |context: &crate::model::Sw8| {
+        context.parent_service == agent.service
+            && caller.is_none_or(|caller| caller.parent_segment_id != context.parent_segment_id)
+    };
+    if !segment.request.outbound.as_ref().is_some_and(is_own) {
+        segment.request.outbound = None;
+    }
+}
+
+/// Whether an agent would give the request this name: the one the task has for it, or one that stands for
+/// its method and path.
+fn is_called(request: &ActiveRequest, name: &str) -> bool {
+    let matches = |endpoint: Endpoint| {
+        endpoint.matches(&request.method, &request.path, request.host.as_deref())
+    };
+    name == request.endpoint || Endpoint::parse(name).is_ok_and(matches)
+}
+
+/// A SkyWalking OAP.
+struct OapSource {
+    client: GraphqlClient,
+    zone_ms: OnceCell<i64>,
+}
+
+impl Source for OapSource {
+    async fn segments(&self, window: &Window) -> Result<SegmentList> {
+        let zone_ms = self.zone_ms.get_or_try_init(|| self.client.zone_ms());
+        let query = SegmentQuery {
+            service: &window.service,
+            instance: window.instance.as_deref(),
+            start_unix_ms: window.start_unix_ms,
+            duration_ms: window.duration_ms,
+        };
+        let (listed, is_cut) = self.client.segments(query, *zone_ms.await?).await?;
+        let rows = listed.into_iter().map(|segment| SegmentRow {
+            trace_id: segment.trace_id,
+            start_unix_ms: segment.start_unix_ms,
+            end_unix_ms: segment.start_unix_ms.saturating_add(segment.duration_ms),
+        });
+        Ok(SegmentList {
+            segments: rows.collect(),
+            is_cut,
+        })
+    }
+
+    async fn spans(&self, trace_id: &str) -> Result<Vec<crate::model::AgentSpan>> {
+        self.client.entry_spans(trace_id).await
+    }
+}

@@ -1,0 +1,305 @@
+//! Asks for the segments that agents report: which there are at a time, and their entry spans.
+
+use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::GraphqlClient;
+use crate::embedded::task::service_id;
+use crate::model::AgentSpan;
+use crate::model::date::utc;
+use crate::model::name::{SERVICE_MAX, cut};
+
+/// Segments of one page, and pages.
+const PAGE: usize = 100;
+const PAGES_MAX: usize = 3;
+
+const TIME: &str = "query{ it: getTimeInfo{ timezone } }";
+const LIST: &str = "query($c: TraceQueryCondition){ it: queryBasicTraces(condition: $c){ \
+    traces{ start duration traceIds } } }";
+const TRACE: &str = "query($t: ID!){ it: queryTrace(traceId: $t){ spans{ segmentId spanId type \
+    serviceCode serviceInstanceName startTime endTime endpointName \
+    refs{ parentSegmentId parentSpanId type } } } }";
+
+/// Which segments.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentQuery<'a> {
+    /// Service, `GENERAL` or not.
+    pub service: &'a str,
+    /// Service instance; all of them if it is not given.
+    pub instance: Option<&'a str>,
+    /// Began between these, epoch milliseconds.
+    pub start_unix_ms: (i64, i64),
+    /// Lasted between these, milliseconds.
+    pub duration_ms: (i64, i64),
+}
+
+/// A segment as lists have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedSegment {
+    /// Its trace.
+    pub trace_id: String,
+    /// Start, epoch milliseconds.
+    pub start_unix_ms: i64,
+    /// From the first start of its spans to the last end.
+    pub duration_ms: i64,
+}
+
+#[derive(Deserialize)]
+struct TimeRow {
+    timezone: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ListRow {
+    traces: Vec<SegmentRow>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SegmentRow {
+    start: String,
+    duration: i64,
+    trace_ids: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct TraceRow {
+    spans: Vec<SpanRow>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SpanRow {
+    segment_id: String,
+    span_id: i32,
+    r#type: String,
+    service_code: String,
+    service_instance_name: String,
+    start_time: i64,
+    end_time: i64,
+    #[serde(default)]
+    endpoint_name: Option<String>,
+    #[serde(default)]
+    refs: Vec<RefRow>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RefRow {
+    parent_segment_id: String,
+    parent_span_id: i32,
+    r#type: String,
+}
+
+impl GraphqlClient {
+    /// How far the OAP's clock on the wall is ahead of UTC, in milliseconds: times of queries are
+    /// texts in its zone.
+    ///
+    /// # Errors
+    ///
+    /// If the call fails.
+    pub async fn zone_ms(&self) -> Result<i64> {
+        let time: TimeRow = self.query(TIME, Value::Null).await?;
+        let zone = time.timezone.context("the OAP tells no time zone")?;
+        parse_zone(&zone).with_context(|| format!("the OAP's time zone is {zone:?}"))
+    }
+
+    /// Segments of a service at a time; `true` if there are more.
+    ///
+    /// # Errors
+    ///
+    /// If a call fails.
+    pub async fn segments(
+        &self,
+        wanted: SegmentQuery<'_>,
+        zone_ms: i64,
+    ) -> Result<(Vec<ListedSegment>, bool)> {
+        let mut segments = Vec::new();
+        for page in 1..=PAGES_MAX {
+            let condition = condition(wanted, zone_ms, page);
+            let list: ListRow = self.query(LIST, json!({ "c": condition })).await?;
+            let is_last = list.traces.len() < PAGE;
+            segments.extend(list.traces.into_iter().filter_map(listed));
+            if is_last {
+                return Ok((segments, false));
+            }
+        }
+        Ok((segments, true))
+    }
+
+    /// The entry span of each segment of a trace.
+    ///
+    /// # Errors
+    ///
+    /// If the call fails.
+    pub async fn entry_spans(&self, trace_id: &str) -> Result<Vec<AgentSpan>> {
+        let trace: Option<TraceRow> = self.query(TRACE, json!({ "t": trace_id })).await?;
+        Ok(trace.map_or_else(Vec::new, entries))
+    }
+}
+
+fn condition(wanted: SegmentQuery<'_>, zone_ms: i64, page: usize) -> Value {
+    let service_id = service_id(cut(wanted.service, SERVICE_MAX));
+    let instance_id = wanted.instance.map(|name| {
+        let name = STANDARD.encode(cut(name, SERVICE_MAX));
+        format!("{service_id}_{name}")
+    });
+    let (start, end) = wanted.start_unix_ms;
+    let mut condition = json!({
+        "serviceId": service_id,
+        "serviceInstanceId": instance_id,
+        "queryDuration": {
+            "start": second(start.saturating_add(zone_ms)),
+            "end": second(end.saturating_add(zone_ms)),
+            "step": "SECOND",
+        },
+        "traceState": "ALL",
+        "queryOrder": "BY_START_TIME",
+        "paging": { "pageNum": page, "pageSize": PAGE },
+    });
+    // 0 would be no bound at all.
+    let (least, most) = wanted.duration_ms;
+    for (name, bound) in [("minTraceDuration", least), ("maxTraceDuration", most)] {
+        if let Ok(bound) = i32::try_from(bound)
+            && bound > 0
+        {
+            condition[name] = bound.into();
+        }
+    }
+    condition
+}
+
+/// `2023-11-14 221320`.
+fn second(unix_ms: i64) -> String {
+    let text = utc(unix_ms);
+    text.get(..19).unwrap_or_default().replace(':', "")
+}
+
+/// Milliseconds of `+0530`.
+fn parse_zone(text: &str) -> Option<i64> {
+    let (sign, digits) = match text.split_at_checked(1)? {
+        ("+", digits) => (1, digits),
+        ("-", digits) => (-1, digits),
+        _ => return None,
+    };
+    // Without a sign of its own.
+    let number = i64::from(
+        digits
+            .parse::<u16>()
+            .ok()
+            .filter(|_| !digits.starts_with('+'))?,
+    );
+    let is_zone = digits.len() == 4 && number % 100 < 60 && number <= 1800;
+    is_zone.then_some(sign * (number / 100 * 60 + number % 100) * 60_000)
+}
+
+fn listed(row: SegmentRow) -> Option<ListedSegment> {
+    Some(ListedSegment {
+        trace_id: row.trace_ids.into_iter().next()?,
+        start_unix_ms: row.start.parse().ok()?,
+        duration_ms: row.duration,
+    })
+}
+
+/// The first entry span of each segment.
+fn entries(trace: TraceRow) -> Vec<AgentSpan> {
+    let mut rows: Vec<SpanRow> = trace.spans;
+    rows.retain(|row| row.r#type == "Entry");
+    rows.sort_by(|a, b| (&a.segment_id, a.span_id).cmp(&(&b.segment_id, b.span_id)));
+    rows.dedup_by(|later, first| later.segment_id == first.segment_id);
+    let spans = rows.into_iter().map(|row| AgentSpan {
+        segment_id: row.segment_id,
+        service: row.service_code,
+        instance: row.service_instance_name,
+        endpoint: row.endpoint_name.unwrap_or_default(),
+        start_unix_ms: row.start_time,
+        end_unix_ms: row.end_time,
+        callers: row.refs.into_iter().filter_map(caller).collect(),
+    });
+    spans.collect()
+}
+
+fn caller(row: RefRow) -> Option<(String, i32)> {
+    (row.r#type == "CROSS_PROCESS").then_some((row.parent_segment_id, row.parent_span_id))
+}
+
+/// Reads a body as the answer to each of these queries.
+#[cfg(feature = "fuzzing")]
+pub(super) fn read_as_anything(body: &[u8]) {
+    use super::parse_answer;
+    if let Ok(list) = parse_answer::<ListRow>(body) {
+        list.traces.into_iter().filter_map(listed).for_each(drop);
+    }
+    if let Ok(trace) = parse_answer::<TraceRow>(body) {
+        entries(trace);
+    }
+    if let Ok(TimeRow {
+        timezone: Some(zone),
+    }) = parse_answer(body)
+    {
+        parse_zone(&zone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: i64 = 1_700_000_000_123;
+
+    /// Check the condition of a query, in the OAP's own time.
+    #[test]
+    fn a_query_names_ids_and_times() {
+        let wanted = SegmentQuery {
+            service: "shop",
+            instance: Some("one"),
+            start_unix_ms: (START, START + 1_000),
+            duration_ms: (0, 700),
+        };
+        let condition = condition(wanted, 3_600_000, 2);
+        assert_eq!(condition["serviceId"], "c2hvcA==.1");
+        assert_eq!(condition["serviceInstanceId"], "c2hvcA==.1_b25l");
+        assert_eq!(condition["queryDuration"]["start"], "2023-11-14 231320");
+        assert_eq!(condition["queryDuration"]["end"], "2023-11-14 231321");
+        assert_eq!(condition["minTraceDuration"], Value::Null);
+        assert_eq!(condition["maxTraceDuration"], 700);
+        assert_eq!(condition["paging"]["pageNum"], 2);
+    }
+
+    /// Check that zones are read and other texts are not.
+    #[test]
+    fn zones_are_read() {
+        assert_eq!(parse_zone("+0000"), Some(0));
+        assert_eq!(parse_zone("+0530"), Some(19_800_000));
+        assert_eq!(parse_zone("-0800"), Some(-28_800_000));
+        for bad in ["", "0000", "+99", "+0060", "UTC", "+00a0", "+-100", "é0000"] {
+            assert_eq!(parse_zone(bad), None, "{bad}");
+        }
+    }
+
+    /// Check that each segment gives its first entry span, with callers of other processes only.
+    #[test]
+    fn a_trace_gives_its_entry_spans() {
+        let span = |segment: &str, id: i32, kind: &str, caller: &str| {
+            json!({
+                "segmentId": segment, "spanId": id, "type": kind, "serviceCode": "shop",
+                "serviceInstanceName": "one", "startTime": 10 + id, "endTime": 20,
+                "endpointName": format!("/{id}"),
+                "refs": [{ "parentSegmentId": "p", "parentSpanId": 4, "type": caller }],
+            })
+        };
+        let trace = json!({ "spans": [
+            span("b", 1, "Entry", "CROSS_THREAD"), span("a", 1, "Entry", "CROSS_PROCESS"),
+            span("a", 0, "Entry", "CROSS_PROCESS"), span("b", 0, "Local", "CROSS_THREAD"),
+            span("c", 0, "Exit", "CROSS_PROCESS"),
+        ]});
+        let spans = entries(serde_json::from_value(trace).unwrap());
+        let seen = spans
+            .iter()
+            .map(|span| (&*span.segment_id, &*span.endpoint, span.callers.len()));
+        assert_eq!(seen.collect::<Vec<_>>(), [("a", "/0", 1), ("b", "/1", 0)]);
+    }
+}
