@@ -2,7 +2,7 @@
 //!
 //! In:  `GET /api/v1/pods` with `spec.nodeName`, listed once and then watched
 //! Out: [`Pods`], the latest always, to [`crate::process::table`]
-//! Lost: nothing that is not learned again: after a failure the pods are listed anew
+//! Lost: pods over [`PODS_MAX`], more than a node can run; after a failure the others are listed anew
 //!
 //! ```text
 //!  settings.rs        where the API server is, which node this is
