@@ -32,10 +32,10 @@ use std::io;
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl::set_no_new_privs;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::worker::CAPTURE_NICE;
-use crate::kernel::try_perf_event;
+use crate::kernel::{raise_memory_limit, try_perf_event};
 
 /// What profiling needs, see above.
 const NEEDED: [Capability; 6] = [
@@ -61,6 +61,7 @@ pub(super) fn restrict(also: &[Capability]) {
 fn try_restrict(also: &[Capability]) -> Result<()> {
     let had = caps::read(None, CapSet::Permitted).context("failed to read capabilities")?;
     let mut wanted: CapsHashSet = NEEDED.into_iter().chain(also.iter().copied()).collect();
+    // Once `CAP_SYS_RESOURCE` is gone it is too late.
     raise_memory_limit();
     if raise_priority_limits().is_err() {
         wanted.insert(Capability::CAP_SYS_NICE);
@@ -79,12 +80,6 @@ fn try_restrict(also: &[Capability]) -> Result<()> {
         caps::set(None, set, &kept).with_context(|| format!("failed to reduce the {set:?} set"))?;
     }
     Ok(())
-}
-
-/// Before Linux 5.11 BPF maps count as locked memory, which `CAP_SYS_RESOURCE` could raise later. Not
-/// an error: later kernels need no limit.
-fn raise_memory_limit() {
-    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 }
 
 /// Lets the thread that ticks raise its priority, for a moment even to real time, without

@@ -16,11 +16,11 @@ use aya::programs::{
     raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
 };
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use profiler_common::Settings;
 
 use super::btf::KernelTypes;
 use super::error::{KernelError, check_capabilities, check_kernel_version};
+use super::memory_limit::raise_memory_limit;
 use super::offsets::kernel_offsets;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/profiler-ebpf"));
@@ -111,9 +111,7 @@ impl Default for LoadOptions {
 pub(super) fn load(options: &LoadOptions) -> Result<Ebpf, KernelError> {
     check_kernel_version()?;
     check_capabilities()?;
-    // Before 5.11 maps and programs count as locked memory. Later kernels need no limit, and some
-    // containers refuse to raise it: not an error.
-    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    raise_memory_limit();
 
     let path = &options.btf_path;
     let bytes = fs::read(path).map_err(|source| KernelError::NoBtf {
