@@ -26,7 +26,7 @@
 //! distributions let perf events ask for it too, at `kernel.perf_event_paranoid` 3 and above. Both are
 //! tried, with and without.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 
 use anyhow::{Context as _, Result};
@@ -36,6 +36,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::worker::CAPTURE_NICE;
 use crate::kernel::{raise_memory_limit, try_perf_event};
+use crate::model::Pid;
+use crate::process::Mappings;
 
 /// What profiling needs, see above.
 const NEEDED: [Capability; 6] = [
@@ -122,14 +124,11 @@ fn needs_sys_admin(kept: &CapsHashSet) -> Result<bool> {
 /// Opens our own binary by its mapping: what is asked for does not depend on whose mapping it is,
 /// <https://github.com/torvalds/linux/blob/v6.12/fs/proc/base.c#L2300>.
 fn try_map_files() -> io::Result<()> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    let range = maps
-        .lines()
-        .find(|line| line.contains('/'))
-        .and_then(|line| line.split_once(' '))
-        .map(|(range, _)| range)
-        .ok_or(io::ErrorKind::NotFound)?;
-    File::open(format!("/proc/self/map_files/{range}")).map(drop)
+    let pid = Pid(std::process::id());
+    let mappings = Mappings::read(pid)?;
+    let of_file = mappings.as_slice().iter().find(|mapping| mapping.is_file());
+    let mapping = of_file.ok_or(io::ErrorKind::NotFound)?;
+    File::open(mapping.file_path(pid)).map(drop)
 }
 
 /// What is not in this set cannot come back by executing a file that has it. Without `CAP_SETPCAP`

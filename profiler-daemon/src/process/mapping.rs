@@ -60,6 +60,11 @@ impl Mapping {
         self.inode != 0
     }
 
+    /// Where the kernel shows the file itself, whatever has become of its path.
+    pub(crate) fn file_path(&self, pid: Pid) -> String {
+        format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end)
+    }
+
     /// Whether it is the kernel's vDSO image.
     #[must_use]
     pub fn is_vdso(&self) -> bool {

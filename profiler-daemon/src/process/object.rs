@@ -79,11 +79,7 @@ impl ObjectFile {
         }
         let path = mapping.path.strip_suffix(" (deleted)");
         let path = path.unwrap_or(&mapping.path);
-        let exact = format!(
-            "/proc/{pid}/map_files/{:x}-{:x}",
-            mapping.start, mapping.end
-        );
-        Self::from_path(&exact, None)
+        Self::from_path(&mapping.file_path(pid), None)
             .or_else(|_| Self::from_path(&format!("/proc/{pid}/root{path}"), Some(mapping.inode)))
             .or_else(|_| Self::from_path(path, Some(mapping.inode)))
             .map_err(|error| Error::new(error.kind(), format!("failed to open {path}: {error}")))
