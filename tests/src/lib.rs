@@ -19,7 +19,7 @@ macro_rules! skip {
     }};
 }
 
-/// Skips the test unless it runs with root's privileges.
+/// Leaves the test as skipped unless it runs as root.
 #[macro_export]
 macro_rules! needs_root {
     () => {
@@ -76,7 +76,8 @@ pub fn built(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Whether the test runs with root's privileges.
+/// What [`needs_root!`] asks.
+#[doc(hidden)]
 #[must_use]
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()

@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 
-use profiler_tests::{is_root, skip};
+use profiler_tests::needs_root;
 
 /// Check that the kernel describes its types: all offsets of the BPF programs come from there.
 #[test]
@@ -17,9 +17,7 @@ fn the_kernel_has_btf() {
 /// Check that a cpu-clock perf event opens on this thread, as on-CPU sampling needs.
 #[test]
 fn a_software_perf_event_opens() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     // struct perf_event_attr of include/uapi/linux/perf_event.h, its first published size of 64 bytes:
     // type, size, config, sample_period; the rest zero.
     let mut attr = [0_u8; 64];

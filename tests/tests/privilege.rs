@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use profiler_tests::{
-    ChildGuard, HttpClient, free_port, is_root, profilerd, read_json, skip, wait_until,
-    workspace_root,
+    ChildGuard, HttpClient, free_port, needs_root, profilerd, read_json, wait_until, workspace_root,
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -29,9 +28,7 @@ const POSSIBLE: u64 = 1 << 21 | 1 << 23;
 /// back, and that the thread that ticks comes before ordinary ones.
 #[test]
 fn the_daemon_keeps_only_what_it_needs() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let port = free_port().unwrap();
     let mut command = Command::new(profilerd());
     command.args(["standalone", "--listen", &format!("127.0.0.1:{port}")]);
@@ -67,9 +64,7 @@ fn the_daemon_keeps_only_what_it_needs() {
 /// result goes to a folder that is closed to root without privileges.
 #[test]
 fn a_foreign_process_is_recorded_into_a_foreign_folder() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
     chown(folder.path(), Some(OTHER_USER), Some(OTHER_USER)).unwrap();

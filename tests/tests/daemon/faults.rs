@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use profiler_tests::{SampleService, is_root, skip, wait_until};
+use profiler_tests::{SampleService, needs_root, wait_until};
 
 use crate::DEADLINE;
 use crate::attached::{Attached, pinned};
@@ -14,9 +14,7 @@ use crate::server::Server;
 /// Check that a server killed in the middle of a request leaves what was captured of it until then.
 #[test]
 fn of_a_killed_server_is_kept_what_was_captured() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let mut server = Server::with_threads();
     let recording = Recording::start("GET:/forever", server.id(), &["--max-requests", "1"]);
     let mut client = server.connect();
@@ -38,9 +36,7 @@ fn of_a_killed_server_is_kept_what_was_captured() {
 /// Check that a server that ends between requests leaves those before.
 #[test]
 fn of_a_server_that_ended_the_requests_are_kept() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let mut server = Server::with_threads();
     let recording = Recording::start("*", server.id(), &["--duration", "3s"]);
     let mut client = server.connect();
@@ -55,9 +51,7 @@ fn of_a_server_that_ended_the_requests_are_kept() {
 /// that the service neither fails that request nor the next ones.
 #[test]
 fn a_killed_recording_leaves_nothing_and_harms_nobody() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let pinned_before = pinned();
     let service = SampleService::start(Path::new("python3"), "unharmed-sample", None).unwrap();
     let mut recording = Recording::start("POST:/", service.id(), &[]);
@@ -75,9 +69,7 @@ fn a_killed_recording_leaves_nothing_and_harms_nobody() {
 /// Check that a recording that ends by itself leaves nothing in the kernel either.
 #[test]
 fn a_finished_recording_leaves_nothing() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let pinned_before = pinned();
     let server = Server::with_threads();
     let recording = Recording::start("*", server.id(), &["--max-requests", "1"]);
@@ -92,9 +84,7 @@ fn a_finished_recording_leaves_nothing() {
 /// Check that two recordings of one process both see all its requests.
 #[test]
 fn two_recordings_of_one_process_both_work() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_threads();
     let recordings =
         ["GET:/first", "*"].map(|endpoint| Recording::start(endpoint, server.id(), &[]));

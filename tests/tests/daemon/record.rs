@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use profiler_daemon::model::SegmentReport;
-use profiler_tests::{SampleService, is_root, read_json, skip};
+use profiler_tests::{SampleService, needs_root, read_json};
 use serde_json::Value;
 
 use crate::recording::{Recording, count, has_function, total_ms};
@@ -20,9 +20,7 @@ fn sample_service() -> SampleService {
 /// and that the object has the names that programs rely on.
 #[test]
 fn a_recording_tells_where_the_time_went() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let service = sample_service();
     let recording = Recording::start("POST:/", service.id(), &["--max-requests", "5"]);
     let mut client = service.connect().unwrap();
@@ -89,9 +87,7 @@ fn check_names(report: &Value) {
 /// there is told.
 #[test]
 fn without_a_matching_request_the_reason_is_told() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let service = sample_service();
     let recording = Recording::start("GET:/slow", service.id(), &[]);
     let mut client = service.connect().unwrap();
@@ -112,9 +108,7 @@ fn without_a_matching_request_the_reason_is_told() {
 /// Check that requests shorter than the minimum duration are counted and not reported.
 #[test]
 fn requests_below_the_minimum_duration_are_left_out() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let service = sample_service();
     let recording = Recording::start("*", service.id(), &["--min-duration", "400ms"]);
     let mut client = service.connect().unwrap();
@@ -131,9 +125,7 @@ fn requests_below_the_minimum_duration_are_left_out() {
 /// none.
 #[test]
 fn a_file_is_complete_or_not_there() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let service = sample_service();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("result.json");

@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use profiler_daemon::model::SegmentReport;
-use profiler_tests::{is_root, skip};
+use profiler_tests::needs_root;
 
 use crate::recording::{Recording, count, has_function};
 use crate::server::Server;
@@ -20,9 +20,7 @@ fn of<'a>(segments: &'a [SegmentReport], function: &str) -> Vec<&'a SegmentRepor
 /// Check that two requests on one connection are two segments, each with its own function only.
 #[test]
 fn requests_of_a_keep_alive_connection_are_two_segments() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_threads();
     let recording = Recording::start("*", server.id(), &["--max-requests", "2"]);
     let mut client = server.connect();
@@ -41,9 +39,7 @@ fn requests_of_a_keep_alive_connection_are_two_segments() {
 /// that the second is counted and shown under no other name.
 #[test]
 fn a_pipelined_request_is_counted_and_not_mistaken_for_another() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_threads();
     let recording = Recording::start("*", server.id(), &[]);
     let mut client = server.connect();
@@ -68,9 +64,7 @@ fn a_pipelined_request_is_counted_and_not_mistaken_for_another() {
 /// Check that a request line that arrives in pieces is one request to the whole path.
 #[test]
 fn a_split_request_line_is_one_request() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_threads();
     let recording = Recording::start("GET:/first", server.id(), &["--max-requests", "1"]);
     let mut client = server.connect();
@@ -90,9 +84,7 @@ fn a_split_request_line_is_one_request() {
 /// Check that a request whose body comes later lasts from its head to its answer.
 #[test]
 fn a_request_with_a_slow_body_begins_with_its_head() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let mut server = Server::with_threads();
     let recording = Recording::start("POST:/body", server.id(), &["--max-requests", "1"]);
     let mut client = server.connect();
@@ -114,9 +106,7 @@ fn a_request_with_a_slow_body_begins_with_its_head() {
 /// Check that a request lasts until the last byte of its answer, not the first.
 #[test]
 fn a_request_with_a_slow_answer_ends_with_its_last_byte() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_threads();
     let recording = Recording::start("GET:/trickle", server.id(), &["--max-requests", "1"]);
     let mut client = server.connect();
@@ -131,9 +121,7 @@ fn a_request_with_a_slow_answer_ends_with_its_last_byte() {
 /// it sends.
 #[test]
 fn client_and_server_in_one_process_are_told_apart() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_threads();
     let recording = Recording::start("*", server.id(), &[]);
     let mut client = server.connect();
@@ -151,9 +139,7 @@ fn client_and_server_in_one_process_are_told_apart() {
 /// Check that requests that another thread answers are counted, explained, and not reported.
 #[test]
 fn requests_handed_to_another_thread_are_told_and_left_out() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_hand_off();
     let recording = Recording::start("*", server.id(), &[]);
     let mut client = server.connect();
@@ -173,9 +159,7 @@ fn requests_handed_to_another_thread_are_told_and_left_out() {
 /// nothing and disturb nobody.
 #[test]
 fn broken_connections_disturb_nobody() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let server = Server::with_threads();
     let recording = Recording::start("*", server.id(), &[]);
     drop(server.connect());

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
 use profiler_daemon::embedded::EmbeddedOap;
-use profiler_tests::{SampleService, free_port, is_root, skip, wait_until};
+use profiler_tests::{SampleService, free_port, needs_root, wait_until};
 
 use crate::attached::{Attached, pinned};
 use crate::daemon::{Daemon, creation};
@@ -19,9 +19,7 @@ fn sample_service(name: &str) -> SampleService {
 /// coverage and its end are shown, nothing is attached afterwards, and the next one runs.
 #[test]
 fn a_task_runs_and_ends_and_leaves_nothing() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     const NAME: &str = "task-sample";
     let pinned_before = pinned();
     let service = sample_service(NAME);
@@ -94,9 +92,7 @@ fn a_task_runs_and_ends_and_leaves_nothing() {
 /// service unharmed.
 #[test]
 fn a_killed_daemon_leaves_nothing_and_harms_nobody() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let pinned_before = pinned();
     let service = sample_service("orphaned-sample");
     let mut daemon = Daemon::standalone();
@@ -115,9 +111,7 @@ fn a_killed_daemon_leaves_nothing_and_harms_nobody() {
 /// Check that an address that is taken ends `standalone`, and that the address is named.
 #[test]
 fn a_taken_port_is_named() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = crate::recording::command(&["standalone", "--listen", &address]).output();
@@ -133,9 +127,7 @@ fn a_taken_port_is_named() {
 /// Check that a daemon without its OAP says so and stays, and runs tasks once there is one.
 #[test]
 fn a_daemon_waits_for_its_oap() {
-    if !is_root() {
-        skip!("needs root");
-    }
+    needs_root!();
     let service = sample_service("waiting-sample");
     let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
     let mut daemon = Daemon::reporting_to(oap);
