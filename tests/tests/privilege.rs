@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use profiler_tests::{
-    ChildGuard, HttpClient, free_port, needs_root, profilerd, read_json, wait_until, workspace_root,
+    ChildGuard, LocalServer, free_port, needs_root, profilerd, read_json, wait_until,
+    workspace_root,
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -69,17 +68,17 @@ fn a_foreign_process_is_recorded_into_a_foreign_folder() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
     chown(folder.path(), Some(OTHER_USER), Some(OTHER_USER)).unwrap();
     let result = folder.path().join("result.json");
-    let service = ForeignService::start(folder.path()).unwrap();
+    let service = foreign_service(folder.path()).unwrap();
     let mut command = Command::new(profilerd());
     command
         .args(["record", "--endpoint", "POST:/", "--max-requests", "1"])
-        .args(["--pid", &service.child.id().to_string()])
+        .args(["--pid", &service.id().to_string()])
         .args(["--format", "json", "-o"])
         .arg(&result)
         .stdout(Stdio::null());
     let mut recording = ChildGuard::spawn("profilerd record", &mut command).unwrap();
     let status = wait_until("the recording", 2 * DEADLINE, || {
-        let mut client = HttpClient::connect(service.address, DEADLINE)?;
+        let mut client = service.connect(DEADLINE)?;
         client.request("POST", "/", "{}")?;
         Ok(recording.process().try_wait()?)
     })
@@ -102,35 +101,18 @@ fn a_foreign_process_is_recorded_into_a_foreign_folder() {
     assert!(!frames.contains(&"[unknown] [kernel]"), "{frames:?}");
 }
 
-/// A sample service of another user, which only that user may look at.
-struct ForeignService {
-    child: ChildGuard,
-    address: SocketAddr,
-}
-
-impl ForeignService {
-    fn start(folder: &Path) -> Result<Self> {
-        // The source tree may be closed to other users.
-        let script = folder.join("sample_service.py");
-        fs::copy(
-            workspace_root().join("tests/services/sample_service.py"),
-            &script,
-        )?;
-        chown(&script, Some(OTHER_USER), Some(OTHER_USER))?;
-        let mut command = Command::new("python3");
-        command
-            .arg(&script)
-            .uid(OTHER_USER)
-            .gid(OTHER_USER)
-            .stdout(Stdio::piped());
-        let mut child = ChildGuard::spawn("the service", &mut command)?;
-        let stdout = child.process().stdout.take().context("stdout is a pipe")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the service has ended");
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, line.trim().parse()?));
-        Ok(Self { child, address })
-    }
+/// Starts a sample service of another user, which only that user may look at.
+fn foreign_service(folder: &Path) -> Result<LocalServer> {
+    // The source tree may be closed to other users.
+    let script = folder.join("sample_service.py");
+    fs::copy(
+        workspace_root().join("tests/services/sample_service.py"),
+        &script,
+    )?;
+    chown(&script, Some(OTHER_USER), Some(OTHER_USER))?;
+    let mut command = Command::new("python3");
+    command.arg(&script).uid(OTHER_USER).gid(OTHER_USER);
+    LocalServer::start("the service", &mut command)
 }
 
 struct Thread {

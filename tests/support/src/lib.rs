@@ -7,6 +7,7 @@ mod c_server;
 mod child;
 mod http;
 mod json;
+mod server;
 mod service;
 mod skywalking;
 
@@ -14,6 +15,7 @@ pub use c_server::{C_SERVER, build_c_server, kernel_test_folder};
 pub use child::{ChildGuard, free_port, wait_until};
 pub use http::{HttpClient, Response};
 pub use json::read_json;
+pub use server::LocalServer;
 pub use service::SampleService;
 pub use skywalking::{SkywalkingOap, oap_folder, python_agent_command, python_agent_folder};
 

@@ -1,21 +1,17 @@
 //! Runs `tests/services/sample_service.py`: the unmodified server that is profiled.
 
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::{ChildGuard, HttpClient, workspace_root};
+use crate::{ChildGuard, HttpClient, LocalServer, workspace_root};
 
 /// A running sample service; ends when dropped.
 #[derive(Debug)]
-pub struct SampleService {
-    child: ChildGuard,
-    address: SocketAddr,
-}
+pub struct SampleService(LocalServer);
 
 impl SampleService {
     /// Starts the service on a free port and returns when it accepts connections.
@@ -41,41 +37,30 @@ impl SampleService {
         let program = PathBuf::from(command.get_program());
         command
             .arg(workspace_root().join("tests/services/sample_service.py"))
-            .env("SW_AGENT_NAME", service_name)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+            .env("SW_AGENT_NAME", service_name);
         if let Some(file) = truth_file {
             command.arg("--truth").arg(file);
         }
-        let mut child = ChildGuard::spawn("the sample service", &mut command)?;
-        let stdout = child.process().stdout.take().expect("stdout is a pipe");
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        let port = line
-            .trim()
-            .parse::<u16>()
+        let server = LocalServer::start("the sample service", &mut command)
             .with_context(|| format!("the sample service did not start with {program:?}"))?;
-        Ok(Self {
-            child,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        })
+        Ok(Self(server))
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.0.address()
     }
 
     /// Its process id.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.0.id()
     }
 
     /// The process.
     pub fn child(&mut self) -> &mut ChildGuard {
-        &mut self.child
+        self.0.child()
     }
 
     /// A new connection.
@@ -83,7 +68,7 @@ impl SampleService {
     /// # Errors
     /// The service does not accept it.
     pub fn connect(&self) -> Result<HttpClient> {
-        HttpClient::connect(self.address, Duration::from_secs(10))
+        self.0.connect(Duration::from_secs(10))
     }
 }
 

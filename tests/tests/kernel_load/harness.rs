@@ -1,8 +1,8 @@
 //! A server under watch: the process, the kernel side attached to it, the events it caused.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use profiler_common::{EndReason, KernelCounter, method_bit};
@@ -10,6 +10,7 @@ use profiler_daemon::kernel::{Kernel, LoadOptions};
 use profiler_daemon::model::{
     EndpointRule, Pid, RawSample, RequestEvent, RequestId, TaskSlot, Tid,
 };
+use profiler_tests::LocalServer;
 
 /// Longest wait for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -17,25 +18,12 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const SLOT: TaskSlot = TaskSlot(2);
 
 /// A process that dies with the test.
-pub(crate) struct Server {
-    child: Child,
-    output: BufReader<ChildStdout>,
-    /// Port it listens on.
-    pub(crate) port: u16,
-}
+pub(crate) struct Server(LocalServer);
 
 impl Server {
     /// Starts a program whose first line of output is its port.
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut server = Self {
-            child,
-            output,
-            port: 0,
-        };
-        server.port = server.line().parse().unwrap();
-        server
+        Self(LocalServer::start("the server", command).unwrap())
     }
 
     /// The Python server of `server.py`.
@@ -46,32 +34,23 @@ impl Server {
 
     /// The next line the program prints.
     pub(crate) fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim().to_owned()
+        self.0.line().unwrap()
     }
 
     pub(crate) fn pid(&self) -> Pid {
-        Pid(self.child.id())
+        Pid(self.0.id())
     }
 
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.0.child().signal(libc::SIGKILL);
+        self.0.child().wait(DEADLINE).unwrap();
     }
 
     pub(crate) fn connect(&self) -> Client {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let stream = TcpStream::connect(self.0.address()).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         Client { stream }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

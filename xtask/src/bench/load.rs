@@ -1,47 +1,26 @@
 //! The servers that are loaded, and the two kinds of load.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use profiler_test_support::{ChildGuard, HttpClient, target_dir, workspace_root};
+use profiler_test_support::{HttpClient, LocalServer, target_dir, workspace_root};
 
 use crate::command::{output, run};
 
-/// `tests/bench/hot_server.c`, running; ends when dropped.
-#[derive(Debug)]
-pub(super) struct HotServer {
-    _child: ChildGuard,
-    pub(super) address: SocketAddr,
-}
-
-impl HotServer {
-    /// Compiles and starts it.
-    pub(super) fn start(service_name: &str) -> Result<Self> {
-        let folder = target_dir().join("bench");
-        fs::create_dir_all(&folder)?;
-        let binary = folder.join("hot_server");
-        run(Command::new("cc")
-            .args(["-O2", "-Wall", "-pthread", "-o"])
-            .args([&binary, &workspace_root().join("tests/bench/hot_server.c")]))?;
-        let mut command = Command::new(&binary);
-        command
-            .env("SW_AGENT_NAME", service_name)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let mut child = ChildGuard::spawn("the hot server", &mut command)?;
-        let stdout = child.process().stdout.take().expect("stdout is a pipe");
-        let mut port = String::new();
-        BufReader::new(stdout).read_line(&mut port)?;
-        let port: u16 = port.trim().parse().context("the hot server's port")?;
-        Ok(Self {
-            _child: child,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        })
-    }
+/// Compiles and starts `tests/bench/hot_server.c`.
+pub(super) fn hot_server(service_name: &str) -> Result<LocalServer> {
+    let folder = target_dir().join("bench");
+    fs::create_dir_all(&folder)?;
+    let binary = folder.join("hot_server");
+    run(Command::new("cc")
+        .args(["-O2", "-Wall", "-pthread", "-o"])
+        .args([&binary, &workspace_root().join("tests/bench/hot_server.c")]))?;
+    let mut command = Command::new(&binary);
+    command.env("SW_AGENT_NAME", service_name);
+    LocalServer::start("the hot server", &mut command)
 }
 
 /// Requests per second under `connections` busy keep-alive connections.

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use profiler_test_support::{SampleService, target_dir, wait_until};
 
-use self::load::{HotServer, latencies_ms, median, throughput};
+use self::load::{hot_server, latencies_ms, median, throughput};
 use self::procfs::{BpfStats, Program};
 use self::table::{Goal, Table};
 use crate::command::step;
@@ -90,13 +90,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             programs: Vec::new(),
         },
     };
-    let hot = HotServer::start(HOT_SERVICE)?;
+    let hot = hot_server(HOT_SERVICE)?;
     let python = SampleService::start(Path::new("python3"), PYTHON_SERVICE, None)?;
     bench.at_rest()?;
     bench.unmatched(
         "hot native server",
         HOT_SERVICE,
-        hot.address,
+        hot.address(),
         "/hot",
         8,
         0.97,
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     )?;
     bench.profiled(python.address(), "POST", "/")?;
     bench.profiled(python.address(), "GET", "/busy")?;
-    bench.program_cost(hot.address, python.address())?;
+    bench.program_cost(hot.address(), python.address())?;
     let armed_ms = median(&bench.start_to_armed_ms);
     bench.table.add(
         "task created to programs attached",
