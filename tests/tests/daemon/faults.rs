@@ -4,12 +4,12 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use profiler_tests::{SampleService, needs_root, wait_until};
+use profiler_tests::{needs_root, wait_until};
 
 use crate::DEADLINE;
 use crate::attached::{Attached, pinned};
 use crate::recording::{Recording, count, has_function};
-use crate::server::Server;
+use crate::server::{Server, sample_service};
 
 /// Check that a server killed in the middle of a request leaves what was captured of it until then.
 #[test]
@@ -53,7 +53,7 @@ fn of_a_server_that_ended_the_requests_are_kept() {
 fn a_killed_recording_leaves_nothing_and_harms_nobody() {
     needs_root!();
     let pinned_before = pinned();
-    let service = SampleService::start(Path::new("python3"), "unharmed-sample", None).unwrap();
+    let service = sample_service("unharmed-sample");
     let mut recording = Recording::start("POST:/", service.id(), &[]);
     let attached = Attached::of_live(recording.id());
     let mut client = service.connect().unwrap();

@@ -1,27 +1,25 @@
 //! `profilerd record` on the sample service.
 
 use std::fs;
-use std::path::Path;
 
 use profiler_daemon::model::SegmentReport;
-use profiler_tests::{SampleService, needs_root, read_json};
+use profiler_tests::{needs_root, read_json};
 use serde_json::Value;
 
 use crate::recording::{Recording, count, has_function, total_ms};
+use crate::server::sample_service;
 
 /// Two dump periods.
 const TOLERANCE_MS: i64 = 20;
-
-fn sample_service() -> SampleService {
-    SampleService::start(Path::new("python3"), "recorded-sample", None).unwrap()
-}
+/// Name of the service.
+const SERVICE: &str = "recorded-sample";
 
 /// Check that the trees of `POST:/` tell the time of its functions, that other endpoints leave nothing,
 /// and that the object has the names that programs rely on.
 #[test]
 fn a_recording_tells_where_the_time_went() {
     needs_root!();
-    let service = sample_service();
+    let service = sample_service(SERVICE);
     let recording = Recording::start("POST:/", service.id(), &["--max-requests", "5"]);
     let mut client = service.connect().unwrap();
     let mut other = service.connect().unwrap();
@@ -88,7 +86,7 @@ fn check_names(report: &Value) {
 #[test]
 fn without_a_matching_request_the_reason_is_told() {
     needs_root!();
-    let service = sample_service();
+    let service = sample_service(SERVICE);
     let recording = Recording::start("GET:/slow", service.id(), &[]);
     let mut client = service.connect().unwrap();
     for _ in 0..3 {
@@ -109,7 +107,7 @@ fn without_a_matching_request_the_reason_is_told() {
 #[test]
 fn requests_below_the_minimum_duration_are_left_out() {
     needs_root!();
-    let service = sample_service();
+    let service = sample_service(SERVICE);
     let recording = Recording::start("*", service.id(), &["--min-duration", "400ms"]);
     let mut client = service.connect().unwrap();
     client.request("GET", "/fast", "").unwrap();
@@ -126,7 +124,7 @@ fn requests_below_the_minimum_duration_are_left_out() {
 #[test]
 fn a_file_is_complete_or_not_there() {
     needs_root!();
-    let service = sample_service();
+    let service = sample_service(SERVICE);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("result.json");
     let output = ["--max-requests", "1", "-o", file.to_str().unwrap()];

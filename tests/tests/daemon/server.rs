@@ -1,12 +1,18 @@
-//! The server of `server.py`.
+//! The servers that are profiled: `server.py` and the sample service.
 
+use std::path::Path;
 use std::process::Command;
 
-use profiler_tests::{HttpClient, LocalServer};
+use profiler_tests::{HttpClient, LocalServer, SampleService};
 
 use crate::DEADLINE;
 
-/// A running server; ends when dropped.
+/// Starts a sample service that is known by this name.
+pub(crate) fn sample_service(name: &str) -> SampleService {
+    SampleService::start(Path::new("python3"), name, None).unwrap()
+}
+
+/// A running `server.py`; ends when dropped.
 pub(crate) struct Server(LocalServer);
 
 impl Server {

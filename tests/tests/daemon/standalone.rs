@@ -1,19 +1,15 @@
 //! `profilerd standalone` and `daemon` over the life of tasks.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
 
 use profiler_daemon::embedded::EmbeddedOap;
-use profiler_tests::{SampleService, free_port, needs_root, wait_until};
+use profiler_tests::{free_port, needs_root, wait_until};
 
 use crate::attached::{Attached, pinned};
 use crate::daemon::{Daemon, creation};
 use crate::recording::has_function;
+use crate::server::sample_service;
 use crate::{DEADLINE, TASK_DEADLINE};
-
-fn sample_service(name: &str) -> SampleService {
-    SampleService::start(Path::new("python3"), name, None).unwrap()
-}
 
 /// Check the whole life of a task: nothing is attached before, one task at a time, its result, its
 /// coverage and its end are shown, nothing is attached afterwards, and the next one runs.

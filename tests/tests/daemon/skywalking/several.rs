@@ -1,13 +1,12 @@
 //! Several services of one daemon, each with its task.
 
-use std::path::Path;
-
-use profiler_tests::{SampleService, SkywalkingOap, needs_root};
+use profiler_tests::{SkywalkingOap, needs_root};
 
 use super::assert_no_error_is_logged;
 use super::gunicorn::Gunicorn;
 use super::query::{Profiled, analyze, create_task, wait_for_profiled};
 use crate::daemon::Daemon;
+use crate::server::sample_service;
 
 const SAMPLE: &str = "oap-sample-of-two";
 const WSGI: &str = "oap-wsgi-of-two";
@@ -24,7 +23,7 @@ fn each_service_has_its_task() {
         create_task(&oap, SAMPLE, "GET:/busy"),
         create_task(&oap, WSGI, "GET:/work"),
     ];
-    let sample = SampleService::start(Path::new("python3"), SAMPLE, None).unwrap();
+    let sample = sample_service(SAMPLE);
     let gunicorn = Gunicorn::start(WSGI);
     let mut daemon = Daemon::reporting_to(oap.grpc());
     // The sample service, gunicorn's first process and its two workers.

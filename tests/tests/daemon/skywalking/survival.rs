@@ -1,9 +1,8 @@
 //! What happens to either side while a task is live, and names at their limits.
 
 use std::collections::HashSet;
-use std::path::Path;
 
-use profiler_tests::{SampleService, SkywalkingOap, needs_root};
+use profiler_tests::{SkywalkingOap, needs_root};
 
 use super::assert_no_error_is_logged;
 use super::gunicorn::Gunicorn;
@@ -12,13 +11,10 @@ use super::query::{
 };
 use super::relay::Relay;
 use crate::daemon::Daemon;
+use crate::server::sample_service;
 
 /// As `create_task` asks for.
 const MAX_SAMPLING_COUNT: usize = 5;
-
-fn sample_service(name: &str) -> SampleService {
-    SampleService::start(Path::new("python3"), name, None).unwrap()
-}
 
 /// Check that names longer than an OAP keeps are cut as it cuts them: the service is listed, its task
 /// arrives, and its request is shown.

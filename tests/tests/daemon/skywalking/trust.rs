@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use profiler_tests::{SampleService, SkywalkingOap, needs_root};
+use profiler_tests::{SkywalkingOap, needs_root};
 
 use super::query::{
     create_task, has_service, wait_for_profiled, wait_for_service, wait_until_notified,
 };
 use crate::daemon::Daemon;
+use crate::server::sample_service;
 
 /// Check that an OAP that asks for a token is obeyed, and that the log names a wrong one.
 #[test]
@@ -18,7 +19,7 @@ fn an_oap_that_asks_for_a_token_gets_it() {
     let folder = tempfile::tempdir().unwrap();
     let token = [("SW_AUTHENTICATION", "open-sesame")];
     let oap = SkywalkingOap::start_with(folder.path(), &token).unwrap();
-    let _service = SampleService::start(Path::new("python3"), NAME, None).unwrap();
+    let _service = sample_service(NAME);
 
     let mut stranger = Daemon::reporting_to(oap.grpc());
     stranger.wait_for_log("token", 1);
@@ -83,7 +84,7 @@ fn an_oap_behind_tls_is_reached_if_it_is_trusted() {
         ("SW_CORE_GRPC_SSL_TRUSTED_CA_PATH", &chain),
     ];
     let oap = SkywalkingOap::start_with(folder.path(), &tls).unwrap();
-    let service = SampleService::start(Path::new("python3"), NAME, None).unwrap();
+    let service = sample_service(NAME);
 
     let mut plain = Daemon::reporting_to(oap.grpc());
     plain.wait_for_log("Disconnected", 1);
