@@ -11,6 +11,16 @@ mod process;
 mod text;
 mod wire;
 
+use crate::model::Service;
+
+/// The service of every task.
+fn service() -> Service {
+    Service {
+        name: "s".to_owned(),
+        instance: "i".to_owned(),
+    }
+}
+
 /// An entry point.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {

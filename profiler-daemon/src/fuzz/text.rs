@@ -2,10 +2,11 @@
 
 use profiler_proto::skywalking::{Command, KeyStringValuePair};
 
+use super::service;
 use crate::analyze::{self, Lines, Query};
 use crate::config::Template;
 use crate::kubernetes;
-use crate::model::{Pid, Service};
+use crate::model::Pid;
 use crate::oap::{command, graphql};
 use crate::process::procfs::parse_stat;
 use crate::process::program::program_name;
@@ -137,12 +138,8 @@ pub fn task_command(data: &[u8]) {
         args: args.collect(),
         ..Command::default()
     };
-    let service = Service {
-        name: "s".to_owned(),
-        instance: "i".to_owned(),
-    };
     let _ = command::create_time(&command, NOW_MS);
-    if let Ok(parsed) = command::parse(&command, &service, NOW_MS) {
+    if let Ok(parsed) = command::parse(&command, &service(), NOW_MS) {
         let _ = Endpoint::parse(&parsed.task.endpoint);
     }
 }

@@ -6,11 +6,12 @@ use profiler_proto::skywalking::{SegmentObject, ThreadSnapshot};
 use prost::Message;
 use std::time::Duration;
 
+use super::service;
 use crate::embedded::store::{Store, StoreLimits};
 use crate::embedded::task::TaskRequest;
 use crate::embedded::wire;
 use crate::kernel::{KernelTypes, RequestRecord, decode_request, decode_sample};
-use crate::model::{Pid, ProfileTask, RequestEvent, Service, TaskId, TaskSlot, WallClock};
+use crate::model::{Pid, ProfileTask, RequestEvent, TaskId, TaskSlot, WallClock};
 use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
 
 /// Splits `len u16 | bytes` repeated; what is left over is the last part.
@@ -46,13 +47,6 @@ fn task() -> ProfileTask {
         max_sampling_count: 3,
         start_unix_ms: 0,
         create_unix_ms: 0,
-    }
-}
-
-fn service() -> Service {
-    Service {
-        name: "s".to_owned(),
-        instance: "i".to_owned(),
     }
 }
 
