@@ -24,6 +24,7 @@ pub use request::{
 };
 pub use rule::{
     LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, TARGET_TGIDS_LEN, Target, method_bit, rule_flag,
+    target_flag,
 };
 pub use sample::{
     KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, TAGGED_TIDS_LEN, ThreadState,

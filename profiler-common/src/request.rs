@@ -49,6 +49,10 @@ pub mod conn_flag {
     pub const PIPELINED: u32 = 1 << 4;
     /// The beginning of a request line waits in `PARTIAL_HEADS`.
     pub const PARTIAL: u32 = 1 << 5;
+    /// Lowest bit of the number of outbound calls that were shipped for the open request.
+    pub const OUTBOUND_ONE: u32 = 1 << 8;
+    /// Bits of that number; it stays at its highest.
+    pub const OUTBOUND: u32 = 7 << 8;
 }
 
 /// State of one server connection: value of `CONNS`, written by `sys_exit`.
@@ -111,6 +115,10 @@ pub enum RequestEventKind {
     /// beginning the program has looked at. The daemon ends the requests on them: no program can
     /// walk a range of any size.
     CloseRange = 7,
+    /// The request's thread wrote a request head of its own, before it answered; data: that head, at most
+    /// [`HEAD_MAX_BYTES`]. Only of targets with [`crate::target_flag::AGENT`], and not more than
+    /// [`conn_flag::OUTBOUND`] counts.
+    Outbound = 8,
 }
 
 impl RequestEventKind {
@@ -125,6 +133,7 @@ impl RequestEventKind {
             5 => Self::Exec,
             6 => Self::Exit,
             7 => Self::CloseRange,
+            8 => Self::Outbound,
             _ => return None,
         })
     }

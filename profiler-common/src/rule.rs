@@ -110,13 +110,19 @@ impl Rule {
 /// Entries of `TARGET_TGIDS`, indexed by tgid modulo this.
 pub const TARGET_TGIDS_LEN: u32 = 4096;
 
+/// Bits of [`Target::flags`].
+pub mod target_flag {
+    /// A SkyWalking agent is in the process: calls that a request makes itself name its segment.
+    pub const AGENT: u32 = 1;
+}
+
 /// A process that serves at least one live task: value of `TARGETS`, key tgid (host pid namespace).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Target {
     /// Bit `1 << slot` for every task this process belongs to.
     pub task_mask: u32,
-    /// Zero.
+    /// [`target_flag`] bits.
     pub flags: u32,
 }
 

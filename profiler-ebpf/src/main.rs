@@ -35,6 +35,8 @@ mod head;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod outbound;
+#[cfg(target_arch = "bpf")]
 mod partial;
 #[cfg(target_arch = "bpf")]
 mod process_exec;

@@ -1,4 +1,4 @@
-//! Writes to a connection: the response of its open request.
+//! Writes to a connection: the response of its open request. Others may be calls of a request.
 
 use profiler_common::{
     EndReason, KernelCounter, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag,
@@ -7,6 +7,7 @@ use profiler_common::{
 
 use crate::conn::{end_request, unpack};
 use crate::count::count;
+use crate::outbound::on_outbound;
 use crate::scratch::fetch;
 use crate::tag::{self, open_conn, set_result, set_tag};
 use crate::{emit, head, maps, read};
@@ -26,7 +27,7 @@ const INTERIM_MAX_BYTES: u64 = 64;
 pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
     let conn_key = unpack(key);
     let Some(conn) = maps::conn(conn_key) else {
-        return 0;
+        return if seen == 0 { 0 } else { on_outbound(key) };
     };
     let mut code = 0;
     if conn.state == conn_state::OPEN {

@@ -24,8 +24,8 @@ pub(crate) struct RequestScratch {
     pub(crate) len: u64,
     /// `Target::task_mask` of the current process.
     pub(crate) task_mask: u32,
-    /// Zero.
-    pub(crate) pad: u32,
+    /// `Target::flags` of the current process.
+    pub(crate) target_flags: u32,
     /// Room to build a `PARTIAL_HEADS` value.
     pub(crate) partial: PartialHead,
     /// Header of the next event.

@@ -80,6 +80,7 @@ fn handle(
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &mut *scratch };
     scratch.task_mask = target.task_mask;
+    scratch.target_flags = target.flags;
     let args = ARGS.map(&word);
     let result = result as u64;
     if !dispatch(scratch, meaning, tgid, args, result) {

@@ -3,17 +3,21 @@
     POST /      handler -> method3() 20 ms -> method2() 20 ms -> method1() 20 ms, then 500 ms itself
     GET /busy   computes about 300 ms of CPU time: two thirds in outer(), one third in inner()
     GET /fast   answers at once
+    GET /call   asks another server, then method3() as above
 
 Prints its port on the first line of stdout when it accepts connections.
+The other server is the one of the variable SAMPLE_SERVICE_CALLS, as http://HOST:PORT.
 With --truth FILE it appends one JSON line per profiled function call: the thread's id and the
 CLOCK_MONOTONIC nanoseconds of entry and exit, taken inside the function.
 """
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 METHOD_SLEEP_S = 0.020
@@ -110,6 +114,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"value": outer()})
         elif self.path == "/fast":
             self.answer_fast()
+        elif self.path == "/call":
+            with urllib.request.urlopen(os.environ["SAMPLE_SERVICE_CALLS"] + "/fast") as answer:
+                answer.read()
+            method3()
+            self.answer(200, {"called": True})
         else:
             self.answer(404, {"error": "no such endpoint"})
         record_truth("do_GET", enter_ns)

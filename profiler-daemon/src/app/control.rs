@@ -356,7 +356,8 @@ impl Control {
                     });
                     continue;
                 }
-                let look = || inspect(live.slot, pid, service.clone());
+                let has_agent = process.agent.is_some();
+                let look = || inspect(live.slot, pid, service.clone(), has_agent);
                 if let Some(commands) = tokio::task::block_in_place(look) {
                     live.watched.insert(pid);
                     commands

@@ -10,7 +10,12 @@ use crate::process::{RequestModel, Runtime};
 
 /// The commands that add a process to a task, with what is known about its runtime. `None` if its
 /// interpreter still starts (ask again) or the process has just ended. Reads the process's memory, which takes some milliseconds.
-pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Option<Vec<Command>> {
+pub(super) fn inspect(
+    slot: TaskSlot,
+    pid: Pid,
+    service: Service,
+    has_agent: bool,
+) -> Option<Vec<Command>> {
     let note = |counter, text| Command::Note {
         slot,
         counter,
@@ -41,6 +46,7 @@ pub(super) fn inspect(slot: TaskSlot, pid: Pid, service: Service) -> Option<Vec<
         pid,
         service,
         python,
+        has_agent,
     });
     Some(commands)
 }

@@ -193,7 +193,7 @@ async fn collect(
 /// Adds a process, unless it is watched already or its interpreter still starts.
 fn watch(pipeline: &Pipeline, pid: Pid, service: Service, watched: &mut HashSet<Pid>) {
     if !watched.contains(&pid)
-        && let Some(commands) = tokio::task::block_in_place(|| inspect(SLOT, pid, service))
+        && let Some(commands) = tokio::task::block_in_place(|| inspect(SLOT, pid, service, false))
     {
         watched.insert(pid);
         commands

@@ -1,7 +1,7 @@
 //! What the daemon tells the programs: rules, processes to watch, threads and requests to let go.
 
 use profiler_common::{
-    LITERAL_MAX_BYTES, MAX_TASKS, PythonProcess, Rule, Target, cancel, rule_flag,
+    LITERAL_MAX_BYTES, MAX_TASKS, PythonProcess, Rule, Target, cancel, rule_flag, target_flag,
 };
 
 use super::{Kernel, KernelError};
@@ -78,6 +78,22 @@ impl Kernel {
             ..target
         };
         self.maps.note_target(pid.0)?;
+        self.maps.targets.insert(pid.0, target)
+    }
+
+    /// Has calls shipped that a target's requests make themselves.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn ship_outbound(&mut self, pid: Pid) -> Result<(), KernelError> {
+        let Some(target) = self.maps.targets.get(&pid.0)? else {
+            return Ok(());
+        };
+        let target = Target {
+            flags: target.flags | target_flag::AGENT,
+            ..target
+        };
         self.maps.targets.insert(pid.0, target)
     }
 

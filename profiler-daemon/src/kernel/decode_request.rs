@@ -76,6 +76,10 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestRecord, BadRecord> {
             flags: header.flags,
             head: data.to_vec(),
         },
+        RequestEventKind::Outbound => RequestEvent::Outbound {
+            id,
+            head: data.to_vec(),
+        },
         RequestEventKind::End => RequestEvent::End {
             id,
             ktime_ns: header.ktime_ns,
@@ -178,6 +182,18 @@ mod tests {
         );
     }
 
+    /// Check that a call keeps the request that it was made for, and its head.
+    #[test]
+    fn an_outbound_record_keeps_its_head() {
+        assert_eq!(
+            decode_request(&record(8, 0, b"GET / HTTP/1.1\r\n")),
+            Ok(RequestRecord::Event(RequestEvent::Outbound {
+                id: RequestId(0x0001_0000_0000_0007),
+                head: b"GET / HTTP/1.1\r\n".to_vec(),
+            }))
+        );
+    }
+
     /// Check that process events name the right process.
     #[test]
     fn process_events_name_the_process() {
@@ -206,7 +222,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(decode_request(&bytes[..len]).is_err(), "cut at {len}");
         }
-        assert_eq!(decode_request(&record(8, 0, b"")), Err(BadRecord::Kind(8)));
+        assert_eq!(decode_request(&record(9, 0, b"")), Err(BadRecord::Kind(9)));
         let mut slot = record(1, 0, b"");
         slot[36..40].copy_from_slice(&16_u32.to_ne_bytes());
         assert_eq!(decode_request(&slot), Err(BadRecord::Slot(16)));

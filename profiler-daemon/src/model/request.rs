@@ -64,6 +64,13 @@ pub enum RequestEvent {
         /// First bytes of the response.
         head: Vec<u8>,
     },
+    /// The request's thread called another server.
+    Outbound {
+        /// The request.
+        id: RequestId,
+        /// The head it wrote, possibly cut.
+        head: Vec<u8>,
+    },
     /// The request is over.
     End {
         /// The request.

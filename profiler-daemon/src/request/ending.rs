@@ -105,7 +105,7 @@ impl RequestTracker {
             request: open.request,
             end_ktime_ns,
             reason,
-            outbound: None,
+            outbound: open.outbound.into_context(),
             losses,
         })));
     }

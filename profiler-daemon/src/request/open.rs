@@ -2,8 +2,10 @@
 
 use profiler_common::Conn;
 
+use super::head::RequestHead;
 use super::response::ResponseHead;
-use crate::model::ActiveRequest;
+use super::sw8;
+use crate::model::{ActiveRequest, Sw8};
 
 /// A response with no write for this long, whose length is unknown, is taken as complete.
 const QUIET_END_NS: u64 = 10_000_000_000;
@@ -11,6 +13,41 @@ const QUIET_END_NS: u64 = 10_000_000_000;
 const QUIET_UNTAG_NS: u64 = 1_000_000_000;
 /// How long an end may be missing after the connection's state is gone, before it is taken as lost.
 const LOST_END_NS: u64 = 1_000_000_000;
+
+/// The contexts that a request's own calls carry.
+#[derive(Debug, Default)]
+pub(super) enum Outbound {
+    /// No call had one.
+    #[default]
+    None,
+    /// All had the same segment.
+    One(Box<Sw8>),
+    /// Segments of several: which one is the request's cannot be told.
+    Several,
+}
+
+impl Outbound {
+    pub(super) fn on_call(&mut self, head: &[u8]) {
+        let context = RequestHead::parse(head).and_then(|head| sw8::parse(head.sw8.as_deref()?));
+        let Some(context) = context.filter(|context| context.sampled) else {
+            return;
+        };
+        match self {
+            Self::None => *self = Self::One(Box::new(context)),
+            Self::One(first) if first.parent_segment_id != context.parent_segment_id => {
+                *self = Self::Several;
+            }
+            Self::One(_) | Self::Several => {}
+        }
+    }
+
+    pub(super) fn into_context(self) -> Option<Sw8> {
+        match self {
+            Self::One(context) => Some(*context),
+            Self::None | Self::Several => None,
+        }
+    }
+}
 
 /// What is known of a request that runs.
 #[derive(Debug)]
@@ -26,6 +63,7 @@ pub(super) struct OpenRequest {
     pub(super) is_untagged: bool,
     /// Its head came together with the next one's: what is written after its answer is not its own.
     pub(super) is_followed: bool,
+    pub(super) outbound: Outbound,
     /// When the kernel's connection was first found to be gone.
     gone_since_ktime_ns: Option<u64>,
 }
@@ -41,6 +79,7 @@ impl OpenRequest {
             written_bytes: 0,
             is_untagged: false,
             is_followed: false,
+            outbound: Outbound::default(),
             gone_since_ktime_ns: None,
         }
     }

@@ -185,6 +185,11 @@ impl RequestTracker {
                 };
                 self.on_start(&start, &head, clock, actions);
             }
+            RequestEvent::Outbound { id, head } => {
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.outbound.on_call(&head);
+                }
+            }
             RequestEvent::FirstWrite {
                 id,
                 ktime_ns,

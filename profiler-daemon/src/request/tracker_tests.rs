@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use profiler_common::EndReason;
 
 use super::*;
@@ -356,4 +358,41 @@ fn a_quiet_response_is_untagged_then_finished() {
     assert_eq!(tracker.sampled().count(), 0);
     tracker.on_tick(11_000 * MS, &conns, &mut actions);
     assert_eq!(finished(&actions)[0].end_ktime_ns, 20 * MS);
+}
+
+/// Check that the context of a request's own calls is kept, unless they name several segments.
+#[test]
+fn the_context_of_own_calls_is_kept() {
+    let call = |id: u64, segment: &str| {
+        let encode = |text| STANDARD.encode(text);
+        let context = [encode("t"), encode(segment), "1".to_owned()].join("-");
+        let names = ["shop", "shop-1", "/a", "db:80"].map(encode).join("-");
+        let head = format!("GET /b HTTP/1.1\r\nsw8: 1-{context}-{names}\r\n\r\n");
+        RequestEvent::Outbound {
+            id: RequestId(id),
+            head: head.into_bytes(),
+        }
+    };
+    let mut tracker = tracker(0, 9);
+    let mut outbound = |id: u64, calls: Vec<RequestEvent>| {
+        send(&mut tracker, start(id, 1, 0, "GET /a HTTP/1.1"));
+        for call in calls {
+            send(&mut tracker, call);
+        }
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let actions = send(&mut tracker, first_write(id, 20, head.len() as u64, head));
+        let context = finished(&actions)[0].outbound.clone();
+        context.map(|context| context.parent_segment_id)
+    };
+    assert_eq!(outbound(1, Vec::new()), None);
+    let plain = RequestEvent::Outbound {
+        id: RequestId(2),
+        head: b"GET /b HTTP/1.1\r\n\r\n".to_vec(),
+    };
+    let own = outbound(2, vec![plain, call(2, "own"), call(2, "own")]);
+    assert_eq!(own.as_deref(), Some("own"));
+    assert_eq!(
+        outbound(3, vec![call(3, "a"), call(3, "b"), call(3, "a")]),
+        None
+    );
 }

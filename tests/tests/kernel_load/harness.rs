@@ -192,6 +192,18 @@ impl Watch {
         self.events.iter().filter_map(response).collect()
     }
 
+    /// First line of each call that a request made, with the request.
+    pub(crate) fn calls(&self) -> Vec<(RequestId, String)> {
+        let call = |event: &RequestEvent| match event {
+            RequestEvent::Outbound { id, head } => {
+                let head = String::from_utf8_lossy(head);
+                Some((*id, head.lines().next()?.to_owned()))
+            }
+            _ => None,
+        };
+        self.events.iter().filter_map(call).collect()
+    }
+
     pub(crate) fn count(&self, counter: KernelCounter) -> u64 {
         let counters = self.kernel.counters(SLOT).unwrap();
         counters

@@ -310,3 +310,26 @@ fn a_full_ring_is_counted() {
     client.get("/last");
     watch.wait("start", |watch| watch.starts().len() > before);
 }
+
+/// Check that the calls of a request are shipped with it, up to a number and before the answer, and only
+/// of a process that has an agent.
+#[test]
+fn calls_of_a_request_are_shipped() {
+    for prefer_raw in [false, true] {
+        let server = Server::python("HTTP/1.1");
+        let options = LoadOptions {
+            prefer_raw,
+            ..LoadOptions::default()
+        };
+        let mut watch = Watch::with_options(server.pid(), "/calls", &options);
+        let mut client = server.connect();
+        client.get("/calls");
+        watch.kernel.ship_outbound(server.pid()).unwrap();
+        assert_eq!(client.get("/calls"), b"done\n");
+        client.close();
+        watch.wait_for_ends(2);
+        let request = watch.starts()[1].0;
+        let expected = (0..7).map(|number| (request, format!("GET /inside/{number} HTTP/1.1")));
+        assert_eq!(watch.calls(), expected.collect::<Vec<_>>());
+    }
+}

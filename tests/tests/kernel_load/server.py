@@ -22,6 +22,11 @@ def outer(seconds):
     inner(seconds)
 
 
+def call(path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
+        answer.read()
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = sys.argv[1]
 
@@ -43,6 +48,14 @@ class Handler(BaseHTTPRequestHandler):
             url = f"http://127.0.0.1:{server.server_port}/inside"
             with urllib.request.urlopen(url) as answer:
                 body = answer.read()
+        elif self.path.startswith("/calls"):
+            # Ten calls on the way, and one when the answer has begun.
+            for number in range(10):
+                call(f"/inside/{number}")
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+            call("/inside/late")
+            self.wfile.write(b"done\n")
+            return
         elif self.path.startswith("/openmany"):
             held.extend(os.dup(log.fileno()) for _ in range(80))
         elif self.path.startswith("/closerange"):

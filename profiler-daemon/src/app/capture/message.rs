@@ -32,6 +32,8 @@ pub(in crate::app) enum Command {
         service: Service,
         /// Its interpreter.
         python: Option<Arc<PythonRuntime>>,
+        /// It has a SkyWalking agent.
+        has_agent: bool,
     },
     /// End a task; its open requests get a moment.
     EndTask {

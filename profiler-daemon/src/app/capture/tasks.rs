@@ -42,8 +42,12 @@ impl Capture {
                 pid,
                 service,
                 python,
+                has_agent,
             } => {
                 self.add_target(slot, pid, service, python);
+                if has_agent {
+                    self.kernel_do(|kernel| kernel.ship_outbound(pid));
+                }
             }
             Command::EndTask { slot } => {
                 let now = now_ktime_ns();

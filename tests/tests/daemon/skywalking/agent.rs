@@ -1,6 +1,7 @@
 //! A service with SkyWalking's Python agent: its requests are shown in the agent's own segments.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use profiler_tests::{SampleService, SkywalkingOap, needs_root, python_agent_command, wait_until};
 
@@ -15,14 +16,14 @@ use crate::daemon::Daemon;
 const SERVICE: &str = "agent-sample";
 const INSTANCE: &str = "agent-sample-1";
 const REQUESTS: usize = 3;
+const PROFILER_OFF: (&str, &str) = ("SW_AGENT_PROFILE_ACTIVE", "false");
 
-/// The service under the agent, whose profiler is off or as it is by default.
-fn start(oap: &SkywalkingOap, is_profiler_off: bool) -> SampleService {
+/// The service under the agent, with variables.
+fn start(oap: &SkywalkingOap, variables: &[(&str, &str)]) -> SampleService {
     let mut command = python_agent_command(oap.grpc(), INSTANCE);
-    command.env("SW_AGENT_COLLECTOR_GET_PROFILE_TASK_INTERVAL", "1");
-    if is_profiler_off {
-        command.env("SW_AGENT_PROFILE_ACTIVE", "false");
-    }
+    command
+        .env("SW_AGENT_COLLECTOR_GET_PROFILE_TASK_INTERVAL", "1")
+        .envs(variables.iter().copied());
     SampleService::start_by(command, SERVICE, None).unwrap()
 }
 
@@ -55,9 +56,9 @@ fn assert_is_the_agents(oap: &SkywalkingOap, request: &Profiled, endpoint: &str)
         "{seen} of {} ms",
         request.duration
     );
-    for function in ["do_POST", "method3", "method1"] {
+    for function in ["method3", "method1"] {
         let is_there = tree.iter().any(|node| node.is_of(function));
-        assert!(endpoint != "/" || is_there, "no {function} in {tree:#?}");
+        assert!(is_there, "no {function} in {tree:#?}");
     }
 }
 
@@ -68,7 +69,7 @@ fn the_agents_segments_are_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let oap = SkywalkingOap::start(folder.path()).unwrap();
     let task_id = create_task(&oap, SERVICE, "/");
-    let service = start(&oap, true);
+    let service = start(&oap, &[PROFILER_OFF]);
     let relay = Relay::start(oap.grpc());
     let query = oap.graphql_url();
     let mut daemon =
@@ -91,6 +92,37 @@ fn the_agents_segments_are_asked_for() {
     assert_no_error_is_logged(&oap);
 }
 
+/// Check that a request's own call names the agent's segment, with nobody to ask.
+#[test]
+fn a_call_names_the_agents_segment() {
+    needs_root!();
+    let folder = tempfile::tempdir().unwrap();
+    let oap = SkywalkingOap::start(folder.path()).unwrap();
+    let task_id = create_task(&oap, SERVICE, "/call");
+    let called = SampleService::start(Path::new("python3"), "agent-sample-called", None).unwrap();
+    let calls = format!("http://{}", called.address());
+    let service = start(&oap, &[PROFILER_OFF, ("SAMPLE_SERVICE_CALLS", &calls)]);
+    let relay = Relay::start(oap.grpc());
+    let mut daemon = Daemon::reporting_to(relay.address());
+    daemon.wait_for_log("process watched", 1);
+    let mut client = service.connect().unwrap();
+    for _ in 0..REQUESTS {
+        assert_eq!(client.request("GET", "/call", "").unwrap().status, 200);
+    }
+    let profiled = wait_for_profiled(&oap, &task_id, REQUESTS);
+    assert_eq!(profiled.len(), REQUESTS);
+    for request in &profiled {
+        assert_is_the_agents(&oap, request, "/call");
+    }
+    assert_eq!(relay.said().segments, [], "a segment beside the agent's");
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.wait().success(), "{}", daemon.log());
+    let log = daemon.log();
+    let counted = format!("segments_bound_by_call={REQUESTS}");
+    assert!(log.contains(&counted), "{log}");
+    assert_no_error_is_logged(&oap);
+}
+
 /// Check that without anything to ask a request is shown beside the agent's segment, is not counted
 /// twice, and that this is told.
 #[test]
@@ -99,7 +131,7 @@ fn a_request_that_is_not_found_is_shown_beside() {
     let folder = tempfile::tempdir().unwrap();
     let oap = SkywalkingOap::start(folder.path()).unwrap();
     let task_id = create_task(&oap, SERVICE, "/");
-    let service = start(&oap, true);
+    let service = start(&oap, &[PROFILER_OFF]);
     let relay = Relay::start(oap.grpc());
     let mut daemon = Daemon::reporting_to(relay.address());
     daemon.wait_for_log("process watched", 1);
@@ -130,7 +162,7 @@ fn an_agent_that_profiles_is_left_alone() {
     let task_id = create_task(&oap, SERVICE, "/");
     let relay = Relay::start(oap.grpc());
     let query = oap.graphql_url();
-    let service = start(&oap, false);
+    let service = start(&oap, &[]);
     let mut daemon =
         Daemon::reporting_with(relay.address(), &[("PROFILERD_OAP_QUERY", query.as_str())]);
     daemon.wait_for_log("SW_AGENT_PROFILE_ACTIVE=false", 1);
