@@ -15,7 +15,7 @@ use crate::model::{
     ActiveRequest, AgentNames, Binding, BoundBy, Counter, Coverage, Pid, ProfiledSegment, TaskId,
     Unbound,
 };
-use crate::oap::graphql::{GraphqlClient, SegmentQuery};
+use crate::oap::graphql::{Dialect, GraphqlClient, SegmentQuery};
 use crate::process::Agent;
 use crate::process::table::Process;
 use crate::request::Endpoint;
@@ -46,7 +46,7 @@ impl Bindings {
         if let Some(url) = &config.oap.query {
             let source = OapSource {
                 client: GraphqlClient::new(url)?.with_answers_up_to(ANSWER_MAX_BYTES),
-                zone_ms: OnceCell::new(),
+                dialect: OnceCell::new(),
             };
             let snapshots_max = config.limits.snapshot_queue as usize;
             let (handle, receiver) = Binder::spawn(source, is_called, snapshots_max);
@@ -228,19 +228,19 @@ fn is_called(request: &ActiveRequest, name: &str) -> bool {
 /// A SkyWalking OAP.
 struct OapSource {
     client: GraphqlClient,
-    zone_ms: OnceCell<i64>,
+    dialect: OnceCell<Dialect>,
 }
 
 impl Source for OapSource {
     async fn segments(&self, window: &Window) -> Result<SegmentList> {
-        let zone_ms = self.zone_ms.get_or_try_init(|| self.client.zone_ms());
+        let dialect = self.dialect.get_or_try_init(|| self.client.dialect());
         let query = SegmentQuery {
             service: &window.service,
             instance: window.instance.as_deref(),
             start_unix_ms: window.start_unix_ms,
             duration_ms: window.duration_ms,
         };
-        let (listed, is_cut) = self.client.segments(query, *zone_ms.await?).await?;
+        let (listed, is_cut) = self.client.segments(query, *dialect.await?).await?;
         let rows = listed.into_iter().map(|segment| SegmentRow {
             trace_id: segment.trace_id,
             start_unix_ms: segment.start_unix_ms,

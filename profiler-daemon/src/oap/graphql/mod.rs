@@ -29,7 +29,7 @@ use crate::model::clock::unix_ms_now;
 use crate::model::{Coverage, ProfileReport};
 use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
 
-pub use spans::{ListedSegment, SegmentQuery};
+pub use spans::{Dialect, ListedSegment, SegmentQuery};
 
 /// Largest answer accepted: the trees of one segment.
 const ANSWER_MAX_BYTES: usize = 256 << 20;

@@ -1,4 +1,7 @@
 //! Asks for the segments that agents report: which there are at a time, and their entry spans.
+//!
+//! Lists come from `queryBasicTraces`; an OAP with BanyanDB knows only `queryTraces` for them since 10.3, and
+//! says so.
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
@@ -17,11 +20,23 @@ const PAGE: usize = 100;
 const PAGES_MAX: usize = 3;
 
 const TIME: &str = "query{ it: getTimeInfo{ timezone } }";
+const HAS_TRACES_V2: &str = "query{ it: hasQueryTracesV2Support }";
 const LIST: &str = "query($c: TraceQueryCondition){ it: queryBasicTraces(condition: $c){ \
     traces{ start duration traceIds } } }";
+const LIST_V2: &str = "query($c: TraceQueryCondition){ it: queryTraces(condition: $c){ traces{ \
+    spans{ traceId segmentId spanId type serviceCode serviceInstanceName startTime endTime } } } }";
 const TRACE: &str = "query($t: ID!){ it: queryTrace(traceId: $t){ spans{ segmentId spanId type \
     serviceCode serviceInstanceName startTime endTime endpointName \
     refs{ parentSegmentId parentSpanId type } } } }";
+
+/// How an OAP is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    /// How far its clock on the wall is ahead of UTC: times of queries are texts in its zone.
+    zone_ms: i64,
+    /// It lists traces by `queryTraces` only.
+    has_traces_v2: bool,
+}
 
 /// Which segments.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +81,11 @@ struct SegmentRow {
 }
 
 #[derive(Deserialize)]
+struct ListV2Row {
+    traces: Vec<TraceRow>,
+}
+
+#[derive(Deserialize)]
 struct TraceRow {
     spans: Vec<SpanRow>,
 }
@@ -73,6 +93,8 @@ struct TraceRow {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SpanRow {
+    #[serde(default)]
+    trace_id: String,
     segment_id: String,
     span_id: i32,
     r#type: String,
@@ -95,16 +117,26 @@ struct RefRow {
 }
 
 impl GraphqlClient {
-    /// How far the OAP's clock on the wall is ahead of UTC, in milliseconds: times of queries are
-    /// texts in its zone.
+    /// How this OAP is asked for segments.
     ///
     /// # Errors
     ///
-    /// If the call fails.
-    pub async fn zone_ms(&self) -> Result<i64> {
+    /// If a call fails.
+    pub async fn dialect(&self) -> Result<Dialect> {
         let time: TimeRow = self.query(TIME, Value::Null).await?;
         let zone = time.timezone.context("the OAP tells no time zone")?;
-        parse_zone(&zone).with_context(|| format!("the OAP's time zone is {zone:?}"))
+        let zone_ms =
+            parse_zone(&zone).with_context(|| format!("the OAP's time zone is {zone:?}"))?;
+        let has_traces_v2 = match self.query(HAS_TRACES_V2, Value::Null).await {
+            Ok(has) => has,
+            // Older ones complain about the field, by its name.
+            Err(error) if format!("{error:#}").contains("hasQueryTracesV2Support") => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Dialect {
+            zone_ms,
+            has_traces_v2,
+        })
     }
 
     /// Segments of a service at a time; `true` if there are more.
@@ -115,15 +147,23 @@ impl GraphqlClient {
     pub async fn segments(
         &self,
         wanted: SegmentQuery<'_>,
-        zone_ms: i64,
+        dialect: Dialect,
     ) -> Result<(Vec<ListedSegment>, bool)> {
         let mut segments = Vec::new();
         for page in 1..=PAGES_MAX {
-            let condition = condition(wanted, zone_ms, page);
-            let list: ListRow = self.query(LIST, json!({ "c": condition })).await?;
-            let is_last = list.traces.len() < PAGE;
-            segments.extend(list.traces.into_iter().filter_map(listed));
-            if is_last {
+            let condition = json!({ "c": condition(wanted, dialect.zone_ms, page) });
+            let count = if dialect.has_traces_v2 {
+                let list: ListV2Row = self.query(LIST_V2, condition).await?;
+                let count = list.traces.len();
+                segments.extend(list.traces.into_iter().flat_map(listed_v2));
+                count
+            } else {
+                let list: ListRow = self.query(LIST, condition).await?;
+                let count = list.traces.len();
+                segments.extend(list.traces.into_iter().filter_map(listed));
+                count
+            };
+            if count < PAGE {
                 return Ok((segments, false));
             }
         }
@@ -204,6 +244,19 @@ fn listed(row: SegmentRow) -> Option<ListedSegment> {
     })
 }
 
+fn listed_v2(trace: TraceRow) -> Vec<ListedSegment> {
+    let first = trace.spans.first();
+    let trace_id = first.map_or_else(String::new, |span| span.trace_id.clone());
+    let entries = entries(trace).into_iter();
+    entries
+        .map(|span| ListedSegment {
+            trace_id: trace_id.clone(),
+            start_unix_ms: span.start_unix_ms,
+            duration_ms: span.end_unix_ms.saturating_sub(span.start_unix_ms),
+        })
+        .collect()
+}
+
 /// The first entry span of each segment.
 fn entries(trace: TraceRow) -> Vec<AgentSpan> {
     let mut rows: Vec<SpanRow> = trace.spans;
@@ -232,6 +285,9 @@ pub(super) fn read_as_anything(body: &[u8]) {
     use super::parse_answer;
     if let Ok(list) = parse_answer::<ListRow>(body) {
         list.traces.into_iter().filter_map(listed).for_each(drop);
+    }
+    if let Ok(list) = parse_answer::<ListV2Row>(body) {
+        list.traces.into_iter().flat_map(listed_v2).for_each(drop);
     }
     if let Ok(trace) = parse_answer::<TraceRow>(body) {
         entries(trace);
@@ -278,6 +334,24 @@ mod tests {
         for bad in ["", "0000", "+99", "+0060", "UTC", "+00a0", "+-100", "é0000"] {
             assert_eq!(parse_zone(bad), None, "{bad}");
         }
+    }
+
+    /// Check that traces with their spans are a list of segments.
+    #[test]
+    fn traces_with_spans_are_listed() {
+        let span = |segment: &str, id: i32, start: i64| {
+            json!({
+                "traceId": "t", "segmentId": segment, "spanId": id, "type": "Entry",
+                "serviceCode": "shop", "serviceInstanceName": "one",
+                "startTime": start, "endTime": 90,
+            })
+        };
+        let trace = json!({ "spans": [span("a", 1, 20), span("b", 0, 30), span("a", 0, 10)] });
+        let segments = listed_v2(serde_json::from_value(trace).unwrap());
+        let segments = segments.iter();
+        let seen = segments.map(|s| (&*s.trace_id, s.start_unix_ms, s.duration_ms));
+        assert_eq!(seen.collect::<Vec<_>>(), [("t", 10, 80), ("t", 30, 60)]);
+        assert!(listed_v2(TraceRow { spans: Vec::new() }).is_empty());
     }
 
     /// Check that each segment gives its first entry span, with callers of other processes only.
