@@ -12,8 +12,8 @@ use tokio::sync::{OnceCell, mpsc};
 use crate::bind::{Binder, SegmentList, SegmentRow, Settled, Source, Taken, Window};
 use crate::config::{AgentProfiler, Config};
 use crate::model::{
-    ActiveRequest, AgentNames, Binding, BoundBy, Counter, Coverage, Pid, ProfiledSegment, TaskId,
-    Unbound,
+    ActiveRequest, AgentNames, AgentSpan, Binding, BoundBy, Counter, Coverage, Pid,
+    ProfiledSegment, Sw8, TaskId, Unbound,
 };
 use crate::oap::graphql::{Dialect, GraphqlClient, SegmentQuery};
 use crate::process::Agent;
@@ -207,7 +207,7 @@ fn may_profile(agent: &Agent) -> bool {
 /// A gateway may pass on the headers it got: they name its caller's segment and not its own.
 fn forget_foreign_context(segment: &mut ProfiledSegment, agent: &AgentNames) {
     let caller = segment.request.request.sw8.as_ref();
-    let is_own = |context: &crate::model::Sw8| {
+    let is_own = |context: &Sw8| {
         context.parent_service == agent.service
             && caller.is_none_or(|caller| caller.parent_segment_id != context.parent_segment_id)
     };
@@ -252,7 +252,105 @@ impl Source for OapSource {
         })
     }
 
-    async fn spans(&self, trace_id: &str) -> Result<Vec<crate::model::AgentSpan>> {
+    async fn spans(&self, trace_id: &str) -> Result<Vec<AgentSpan>> {
         self.client.entry_spans(trace_id).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::binding::tests::{context, profiled};
+    use crate::process::AgentLanguage;
+
+    fn agent(profiles: Option<bool>) -> Agent {
+        Agent {
+            language: AgentLanguage::Python,
+            version: Some("1.2.0".to_owned()),
+            evidence: String::new(),
+            profiles,
+            service: None,
+            instance: None,
+        }
+    }
+
+    /// Check that a process whose agent profiles, or may, is left to it with the fix named, unless the
+    /// configuration says otherwise.
+    #[test]
+    fn an_agent_that_may_profile_is_left_alone() {
+        let mut bindings = Bindings::spawn(&Config::default()).unwrap();
+        let left = |profiles| bindings.left_to_agent(Pid(7), Some(&agent(profiles)));
+        for (profiles, expected) in [(Some(true), "runs"), (None, "may run")] {
+            let text = left(profiles).unwrap();
+            assert!(text.contains(expected), "{text}");
+            assert!(text.contains("SW_AGENT_PROFILE_ACTIVE=false"), "{text}");
+        }
+        assert_eq!(left(Some(false)), None);
+        assert_eq!(bindings.left_to_agent(Pid(7), None), None);
+        bindings.profiler = AgentProfiler::Beside;
+        let agent = agent(Some(true));
+        assert_eq!(bindings.left_to_agent(Pid(7), Some(&agent)), None);
+    }
+
+    /// Check which names agents give a request.
+    #[test]
+    fn agents_name_a_request_in_several_ways() {
+        let mut request = profiled(&[0]).request.request;
+        request.endpoint = "GET:/orders/{id}".to_owned();
+        request.path = "/orders/7".to_owned();
+        for name in ["GET:/orders/{id}", "/orders/7", "GET:/orders/7"] {
+            assert!(is_called(&request, name), "{name}");
+        }
+        for name in ["POST:/orders/{id}", "/orders", "com.shop.Orders.get", ""] {
+            assert!(!is_called(&request, name), "{name}");
+        }
+    }
+
+    /// Check that a context is the request's own only if it is of its service and not passed on.
+    #[test]
+    fn a_context_that_is_passed_on_is_not_the_requests() {
+        let shop = AgentNames {
+            service: "shop".to_owned(),
+            instance: None,
+        };
+        let kept = |outbound: &str, inbound: Option<&str>, agent: &AgentNames| {
+            let mut segment = profiled(&[0]);
+            segment.request.outbound = Some(context("trace", outbound));
+            segment.request.request.sw8 = inbound.map(|id| context("trace", id));
+            forget_foreign_context(&mut segment, agent);
+            segment.request.outbound.is_some()
+        };
+        assert!(kept("own", None, &shop));
+        assert!(kept("own", Some("caller"), &shop));
+        assert!(!kept("caller", Some("caller"), &shop));
+        let other = AgentNames {
+            service: "other".to_owned(),
+            ..shop
+        };
+        assert!(!kept("own", None, &other));
+    }
+
+    /// Check that without an OAP to ask a request's own call is enough, once, and that the ways are counted.
+    #[test]
+    fn without_a_query_own_calls_bind() {
+        let mut bindings = Bindings::spawn(&Config::default()).unwrap();
+        let mut bound = |outbound: Option<&str>| {
+            let mut segment = profiled(&[0]);
+            segment.request.outbound = outbound.map(|id| context("trace", id));
+            bindings.bind_without_query(&mut segment);
+            bindings.count(&segment, 0);
+            segment.binding
+        };
+        let by_call = Binding::Agent(BoundBy::OutboundCall);
+        assert_eq!(bound(Some("a")), by_call);
+        assert_eq!(bound(Some("a")), Binding::Synthetic(Unbound::Taken));
+        assert_eq!(bound(None), Binding::Synthetic(Unbound::QueryOff));
+        let mut coverage = Coverage::default();
+        let task_id = TaskId("t".to_owned());
+        bindings.add_to(&task_id, &mut coverage);
+        assert_eq!(coverage.get(Counter::SegmentsBoundByCall), 1);
+        assert_eq!(coverage.get(Counter::SegmentsSynthetic), 2);
+        assert_eq!(coverage.notes.len(), 2);
+        assert!(!bindings.is_waiting(&task_id));
     }
 }

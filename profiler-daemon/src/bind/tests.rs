@@ -4,10 +4,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::bail;
 
 use super::*;
-use crate::model::{
-    Coverage, FinishedRequest, Pid, RequestId, Service, Snapshot, Sw8, TaskId, TaskSlot, Tid,
-    WallClock,
-};
+use crate::model::binding::tests::{context, profiled};
 
 const START: i64 = 1_700_000_000_000;
 const DURATION: i64 = 500;
@@ -84,62 +81,11 @@ fn span(segment_id: &str, late: i64) -> AgentSpan {
     }
 }
 
-fn context(trace_id: &str, segment_id: &str) -> Sw8 {
-    Sw8 {
-        sampled: true,
-        trace_id: trace_id.to_owned(),
-        parent_segment_id: segment_id.to_owned(),
-        parent_span_id: 1,
-        parent_service: "shop".to_owned(),
-        parent_instance: "one".to_owned(),
-        parent_endpoint: "/".to_owned(),
-        address: "x:80".to_owned(),
-    }
-}
-
 /// A request that began `late` ms after the first one.
 fn request(late: i64) -> Box<ProfiledSegment> {
-    let task_id = TaskId("t".to_owned());
-    let request = ActiveRequest {
-        id: RequestId(1),
-        slot: TaskSlot(0),
-        task_id: task_id.clone(),
-        pid: Pid(1),
-        tid: Tid(1),
-        fd: 5,
-        start_ktime_ns: 0,
-        clock: WallClock::from_readings(0, 0),
-        endpoint: "GET:/".to_owned(),
-        method: "GET".to_owned(),
-        path: "/".to_owned(),
-        host: None,
-        segment_id: "ours".to_owned(),
-        sw8: None,
-    };
-    Box::new(ProfiledSegment {
-        task_id,
-        service: Service {
-            name: "shop".to_owned(),
-            instance: "one".to_owned(),
-        },
-        request: FinishedRequest {
-            request,
-            end_ktime_ns: 0,
-            status: Some(200),
-            reason: None,
-            outbound: None,
-            losses: Coverage::default(),
-        },
-        start_unix_ms: START + late,
-        end_unix_ms: START + late + DURATION,
-        tags: Vec::new(),
-        binding: Binding::Own,
-        snapshots: vec![Snapshot {
-            sequence: 0,
-            unix_ms: START + late,
-            stack: Arc::from([Arc::from("main")]),
-        }],
-    })
+    let mut request = profiled(&[START + late]);
+    request.end_unix_ms = START + late + DURATION;
+    Box::new(request)
 }
 
 fn agent(instance: Option<&str>) -> AgentNames {

@@ -130,7 +130,7 @@ impl ProfiledSegment {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -139,7 +139,8 @@ mod tests {
         TaskSlot, Tid, WallClock,
     };
 
-    fn profiled(times: &[i64]) -> ProfiledSegment {
+    /// A request to `GET /` of the service `shop` at its instance `one`, with a snapshot at each time.
+    pub(crate) fn profiled(times: &[i64]) -> ProfiledSegment {
         let request = ActiveRequest {
             id: RequestId(1),
             slot: TaskSlot(0),
@@ -149,7 +150,7 @@ mod tests {
             fd: 5,
             start_ktime_ns: 0,
             clock: WallClock::from_readings(0, 0),
-            endpoint: "/".to_owned(),
+            endpoint: "GET:/".to_owned(),
             method: "GET".to_owned(),
             path: "/".to_owned(),
             host: None,
@@ -164,8 +165,8 @@ mod tests {
         ProfiledSegment {
             task_id: TaskId("t".to_owned()),
             service: Service {
-                name: "s".to_owned(),
-                instance: "i".to_owned(),
+                name: "shop".to_owned(),
+                instance: "one".to_owned(),
             },
             request: FinishedRequest {
                 request,
@@ -180,6 +181,20 @@ mod tests {
             tags: Vec::new(),
             binding: Binding::Own,
             snapshots: snapshots.collect(),
+        }
+    }
+
+    /// The context that the request `segment_id` sends with a call.
+    pub(crate) fn context(trace_id: &str, segment_id: &str) -> Sw8 {
+        Sw8 {
+            sampled: true,
+            trace_id: trace_id.to_owned(),
+            parent_segment_id: segment_id.to_owned(),
+            parent_span_id: 1,
+            parent_service: "shop".to_owned(),
+            parent_instance: "one".to_owned(),
+            parent_endpoint: "/".to_owned(),
+            address: "x:80".to_owned(),
         }
     }
 
