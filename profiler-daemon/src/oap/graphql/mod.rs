@@ -233,11 +233,17 @@ impl GraphqlClient {
             .await
             .map_err(|error| anyhow!("the answer broke off or is too long: {error}"))?
             .to_bytes();
-        if !status.is_success() {
+        // What is wrong with a query is told with status 400, in the form of any other answer.
+        if !status.is_success() && !has_error_text(&bytes) {
             bail!("the answer is HTTP {status}");
         }
         Ok(bytes.to_vec())
     }
+}
+
+fn has_error_text(body: &[u8]) -> bool {
+    let answer = serde_json::from_slice::<Value>(body);
+    answer.is_ok_and(|answer| answer["errors"][0]["message"].is_string())
 }
 
 /// The result called `it` in the body of an answer.

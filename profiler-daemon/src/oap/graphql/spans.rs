@@ -302,6 +302,9 @@ pub(super) fn read_as_anything(body: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     const START: i64 = 1_700_000_000_123;
@@ -352,6 +355,66 @@ mod tests {
         let seen = segments.map(|s| (&*s.trace_id, s.start_unix_ms, s.duration_ms));
         assert_eq!(seen.collect::<Vec<_>>(), [("t", 10, 80), ("t", 30, 60)]);
         assert!(listed_v2(TraceRow { spans: Vec::new() }).is_empty());
+    }
+
+    /// An OAP that answers by what stands in the query, on as many connections as are made.
+    async fn oap(answers: &'static [(&'static str, &'static str)]) -> GraphqlClient {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/graphql", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut query = String::new();
+                while !query.contains("\"variables\"") {
+                    let mut bytes = [0; 1024];
+                    let count = stream.read(&mut bytes).await.unwrap();
+                    query.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+                }
+                let answer = answers.iter().find(|(text, _)| query.contains(text));
+                let (_, answer) = answer.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        GraphqlClient::new(&url).unwrap()
+    }
+
+    /// Check that an OAP that does not know the newer list is asked for the older one, as OAP 10.1.0
+    /// answers, and that other refusals are errors.
+    #[tokio::test]
+    async fn older_oaps_are_asked_in_the_older_way() {
+        const TIME: (&str, &str) = (
+            "getTimeInfo",
+            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"data\":{\"it\":{\"timezone\":\"+0100\"}}}",
+        );
+        const OLDER: &[(&str, &str)] = &[
+            TIME,
+            (
+                "hasQueryTracesV2Support",
+                "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n{\"errors\":[{\"message\":\
+                 \"Field 'hasQueryTracesV2Support' in type 'Query' is undefined\"}]}",
+            ),
+        ];
+        const NEWER: &[(&str, &str)] = &[
+            TIME,
+            (
+                "hasQueryTracesV2Support",
+                "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"data\":{\"it\":true}}",
+            ),
+        ];
+        const BROKEN: &[(&str, &str)] = &[
+            TIME,
+            (
+                "hasQueryTracesV2Support",
+                "HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\nno",
+            ),
+        ];
+        for (answers, has_traces_v2) in [(OLDER, false), (NEWER, true)] {
+            let expected = Dialect {
+                zone_ms: 3_600_000,
+                has_traces_v2,
+            };
+            assert_eq!(oap(answers).await.dialect().await.unwrap(), expected);
+        }
+        assert!(oap(BROKEN).await.dialect().await.is_err());
     }
 
     /// Check that each segment gives its first entry span, with callers of other processes only.
