@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use profiler_daemon::embedded::store::StoreLimits;
 use profiler_daemon::embedded::task::{Operation, TaskRequest, TaskState};
 use profiler_daemon::embedded::{EmbeddedConfig, EmbeddedOap, TaskClient};
 use profiler_daemon::model::clock::unix_ms_now;
@@ -12,7 +11,7 @@ use profiler_daemon::model::{
     ActiveRequest, Binding, BoundBy, Counter, Coverage, FinishedRequest, Pid, ProfileTask,
     ProfiledSegment, RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
-use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle};
+use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle, ReportError};
 use profiler_proto::profilerd as pb;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{sleep, timeout};
@@ -487,28 +486,23 @@ async fn a_port_in_use_is_named() {
     assert_eq!(answer.into_inner().status, 1); // SERVING
 }
 
-/// Check that a message over the limit is refused and that the server goes on.
+/// Check that a snapshot that is larger than a message may be costs only itself.
 #[tokio::test]
-async fn an_oversized_message_is_refused() {
-    let oap = EmbeddedOap::start_with(EmbeddedConfig {
-        limits: StoreLimits::default(),
-        ..EmbeddedConfig::new("127.0.0.1:0".parse().unwrap())
-    })
-    .await
-    .unwrap();
+async fn an_oversized_snapshot_costs_itself() {
+    let oap = start().await;
     let (handle, mut events) = client(config(&[&oap]), &["one"]);
     oap.store()
         .create_task(request("shop", "/"), unix_ms_now())
         .unwrap();
     let task = next_task(&mut events).await;
     let huge = "x".repeat(9 << 20);
-    let request = segment(&task.task_id, &task.service, "huge", &[&huge]);
-    handle.report(request).unwrap();
-    let stats = || handle.delivery(&task.task_id);
-    until("the loss", || stats().snapshots_lost == 1).await;
-    let request = segment(&task.task_id, &task.service, "good", &["m", "m"]);
-    handle.report(request).unwrap();
-    until("delivery", || stats().snapshots_sent == 2).await;
+    let of = |id, stacks: &[&str]| segment(&task.task_id, &task.service, id, stacks);
+    handle.report(of("mixed", &["m", &huge, "m"])).unwrap();
+    let error = handle.report(of("huge", &[&huge])).unwrap_err();
+    assert_eq!(error, ReportError::Empty);
+    assert_eq!(handle.shutdown(DEADLINE).await, 0);
+    let stats = handle.delivery(&task.task_id);
+    assert_eq!((stats.snapshots_sent, stats.snapshots_lost), (2, 2));
 }
 
 /// Check that of a request that belongs to an agent's segment only the snapshots are sent, beside others in

@@ -1,181 +1,23 @@
 //! Protocol tests: the OAP client against a fake OAP that misbehaves on demand.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod fake_oap;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use fake_oap::{DEADLINE, Fake, Fault, State};
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
     ActiveRequest, Binding, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId, Service,
     Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
-use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle};
+use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle, QueueRoom};
 use profiler_proto::skywalking as pb;
-use profiler_proto::skywalking::management_service_server::{
-    ManagementService, ManagementServiceServer,
-};
-use profiler_proto::skywalking::profile_task_server::{ProfileTask, ProfileTaskServer};
-use profiler_proto::skywalking::trace_segment_report_service_server::{
-    TraceSegmentReportService, TraceSegmentReportServiceServer,
-};
 use tokio::sync::mpsc::Receiver;
-use tokio::time::{sleep, timeout};
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
-
-/// Longest wait for anything; reached only by a failing test.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// What a stream of snapshots meets.
-#[derive(Clone, Copy)]
-enum Fault {
-    /// Refused before it is read.
-    Busy,
-    /// So many messages are taken, then an error is answered.
-    After(usize),
-}
-
-#[derive(Default)]
-struct State {
-    queries: Vec<pb::ProfileTaskCommandQuery>,
-    /// Answers to task queries; the last one stays.
-    answers: Vec<Vec<pb::Command>>,
-    is_profiling_unknown: bool,
-    /// Instance whose queries are answered with an error.
-    refused: Option<String>,
-    /// Faults of the next streams of snapshots, last first.
-    faults: Vec<Fault>,
-    snapshots: Vec<pb::ThreadSnapshot>,
-    segments: Vec<pb::SegmentObject>,
-    finishes: Vec<pb::ProfileTaskFinishReport>,
-    beats: usize,
-}
-
-/// The fake OAP: writes down what comes.
-#[derive(Clone, Default)]
-struct Fake(Arc<Mutex<State>>);
-
-type Answer = Result<Response<pb::Commands>, Status>;
-
-fn done() -> Answer {
-    Ok(Response::new(pb::Commands::default()))
-}
-
-impl Fake {
-    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
-        look(&mut self.0.lock().unwrap())
-    }
-
-    /// Serves on a free port of the loopback.
-    fn serve(&self) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-        self.serve_at("127.0.0.1:0".parse().unwrap())
-    }
-
-    fn serve_at(&self, address: SocketAddr) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-        let incoming = TcpIncoming::bind(address).unwrap();
-        let address = incoming.local_addr().unwrap();
-        let router = Server::builder()
-            .add_service(ProfileTaskServer::new(self.clone()))
-            .add_service(ManagementServiceServer::new(self.clone()))
-            .add_service(TraceSegmentReportServiceServer::new(self.clone()));
-        let server = tokio::spawn(async move {
-            router.serve_with_incoming(incoming).await.unwrap();
-        });
-        (address, server)
-    }
-
-    async fn until(&self, what: &str, condition: impl Fn(&State) -> bool) {
-        let wait = async {
-            while !self.with(|state| condition(state)) {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(DEADLINE, wait)
-            .await
-            .unwrap_or_else(|_| panic!("waited in vain: {what}"));
-    }
-}
-
-#[tonic::async_trait]
-impl ProfileTask for Fake {
-    async fn get_profile_task_commands(
-        &self,
-        request: Request<pb::ProfileTaskCommandQuery>,
-    ) -> Answer {
-        self.with(|state| {
-            let query = request.into_inner();
-            let is_refused = state.refused.as_ref() == Some(&query.service_instance);
-            state.queries.push(query);
-            if is_refused {
-                return Err(Status::unknown("Application error processing RPC"));
-            }
-            if state.is_profiling_unknown {
-                return Err(Status::unimplemented("unknown service"));
-            }
-            let commands = match state.answers.len() {
-                0 => Vec::new(),
-                1 => state.answers[0].clone(),
-                _ => state.answers.remove(0),
-            };
-            Ok(Response::new(pb::Commands { commands }))
-        })
-    }
-
-    async fn collect_snapshot(&self, request: Request<Streaming<pb::ThreadSnapshot>>) -> Answer {
-        let fault = self.with(|state| state.faults.pop());
-        let mut stream = request.into_inner();
-        if matches!(fault, Some(Fault::Busy)) {
-            return Err(Status::resource_exhausted("Watermark exceeded"));
-        }
-        let mut count = 0;
-        while let Some(snapshot) = stream.message().await? {
-            self.with(|state| state.snapshots.push(snapshot));
-            count += 1;
-            if matches!(fault, Some(Fault::After(limit)) if count == limit) {
-                return Err(Status::unknown("Application error processing RPC"));
-            }
-        }
-        done()
-    }
-
-    async fn report_task_finish(&self, request: Request<pb::ProfileTaskFinishReport>) -> Answer {
-        self.with(|state| state.finishes.push(request.into_inner()));
-        done()
-    }
-}
-
-#[tonic::async_trait]
-impl ManagementService for Fake {
-    async fn report_instance_properties(
-        &self,
-        _request: Request<pb::InstanceProperties>,
-    ) -> Answer {
-        done()
-    }
-
-    async fn keep_alive(&self, _request: Request<pb::InstancePingPkg>) -> Answer {
-        self.with(|state| state.beats += 1);
-        done()
-    }
-}
-
-#[tonic::async_trait]
-impl TraceSegmentReportService for Fake {
-    async fn collect(&self, request: Request<Streaming<pb::SegmentObject>>) -> Answer {
-        let mut stream = request.into_inner();
-        while let Some(segment) = stream.message().await? {
-            self.with(|state| state.segments.push(segment));
-        }
-        done()
-    }
-
-    async fn collect_in_sync(&self, _request: Request<pb::SegmentCollection>) -> Answer {
-        done()
-    }
-}
+use tokio::time::timeout;
 
 /// The next event other than the word that the OAP has answered, which may come at any time.
 async fn next(events: &mut Receiver<OapEvent>) -> OapEvent {
@@ -205,6 +47,14 @@ fn client(address: SocketAddr) -> (OapHandle, Receiver<OapEvent>) {
     });
     handle.set_services([(service(), Vec::new(), String::new())]);
     (handle, events)
+}
+
+/// Room for so many snapshots.
+fn queue(snapshots: usize) -> QueueRoom {
+    QueueRoom {
+        snapshots,
+        ..QueueRoom::default()
+    }
 }
 
 fn segment(id: &str, snapshots: i32) -> ProfiledSegment {
@@ -319,7 +169,7 @@ async fn an_absent_oap_gets_everything_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let config = || OapConfig {
         retry: (Duration::from_millis(5), Duration::from_millis(20)),
-        queue_snapshots: 10,
+        queue: queue(10),
         spool: Some((folder.path().to_owned(), 1 << 20)),
         ..OapConfig::new(vec![address.to_string()])
     };
@@ -332,7 +182,7 @@ async fn an_absent_oap_gets_everything_after_a_restart() {
     assert_eq!(handle.shutdown(Duration::from_millis(50)).await, 0);
 
     let fake = Fake::default();
-    let _server = fake.serve_at(address);
+    let _server = fake.serve_at(address, None);
     let (handle, _events) = OapClient::spawn(config());
     handle.report(segment("after", 4)).unwrap();
     let expected = || names.iter().map(String::as_str).chain(["after"]);
@@ -359,7 +209,7 @@ async fn an_absent_oap_gets_everything_after_a_restart() {
 async fn a_full_disk_refuses_the_newest() {
     let folder = tempfile::tempdir().unwrap();
     let (handle, _events) = OapClient::spawn(OapConfig {
-        queue_snapshots: 4,
+        queue: queue(4),
         spool: Some((folder.path().to_owned(), 1000)),
         ..OapConfig::new(vec!["127.0.0.1:1".to_owned()])
     });
@@ -405,25 +255,25 @@ async fn messages_come_in_order() {
     );
 }
 
-/// Check that an OAP that stays busy costs the snapshots, not the reporter.
+/// Check that an OAP that is busy for long costs nothing: what it turns away is sent again, once, and in order.
 #[tokio::test]
-async fn an_oap_that_stays_busy_costs_the_snapshots() {
+async fn a_busy_oap_costs_nothing() {
     let fake = Fake::default();
-    fake.with(|state| state.faults = vec![Fault::Busy; 8]);
+    fake.with(|state| state.faults = vec![Fault::Busy; 30]);
     let (address, _server) = fake.serve();
     let (handle, _events) = client(address);
-    handle.report(segment("lost", 5)).unwrap();
-    handle.report(segment("sent", 100)).unwrap();
-    let task = TaskId("task".to_owned());
-    let wait = async {
-        while handle.delivery(&task).snapshots_queued > 0 {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(DEADLINE, wait).await.unwrap();
-    let stats = handle.delivery(&task);
-    assert!(stats.snapshots_lost >= 5, "{stats:?}");
-    assert_eq!(stats.snapshots_sent + stats.snapshots_lost, 105);
+    handle.report(segment("a", 5)).unwrap();
+    handle.report(segment("b", 100)).unwrap();
+    fake.until("all snapshots", |state| state.snapshots.len() >= 105)
+        .await;
+    assert_eq!(handle.shutdown(DEADLINE).await, 0);
+    let stats = handle.delivery(&TaskId("task".to_owned()));
+    assert_eq!((stats.snapshots_sent, stats.snapshots_lost), (105, 0));
+    fake.with(|state| {
+        let keys = state.snapshots.iter();
+        let keys = keys.map(|s| (s.trace_segment_id.as_str(), s.sequence));
+        assert!(keys.eq((0..5).map(|n| ("a", n)).chain((0..100).map(|n| ("b", n)))));
+    });
 }
 
 /// Check lastCommandTime: -1 first, then the newest creation time, also of a refused task.
@@ -530,4 +380,130 @@ async fn an_oap_without_profiling_is_asked_once() {
     assert_eq!(fake.with(|state| state.queries.len()), 1);
     assert_eq!(events.recv().await, Some(OapEvent::Connected));
     server.abort();
+}
+
+/// Check that a question that is never answered holds up neither the questions of others, nor heartbeats, nor
+/// the delivery, and does not cost the connection.
+#[tokio::test]
+async fn one_that_is_never_answered_holds_up_no_other() {
+    let fake = Fake::default();
+    fake.with(|state| state.unanswered = Some("one".to_owned()));
+    let (address, _server) = fake.serve();
+    let (handle, mut events) = OapClient::spawn(OapConfig {
+        poll_interval: Duration::from_millis(10),
+        heartbeat_interval: Duration::from_millis(10),
+        call_timeout: Duration::from_millis(200),
+        ..OapConfig::new(vec![address.to_string()])
+    });
+    let other = Service {
+        name: "other".to_owned(),
+        instance: "two".to_owned(),
+    };
+    let instances = [service(), other];
+    handle.set_services(instances.map(|service| (service, Vec::new(), String::new())));
+    handle.report(segment("a", 3)).unwrap();
+    let of = |state: &State, instance: &str| {
+        let queries = state.queries.iter();
+        queries.filter(|q| q.service_instance == instance).count()
+    };
+    fake.until("a question given up and asked again", |state| {
+        of(state, "one") >= 3
+    })
+    .await;
+    fake.with(|state| {
+        assert!(of(state, "two") > of(state, "one"));
+        assert!(state.beats > of(state, "one"));
+        assert_eq!(state.snapshots.len(), 3);
+    });
+    assert_eq!(events.recv().await, Some(OapEvent::Connected));
+    assert!(events.try_recv().is_err());
+}
+
+/// Check that an OAP that takes longer for a stream than a call may last, but goes on taking, gets all of it.
+#[tokio::test]
+async fn a_slow_oap_gets_everything() {
+    let fake = Fake::default();
+    fake.with(|state| state.faults = vec![Fault::Slow(Duration::from_millis(5))]);
+    let (address, _server) = fake.serve();
+    let (handle, _events) = OapClient::spawn(OapConfig {
+        call_timeout: Duration::from_millis(300),
+        ..OapConfig::new(vec![address.to_string()])
+    });
+    // More than the windows of HTTP/2 hold, so that sending depends on taking.
+    let mut slow = segment("slow", 200);
+    let long: Arc<str> = Arc::from("x".repeat(4000));
+    for snapshot in &mut slow.snapshots {
+        snapshot.stack = vec![Arc::clone(&long)].into();
+    }
+    handle.report(slow).unwrap();
+    assert_eq!(handle.shutdown(DEADLINE).await, 0);
+    let stats = handle.delivery(&TaskId("task".to_owned()));
+    assert_eq!((stats.snapshots_sent, stats.snapshots_lost), (200, 0));
+}
+
+/// Check that an OAP whose clock differs is noticed by the tasks it creates.
+#[tokio::test]
+async fn a_clock_that_differs_is_noticed() {
+    let fake = Fake::default();
+    let ahead = unix_ms_now() + 90_000;
+    fake.with(|state| state.answers = vec![vec![command("one", ahead, &[])]]);
+    let (address, _server) = fake.serve();
+    let (handle, mut events) = client(address);
+    assert!(matches!(next(&mut events).await, OapEvent::Task(_)));
+    let text = handle.clock_skew().unwrap();
+    assert!(text.contains("s ahead of the clock of this host"), "{text}");
+}
+
+/// Check that tasks that were received before a restart are not received again, though their instance is
+/// found only later, and that they are still known when it was gone for a while.
+#[tokio::test]
+async fn known_tasks_stay_known() {
+    let fake = Fake::default();
+    let now = unix_ms_now();
+    fake.with(|state| state.answers = vec![vec![command("one", now, &[])]]);
+    let (address, _server) = fake.serve();
+    let config = OapConfig {
+        poll_interval: Duration::from_millis(10),
+        ..OapConfig::new(vec![address.to_string()])
+    };
+    let (first, mut events) = OapClient::spawn(config.clone());
+    first.set_services([(service(), Vec::new(), String::new())]);
+    let OapEvent::Task(task) = next(&mut events).await else {
+        panic!("no task");
+    };
+    drop(first);
+
+    fake.with(|state| state.queries.clear());
+    let (handle, mut events) = OapClient::spawn(OapConfig {
+        known_tasks: vec![task],
+        ..config
+    });
+    let other = Service {
+        name: "other".to_owned(),
+        instance: "two".to_owned(),
+    };
+    let of = |state: &State, name: &str| state.queries.iter().filter(|q| q.service == name).count();
+    for round in 1..=2 {
+        handle.set_services([(other.clone(), Vec::new(), String::new())]);
+        fake.until("the other's questions", |state| {
+            of(state, "other") >= 3 * round
+        })
+        .await;
+        handle.set_services([(service(), Vec::new(), String::new())]);
+        fake.until("ours", |state| of(state, "shop") >= 3 * round)
+            .await;
+    }
+    let ours = |state: &mut State| {
+        state
+            .queries
+            .iter()
+            .all(|q| q.service != "shop" || q.last_command_time == now)
+    };
+    assert!(fake.with(ours));
+    let tasks = std::iter::from_fn(|| events.try_recv().ok());
+    let tasks = tasks.filter_map(|event| match event {
+        OapEvent::Task(task) => Some(task.service.name),
+        _ => None,
+    });
+    assert_eq!(tasks.collect::<Vec<_>>(), ["other"]);
 }

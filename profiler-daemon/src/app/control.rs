@@ -46,7 +46,8 @@ const CUT_SHORT: &str = "cut short: profilerd was stopped before the task's end;
 /// A task in a slot.
 struct Live {
     slot: TaskSlot,
-    endpoint: String,
+    /// As one of the instances has got it.
+    task: ProfileTask,
     /// Coverage is kept per task; this instance reports it.
     reporter: Service,
     /// Instances that run it, with the time it ends for them.
@@ -57,6 +58,13 @@ struct Live {
     ending: bool,
     /// It is over but for requests whose segments are not known yet.
     done: Option<Coverage>,
+}
+
+impl Live {
+    /// Runs at the instance, or did until a moment ago.
+    fn is_at(&self, service: &Service) -> bool {
+        self.instances.contains_key(service) || self.ended.contains(service)
+    }
 }
 
 struct Control {
@@ -181,14 +189,7 @@ impl Control {
 
     fn on_oap_event(&mut self, event: OapEvent) {
         match event {
-            OapEvent::Task(task) => {
-                tracing::info!(
-                    task_id = %task.task_id, service = task.service.name,
-                    instance = task.service.instance, endpoint = task.endpoint, "task received"
-                );
-                self.waiting.push(task);
-                self.step();
-            }
+            OapEvent::Task(task) => self.on_task(task),
             OapEvent::TaskRefused {
                 task_id,
                 service,
@@ -197,11 +198,50 @@ impl Control {
                 tracing::warn!(service = service.name, reason, "task refused");
                 // Who waits for it must not wait for ever.
                 if let Some(task_id) = task_id {
-                    self.oap.finish(task_id, service, not_run(&reason));
+                    self.tell_end(task_id, service, not_run(&reason));
                 }
             }
-            other => tracing::info!(event = ?other, "OAP"),
+            OapEvent::Connected => tracing::info!("Connected: an OAP has answered"),
+            OapEvent::Disconnected { reason } => tracing::warn!("Disconnected: {reason}"),
         }
+    }
+
+    fn on_task(&mut self, task: ProfileTask) {
+        tracing::info!(
+            task_id = %task.task_id, service = task.service.name,
+            instance = task.service.instance, endpoint = task.endpoint, "task received"
+        );
+        let live = self.live.values();
+        let running = live
+            .filter(|live| live.is_at(&task.service))
+            .map(|live| &live.task);
+        let waiting = self
+            .waiting
+            .iter()
+            .filter(|other| other.service == task.service);
+        let mut others = running.chain(waiting);
+        if let Some(other) = others.find(|other| other.overlaps(&task)) {
+            if other.task_id != task.task_id {
+                let reason = format!(
+                    "a service runs one task at a time, and {} came before for the same time",
+                    other.task_id
+                );
+                self.refuse(&task, reason);
+            }
+            return;
+        }
+        if task.start_unix_ms > unix_ms_now() {
+            // A restart must not forget it: it may not be delivered again.
+            self.journal(|journal| journal.received(&task));
+        }
+        self.waiting.push(task);
+        self.step();
+    }
+
+    /// Reports the end of a task at an instance.
+    fn tell_end(&self, task_id: TaskId, service: Service, coverage: Coverage) {
+        // It may have to go to disk.
+        tokio::task::block_in_place(|| self.oap.finish(task_id, service, coverage));
     }
 
     /// Starts what is due and ends what is over.
@@ -246,12 +286,32 @@ impl Control {
         self.run_for(task, lasts);
     }
 
+    /// Ends what runs at an instance, late, when another task begins there: as agents do.
+    fn make_way(&mut self, next: &TaskId, service: &Service) {
+        for (task_id, live) in &mut self.live {
+            if let Some(ends) = live.instances.get_mut(service)
+                && task_id != next
+            {
+                *ends = Instant::now();
+                let text = format!(
+                    "cut short at {}: the next task, {next}, began",
+                    service.instance
+                );
+                self.pipeline.send(Command::Note {
+                    slot: live.slot,
+                    counter: None,
+                    text,
+                });
+            }
+        }
+    }
+
     /// Runs a task at an instance for so long.
     fn run_for(&mut self, task: ProfileTask, lasts: Duration) {
         let ends = Instant::now() + lasts;
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
         if let Some(live) = self.live.get_mut(&task_id) {
-            live.instances.insert(service, ends);
+            live.instances.insert(service.clone(), ends);
         } else {
             let endpoint = match Endpoint::parse(&task.endpoint) {
                 Ok(endpoint) => endpoint,
@@ -266,9 +326,9 @@ impl Control {
             };
             let live = Live {
                 slot,
-                endpoint: task.endpoint.clone(),
+                task: task.clone(),
                 reporter: service.clone(),
-                instances: BTreeMap::from([(service, ends)]),
+                instances: BTreeMap::from([(service.clone(), ends)]),
                 ended: Vec::new(),
                 watched: HashSet::new(),
                 ending: false,
@@ -281,6 +341,7 @@ impl Control {
                 endpoint: Box::new(endpoint),
             });
         }
+        self.make_way(&task_id, &service);
         self.watch_new(&task_id);
     }
 
@@ -296,12 +357,17 @@ impl Control {
         for saved in saved.into_iter().filter(|saved| !saved.is_over) {
             let (task, service) = (saved.task(), saved.service());
             let task_id = task.task_id.clone();
+            if saved.is_waiting && now_ms <= saved.ends_unix_ms {
+                tracing::info!(%task_id, instance = service.instance, "task is still to start");
+                self.waiting.push(task);
+                continue;
+            }
             let Ok(left_ms @ 1..) = u64::try_from(saved.ends_unix_ms - now_ms) else {
                 tracing::warn!(%task_id, "a task ended while profilerd did not run");
                 let mut coverage = Coverage::default();
                 coverage.note("cut short: profilerd did not run when the task's time was over");
-                self.oap.finish(task_id.clone(), service.clone(), coverage);
                 self.journal(|journal| journal.ended(&task_id, &service));
+                self.tell_end(task_id, service, coverage);
                 continue;
             };
             tracing::info!(%task_id, instance = service.instance, used = saved.used, "task continued");
@@ -331,8 +397,11 @@ impl Control {
     fn refuse(&mut self, task: &ProfileTask, reason: String) {
         tracing::warn!(task_id = %task.task_id, reason, "task refused");
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
-        self.journal(|journal| journal.ended(&task_id, &service));
-        self.oap.finish(task_id, service, not_run(&reason));
+        self.journal(|journal| {
+            journal.received(task);
+            journal.ended(&task_id, &service);
+        });
+        self.tell_end(task_id, service, not_run(&reason));
     }
 
     /// Adds processes of a task's instances that are not watched yet.
@@ -393,6 +462,10 @@ impl Control {
                 if let Some(live) = self.live.get(&task_id) {
                     let mut coverage = coverage;
                     self.bindings.add_to(&task_id, &mut coverage);
+                    self.oap
+                        .clock_skew()
+                        .into_iter()
+                        .for_each(|text| coverage.note(text));
                     self.oap.coverage(task_id, live.reporter.clone(), coverage);
                 }
             }
@@ -446,6 +519,10 @@ impl Control {
         };
         if let Some(mut coverage) = live.done.take() {
             self.bindings.add_to(task_id, &mut coverage);
+            self.oap
+                .clock_skew()
+                .into_iter()
+                .for_each(|text| coverage.note(text));
             log_end(task_id, live, &coverage);
             self.finish(task_id, &coverage);
         }
@@ -466,7 +543,7 @@ impl Control {
             if live.ending {
                 self.journal(|journal| journal.ended(task_id, &service));
             }
-            self.oap.finish(task_id.clone(), service, own);
+            self.tell_end(task_id.clone(), service, own);
         }
     }
 
@@ -475,6 +552,12 @@ impl Control {
         self.pipeline.shut_down();
         while let Some(event) = events.recv().await {
             self.on_pipeline_event(event);
+        }
+        // Without a journal nobody knows of them after this.
+        if self.journal.is_none() {
+            for task in std::mem::take(&mut self.waiting) {
+                self.refuse(&task, "profilerd was stopped before its start".to_owned());
+            }
         }
         self.bindings.close();
         while self.bindings.can_settle()
@@ -517,7 +600,7 @@ fn log_end(task_id: &TaskId, live: &Live, coverage: &Coverage) {
     let notes = report.notes.join("; ");
     tracing::info!(%task_id, counts = counts.join(" "), notes, "task done");
     if coverage.get(Counter::RequestsProfiled) == 0 {
-        let reason = explain_nothing(&live.reporter.name, &live.endpoint, &report);
+        let reason = explain_nothing(&live.reporter.name, &live.task.endpoint, &report);
         tracing::warn!(%task_id, "no request was profiled. {reason}");
     }
 }

@@ -98,6 +98,10 @@ const VARIABLES: &[(&str, Setter)] = &[
         config.limits.samples_ring_bytes = range::RING.parse(text)?;
         Ok(())
     }),
+    ("PROFILERD_LIMITS_SNAPSHOT_MEMORY", |config, text| {
+        config.limits.snapshot_memory_bytes = range::SNAPSHOT_MEMORY.parse(text)?;
+        Ok(())
+    }),
     ("PROFILERD_LIMITS_SPOOL", |config, text| {
         config.limits.spool_bytes = range::SPOOL.parse(text)?;
         Ok(())

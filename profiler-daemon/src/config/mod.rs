@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use crate::oap::graphql::GraphqlClient;
-use crate::oap::{OapConfig, TlsConfig};
+use crate::oap::{OapConfig, QueueRoom, TlsConfig};
 
 pub use file::{ConfigError, nearest};
 pub use kubernetes::{Enabled, KubernetesSettings};
@@ -155,6 +155,13 @@ pub struct Limits {
     /// Size of the ring of on-CPU samples. 4 MiB holds 200 samples of the largest size.
     #[serde(rename = "samples_ring", deserialize_with = "Limits::samples_ring")]
     pub samples_ring_bytes: u32,
+    /// Memory of these snapshots. 128 MiB holds the largest request an OAP can show, 12,000 stacks of 500
+    /// frames that all differ.
+    #[serde(
+        rename = "snapshot_memory",
+        deserialize_with = "Limits::snapshot_memory"
+    )]
+    pub snapshot_memory_bytes: u32,
     /// Size of the files that keep what the queue has no room for, in `state_dir`. 256 MiB holds hours of
     /// tasks: names and stacks are written once a request.
     #[serde(rename = "spool", deserialize_with = "Limits::spool")]
@@ -250,6 +257,7 @@ impl Default for Limits {
             max_open_requests: 256,
             sample_queue: 1024,
             snapshot_queue: 108_000,
+            snapshot_memory_bytes: 128 << 20,
             requests_ring_bytes: 1 << 20,
             samples_ring_bytes: 4 << 20,
             spool_bytes: 256 << 20,
@@ -281,6 +289,7 @@ mod range {
     pub(super) const MAX_OPEN_REQUESTS: NumberRange = NumberRange::new(1, 65_536);
     pub(super) const SAMPLE_QUEUE: NumberRange = NumberRange::new(16, 65_536);
     pub(super) const SNAPSHOT_QUEUE: NumberRange = NumberRange::new(1_000, 10_000_000);
+    pub(super) const SNAPSHOT_MEMORY: SizeRange = SizeRange::new(1 << 20, 2 << 30);
     pub(super) const SPOOL: SizeRange = SizeRange::new(1 << 20, 2 << 30);
     pub(super) const RING: SizeRange = SizeRange::powers_of_two(64 << 10, 256 << 20);
 }
@@ -308,6 +317,7 @@ ranged! {
         snapshot_queue: u32 = range::SNAPSHOT_QUEUE,
         requests_ring: u32 = range::RING,
         samples_ring: u32 = range::RING,
+        snapshot_memory: u32 = range::SNAPSHOT_MEMORY,
         spool: u32 = range::SPOOL;
 }
 
@@ -376,7 +386,10 @@ impl Config {
             tls,
             poll_interval: oap.poll_interval,
             heartbeat_interval: oap.heartbeat_interval,
-            queue_snapshots: self.limits.snapshot_queue as usize,
+            queue: QueueRoom {
+                snapshots: self.limits.snapshot_queue as usize,
+                bytes: self.limits.snapshot_memory_bytes as usize,
+            },
             ..OapConfig::new(oap.backends.clone())
         }
     }
@@ -409,6 +422,7 @@ mod tests {
             "max_open_requests",
             "sample_queue",
             "snapshot_queue",
+            "snapshot_memory",
             "requests_ring",
             "samples_ring",
             "code_signature",

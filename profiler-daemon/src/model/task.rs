@@ -69,6 +69,21 @@ pub struct ProfileTask {
     pub create_unix_ms: i64,
 }
 
+impl ProfileTask {
+    /// When its time is over if it starts on time, epoch milliseconds.
+    #[must_use]
+    pub fn end_unix_ms(&self) -> i64 {
+        let lasts_ms = i64::try_from(self.duration.as_millis()).unwrap_or(i64::MAX);
+        self.start_unix_ms.saturating_add(lasts_ms)
+    }
+
+    /// Whether there is an instant at which both are to run.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.start_unix_ms <= other.end_unix_ms() && other.start_unix_ms <= self.end_unix_ms()
+    }
+}
+
 /// The limits OAP and the agents put on tasks (`ProfileConstants`), checked again before a task runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskLimits;

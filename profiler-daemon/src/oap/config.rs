@@ -1,9 +1,10 @@
 //! How to reach an OAP.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::room::QueueRoom;
 use super::spool::{Losses, Spool};
 use crate::model::ProfileTask;
 use anyhow::{Context, Result, bail};
@@ -36,8 +37,8 @@ pub struct OapConfig {
     pub call_timeout: Duration,
     /// First and longest pause between connection attempts.
     pub retry: (Duration, Duration),
-    /// Snapshots that may wait for delivery in memory, over all tasks.
-    pub queue_snapshots: usize,
+    /// What may wait for delivery in memory, over all tasks.
+    pub queue: QueueRoom,
     /// Folder for what the memory has no room for, and its most bytes; `None` keeps nothing on disk.
     pub spool: Option<(PathBuf, u64)>,
     /// Most snapshots in one stream.
@@ -81,8 +82,7 @@ impl OapConfig {
             connect_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(30),
             retry: (Duration::from_millis(500), Duration::from_secs(30)),
-            // Nine requests of two minutes at 10 ms.
-            queue_snapshots: 108_000,
+            queue: QueueRoom::default(),
             spool: None,
             batch_snapshots: 1_000,
         }
@@ -148,22 +148,35 @@ impl OapConfig {
 
 impl TlsConfig {
     fn to_tonic(&self) -> Result<ClientTlsConfig> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))
-        };
         let mut tls = ClientTlsConfig::new();
         tls = match &self.ca_file {
-            Some(path) => tls.ca_certificate(Certificate::from_pem(read(path)?)),
+            Some(path) => tls.ca_certificate(Certificate::from_pem(read_pem(path, "CERTIFICATE")?)),
             None => tls.with_native_roots(),
         };
         if let Some((certificate, key)) = &self.identity {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+            let certificate = read_pem(certificate, "CERTIFICATE")?;
+            tls = tls.identity(Identity::from_pem(
+                certificate,
+                read_pem(key, "PRIVATE KEY")?,
+            ));
         }
         if let Some(domain) = &self.domain {
             tls = tls.domain_name(domain);
         }
         Ok(tls)
     }
+}
+
+/// Reads a file that has to have such a part. Without it nobody would be trusted, and nothing would say why.
+fn read_pem(path: &Path, part: &str) -> Result<Vec<u8>> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("failed to read {shown}"))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains(part);
+    if !text.lines().any(begins) {
+        bail!("{shown} has no {part} in PEM");
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

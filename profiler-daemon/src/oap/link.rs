@@ -8,11 +8,12 @@
 //! connection instead of each trying on its own.
 
 use std::error::Error as _;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use profiler_proto::profilerd::tasks_client::TasksClient;
 use profiler_proto::skywalking::management_service_client::ManagementServiceClient;
 use profiler_proto::skywalking::profile_task_client::ProfileTaskClient;
@@ -26,7 +27,10 @@ use tracing::debug;
 
 use super::auth::Token;
 use super::backoff::Backoff;
+use super::cause;
+use super::skew::{Bounds, Skew};
 use super::{OapConfig, OapEvent};
+use crate::model::clock::unix_ms_now;
 
 /// A connection that lasted this long was good: the next attempt starts with the shortest pause.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
@@ -80,6 +84,10 @@ impl Failure {
     pub(super) fn of(status: &Status) -> Self {
         match status.code() {
             Code::Unimplemented => Self::Unimplemented,
+            // A message that is too large is so the next time as well.
+            Code::ResourceExhausted if status.message().contains("exceeds maximum") => {
+                Self::Refused
+            }
             Code::ResourceExhausted if status.source().is_none() => Self::Busy,
             Code::Unavailable
             | Code::DeadlineExceeded
@@ -96,37 +104,42 @@ impl Failure {
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     current: watch::Receiver<Option<Connection>>,
-    reports: mpsc::Sender<(u64, Report)>,
-    /// Generation of the latest connection on which a call was answered.
-    answered: Arc<AtomicU64>,
+    report: Arc<watch::Sender<Report>>,
+    /// Calls that an OAP has answered.
+    answers: Arc<AtomicU64>,
     call_timeout: Duration,
+    /// What answers tell of the clock of the OAP.
+    pub(super) skew: Arc<Skew>,
 }
 
-/// What a caller tells of a connection.
-#[derive(Debug)]
-enum Report {
-    /// A call was answered, for the first time.
-    Answered,
-    /// Calls do not get through, for this reason.
-    Failed(String),
+/// What callers tell of connections.
+#[derive(Debug, Default)]
+struct Report {
+    /// The latest on which a call was answered.
+    answered: u64,
+    /// The latest on which calls do not get through, and why.
+    failed: Option<(u64, String)>,
 }
 
 impl Link {
     /// A link and the task that keeps it.
     pub(super) fn new(config: Arc<OapConfig>, events: mpsc::Sender<OapEvent>) -> (Self, Keeper) {
         let (sender, current) = watch::channel(None);
-        let (reporting, reports) = mpsc::channel(8);
+        let (report, reports) = watch::channel(Report::default());
+        let skew = Arc::new(Skew::default());
         let link = Self {
             current,
-            reports: reporting,
-            answered: Arc::default(),
+            report: Arc::new(report),
+            answers: Arc::default(),
             call_timeout: config.call_timeout,
+            skew: Arc::clone(&skew),
         };
         let keeper = Keeper {
             config,
             events,
             sender,
             reports,
+            skew,
         };
         (link, keeper)
     }
@@ -156,27 +169,73 @@ impl Link {
         connection: &Connection,
         call: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Status> {
-        let result = timeout(self.call_timeout, call).await.unwrap_or_else(|_| {
-            let text = format!("no answer within {:?}", self.call_timeout);
-            Err(Status::deadline_exceeded(text))
-        });
+        self.stream(connection, &AtomicUsize::new(0), call).await
+    }
+
+    /// As [`Self::call`], for a stream of which `taken` counts the messages. As long as they are taken, the
+    /// OAP is slow, not gone.
+    pub(super) async fn stream<T>(
+        &self,
+        connection: &Connection,
+        taken: &AtomicUsize,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        let asked_ms = unix_ms_now();
+        let result = self.answer(taken, call).await;
         let failed = result
             .as_ref()
             .err()
             .filter(|status| Failure::of(status) == Failure::Link);
         let generation = connection.generation;
-        let report = match failed {
-            Some(status) => Some(Report::Failed(explain(status))),
-            None if self.answered.swap(generation, Ordering::Relaxed) != generation => {
-                Some(Report::Answered)
-            }
-            None => None,
-        };
-        if let Some(report) = report {
-            // A full queue means that the keeper has been told already.
-            let _ = self.reports.try_send((generation, report));
+        if let Some(status) = failed {
+            self.report.send_if_modified(|report| {
+                let is_new = report
+                    .failed
+                    .as_ref()
+                    .is_none_or(|&(of, _)| of < generation);
+                if is_new {
+                    report.failed = Some((generation, explain(status)));
+                }
+                is_new
+            });
+        } else {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            self.report.send_if_modified(|report| {
+                let is_new = report.answered < generation;
+                report.answered = report.answered.max(generation);
+                is_new
+            });
         }
-        result.map(tonic::Response::into_inner)
+        let response = result?;
+        if let Some(bounds) = Bounds::of_answer(response.metadata(), asked_ms, unix_ms_now()) {
+            self.skew.learn(bounds);
+        }
+        Ok(response.into_inner())
+    }
+
+    async fn answer<T>(
+        &self,
+        taken: &AtomicUsize,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let mut call = pin!(call);
+        let answers = self.answers.load(Ordering::Relaxed);
+        loop {
+            let before = taken.load(Ordering::Relaxed);
+            if let Ok(result) = timeout(self.call_timeout, &mut call).await {
+                return result;
+            }
+            if taken.load(Ordering::Relaxed) != before {
+                continue;
+            }
+            let text = format!("no answer within {:?}", self.call_timeout);
+            // One that answers others has a reason to be silent here, and is no worse on another connection.
+            return Err(if self.answers.load(Ordering::Relaxed) == answers {
+                Status::deadline_exceeded(text)
+            } else {
+                Status::aborted(text)
+            });
+        }
     }
 }
 
@@ -186,7 +245,8 @@ pub(super) struct Keeper {
     config: Arc<OapConfig>,
     events: mpsc::Sender<OapEvent>,
     sender: watch::Sender<Option<Connection>>,
-    reports: mpsc::Receiver<(u64, Report)>,
+    reports: watch::Receiver<Report>,
+    skew: Arc<Skew>,
 }
 
 impl Keeper {
@@ -199,6 +259,7 @@ impl Keeper {
             match self.connect(first_backend).await {
                 Ok((backend, channel, token)) => {
                     generation += 1;
+                    self.skew.forget();
                     let up_since = Instant::now();
                     let connection = Connection {
                         channel,
@@ -225,17 +286,17 @@ impl Keeper {
     /// Tries all backends once, from `first` on.
     async fn connect(&self, first: usize) -> Result<(usize, Channel, Token)> {
         let backends = &self.config.backends;
-        let mut last_error = anyhow::anyhow!("no OAP is configured");
+        let mut reasons = Vec::new();
         for index in (first..backends.len()).chain(0..first) {
             match self.connect_to(&backends[index]).await {
                 Ok((channel, token)) => return Ok((index, channel, token)),
                 Err(error) => {
                     debug!(backend = backends[index], "{error:#}");
-                    last_error = error;
+                    reasons.push(format!("{error:#}"));
                 }
             }
         }
-        Err(last_error)
+        bail!("{}", reasons.join("; "))
     }
 
     async fn connect_to(&self, backend: &str) -> Result<(Channel, Token)> {
@@ -246,7 +307,14 @@ impl Keeper {
             .await
             .map_err(anyhow::Error::from)
             .and_then(|result| result.map_err(anyhow::Error::from))
-            .map_err(|error| error.context(format!("failed to connect to the OAP at {backend}")))?;
+            .map_err(|error| {
+                let hint = cause::hint(&format!("{error:#}"));
+                let error = error.context(format!("failed to connect to the OAP at {backend}"));
+                hint.map_or_else(
+                    || anyhow!("{error:#}"),
+                    |hint| anyhow!("{error:#} ({hint})"),
+                )
+            })?;
         Ok((channel, token))
     }
 
@@ -259,24 +327,31 @@ impl Keeper {
     ) -> Option<String> {
         let mut was_answered = false;
         loop {
-            match self.reports.recv().await? {
-                (of, _) if of != generation => {}
-                (_, Report::Failed(reason)) if was_answered => return Some(reason),
-                (_, Report::Failed(reason)) => {
-                    let tls = if self.config.tls.is_some() {
-                        "on"
-                    } else {
-                        "off"
+            let (is_answered, failed) = {
+                let report = self.reports.borrow_and_update();
+                let failed = report.failed.as_ref().filter(|(of, _)| *of == generation);
+                let reason = failed.map(|(_, reason)| reason.clone());
+                (report.answered == generation, reason)
+            };
+            if is_answered && !was_answered {
+                was_answered = true;
+                *told_reason = None;
+                self.tell(OapEvent::Connected);
+            }
+            match failed {
+                Some(reason) if was_answered || cause::hint(&reason).is_some() => {
+                    return Some(reason);
+                }
+                Some(reason) => {
+                    let tls = match self.config.tls {
+                        Some(_) => "on",
+                        None => "off",
                     };
                     return Some(format!(
                         "{reason} (wanted is its gRPC port, usually 11800, with TLS {tls})"
                     ));
                 }
-                (_, Report::Answered) => {
-                    was_answered = true;
-                    *told_reason = None;
-                    self.tell(OapEvent::Connected);
-                }
+                None => self.reports.changed().await.ok()?,
             }
         }
     }
@@ -320,6 +395,9 @@ pub(super) fn explain(status: &Status) -> String {
         }
         cause = error.source();
     }
+    if let Some(hint) = cause::hint(&text) {
+        text = format!("{text} ({hint})");
+    }
     text
 }
 
@@ -336,6 +414,11 @@ mod tests {
         assert_eq!(of(Code::PermissionDenied), Failure::Link);
         assert_eq!(of(Code::Unimplemented), Failure::Unimplemented);
         assert_eq!(of(Code::ResourceExhausted), Failure::Busy);
+        let large = "gRPC message exceeds maximum size 52428800: 60000000";
+        assert_eq!(
+            Failure::of(&Status::resource_exhausted(large)),
+            Failure::Refused
+        );
         assert_eq!(of(Code::Unknown), Failure::Refused);
         assert_eq!(of(Code::OutOfRange), Failure::Refused);
         let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);

@@ -19,6 +19,7 @@
 //! does not know it is not asked again on that connection.
 
 pub mod auth;
+mod cause;
 pub(crate) mod command;
 mod config;
 pub mod graphql;
@@ -28,8 +29,12 @@ mod poll;
 mod presence;
 mod queue;
 mod report;
+mod room;
 mod segment;
+mod skew;
 mod spool;
+mod spool_file;
+mod turns;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -45,10 +50,12 @@ use poll::Poller;
 use presence::Presence;
 use queue::Queue;
 use report::Reporter;
+use skew::Skew;
 
 pub use config::{OapConfig, TlsConfig};
 pub use presence::Reporting;
 pub use queue::{DeliveryStats, ReportError};
+pub use room::QueueRoom;
 
 /// Events that may wait for the application.
 const EVENTS_MAX: usize = 64;
@@ -76,11 +83,15 @@ pub enum OapEvent {
     },
 }
 
-/// Number of items of a spool file that can be read, and of those that cannot.
+/// Number of records of a spool file that can be read.
 #[cfg(feature = "fuzzing")]
-pub(crate) fn read_spool_file(mut bytes: &[u8]) -> (usize, u64) {
-    let (items, unreadable) = spool::read(&mut bytes).unwrap_or_default();
-    (items.len(), unreadable)
+pub(crate) fn read_spool_file(bytes: &[u8]) -> u64 {
+    let mut records = spool_file::Records::new(bytes);
+    let mut count = 0;
+    while let Ok(spool_file::Found::Item(_) | spool_file::Found::Unreadable) = records.next() {
+        count += 1;
+    }
+    count
 }
 
 /// Starts the client.
@@ -98,10 +109,11 @@ impl OapClient {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (services, watched) = watch::channel(Arc::default());
         let queue = Arc::new(match config.open_spool() {
-            Some((spool, losses)) => Queue::with_spool(config.queue_snapshots, spool, losses),
-            None => Queue::new(config.queue_snapshots),
+            Some((spool, losses)) => Queue::with_spool(config.queue, spool, losses),
+            None => Queue::new(config.queue),
         });
         let (link, keeper) = Link::new(Arc::clone(&config), events.clone());
+        let skew = Arc::clone(&link.skew);
         let poller = Poller {
             config: Arc::clone(&config),
             link: link.clone(),
@@ -129,6 +141,7 @@ impl OapClient {
         };
         let handle = OapHandle {
             queue,
+            skew,
             services: Arc::new(services),
             running: Arc::new(running),
         };
@@ -172,6 +185,7 @@ impl Drop for Running {
 #[derive(Clone, Debug)]
 pub struct OapHandle {
     queue: Arc<Queue>,
+    skew: Arc<Skew>,
     services: Arc<watch::Sender<Arc<Vec<Reporting>>>>,
     running: Arc<Running>,
 }
@@ -201,7 +215,7 @@ impl OapHandle {
     ///
     /// # Errors
     ///
-    /// [`ReportError`] if it was not taken; its snapshots count as lost then.
+    /// [`ReportError`] if it was not taken; its snapshots count as lost then. May write to the disk.
     pub fn report(&self, segment: ProfiledSegment) -> Result<(), ReportError> {
         self.queue.report(segment)
     }
@@ -212,7 +226,8 @@ impl OapHandle {
         self.queue.coverage((task_id, service), coverage);
     }
 
-    /// Reports the end of a task at an instance, after everything that was reported before.
+    /// Reports the end of a task at an instance, after everything that was reported before. May write to
+    /// the disk.
     pub fn finish(&self, task_id: TaskId, service: Service, coverage: Coverage) {
         self.queue.finish((task_id, service), coverage);
     }
@@ -221,6 +236,12 @@ impl OapHandle {
     #[must_use]
     pub fn delivery(&self, task_id: &TaskId) -> DeliveryStats {
         self.queue.stats(task_id)
+    }
+
+    /// A sentence about the clock of the OAP, if it is more than a second from the clock of this host.
+    #[must_use]
+    pub fn clock_skew(&self) -> Option<String> {
+        self.skew.text()
     }
 
     /// Delivers what waits, for at most `deadline`, and stops. Returns the number of snapshots that

@@ -15,29 +15,37 @@ use std::time::Duration;
 use profiler_proto::skywalking::{Command, Commands, ProfileTaskCommandQuery};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::{debug, warn};
 
 use super::command::{self, PROFILE_TASK_QUERY};
 use super::link::{Connection, Failure, Link, explain};
 use super::presence::Reporting;
+use super::skew::Bounds;
+use super::turns::{Turns, at};
 use super::{OapConfig, OapEvent};
 use crate::model::clock::unix_ms_now;
 use crate::model::{ProfileTask, Service, TaskId};
 
-/// Questions on their way at a time: one that is answered late does not hold up all others.
-const CALLS_AT_ONCE: usize = 8;
 /// Most questions a second. 1,000 services are then asked for every 20 s, as agents ask, at less than 1 %
 /// of a core; up to 100 keep the interval of the configuration.
 const CALLS_PER_SECOND: u32 = 50;
 /// Task ids and serial numbers remembered per instance. Python agents remember as many.
 const REMEMBERED: usize = 64;
 
+/// How long an instance that is gone is remembered after its last task: it may be started again under its
+/// name, and an OAP hands out a task for five minutes after its start.
+const REMEMBERED_MS: i64 = 30 * 60_000;
+
 /// What one instance knows.
 #[derive(Debug)]
 struct Known {
     last_command_ms: i64,
+    /// When the last question that was answered was asked, by our clock.
+    asked_ms: Option<i64>,
+    /// It is there, and had its first turn.
+    is_live: bool,
     /// Task ids that were handled.
     tasks: Remembered,
     /// Serial numbers of deliveries that were handled.
@@ -66,6 +74,8 @@ impl Default for Known {
     fn default() -> Self {
         Self {
             last_command_ms: -1,
+            asked_ms: None,
+            is_live: false,
             tasks: Remembered::default(),
             serials: Remembered::default(),
         }
@@ -129,157 +139,228 @@ pub(super) struct Poller {
     pub(super) events: mpsc::Sender<OapEvent>,
 }
 
-/// What is known of all instances.
-#[derive(Debug, Default)]
+/// What is known of all instances, and when each is asked for.
+#[derive(Debug)]
 struct Asking {
+    interval: Duration,
     known: HashMap<Service, Known>,
-    /// Instances to be asked for next time because there may be a task for them.
-    pending: HashSet<Service>,
+    turns: Turns,
+    /// The instance of each service that is asked for often.
+    scouts: HashMap<String, Service>,
 }
 
 impl Asking {
-    fn new(known_tasks: &[ProfileTask]) -> Self {
-        let mut asking = Self::default();
+    fn new(interval: Duration, known_tasks: &[ProfileTask]) -> Self {
+        let mut known: HashMap<Service, Known> = HashMap::new();
         for task in known_tasks {
-            let known = asking.known.entry(task.service.clone()).or_default();
+            let known = known.entry(task.service.clone()).or_default();
             known.last_command_ms = known.last_command_ms.max(task.create_unix_ms);
             known.tasks.insert(&command::shorten_id(&task.task_id.0));
-            asking.pending.insert(task.service.clone());
         }
-        asking
+        Self {
+            interval,
+            known,
+            turns: Turns::new(CALLS_PER_SECOND),
+            scouts: HashMap::new(),
+        }
+    }
+
+    /// Takes over the instances that live; those that are new are asked for now.
+    fn set_services(&mut self, services: &[Reporting], now: Instant) {
+        let instances = || services.iter().map(|reporting| &reporting.service);
+        let live: HashSet<&Service> = instances().collect();
+        let remembered_ms = unix_ms_now() - REMEMBERED_MS;
+        self.known.retain(|service, known| {
+            if live.contains(service) {
+                return true;
+            }
+            known.is_live = false;
+            self.turns.forget(service);
+            known.last_command_ms > remembered_ms
+        });
+        self.scouts.retain(|_, scout| live.contains(scout));
+        for service in instances() {
+            let is_scout = !self.scouts.contains_key(&service.name);
+            if is_scout {
+                self.scouts.insert(service.name.clone(), service.clone());
+            }
+            let known = self.known.entry(service.clone()).or_default();
+            let is_new = !std::mem::replace(&mut known.is_live, true);
+            if is_new || is_scout {
+                self.turns.bring_forward(service, now);
+            }
+        }
+    }
+
+    /// Asks for one instance of each service now.
+    fn hurry(&mut self, now: Instant) {
+        for scout in self.scouts.values() {
+            self.turns.bring_forward(scout, now);
+        }
+    }
+
+    /// The other instances of its service that live.
+    fn others(&self, service: &Service) -> Vec<Service> {
+        let live = self.known.iter().filter(|(_, known)| known.is_live);
+        live.map(|(other, _)| other)
+            .filter(|other| other.name == service.name && *other != service)
+            .cloned()
+            .collect()
+    }
+
+    fn query(&self, service: Service) -> ProfileTaskCommandQuery {
+        let known = self.known.get(&service);
+        ProfileTaskCommandQuery {
+            last_command_time: known.map_or(-1, |known| known.last_command_ms),
+            service: service.name,
+            service_instance: service.instance,
+        }
+    }
+
+    /// An answer: what follows from it. Also yields what the tasks in it say about the clock of the OAP.
+    fn answered(
+        &mut self,
+        call: &Asked,
+        answer: &Commands,
+        now: Instant,
+    ) -> (Vec<OapEvent>, Vec<Bounds>) {
+        let service = &call.service;
+        let Some(known) = self.known.get_mut(service).filter(|known| known.is_live) else {
+            return (Vec::new(), Vec::new());
+        };
+        let now_ms = unix_ms_now();
+        let events = known.receive(service, answer, now_ms);
+        let asked_before_ms = known.asked_ms.replace(call.asked_ms);
+        let tasks = events.iter().filter_map(|event| match event {
+            OapEvent::Task(task) => Some(task),
+            _ => None,
+        });
+        let bounds = tasks.map(|task| {
+            Bounds::of_task(
+                task.create_unix_ms,
+                task.start_unix_ms,
+                asked_before_ms,
+                now_ms,
+            )
+        });
+        let bounds = bounds.collect();
+        if self.scouts.get(&service.name) == Some(service) {
+            self.turns.bring_forward(service, now + self.interval);
+            if !events.is_empty() {
+                for other in self.others(service) {
+                    self.turns.bring_forward(&other, now);
+                }
+            }
+        }
+        (events, bounds)
+    }
+
+    /// No answer, or an error: the instance is asked for again. The error may be its own, so another one
+    /// speaks for the service.
+    fn failed(&mut self, service: &Service, now: Instant) {
+        if !self.known.get(service).is_some_and(|known| known.is_live) {
+            return;
+        }
+        self.turns.bring_forward(service, now + self.interval);
+        if self.scouts.get(&service.name) == Some(service)
+            && let Some(other) = self.others(service).pop()
+        {
+            self.turns.bring_forward(&other, now);
+            self.scouts.insert(service.name.clone(), other);
+        }
     }
 }
 
-/// How a round of questions ended.
-enum Round {
-    /// All were asked.
-    Done,
-    /// The connection failed; the rest is asked on the next one.
-    Broken,
-    /// The OAP does not know the call.
-    Unimplemented,
-    /// Nobody takes tasks any more.
-    Closed,
+/// A question that was asked.
+#[derive(Debug)]
+struct Asked {
+    service: Service,
+    generation: u64,
+    asked_ms: i64,
 }
 
 impl Poller {
     /// Runs until the link or the receiver of events is gone.
     pub(super) async fn run(mut self) {
-        let mut asking = Asking::new(&self.config.known_tasks);
-        let mut muted = None;
+        let mut asking = Asking::new(self.config.poll_interval, &self.config.known_tasks);
+        let mut calls: JoinSet<(Asked, Result<Commands, Status>)> = JoinSet::new();
+        // A connection on which nothing more is asked.
+        let mut avoided = 0;
+        self.services.mark_changed();
         loop {
-            let next = Instant::now() + self.config.poll_interval;
-            let connection = match muted {
-                Some(generation) => self.link.connection_after(generation).await,
-                None => self.link.connection().await,
+            let Some(connection) = self.link.connection_after(avoided).await else {
+                return;
             };
-            let Some(connection) = connection else { return };
-            let services = Arc::clone(&self.services.borrow_and_update());
-            match self.round(&connection, &services, &mut asking).await {
-                Round::Done | Round::Broken => {}
-                Round::Unimplemented => {
-                    warn!("the OAP has no profiling service; asking again after a reconnect");
-                    muted = Some(connection.generation);
-                }
-                Round::Closed => return,
+            if self.services.has_changed().unwrap_or(false) {
+                let services = Arc::clone(&self.services.borrow_and_update());
+                asking.set_services(&services, Instant::now());
             }
+            for service in asking.turns.take(Instant::now(), calls.len()) {
+                let call = Asked {
+                    service: service.clone(),
+                    generation: connection.generation,
+                    asked_ms: unix_ms_now(),
+                };
+                let answer = ask(self.link.clone(), connection.clone(), asking.query(service));
+                calls.spawn(async move { (call, answer.await) });
+            }
+            let next = asking.turns.next_at(calls.len());
             tokio::select! {
-                () = sleep_until(next) => {}
-                () = notified(self.config.poll_now.as_deref()) => {}
-                changed = self.services.changed() => if changed.is_err() { return },
+                Some(done) = calls.join_next() => {
+                    let Ok((call, answer)) = done else { continue };
+                    if self.take(&mut asking, &call, answer, &mut avoided).await.is_err() {
+                        return;
+                    }
+                }
+                () = at(next) => {}
+                () = notified(self.config.poll_now.as_deref()) => asking.hurry(Instant::now()),
+                changed = self.services.changed() => match changed {
+                    Ok(()) => self.services.mark_changed(),
+                    Err(_) => return,
+                },
             }
         }
     }
 
-    /// Asks for one instance of each service, for those that were never asked for, and for the others of
-    /// a service that turns out to have a task.
-    async fn round(
+    /// Takes an answer. An error means that nobody takes tasks any more.
+    async fn take(
         &self,
-        connection: &Connection,
-        services: &[Reporting],
         asking: &mut Asking,
-    ) -> Round {
-        let instances = || services.iter().map(|reporting| &reporting.service);
-        let live: HashSet<&Service> = instances().collect();
-        asking.known.retain(|service, _| live.contains(service));
-        asking.pending.retain(|service| live.contains(service));
-        let mut asked = HashSet::new();
-        let mut scouted = HashSet::new();
-        let mut due: Vec<&Service> = instances()
-            .filter(|service| {
-                scouted.insert(service.name.as_str())
-                    || asking.pending.contains(*service)
-                    || !asking.known.contains_key(*service)
-            })
-            .collect();
-        while !due.is_empty() {
-            asked.extend(due.iter().copied());
-            // Until they are answered.
-            asking.pending.extend(due.iter().copied().cloned());
-            let (round, with_more) = self.ask_all(connection, &due, asking).await;
-            due = instances()
-                .filter(|service| with_more.contains(service.name.as_str()))
-                .filter(|service| !asked.contains(service))
-                .collect();
-            if !matches!(round, Round::Done) {
-                asking.pending.extend(due.into_iter().cloned());
-                return round;
+        call: &Asked,
+        answer: Result<Commands, Status>,
+        avoided: &mut u64,
+    ) -> Result<(), mpsc::error::SendError<OapEvent>> {
+        let now = Instant::now();
+        let status = match answer {
+            Ok(answer) => {
+                let (events, bounds) = asking.answered(call, &answer, now);
+                bounds
+                    .into_iter()
+                    .for_each(|bounds| self.link.skew.learn(bounds));
+                for event in events {
+                    self.events.send(event).await?;
+                }
+                return Ok(());
+            }
+            Err(status) => status,
+        };
+        asking.failed(&call.service, now);
+        match Failure::of(&status) {
+            Failure::Unimplemented if *avoided < call.generation => {
+                warn!("the OAP has no profiling service; asking again after a reconnect");
+                *avoided = call.generation;
+            }
+            // The rest is asked on the next connection.
+            Failure::Link => *avoided = call.generation.max(*avoided),
+            Failure::Unimplemented | Failure::Busy | Failure::Refused => {
+                debug!(
+                    service = call.service.name,
+                    "task query: {}",
+                    explain(&status)
+                );
             }
         }
-        Round::Done
-    }
-
-    /// Asks for instances, some at a time and no more a second than [`CALLS_PER_SECOND`]. Also yields the
-    /// services of which others are to be asked: there was a command, or an error that may be the
-    /// instance's own.
-    async fn ask_all<'a>(
-        &self,
-        connection: &Connection,
-        services: &[&'a Service],
-        asking: &mut Asking,
-    ) -> (Round, HashSet<&'a str>) {
-        let mut with_more = HashSet::new();
-        for chunk in services.chunks(CALLS_AT_ONCE) {
-            let next = Instant::now() + Duration::from_secs(chunk.len() as u64) / CALLS_PER_SECOND;
-            let mut calls = JoinSet::new();
-            for (index, service) in chunk.iter().enumerate() {
-                let known = asking.known.entry((*service).clone()).or_default();
-                let query = ProfileTaskCommandQuery {
-                    service: service.name.clone(),
-                    service_instance: service.instance.clone(),
-                    last_command_time: known.last_command_ms,
-                };
-                let call = ask(self.link.clone(), connection.clone(), query);
-                calls.spawn(async move { (index, call.await) });
-            }
-            while let Some(Ok((index, answer))) = calls.join_next().await {
-                let service = chunk[index];
-                let answer = match answer.map_err(|status| (Failure::of(&status), status)) {
-                    Ok(answer) => answer,
-                    Err((Failure::Unimplemented, _)) => return (Round::Unimplemented, with_more),
-                    Err((Failure::Link, _)) => return (Round::Broken, with_more),
-                    Err((Failure::Busy | Failure::Refused, status)) => {
-                        debug!(service = service.name, "task query: {}", explain(&status));
-                        with_more.insert(service.name.as_str());
-                        continue;
-                    }
-                };
-                asking.pending.remove(service);
-                if !answer.commands.is_empty() {
-                    with_more.insert(service.name.as_str());
-                }
-                let known = asking.known.entry(service.clone()).or_default();
-                for event in known.receive(service, &answer, unix_ms_now()) {
-                    if self.events.send(event).await.is_err() {
-                        return (Round::Closed, with_more);
-                    }
-                }
-            }
-            if services.len() > CALLS_AT_ONCE {
-                sleep_until(next).await;
-            }
-        }
-        (Round::Done, with_more)
+        Ok(())
     }
 }
 

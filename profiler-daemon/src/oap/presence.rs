@@ -8,17 +8,24 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use profiler_proto::skywalking::{InstancePingPkg, InstanceProperties, KeyStringValuePair};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::debug;
 
 use super::OapConfig;
 use super::link::{Connection, Failure, Link, explain};
 use super::name::{SERVICE_MAX, cut};
+use super::turns::{Turns, at};
 use crate::model::Service;
+
+/// Most instances an OAP is told of a second. 1,000 are registered within 10 s, and stay spread over that
+/// time; more than 3,000 have longer pauses between their heartbeats.
+const INSTANCES_PER_SECOND: u32 = 100;
 
 /// A service instance and what is told about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,13 +58,11 @@ pub(super) fn cut_service(service: &Service) -> Service {
     }
 }
 
-/// What an instance was told to whom.
+/// What an instance was told.
 #[derive(Debug)]
 struct Told {
-    generation: u64,
     properties: Vec<(String, String)>,
     beats: u32,
-    next_beat: Instant,
 }
 
 /// The heartbeat task.
@@ -68,79 +73,144 @@ pub(super) struct Presence {
     pub(super) services: watch::Receiver<Arc<Vec<Reporting>>>,
 }
 
+/// What a call is to say: properties if they are due, and that the instance lives.
+type Message = (Option<InstanceProperties>, InstancePingPkg);
+
+/// The instances, what they were told on this connection, and when they are told again.
+#[derive(Debug)]
+struct Beats {
+    interval: Duration,
+    properties_every: u32,
+    live: HashMap<Service, Reporting>,
+    told: HashMap<Service, Told>,
+    turns: Turns,
+}
+
+impl Beats {
+    fn new(config: &OapConfig) -> Self {
+        Self {
+            interval: config.heartbeat_interval,
+            properties_every: config.properties_every.max(1),
+            live: HashMap::new(),
+            told: HashMap::new(),
+            turns: Turns::new(INSTANCES_PER_SECOND),
+        }
+    }
+
+    /// Takes over the instances that live; the OAP hears now of those that are new or have changed.
+    fn set_services(&mut self, services: &[Reporting], now: Instant) {
+        let by_service = |reporting: &Reporting| (reporting.service.clone(), reporting.clone());
+        self.live = services.iter().map(by_service).collect();
+        self.told.retain(|service, _| {
+            let lives = self.live.contains_key(service);
+            if !lives {
+                self.turns.forget(service);
+            }
+            lives
+        });
+        for (service, reporting) in &self.live {
+            let told = self.told.get(service);
+            if told.is_none_or(|told| told.properties != reporting.properties) {
+                self.turns.bring_forward(service, now);
+            }
+        }
+    }
+
+    /// Another OAP, or one that was restarted, knows nothing.
+    fn start_over(&mut self, now: Instant) {
+        self.told.clear();
+        for service in self.live.keys() {
+            self.turns.set(service, now);
+        }
+    }
+
+    /// Those that are due, and what to say. A failure is not repeated before the next beat: the OAP may have
+    /// a reason.
+    fn take(&mut self, now: Instant, calls: usize) -> Vec<Message> {
+        let due = self.turns.take(now, calls);
+        due.into_iter()
+            .filter_map(|service| self.message(&service, now))
+            .collect()
+    }
+
+    fn message(&mut self, service: &Service, now: Instant) -> Option<Message> {
+        let reporting = self.live.get(service)?;
+        self.turns.set(service, now + self.interval);
+        let told = self.told.get(service);
+        let beats = told.map_or(0, |told| told.beats);
+        let are_properties_due = beats.is_multiple_of(self.properties_every)
+            || told.is_none_or(|told| told.properties != reporting.properties);
+        let now_told = Told {
+            properties: reporting.properties.clone(),
+            beats: beats.wrapping_add(1),
+        };
+        self.told.insert(service.clone(), now_told);
+        let ping = InstancePingPkg {
+            service: service.name.clone(),
+            service_instance: service.instance.clone(),
+            layer: reporting.layer.clone(),
+        };
+        Some((
+            are_properties_due.then(|| properties_message(reporting)),
+            ping,
+        ))
+    }
+}
+
 impl Presence {
     /// Runs until the link is gone.
     pub(super) async fn run(mut self) {
-        let mut told: HashMap<Service, Told> = HashMap::new();
+        let mut beats = Beats::new(&self.config);
+        let mut calls: JoinSet<(u64, Result<(), Status>)> = JoinSet::new();
+        let (mut generation, mut avoided) = (0, 0);
+        self.services.mark_changed();
         loop {
-            let Some(connection) = self.link.connection().await else {
+            let Some(connection) = self.link.connection_after(avoided).await else {
                 return;
             };
-            let services = Arc::clone(&self.services.borrow_and_update());
-            told.retain(|service, _| services.iter().any(|r| r.service == *service));
-            for reporting in services.iter() {
-                if let Err(status) = self.tell(&connection, reporting, &mut told).await {
+            if self.services.has_changed().unwrap_or(false) {
+                let services = Arc::clone(&self.services.borrow_and_update());
+                beats.set_services(&services, Instant::now());
+            }
+            if connection.generation != generation {
+                generation = connection.generation;
+                beats.start_over(Instant::now());
+            }
+            for message in beats.take(Instant::now(), calls.len()) {
+                let told = tell(self.link.clone(), connection.clone(), message);
+                calls.spawn(async move { (generation, told.await) });
+            }
+            let next = beats.turns.next_at(calls.len());
+            tokio::select! {
+                Some(done) = calls.join_next() => {
+                    let Ok((of, Err(status))) = done else { continue };
                     debug!("heartbeat: {}", explain(&status));
                     if Failure::of(&status) == Failure::Link {
-                        break;
+                        avoided = avoided.max(of);
                     }
                 }
-            }
-            let latest = Instant::now() + self.config.heartbeat_interval;
-            let next = told.values().map(|told| told.next_beat).min();
-            tokio::select! {
-                () = sleep_until(next.map_or(latest, |next| next.min(latest))) => {}
-                changed = self.services.changed() => if changed.is_err() { return },
-                other = self.link.connection_after(connection.generation) => {
+                () = at(next) => {}
+                changed = self.services.changed() => match changed {
+                    Ok(()) => self.services.mark_changed(),
+                    Err(_) => return,
+                },
+                other = self.link.connection_after(generation) => {
                     if other.is_none() { return }
                 }
             }
         }
     }
+}
 
-    /// Sends what is due for one instance.
-    async fn tell(
-        &self,
-        connection: &Connection,
-        reporting: &Reporting,
-        told: &mut HashMap<Service, Told>,
-    ) -> Result<(), Status> {
-        let now = Instant::now();
-        let before = told
-            .get(&reporting.service)
-            .filter(|told| told.generation == connection.generation);
-        let is_beat_due = before.is_none_or(|told| told.next_beat <= now);
-        let beats = before.map_or(0, |told| told.beats);
-        let are_properties_due = before.is_none_or(|told| {
-            told.properties != reporting.properties
-                || (is_beat_due && beats.is_multiple_of(self.config.properties_every.max(1)))
-        });
-        if !is_beat_due && !are_properties_due {
-            return Ok(());
-        }
-        // A failure is not repeated before the next beat: the OAP may have a reason.
-        told.insert(
-            reporting.service.clone(),
-            Told {
-                generation: connection.generation,
-                properties: reporting.properties.clone(),
-                beats: beats.wrapping_add(1),
-                next_beat: now + self.config.heartbeat_interval,
-            },
-        );
-        let mut client = connection.management();
-        if are_properties_due {
-            let call = client.report_instance_properties(properties_message(reporting));
-            self.link.call(connection, call).await?;
-        }
-        let call = client.keep_alive(InstancePingPkg {
-            service: reporting.service.name.clone(),
-            service_instance: reporting.service.instance.clone(),
-            layer: reporting.layer.clone(),
-        });
-        self.link.call(connection, call).await?;
-        Ok(())
+async fn tell(link: Link, connection: Connection, message: Message) -> Result<(), Status> {
+    let (properties, ping) = message;
+    let mut client = connection.management();
+    if let Some(properties) = properties {
+        let call = client.report_instance_properties(properties);
+        link.call(&connection, call).await?;
     }
+    link.call(&connection, client.keep_alive(ping)).await?;
+    Ok(())
 }
 
 fn properties_message(reporting: &Reporting) -> InstanceProperties {

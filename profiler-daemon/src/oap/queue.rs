@@ -1,31 +1,35 @@
 //! What waits for delivery, and what became of the rest.
 //!
-//! In:  profiled segments, coverage and task ends, from the pipeline; never waits
+//! In:  profiled segments, coverage and task ends, from the pipeline
 //! Out: [`Work`] for the reporter, in order; [`DeliveryStats`] per task
-//! Lost: segments over the limit, repeated or empty ones -> [`ReportError`], counted per task
+//! Lost: segments over the limits, repeated or empty ones -> [`ReportError`], counted per task; the end of a
+//! task over the limits, and counts so far of more than [`TASKS_MAX`] tasks, told in the log
 //!
 //! ```text
 //! report ──> memory, up to the limit ──> reporter
 //!        └─> spool, once that is full, up to its limit ──> memory, when that is empty
 //! ```
 //!
-//! While the spool has something all that is new goes behind it, so the order stays.
+//! While the spool has something all that is new goes behind it, so the order stays. The spool has a lock of
+//! its own, held while there is a choice between it and the memory: who only counts never waits for a disk.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 use super::outgoing::{Item, Outgoing};
+use super::room::QueueRoom;
 use super::segment;
 use super::spool::{Losses, Spool};
 use crate::model::{Coverage, ProfiledSegment, Service, TaskId};
 
 /// Segment ids remembered to recognise one that is reported again.
 const REMEMBERED_SEGMENTS: usize = 4096;
-/// Tasks whose counts are kept, and ends of tasks that may wait.
+/// Tasks whose counts are kept.
 const TASKS_MAX: usize = 1024;
 
 /// What became of a task's snapshots.
@@ -51,14 +55,19 @@ pub enum ReportError {
     /// The queue is full: the OAP is away or slow.
     #[error("the queue is full: {0} snapshots are waiting for the OAP")]
     Full(usize),
+    /// It takes more memory than all that waits may take.
+    #[error(
+        "the segment takes {0} bytes of memory, more than all that waits may (limits.snapshot_memory)"
+    )]
+    TooLarge(usize),
     /// The spool is full, or cannot be written.
     #[error("the spool on disk has no room for what waits for the OAP (limits.spool)")]
     SpoolFull,
     /// The same segment id was reported before.
     #[error("the segment was reported before")]
     Repeated,
-    /// No snapshot has a frame.
-    #[error("the segment has no snapshot")]
+    /// No snapshot has a frame, or all are larger than a message may be.
+    #[error("the segment has no snapshot that can be sent")]
     Empty,
     /// The client is shutting down.
     #[error("the OAP client is shutting down")]
@@ -79,26 +88,31 @@ pub(super) enum Work {
     Finish(TaskAt, Coverage),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    items: VecDeque<Item>,
-    finishes: usize,
-    /// Snapshots in `items` and in the reporter's hands.
-    snapshots: usize,
+    /// With the bytes each takes.
+    items: VecDeque<(Item, usize)>,
+    /// Of `items` and of what is in the reporter's hands.
+    used: QueueRoom,
+    /// Bytes in the reporter's hands.
+    held_bytes: usize,
     coverage: BTreeMap<TaskAt, Coverage>,
     stats: BTreeMap<TaskAt, DeliveryStats>,
     /// Keys of `stats`, oldest first.
     stats_order: VecDeque<TaskAt>,
     reported: HashSet<String>,
     reported_order: VecDeque<String>,
-    spool: Option<Spool>,
     closed: bool,
 }
 
-/// The queue. Calls lock it for a moment.
+/// The queue.
 #[derive(Debug)]
 pub(super) struct Queue {
-    limit: usize,
+    limit: QueueRoom,
+    spool: Mutex<Option<Spool>>,
+    /// The spool has something; changed with its lock held.
+    is_spooling: AtomicBool,
+    /// Locked for a moment, if both then after the spool.
     state: Mutex<State>,
     wake: Notify,
     /// True once nothing is waited for any more.
@@ -106,31 +120,48 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: QueueRoom) -> Self {
+        let state = State {
+            items: VecDeque::new(),
+            used: QueueRoom::NONE,
+            held_bytes: 0,
+            coverage: BTreeMap::new(),
+            stats: BTreeMap::new(),
+            stats_order: VecDeque::new(),
+            reported: HashSet::new(),
+            reported_order: VecDeque::new(),
+            closed: false,
+        };
         Self {
             limit,
-            state: Mutex::default(),
+            spool: Mutex::default(),
+            is_spooling: AtomicBool::new(false),
+            state: Mutex::new(state),
             wake: Notify::new(),
             stopping: watch::Sender::default(),
         }
     }
 
     /// With a spool behind the memory; what a crash has cost it is counted here.
-    pub(super) fn with_spool(limit: usize, spool: Spool, losses: Losses) -> Self {
+    pub(super) fn with_spool(limit: QueueRoom, spool: Spool, losses: Losses) -> Self {
         let queue = Self::new(limit);
         let mut state = queue.lock();
         for (key, lost) in losses.snapshots {
             warn!(task_id = %key.0, lost, "snapshots were being sent when profilerd died: they may be lost");
             state.stats(&key).snapshots_lost += lost;
         }
-        if losses.records > 0 {
-            warn!(
-                lost = losses.records,
-                "profiled requests of the spool cannot be read"
-            );
-        }
-        state.spool = Some(spool);
         drop(state);
+        warn_unreadable(losses.records);
+        if !spool.is_empty() {
+            let bytes = spool.bytes();
+            info!(bytes, "what an OAP did not take before is sent first");
+        }
+        let mut place = queue.lock_spool();
+        queue
+            .is_spooling
+            .store(!spool.is_empty(), Ordering::Release);
+        *place = Some(spool);
+        drop(place);
         queue
     }
 
@@ -138,35 +169,24 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a segment. A segment larger than the whole limit is taken if nothing else waits.
+    fn lock_spool(&self) -> MutexGuard<'_, Option<Spool>> {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a segment. May write to the disk.
     pub(super) fn report(&self, mut segment: ProfiledSegment) -> Result<(), ReportError> {
         let removed = segment::normalize(&mut segment);
-        let count = segment.snapshots.len();
-        let key = (segment.task_id.clone(), segment.service.clone());
+        let outgoing = Outgoing::new(segment);
+        let key = outgoing.key.clone();
+        let count = outgoing.snapshots.len() as u64;
+        let admitted = self.lock().admit(&outgoing);
+        let taken = admitted.and_then(|()| self.push(Item::Segment(Box::new(outgoing))));
         let mut state = self.lock();
-        state.stats(&key).snapshots_lost += removed;
-        let taken = if state.closed {
-            Err(ReportError::Closed)
-        } else if state.reported.contains(&segment.request.request.segment_id) {
-            Err(ReportError::Repeated)
-        } else if count == 0 {
-            Err(ReportError::Empty)
-        } else {
-            let segment_id = segment.request.request.segment_id.clone();
-            let item = Item::Segment(Box::new(Outgoing::new(segment)));
-            let taken = state.push(item, self.limit);
-            if taken.is_ok() {
-                state.remember(&segment_id);
-            }
-            taken
-        };
         let stats = state.stats(&key);
-        match taken {
-            Ok(()) => stats.snapshots_queued += count as u64,
-            Err(_) => {
-                stats.snapshots_lost += count as u64;
-                stats.segments_lost += 1;
-            }
+        stats.snapshots_lost += removed;
+        if taken.is_err() {
+            stats.snapshots_lost += count;
+            stats.segments_lost += 1;
         }
         drop(state);
         self.wake.notify_one();
@@ -180,47 +200,77 @@ impl Queue {
             state.coverage.insert(key, coverage);
             drop(state);
             self.wake.notify_one();
+        } else {
+            drop(state);
+            debug!(task_id = %key.0, "counts of too many tasks wait for the OAP; these come with the task's end");
         }
     }
 
-    /// Adds the end of a task, behind everything reported before.
+    /// Adds the end of a task, behind everything reported before. May write to the disk.
     pub(super) fn finish(&self, key: TaskAt, coverage: Coverage) {
-        let mut state = self.lock();
-        if state.finishes < TASKS_MAX {
-            state.coverage.remove(&key);
-            if state.push(Item::Finish(key, coverage), self.limit).is_err() {
-                warn!("the spool is full: the end of a task will not be reported");
+        self.lock().coverage.remove(&key);
+        let task_id = key.0.clone();
+        if let Err(error) = self.push(Item::Finish(key, coverage)) {
+            warn!(%task_id, %error, "the end of a task will not be reported");
+        }
+        self.wake.notify_one();
+    }
+
+    /// Adds an item behind all others, to the memory or the spool, and counts its snapshots as queued.
+    fn push(&self, item: Item) -> Result<(), ReportError> {
+        let needs = QueueRoom::of(&item);
+        if needs.bytes > self.limit.bytes {
+            // It would not have room on its way back either.
+            return Err(ReportError::TooLarge(needs.bytes));
+        }
+        let mut spool = self.lock_spool();
+        let is_spooling = spool.as_ref().is_some_and(|spool| !spool.is_empty());
+        let waiting = {
+            let mut state = self.lock();
+            if !is_spooling && state.used.has_place_for(needs, self.limit) {
+                state.add(item, needs);
+                return Ok(());
             }
-            drop(state);
-            self.wake.notify_one();
+            state.used.snapshots
+        };
+        let spool = spool.as_mut().ok_or(ReportError::Full(waiting))?;
+        match spool.push(&item) {
+            Ok(true) => {
+                self.is_spooling.store(true, Ordering::Release);
+                self.lock().stats(item.key()).snapshots_queued += needs.snapshots as u64;
+                Ok(())
+            }
+            Ok(false) => Err(ReportError::SpoolFull),
+            Err(error) => {
+                warn!(%error, "the spool cannot be written");
+                Err(ReportError::SpoolFull)
+            }
         }
     }
 
     /// Waits for work; `None` when the queue is closed and empty. At most `batch` snapshots come
-    /// together, unless one segment has more.
+    /// together, unless one segment has more. Whoever asks for more has dealt with what there was.
     pub(super) async fn next(self: &Arc<Self>, batch: usize) -> Option<Work> {
+        self.lock().release_held();
         loop {
             let woken = self.wake.notified();
-            let needs_file = {
-                let mut state = self.lock();
-                // Whoever asks for more has dealt with what there was.
-                let needs_file = state.items.is_empty() && state.spool.is_some();
-                if !needs_file && let Some(work) = state.take(batch) {
-                    return Some(work);
-                }
-                needs_file
-            };
-            if needs_file {
+            if let Some(work) = self.lock().take_items(batch) {
+                return Some(work);
+            }
+            if self.is_spooling.load(Ordering::Acquire) {
                 let queue = Arc::clone(self);
                 // Reads and decodes some megabytes.
-                let _done = tokio::task::spawn_blocking(move || queue.lock().refill()).await;
+                let refilled = tokio::task::spawn_blocking(move || queue.refill(batch)).await;
+                if matches!(refilled, Ok(true)) {
+                    continue;
+                }
             }
             {
                 let mut state = self.lock();
-                if let Some(work) = state.take(batch) {
-                    return Some(work);
+                if let Some((key, coverage)) = state.coverage.pop_first() {
+                    return Some(Work::Coverage(key, coverage));
                 }
-                if state.closed {
+                if state.closed && state.items.is_empty() {
                     return None;
                 }
             }
@@ -228,11 +278,45 @@ impl Queue {
         }
     }
 
+    /// Takes items of the spool into the empty memory; false if none could be read.
+    fn refill(&self, batch: usize) -> bool {
+        let mut place = self.lock_spool();
+        let Some(spool) = place.as_mut() else {
+            return false;
+        };
+        let taken = spool.take(batch);
+        self.is_spooling.store(!spool.is_empty(), Ordering::Release);
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                warn!(%error, "the spool cannot be read");
+                return false;
+            }
+        };
+        warn_unreadable(taken.unreadable);
+        let mut state = self.lock();
+        let has_read = !taken.items.is_empty() || taken.unreadable > 0;
+        for item in taken.items {
+            let needs = QueueRoom::of(&item);
+            if !taken.is_inherited {
+                // Counted when it was written.
+                let stats = state.stats(item.key());
+                let count = needs.snapshots as u64;
+                stats.snapshots_queued = stats.snapshots_queued.saturating_sub(count);
+            }
+            state.add(item, needs);
+        }
+        has_read
+    }
+
     /// Takes back what was not given to a connection, before everything else.
     pub(super) fn put_back(&self, segments: impl DoubleEndedIterator<Item = Outgoing>) {
         let mut state = self.lock();
         for segment in segments.rev() {
-            state.items.push_front(Item::Segment(Box::new(segment)));
+            let item = Item::Segment(Box::new(segment));
+            let bytes = QueueRoom::of(&item).bytes;
+            state.used.bytes += bytes;
+            state.items.push_front((item, bytes));
         }
     }
 
@@ -251,7 +335,7 @@ impl Queue {
     /// Notes what became of queued snapshots.
     pub(super) fn settle(&self, key: &TaskAt, sent: u64, lost: u64) {
         let mut state = self.lock();
-        state.snapshots = state.snapshots.saturating_sub((sent + lost) as usize);
+        state.used.snapshots = state.used.snapshots.saturating_sub((sent + lost) as usize);
         let stats = state.stats(key);
         stats.snapshots_queued = stats.snapshots_queued.saturating_sub(sent + lost);
         stats.snapshots_sent += sent;
@@ -303,23 +387,26 @@ impl Queue {
     /// Leaves what waits to the spool, for the next start, or gives it up; returns the number of
     /// snapshots given up.
     pub(super) fn give_up(&self) -> u64 {
+        let mut spool = self.lock_spool();
         let mut state = self.lock();
-        let State { items, spool, .. } = &mut *state;
-        match spool.as_mut().map(|spool| spool.put_back(items.iter())) {
+        let items = std::mem::take(&mut state.items);
+        let waiting = || items.iter().map(|(item, _)| item);
+        match spool.as_mut().map(|spool| spool.put_back(waiting())) {
             Some(Ok(())) => {
                 // The rest is on its way in a call that hangs.
-                let kept = items.iter().map(Item::snapshots).sum();
-                let hanging = state.snapshots.saturating_sub(kept);
-                state.items.clear();
-                return hanging as u64;
+                let kept: usize = waiting().map(Item::snapshots).sum();
+                return state.used.snapshots.saturating_sub(kept) as u64;
             }
             Some(Err(error)) => warn!(%error, "what waits for the OAP cannot be kept"),
             None => {}
         }
-        state.items.clear();
+        let ends = waiting().filter(|item| matches!(item, Item::Finish(..)));
+        let ends = ends.count();
+        if ends > 0 {
+            warn!(ends, "the OAP will not hear of the end of tasks");
+        }
         state.coverage.clear();
-        state.finishes = 0;
-        state.snapshots = 0;
+        state.used = QueueRoom::NONE;
         let mut given_up = 0;
         for stats in state.stats.values_mut() {
             given_up += stats.snapshots_queued;
@@ -327,6 +414,12 @@ impl Queue {
             stats.snapshots_queued = 0;
         }
         given_up
+    }
+}
+
+fn warn_unreadable(lost: u64) {
+    if lost > 0 {
+        warn!(lost, "profiled requests of the spool cannot be read");
     }
 }
 
@@ -353,87 +446,55 @@ impl State {
         self.reported_order.push_back(segment_id.to_owned());
     }
 
-    /// Adds an item behind all others, to the memory or the spool.
-    fn push(&mut self, item: Item, limit: usize) -> Result<(), ReportError> {
-        let count = item.snapshots();
-        let is_spooling = self.spool.as_ref().is_some_and(|spool| !spool.is_empty());
-        let has_room = self.snapshots == 0 || self.snapshots + count <= limit;
-        if is_spooling || !has_room {
-            let spool = self
-                .spool
-                .as_mut()
-                .ok_or(ReportError::Full(self.snapshots))?;
-            return match spool.push(&item) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(ReportError::SpoolFull),
-                Err(error) => {
-                    warn!(%error, "the spool cannot be written");
-                    Err(ReportError::SpoolFull)
-                }
-            };
+    /// Whether a segment is new and can be shown.
+    fn admit(&mut self, segment: &Outgoing) -> Result<(), ReportError> {
+        if self.closed {
+            return Err(ReportError::Closed);
         }
-        self.snapshots += count;
-        self.finishes += usize::from(matches!(item, Item::Finish(..)));
-        self.items.push_back(item);
+        if self.reported.contains(&segment.segment_id) {
+            return Err(ReportError::Repeated);
+        }
+        if segment.snapshots.is_empty() {
+            return Err(ReportError::Empty);
+        }
+        self.remember(&segment.segment_id);
         Ok(())
     }
 
-    /// Takes a file of the spool into the empty memory.
-    fn refill(&mut self) {
-        let Some(spool) = &mut self.spool else { return };
-        let (items, unreadable) = match spool.take() {
-            Ok(taken) => taken.unwrap_or_default(),
-            Err(error) => {
-                warn!(%error, "the spool cannot be read");
-                return;
-            }
-        };
-        if unreadable > 0 {
-            warn!(
-                lost = unreadable,
-                "profiled requests of the spool cannot be read"
-            );
-        }
-        for item in &items {
-            self.snapshots += item.snapshots();
-            self.finishes += usize::from(matches!(item, Item::Finish(..)));
-            // Nothing was counted of what a daemon before this one has left.
-            let count = item.snapshots() as u64;
-            let stats = self.stats(item.key());
-            stats.snapshots_queued = stats.snapshots_queued.max(count);
-        }
-        self.items.extend(items);
+    fn add(&mut self, item: Item, needs: QueueRoom) {
+        self.used += needs;
+        self.stats(item.key()).snapshots_queued += needs.snapshots as u64;
+        self.items.push_back((item, needs.bytes));
     }
 
-    fn take(&mut self, batch: usize) -> Option<Work> {
+    fn release_held(&mut self) {
+        self.used.bytes = self.used.bytes.saturating_sub(self.held_bytes);
+        self.held_bytes = 0;
+    }
+
+    fn take_items(&mut self, batch: usize) -> Option<Work> {
         let mut segments: Vec<Outgoing> = Vec::new();
         let mut snapshots = 0;
-        while let Some(item) = self.items.pop_front() {
+        while let Some((item, bytes)) = self.items.pop_front() {
             match item {
-                Item::Segment(segment) => {
-                    let count = segment.snapshots.len();
-                    if !segments.is_empty() && snapshots + count > batch {
-                        self.items.push_front(Item::Segment(segment));
-                        break;
-                    }
-                    snapshots += count;
+                Item::Segment(segment)
+                    if segments.is_empty() || snapshots + segment.snapshots.len() <= batch =>
+                {
+                    snapshots += segment.snapshots.len();
                     segments.push(*segment);
                 }
                 Item::Finish(key, coverage) if segments.is_empty() => {
-                    self.finishes -= 1;
+                    self.held_bytes += bytes;
                     return Some(Work::Finish(key, coverage));
                 }
-                finish @ Item::Finish(..) => {
-                    self.items.push_front(finish);
+                later => {
+                    self.items.push_front((later, bytes));
                     break;
                 }
             }
+            self.held_bytes += bytes;
         }
-        if !segments.is_empty() {
-            return Some(Work::Segments(segments));
-        }
-        let (key, coverage) = self.coverage.pop_first()?;
-        Some(Work::Coverage(key, coverage))
+        (!segments.is_empty()).then_some(Work::Segments(segments))
     }
 }
 
@@ -445,6 +506,13 @@ mod tests {
     fn key(task: &str) -> TaskAt {
         let segment = segment(task, "", &[]);
         (segment.task_id, segment.service)
+    }
+
+    fn queue(snapshots: usize) -> Arc<Queue> {
+        Arc::new(Queue::new(QueueRoom {
+            snapshots,
+            ..QueueRoom::default()
+        }))
     }
 
     async fn next(queue: &Arc<Queue>, batch: usize) -> String {
@@ -463,7 +531,7 @@ mod tests {
     /// Check that segments come in batches, a task's end behind them, and coverage when idle.
     #[tokio::test]
     async fn work_comes_in_order() {
-        let queue = Arc::new(Queue::new(100));
+        let queue = queue(100);
         queue.report(segment("t", "a", &["m", "m"])).unwrap();
         queue.report(segment("t", "b", &["m"])).unwrap();
         queue.report(segment("t", "c", &["m"])).unwrap();
@@ -485,7 +553,7 @@ mod tests {
     /// Check that a full queue refuses the newest and counts it, and that settling makes room.
     #[tokio::test]
     async fn a_full_queue_refuses_the_newest() {
-        let queue = Arc::new(Queue::new(3));
+        let queue = queue(3);
         queue.report(segment("t", "a", &["m", "m"])).unwrap();
         assert_eq!(
             queue.report(segment("t", "b", &["m", "m"])),
@@ -515,7 +583,7 @@ mod tests {
     /// Check that a segment is taken once, with at least one frame, and not after the close.
     #[test]
     fn a_segment_is_taken_once() {
-        let queue = Arc::new(Queue::new(100));
+        let queue = queue(100);
         queue.report(segment("t", "a", &["m", ""])).unwrap();
         let refused = |id, stacks: &[&str]| queue.report(segment("t", id, stacks)).unwrap_err();
         assert_eq!(refused("a", &["m"]), ReportError::Repeated);
@@ -524,5 +592,37 @@ mod tests {
         assert_eq!(refused("c", &["m"]), ReportError::Closed);
         let stats = queue.stats(&key("t").0);
         assert_eq!((stats.snapshots_queued, stats.snapshots_lost), (1, 5));
+    }
+
+    /// Check that memory is counted for all that waits and all that is being sent, that it has a limit, and
+    /// that it is free again when all was dealt with.
+    #[tokio::test]
+    async fn memory_is_bounded_in_bytes() {
+        let text = "x".repeat(1000);
+        let limit = QueueRoom {
+            bytes: 10_000,
+            ..QueueRoom::default()
+        };
+        let queue = Arc::new(Queue::new(limit));
+        let report = |n: usize| queue.report(segment("t", &n.to_string(), &[&text]));
+        let refused = (0..99).find(|&n| report(n).is_err()).unwrap();
+        assert!((3..9).contains(&refused), "{refused}");
+        let used = queue.lock().used;
+        assert!(used.bytes <= limit.bytes && used.bytes > refused * 1000);
+        assert!(matches!(next(&queue, 1).await.as_str(), "0"));
+        assert_eq!(queue.lock().used, used); // in the reporter's hands
+        queue.settle(&key("t"), 1, 0);
+        for n in 1..refused {
+            assert_eq!(next(&queue, 1).await, n.to_string());
+            queue.settle(&key("t"), 1, 0);
+        }
+        queue.finish(key("t"), Coverage::default());
+        assert_eq!(next(&queue, 1).await, "finish t");
+        queue.close();
+        assert_eq!(next(&queue, 1).await, "end");
+        assert_eq!(queue.lock().used, QueueRoom::NONE);
+        let huge = segment("t", "huge", &[&"x".repeat(20_000)]);
+        let queue = Arc::new(Queue::new(limit));
+        assert!(matches!(queue.report(huge), Err(ReportError::TooLarge(_))));
     }
 }

@@ -32,7 +32,7 @@ use super::queue::{Queue, TaskAt, Work};
 use crate::embedded::wire::coverage_to_wire;
 use crate::model::{Counter, Coverage};
 
-/// Attempts of a call that the OAP is too busy for, or answers with an error.
+/// Attempts of a call that the OAP answers with an error before it has read anything of it.
 const ATTEMPTS: u32 = 8;
 
 /// The delivering task.
@@ -135,13 +135,17 @@ impl Reporter {
                 return Ok(Next::Retry);
             }
             Failure::Refused | Failure::Link if taken > 0 => return Ok(Next::GoOn),
-            // The OAP turned the call away before it read the stream.
-            Failure::Busy | Failure::Refused | Failure::Link => {}
-        }
-        attempts.left -= 1;
-        if attempts.left == 0 {
-            warn!("the OAP keeps refusing a call; it is given up");
-            return Ok(Next::GiveUp);
+            // The OAP turned the call away before it read the stream, and says that it will take it later:
+            // the queue behind it is bounded, and has the spool.
+            Failure::Busy => {}
+            Failure::Refused | Failure::Link => {
+                attempts.left -= 1;
+                if attempts.left == 0 {
+                    let reason = explain(status);
+                    warn!(reason, "the OAP keeps refusing a call; it is given up");
+                    return Ok(Next::GiveUp);
+                }
+            }
         }
         tokio::select! {
             () = sleep(attempts.backoff.pause()) => Ok(Next::Retry),
@@ -247,7 +251,7 @@ impl Reporter {
         });
         let mut client = connection.trace_segments();
         let call = client.collect(tokio_stream::iter(objects));
-        let result = self.link.call(connection, call).await;
+        let result = self.link.stream(connection, &taken, call).await;
         (result, taken.load(Ordering::Relaxed))
     }
 
@@ -268,7 +272,7 @@ impl Reporter {
         });
         let mut client = connection.profile_task();
         let call = client.collect_snapshot(tokio_stream::iter(messages));
-        let result = self.link.call(connection, call).await;
+        let result = self.link.stream(connection, &taken, call).await;
         (result, taken.load(Ordering::Relaxed))
     }
 

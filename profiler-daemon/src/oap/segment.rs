@@ -4,6 +4,8 @@
 //! agent gets a synthetic one: a single entry span for the request. The segment of an agent comes from the
 //! agent, and only the snapshots from us.
 
+use std::sync::Arc;
+
 use profiler_proto::skywalking as pb;
 
 use super::name::{ENDPOINT_MAX, ID_MAX, cut};
@@ -78,19 +80,32 @@ pub(super) fn to_object(segment: &ProfiledSegment) -> pb::SegmentObject {
     }
 }
 
+/// Largest message sent, the limit of gRPC servers that are not told another: an OAP takes 50 MiB, what
+/// stands before it may take less, and a message that is refused costs those beside it.
+const MESSAGE_MAX_BYTES: usize = 4 << 20;
+/// Bytes around a frame, and around a message: tags and lengths.
+const FRAME_OVERHEAD_BYTES: usize = 6;
+const MESSAGE_OVERHEAD_BYTES: usize = 4096;
+
 /// Makes the snapshots what an OAP can show: none empty (one empty stack makes OAP 10.1.0 fail the
-/// whole analysis), numbered from 0 without holes, inside the span. Returns how many were removed.
+/// whole analysis), none too large, numbered from 0 without holes, inside the span. Returns how many were
+/// removed.
 pub(super) fn normalize(segment: &mut ProfiledSegment) -> u64 {
     let before = segment.snapshots.len();
     segment
         .snapshots
-        .retain(|snapshot| !snapshot.stack.is_empty());
+        .retain(|snapshot| !snapshot.stack.is_empty() && fits_message(&snapshot.stack));
     let end_unix_ms = segment.end_unix_ms.max(segment.start_unix_ms);
     for (snapshot, sequence) in segment.snapshots.iter_mut().zip(0..) {
         snapshot.sequence = sequence;
         snapshot.unix_ms = snapshot.unix_ms.clamp(segment.start_unix_ms, end_unix_ms);
     }
     (before - segment.snapshots.len()) as u64
+}
+
+fn fits_message(stack: &[Arc<str>]) -> bool {
+    let frames = stack.iter().map(|frame| frame.len() + FRAME_OVERHEAD_BYTES);
+    frames.sum::<usize>() + MESSAGE_OVERHEAD_BYTES <= MESSAGE_MAX_BYTES
 }
 
 /// The caller's segment can be expected in the OAP, under ids that fit its columns.
@@ -282,6 +297,19 @@ pub(super) mod tests {
         long.trace_id = "x".repeat(151);
         request.request.request.sw8 = Some(long);
         assert_eq!(to_object(&request).trace_id, "s");
+    }
+
+    /// Check that a snapshot larger than a message goes, and the largest that is not stays.
+    #[test]
+    fn oversized_snapshots_go() {
+        use prost::Message as _;
+        let frame = "x".repeat(4000);
+        let stack = |frames: usize| vec![frame.as_str(); frames].join(">");
+        let mut request = segment("t", "s", &[&stack(1045), &stack(1046), &stack(1050)]);
+        assert_eq!(normalize(&mut request), 2);
+        let largest = crate::oap::outgoing::Outgoing::new(request);
+        let bytes = largest.to_message(&largest.snapshots[0]).encoded_len();
+        assert!((4_000_000..MESSAGE_MAX_BYTES).contains(&bytes), "{bytes}");
     }
 
     /// Check that empty stacks go, that numbers close up, and that times stay inside the span.

@@ -1,51 +1,54 @@
 //! Keeps on disk what the memory has no room for while no OAP takes it.
 //!
 //! In:  [`Item`]s, in order
-//! Out: the same, in order, a file at a time; also after a restart
+//! Out: the same, in order, some at a time; also after a restart
 //! Lost: items over the limit (refused, the caller counts them); what was being sent when the daemon died,
-//!       counted at the next start; records that cannot be read, counted
+//!       counted at the next start; records that cannot be read, counted, damaged files moved aside
 //!
 //! ```text
-//! spool/4294967296   | length u32 | CRC-32 u32 | SpoolRecord | length | ...      little-endian
-//! spool/4294967297   written at its end; the oldest file is read first
-//! spool/4294967295.taken   being sent; removed when all of it was dealt with
+//! spool/4294967296.7-9   the oldest: 7 records are dealt with, the next 2 are being sent
+//! spool/4294967297       written at its end
+//! spool/4294967290.damaged   for somebody to look at; the last one only
 //! ```
 //!
 //! # Why
 //! No snapshot may be sent twice, and which ones the OAP has got is not known after a crash. So a file is
-//! renamed before the first of its records is sent, and one that is found renamed is not sent again.
+//! renamed, and the name is on the disk, before any of the records it names is sent; those a crash finds
+//! named so are not sent again. Records themselves are not forced to the disk: a crash of the daemon does
+//! not touch them, and one of the machine tears off the last ones, which is seen.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use tracing::warn;
 
 use super::outgoing::Item;
 use super::queue::TaskAt;
+use super::spool_file::{FileName, Found, Records, record};
 
-/// A file is closed at this size: as much is read into memory, and lost with a crash, at a time.
+/// A file is closed at this size: its room is given back when all of it was dealt with.
 const FILE_BYTES: u64 = 4 << 20;
-/// Longest record: a request of 12,000 snapshots of 500 frames that are all different is shorter.
-const RECORD_MAX_BYTES: u32 = 256 << 20;
-const HEADER_BYTES: usize = 8;
 /// Numbers below it are for what has to be sent before the oldest file.
 const FIRST_NUMBER: u64 = 1 << 32;
-const TAKEN: &str = "taken";
 
 /// The files.
 #[derive(Debug)]
 pub(super) struct Spool {
     folder: PathBuf,
     limit_bytes: u64,
-    /// Number and size of each, oldest first.
-    files: VecDeque<(u64, u64)>,
+    /// Oldest first, with their sizes.
+    files: VecDeque<(FileName, u64)>,
     /// The last of `files`, if it may grow.
     open: Option<File>,
     next: u64,
-    taken: Option<PathBuf>,
+    /// The first of `files`, if it is being read.
+    reading: Option<Records<BufReader<File>>>,
+    /// Files with a lower number were left by a daemon before.
+    own_from: u64,
 }
 
 /// Snapshots that a crash made uncertain, by task and instance, and records nobody can read.
@@ -55,12 +58,22 @@ pub(super) struct Losses {
     pub(super) records: u64,
 }
 
+/// What was read at a time.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub(super) items: Vec<Item>,
+    /// A daemon before has left them.
+    pub(super) is_inherited: bool,
+    /// Records that cannot be read.
+    pub(super) unreadable: u64,
+}
+
 impl Spool {
     /// Opens a folder, and makes it if it is not there; also tells what a crash has cost.
     ///
     /// # Errors
     ///
-    /// It cannot be made or read.
+    /// It cannot be made, read or written.
     pub(super) fn open(folder: &Path, limit_bytes: u64) -> Result<(Self, Losses)> {
         let shown = || format!("failed to use the spool {}", folder.display());
         DirBuilder::new()
@@ -68,39 +81,69 @@ impl Spool {
             .mode(0o700)
             .create(folder)
             .with_context(shown)?;
-        let mut spool = Self {
-            folder: folder.to_owned(),
-            limit_bytes,
-            files: VecDeque::new(),
-            open: None,
-            next: FIRST_NUMBER,
-            taken: None,
-        };
-        let mut losses = Losses::default();
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).with_context(shown)? {
             let entry = entry.with_context(shown)?;
-            let path = entry.path();
-            let number = path
-                .file_stem()
-                .and_then(|name| name.to_str()?.parse().ok());
-            let Some(number) = number else { continue };
-            if path.extension().is_some_and(|extension| extension == TAKEN) {
-                losses.add(&path).with_context(shown)?;
-                fs::remove_file(&path).with_context(shown)?;
-            } else if path.extension().is_none() {
-                files.push((number, entry.metadata().with_context(shown)?.len()));
+            let name = entry.file_name().to_str().and_then(FileName::parse);
+            if let Some(name) = name {
+                files.push((name, entry.metadata().with_context(shown)?.len()));
             }
         }
         files.sort_unstable();
-        spool.next = files.last().map_or(FIRST_NUMBER, |&(number, _)| number + 1);
-        spool.files = files.into();
+        let next = files
+            .last()
+            .map_or(FIRST_NUMBER, |(name, _)| name.number + 1);
+        let mut spool = Self {
+            folder: folder.to_owned(),
+            limit_bytes,
+            files: files.into(),
+            open: None,
+            next,
+            reading: None,
+            own_from: next,
+        };
+        let losses = spool.count_losses().with_context(shown)?;
         Ok((spool, losses))
+    }
+
+    /// Counts what was being sent, and takes it as dealt with.
+    fn count_losses(&mut self) -> io::Result<Losses> {
+        let mut losses = Losses::default();
+        for (name, _) in &mut self.files {
+            if name.handed == name.dealt {
+                continue;
+            }
+            let mut records = Records::new(File::open(name.path(&self.folder))?);
+            records.skip(name.dealt)?;
+            for _ in name.dealt..name.handed {
+                match records.next()? {
+                    Found::Item(item) => {
+                        let snapshots = item.snapshots() as u64;
+                        if snapshots > 0 {
+                            *losses.snapshots.entry(item.key().clone()).or_default() += snapshots;
+                        }
+                    }
+                    Found::Unreadable => losses.records += 1,
+                    Found::Damaged | Found::Torn | Found::End => break,
+                }
+            }
+            let now = FileName {
+                dealt: name.handed,
+                ..*name
+            };
+            rename(&self.folder, name, now)?;
+        }
+        Ok(losses)
     }
 
     /// Nothing waits in it.
     pub(super) fn is_empty(&self) -> bool {
         self.files.is_empty()
+    }
+
+    /// Size of all files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.iter().map(|&(_, bytes)| bytes).sum()
     }
 
     /// Adds an item at the end. `Ok(false)` if there is no room.
@@ -109,135 +152,184 @@ impl Spool {
     ///
     /// It cannot be written.
     pub(super) fn push(&mut self, item: &Item) -> io::Result<bool> {
-        let record = record(item);
-        let used: u64 = self.files.iter().map(|&(_, bytes)| bytes).sum();
-        if used + record.len() as u64 > self.limit_bytes {
+        let Some(record) = record(item) else {
+            return Ok(false);
+        };
+        let length = record.len() as u64;
+        if self.bytes() + length > self.limit_bytes {
             return Ok(false);
         }
         let is_full = self
             .files
             .back()
             .is_some_and(|&(_, bytes)| bytes >= FILE_BYTES);
-        let mut file = match self.open.take().filter(|_| !is_full) {
-            Some(file) => file,
-            None => {
-                let file = File::create_new(self.path(self.next))?;
-                self.files.push_back((self.next, 0));
-                self.next += 1;
-                file
-            }
-        };
-        // A record that is written in part ends the file: what would follow could not be found.
-        file.write_all(&record)?;
-        self.open = Some(file);
-        if let Some((_, bytes)) = self.files.back_mut() {
-            *bytes += record.len() as u64;
+        if is_full || self.open.is_none() {
+            let name = FileName::new(self.next);
+            self.open = Some(File::create_new(name.path(&self.folder))?);
+            self.files.push_back((name, 0));
+            self.next += 1;
         }
+        let (Some(file), Some((_, bytes))) = (&mut self.open, self.files.back_mut()) else {
+            return Ok(false); // opened above
+        };
+        if let Err(error) = file.write_all(&record) {
+            // What was written of it is cut off; if even that fails, nothing more is put behind it.
+            if file.set_len(*bytes).is_err() {
+                self.open = None;
+            }
+            return Err(error);
+        }
+        *bytes += length;
         Ok(true)
     }
 
-    /// Puts items before all others, whatever the limit: they were let in before. They replace the file
-    /// that was taken last.
+    /// Puts items before all others, whatever the limit: they were let in before. What was taken last is
+    /// dealt with by that.
     ///
     /// # Errors
     ///
     /// They cannot be written.
     pub(super) fn put_back<'a>(&mut self, items: impl Iterator<Item = &'a Item>) -> io::Result<()> {
-        let bytes: Vec<u8> = items.flat_map(record).collect();
+        let bytes: Vec<u8> = items.filter_map(record).flatten().collect();
         if !bytes.is_empty() {
-            let first = self.files.front().map_or(self.next, |&(number, _)| number);
-            let number = first - 1;
-            fs::write(self.path(number), &bytes)?;
-            self.files.push_front((number, bytes.len() as u64));
+            let first = self
+                .files
+                .front()
+                .map_or(self.next, |(name, _)| name.number);
+            let name = FileName::new(first - 1);
+            let mut file = File::create_new(name.path(&self.folder))?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            self.dealt_with()?;
+            self.reading = None;
+            self.files.push_front((name, bytes.len() as u64));
+            return Ok(());
         }
         self.dealt_with()
     }
 
-    /// Takes the oldest file; what cannot be read of it is counted.
+    /// Takes the oldest items, of about so many snapshots. What was taken before is dealt with.
     ///
     /// # Errors
     ///
-    /// It cannot be renamed or read.
-    pub(super) fn take(&mut self) -> io::Result<Option<(Vec<Item>, u64)>> {
-        self.dealt_with()?;
-        let Some((number, _)) = self.files.pop_front() else {
-            return Ok(None);
+    /// A file cannot be renamed, read or removed.
+    pub(super) fn take(&mut self, snapshots: usize) -> io::Result<Taken> {
+        let mut taken = Taken::default();
+        while taken.items.is_empty() {
+            let Some(&(name, _)) = self.files.front() else {
+                break;
+            };
+            taken.is_inherited = name.number < self.own_from;
+            let is_over = self.read(name, snapshots, &mut taken)?;
+            if !taken.items.is_empty() {
+                let handed = name.handed + taken.items.len() as u64 + taken.unreadable;
+                let now = FileName {
+                    dealt: name.handed,
+                    handed,
+                    ..name
+                };
+                if let Some((name, _)) = self.files.front_mut() {
+                    rename(&self.folder, name, now)?;
+                }
+            } else if is_over {
+                self.drop_oldest(|path| fs::remove_file(path))?;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Reads on in the oldest file; true at its end.
+    fn read(&mut self, name: FileName, snapshots: usize, taken: &mut Taken) -> io::Result<bool> {
+        let path = name.path(&self.folder);
+        let mut records = match self.reading.take() {
+            Some(records) => records,
+            None => {
+                let mut records = Records::new(BufReader::new(File::open(&path)?));
+                records.skip(name.handed)?;
+                records
+            }
         };
+        let mut count = 0;
+        while taken.items.is_empty() || count < snapshots {
+            match records.next()? {
+                Found::Item(item) => {
+                    count += item.snapshots();
+                    taken.items.push(item);
+                }
+                Found::Unreadable => taken.unreadable += 1,
+                Found::End => break,
+                Found::Torn => {
+                    taken.unreadable += 1;
+                    let file = path.display();
+                    warn!(%file, "the last record of a file of the spool was torn off");
+                    break;
+                }
+                Found::Damaged if taken.items.is_empty() => {
+                    taken.unreadable += 1;
+                    self.move_aside(&path)?;
+                    return Ok(false);
+                }
+                // Those before it first.
+                Found::Damaged => break,
+            }
+        }
+        self.reading = Some(records);
+        Ok(true)
+    }
+
+    /// A file whose bytes are not what was written: how many records follow is not known.
+    fn move_aside(&mut self, path: &Path) -> io::Result<()> {
+        let damaged = |path: &Path| path.extension().is_some_and(|e| e == FileName::DAMAGED);
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if damaged(&path) {
+                fs::remove_file(path)?;
+            }
+        }
+        let aside = path.with_extension(FileName::DAMAGED);
+        warn!(
+            file = %path.display(), now = %aside.display(),
+            "a file of the spool is damaged: the profiled requests in its rest are lost"
+        );
+        self.drop_oldest(|path| fs::rename(path, &aside))
+    }
+
+    fn drop_oldest(&mut self, away: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+        self.reading = None;
+        if let Some((name, _)) = self.files.pop_front() {
+            away(&name.path(&self.folder))?;
+        }
         if self.files.is_empty() {
             self.open = None;
         }
-        let taken = self.path(number).with_extension(TAKEN);
-        fs::rename(self.path(number), &taken)?;
-        self.taken = Some(taken.clone());
-        read(&mut File::open(&taken)?).map(Some)
+        Ok(())
     }
 
     /// All that was taken has been sent, or counted.
     ///
     /// # Errors
     ///
-    /// Its file cannot be removed.
-    pub(super) fn dealt_with(&mut self) -> io::Result<()> {
-        match self.taken.take() {
-            Some(taken) => fs::remove_file(taken),
-            None => Ok(()),
-        }
-    }
-
-    fn path(&self, number: u64) -> PathBuf {
-        self.folder.join(number.to_string())
-    }
-}
-
-impl Losses {
-    fn add(&mut self, path: &Path) -> io::Result<()> {
-        let (items, unreadable) = read(&mut File::open(path)?)?;
-        self.records += unreadable;
-        for item in items.iter().filter(|item| item.snapshots() > 0) {
-            *self.snapshots.entry(item.key().clone()).or_default() += item.snapshots() as u64;
-        }
-        Ok(())
-    }
-}
-
-fn record(item: &Item) -> Vec<u8> {
-    let payload = item.encode();
-    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-    let mut record = Vec::with_capacity(HEADER_BYTES + payload.len());
-    record.extend(length.to_le_bytes());
-    record.extend(crc32fast::hash(&payload).to_le_bytes());
-    record.extend(payload);
-    record
-}
-
-/// All records of a file, and how many there are that cannot be read: one whose end is missing, and
-/// everything behind one whose bytes are not what was written, counted as one.
-pub(super) fn read(file: &mut impl Read) -> io::Result<(Vec<Item>, u64)> {
-    let mut items = Vec::new();
-    let mut unreadable = 0;
-    loop {
-        let mut header = Vec::with_capacity(HEADER_BYTES);
-        file.take(HEADER_BYTES as u64).read_to_end(&mut header)?;
-        let Some((length, rest)) = header.split_first_chunk() else {
-            unreadable += u64::from(!header.is_empty());
-            break;
+    /// The file cannot be renamed.
+    fn dealt_with(&mut self) -> io::Result<()> {
+        let Some((name, _)) = self.files.front_mut() else {
+            return Ok(());
         };
-        let length = u32::from_le_bytes(*length);
-        let mut payload = Vec::new();
-        file.take(u64::from(length.min(RECORD_MAX_BYTES)))
-            .read_to_end(&mut payload)?;
-        if payload.len() as u64 != u64::from(length)
-            || rest != crc32fast::hash(&payload).to_le_bytes()
-        {
-            unreadable += 1;
-            break;
-        }
-        match Item::decode(&payload) {
-            Some(item) => items.push(item),
-            None => unreadable += 1,
-        }
+        let now = FileName {
+            dealt: name.handed,
+            ..*name
+        };
+        rename(&self.folder, name, now)
     }
-    Ok((items, unreadable))
+}
+
+/// Gives a file its new name for good: a name that is lost with the power would have records sent twice.
+fn rename(folder: &Path, name: &mut FileName, now: FileName) -> io::Result<()> {
+    if *name != now {
+        fs::rename(name.path(folder), now.path(folder))?;
+        *name = now;
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -246,6 +338,7 @@ mod tests {
     use super::super::segment::tests::segment;
     use super::*;
 
+    /// Two snapshots.
     fn item(id: &str) -> Item {
         Item::Segment(Box::new(Outgoing::new(segment(
             "t",
@@ -266,6 +359,15 @@ mod tests {
         Spool::open(folder, 1 << 20).unwrap()
     }
 
+    fn names(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
     /// Check that items come back in order over a restart, those put back first, and that nothing stays.
     #[test]
     fn items_come_back_in_order() {
@@ -281,71 +383,121 @@ mod tests {
         assert_eq!(losses, Losses::default());
         assert!(spool.push(&item("e")).unwrap());
         let mut order = Vec::new();
-        while let Some((items, unreadable)) = spool.take().unwrap() {
-            order.extend(ids(&items));
-            assert_eq!(unreadable, 0);
+        while !spool.is_empty() {
+            let taken = spool.take(3).unwrap();
+            assert_eq!(taken.unreadable, 0);
+            let own = taken.items.iter().any(|i| ids(&[i.clone()]) == ["e"]);
+            assert!(taken.items.is_empty() || taken.is_inherited != own);
+            order.extend(ids(&taken.items));
         }
         assert_eq!(order, ["a", "b", "c", "d", "e"]);
-        assert!(spool.is_empty());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(names(folder.path()), Vec::<String>::new());
         assert!(spool.push(&item("f")).unwrap());
-        assert_eq!(ids(&spool.take().unwrap().unwrap().0), ["f"]);
+        assert_eq!(ids(&spool.take(1).unwrap().items), ["f"]);
     }
 
-    /// Check that what was being sent at a crash is not sent again, but counted by task.
+    /// Check that what was being sent at a crash is counted and not sent again, that what was sent before
+    /// is neither, and that the rest of the file is sent.
     #[test]
-    fn what_was_being_sent_at_a_crash_is_counted() {
+    fn only_what_was_being_sent_at_a_crash_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut spool, _) = open(folder.path());
+        for id in ["a", "b", "c", "d"] {
+            spool.push(&item(id)).unwrap();
+        }
+        assert_eq!(ids(&spool.take(1).unwrap().items), ["a"]);
+        assert_eq!(ids(&spool.take(3).unwrap().items), ["b", "c"]);
+        drop(spool);
+        let (mut spool, losses) = open(folder.path());
+        let key = item("a").key().clone();
+        assert_eq!(losses.snapshots, BTreeMap::from([(key, 4)]));
+        drop(spool);
+        (spool, _) = open(folder.path());
+        assert_eq!(open(folder.path()).1, Losses::default());
+        assert_eq!(ids(&spool.take(9).unwrap().items), ["d"]);
+        assert!(spool.take(9).unwrap().items.is_empty());
+        assert!(spool.is_empty());
+    }
+
+    /// Check that what is put back of something that was taken comes first, and that none of it is counted.
+    #[test]
+    fn what_is_put_back_is_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut spool, _) = open(folder.path());
+        for id in ["a", "b", "c"] {
+            spool.push(&item(id)).unwrap();
+        }
+        let taken = spool.take(4).unwrap();
+        assert_eq!(ids(&taken.items), ["a", "b"]);
+        spool.put_back(taken.items[1..].iter()).unwrap();
+        drop(spool);
+        let (mut spool, losses) = open(folder.path());
+        assert_eq!(losses, Losses::default());
+        assert_eq!(ids(&spool.take(2).unwrap().items), ["b"]);
+        assert_eq!(ids(&spool.take(2).unwrap().items), ["c"]);
+    }
+
+    /// Check that a file that was torn costs its last record, and that what is written later is read.
+    #[test]
+    fn a_torn_file_costs_its_last_record() {
         let folder = tempfile::tempdir().unwrap();
         let (mut spool, _) = open(folder.path());
         for id in ["a", "b"] {
             spool.push(&item(id)).unwrap();
         }
-        spool.take().unwrap().unwrap();
         drop(spool);
-        let (spool, losses) = open(folder.path());
-        assert!(spool.is_empty());
-        let key = item("a").key().clone();
-        assert_eq!(losses.snapshots, BTreeMap::from([(key, 4)]));
-        assert_eq!(open(folder.path()).1, Losses::default());
+        let file = folder.path().join(FIRST_NUMBER.to_string());
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+        let (mut spool, _) = open(folder.path());
+        spool.push(&item("c")).unwrap();
+        let first = spool.take(9).unwrap();
+        assert_eq!(
+            (ids(&first.items), first.unreadable),
+            (vec!["a".to_owned()], 1)
+        );
+        assert_eq!(ids(&spool.take(9).unwrap().items), ["c"]);
     }
 
-    /// Check that a torn end costs the last record alone, and damage what follows it, counted.
+    /// Check that a damaged file gives what is before the damage and is moved aside, the last one only.
     #[test]
-    fn a_torn_file_keeps_what_is_whole() {
-        let bytes: Vec<u8> = ["a", "b", "c"]
-            .into_iter()
-            .flat_map(|id| record(&item(id)))
-            .collect();
-        let one = record(&item("a")).len();
-        let (items, unreadable) = read(&mut &bytes[..]).unwrap();
-        assert_eq!(
-            (ids(&items), unreadable),
-            (["a", "b", "c"].map(str::to_owned).to_vec(), 0)
-        );
-        for cut in [1, HEADER_BYTES, one - 1] {
-            let (items, unreadable) = read(&mut &bytes[..2 * one + cut]).unwrap();
+    fn a_damaged_file_is_moved_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..2 {
+            let (mut spool, _) = open(folder.path());
+            for id in ["a", "b", "c"] {
+                spool.push(&item(id)).unwrap();
+            }
+            let number = spool.files[0].0.number;
+            drop(spool);
+            let file = folder.path().join(number.to_string());
+            let mut bytes = fs::read(&file).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&file, bytes).unwrap();
+            let (mut spool, _) = open(folder.path());
+            assert_eq!(ids(&spool.take(9).unwrap().items), ["a"]);
+            let end = spool.take(9).unwrap();
+            assert_eq!((end.items.len(), end.unreadable), (0, 1));
+            assert!(spool.is_empty());
             assert_eq!(
-                (ids(&items), unreadable),
-                (["a", "b"].map(str::to_owned).to_vec(), 1),
-                "{cut}"
+                names(folder.path()),
+                [format!("{number}.damaged")],
+                "{round}"
             );
         }
-        let mut damaged = bytes;
-        damaged[one + HEADER_BYTES] ^= 1;
-        let (items, unreadable) = read(&mut &damaged[..]).unwrap();
-        assert_eq!((ids(&items), unreadable), (vec!["a".to_owned()], 1));
     }
 
     /// Check that a full spool refuses the newest.
     #[test]
     fn a_full_spool_refuses_the_newest() {
         let folder = tempfile::tempdir().unwrap();
-        let two = 2 * record(&item("a")).len() as u64;
+        let two = 2 * record(&item("a")).unwrap().len() as u64;
         let (mut spool, _) = Spool::open(folder.path(), two).unwrap();
         let taken: Vec<bool> = ["a", "b", "c"]
             .map(|id| spool.push(&item(id)).unwrap())
             .into();
         assert_eq!(taken, [true, true, false]);
-        assert_eq!(ids(&spool.take().unwrap().unwrap().0), ["a", "b"]);
+        assert_eq!(ids(&spool.take(9).unwrap().items), ["a", "b"]);
     }
 }

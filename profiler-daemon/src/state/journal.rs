@@ -1,6 +1,6 @@
 //! Tasks by instance: what the daemon has to know to go on with them, or not to run them again.
 //!
-//! In:  starts, profiled requests and ends of tasks
+//! In:  tasks as they come, start, profile requests and end
 //! Out: [`SavedTask`]s of the daemon before
 //! Lost: a file that is no journal is moved aside; over [`TASKS_MAX`] the oldest are forgotten
 
@@ -38,6 +38,9 @@ pub struct SavedTask {
     create_unix_ms: i64,
     /// When it ends, by the clock of this host.
     pub ends_unix_ms: i64,
+    /// It has not started here.
+    #[serde(default)]
+    pub is_waiting: bool,
     /// Requests that were profiled.
     pub used: u32,
     /// Its end was reported, or it was refused.
@@ -58,6 +61,7 @@ impl SavedTask {
             start_unix_ms: task.start_unix_ms,
             create_unix_ms: task.create_unix_ms,
             ends_unix_ms,
+            is_waiting: false,
             used: 0,
             is_over: false,
         }
@@ -142,16 +146,34 @@ impl TaskJournal {
         self.tasks.iter()
     }
 
+    /// A task has come for an instance, to be started later or not at all.
+    pub fn received(&mut self, task: &ProfileTask) {
+        let waiting = SavedTask {
+            is_waiting: true,
+            ..SavedTask::new(task, task.end_unix_ms())
+        };
+        self.put(waiting);
+    }
+
     /// A task begins at an instance.
     pub fn started(&mut self, task: &ProfileTask, ends_unix_ms: i64) {
-        let is_known = |saved: &SavedTask| saved.is_of(&task.task_id, &task.service);
-        if self.tasks.iter().any(is_known) {
-            return;
+        self.put(SavedTask::new(task, ends_unix_ms));
+    }
+
+    /// Remembers a task that is new, or one that was waiting until now.
+    fn put(&mut self, task: SavedTask) {
+        let (task_id, service) = (TaskId(task.task_id.clone()), task.service());
+        let mut tasks = self.tasks.iter_mut();
+        match tasks.find(|saved| saved.is_of(&task_id, &service)) {
+            Some(saved) if saved.is_waiting => *saved = task,
+            Some(_) => return,
+            None => {
+                if self.tasks.len() >= TASKS_MAX {
+                    self.tasks.remove(0);
+                }
+                self.tasks.push(task);
+            }
         }
-        if self.tasks.len() >= TASKS_MAX {
-            self.tasks.remove(0);
-        }
-        self.tasks.push(SavedTask::new(task, ends_unix_ms));
         self.save();
     }
 
@@ -279,6 +301,28 @@ mod tests {
             let aside = root.path().join("tasks.json.unreadable");
             assert_eq!(fs::read_to_string(aside).unwrap(), text);
         }
+    }
+
+    /// Check that a task that waits for its start comes back as such, and starts once.
+    #[test]
+    fn a_waiting_task_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let mut journal = open(root.path(), NOW);
+        let later = task("later");
+        journal.received(&later);
+        drop(journal);
+        let mut journal = open(root.path(), NOW);
+        let state = |journal: &TaskJournal| {
+            let saved = journal.tasks().next().unwrap();
+            (saved.is_waiting, saved.ends_unix_ms - NOW)
+        };
+        assert_eq!(state(&journal), (true, 60_000));
+        journal.started(&later, NOW + 61_000);
+        journal.received(&later);
+        assert_eq!(state(&journal), (false, 61_000));
+        journal.started(&later, NOW + 99_000);
+        assert_eq!(state(&journal), (false, 61_000));
+        assert_eq!(journal.tasks().count(), 1);
     }
 
     /// Check that a task of another instance is another one.
