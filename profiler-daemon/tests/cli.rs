@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -316,4 +319,48 @@ fn snapshots_become_trees() {
     let missing = run(&["analyze", "/nonexistent"]);
     assert_eq!(missing.code, 1);
     assert!(missing.err.contains("/nonexistent"), "{}", missing.err);
+}
+
+/// Check that variables that name proxies do not lead calls to an OAP away from it, by gRPC and by GraphQL.
+#[test]
+fn proxies_are_not_used() {
+    let listen = || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    };
+    let (proxy, proxy_port) = listen();
+    for flag in ["--oap", "--graphql"] {
+        let (oap, port) = listen();
+        let address = match flag {
+            "--oap" => format!("127.0.0.1:{port}"),
+            _ => format!("http://127.0.0.1:{port}/graphql"),
+        };
+        let mut command = profilerd(&["task", "list", flag, &address]);
+        for name in ["http_proxy", "https_proxy", "all_proxy"] {
+            let proxy = format!("http://127.0.0.1:{proxy_port}");
+            command.env(name, &proxy).env(name.to_uppercase(), &proxy);
+        }
+        let mut child = command
+            .env_remove("no_proxy")
+            .env_remove("NO_PROXY")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let reached = loop {
+            match oap.accept() {
+                Ok(_) => break true,
+                Err(_) if Instant::now() > deadline => break false,
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(reached, "{flag}");
+        let asked = proxy.accept().map_err(|error| error.kind());
+        assert_eq!(asked.map(|_| ()), Err(ErrorKind::WouldBlock), "{flag}");
+    }
 }

@@ -423,15 +423,15 @@ async fn one_that_is_never_answered_holds_up_no_other() {
 #[tokio::test]
 async fn a_slow_oap_gets_everything() {
     let fake = Fake::default();
-    fake.with(|state| state.faults = vec![Fault::Slow(Duration::from_millis(5))]);
+    fake.with(|state| state.faults = vec![Fault::Slow(Duration::from_millis(10))]);
     let (address, _server) = fake.serve();
     let (handle, _events) = OapClient::spawn(OapConfig {
-        call_timeout: Duration::from_millis(300),
+        call_timeout: Duration::from_secs(1),
         ..OapConfig::new(vec![address.to_string()])
     });
     // More than the windows of HTTP/2 hold, so that sending depends on taking.
     let mut slow = segment("slow", 200);
-    let long: Arc<str> = Arc::from("x".repeat(4000));
+    let long: Arc<str> = Arc::from("x".repeat(40_000));
     for snapshot in &mut slow.snapshots {
         snapshot.stack = vec![Arc::clone(&long)].into();
     }

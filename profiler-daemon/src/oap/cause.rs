@@ -9,6 +9,10 @@ const HINTS: &[(&str, &str)] = &[
         "nobody whom oap.tls.ca_file names, or the system if it is not given, has signed its certificate",
     ),
     (
+        "BadSignature",
+        "another of the same name as in oap.tls.ca_file has signed its certificate: an old file?",
+    ),
+    (
         "certificate not valid for name",
         "its certificate is for another host; if it is the right OAP, oap.tls.server_name is to be a name \
          that the certificate has",
@@ -28,6 +32,10 @@ const HINTS: &[(&str, &str)] = &[
     (
         "UnknownCA",
         "it does not know who has signed our certificate, oap.tls.cert_file",
+    ),
+    (
+        "DecryptError",
+        "it knows another of the same name as who has signed our certificate, oap.tls.cert_file",
     ),
     (
         "InvalidContentType",

@@ -28,7 +28,7 @@ use tracing::warn;
 
 use super::outgoing::Item;
 use super::queue::TaskAt;
-use super::spool_file::{FileName, Found, Records, record};
+use super::spool_file::{Broken, FileName, Found, Records, record};
 
 /// A file is closed at this size: its room is given back when all of it was dealt with.
 const FILE_BYTES: u64 = 4 << 20;
@@ -124,7 +124,7 @@ impl Spool {
                         }
                     }
                     Found::Unreadable => losses.records += 1,
-                    Found::Damaged | Found::Torn | Found::End => break,
+                    Found::Broken(_) | Found::End => break,
                 }
             }
             let now = FileName {
@@ -220,26 +220,23 @@ impl Spool {
                 break;
             };
             taken.is_inherited = name.number < self.own_from;
-            let is_over = self.read(name, snapshots, &mut taken)?;
+            let records = self.read(name, snapshots, &mut taken)?;
             if !taken.items.is_empty() {
-                let handed = name.handed + taken.items.len() as u64 + taken.unreadable;
                 let now = FileName {
                     dealt: name.handed,
-                    handed,
+                    handed: name.handed + records,
                     ..name
                 };
                 if let Some((name, _)) = self.files.front_mut() {
                     rename(&self.folder, name, now)?;
                 }
-            } else if is_over {
-                self.drop_oldest(|path| fs::remove_file(path))?;
             }
         }
         Ok(taken)
     }
 
-    /// Reads on in the oldest file; true at its end.
-    fn read(&mut self, name: FileName, snapshots: usize, taken: &mut Taken) -> io::Result<bool> {
+    /// Reads on in the oldest file, and is done with it if nothing is left. Yields the number of records read.
+    fn read(&mut self, name: FileName, snapshots: usize, taken: &mut Taken) -> io::Result<u64> {
         let path = name.path(&self.folder);
         let mut records = match self.reading.take() {
             Some(records) => records,
@@ -249,7 +246,7 @@ impl Spool {
                 records
             }
         };
-        let mut count = 0;
+        let (mut count, mut read) = (0, 0);
         while taken.items.is_empty() || count < snapshots {
             match records.next()? {
                 Found::Item(item) => {
@@ -257,24 +254,29 @@ impl Spool {
                     taken.items.push(item);
                 }
                 Found::Unreadable => taken.unreadable += 1,
-                Found::End => break,
-                Found::Torn => {
+                // Those before it first; it is found again.
+                _ if !taken.items.is_empty() => break,
+                Found::End => {
+                    self.drop_oldest(|path| fs::remove_file(path))?;
+                    return Ok(read);
+                }
+                Found::Broken(Broken::Torn) => {
                     taken.unreadable += 1;
                     let file = path.display();
                     warn!(%file, "the last record of a file of the spool was torn off");
-                    break;
+                    self.drop_oldest(|path| fs::remove_file(path))?;
+                    return Ok(read);
                 }
-                Found::Damaged if taken.items.is_empty() => {
+                Found::Broken(Broken::Damaged) => {
                     taken.unreadable += 1;
                     self.move_aside(&path)?;
-                    return Ok(false);
+                    return Ok(read);
                 }
-                // Those before it first.
-                Found::Damaged => break,
             }
+            read += 1;
         }
         self.reading = Some(records);
-        Ok(true)
+        Ok(read)
     }
 
     /// A file whose bytes are not what was written: how many records follow is not known.
@@ -454,9 +456,13 @@ mod tests {
         let first = spool.take(9).unwrap();
         assert_eq!(
             (ids(&first.items), first.unreadable),
-            (vec!["a".to_owned()], 1)
+            (vec!["a".to_owned()], 0)
         );
-        assert_eq!(ids(&spool.take(9).unwrap().items), ["c"]);
+        let second = spool.take(9).unwrap();
+        assert_eq!(
+            (ids(&second.items), second.unreadable),
+            (vec!["c".to_owned()], 1)
+        );
     }
 
     /// Check that a damaged file gives what is before the damage and is moved aside, the last one only.

@@ -70,28 +70,31 @@ pub(super) enum Found {
     Item(Item),
     /// A record as it was written that says nothing we know; the next one follows.
     Unreadable,
-    /// Bytes that nobody has written so; what follows cannot be found.
-    Damaged,
-    /// The beginning of a record whose end is missing.
-    Torn,
+    /// What follows cannot be found.
+    Broken(Broken),
     /// The end of the file.
     End,
+}
+
+/// How a file ends before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// With bytes that nobody has written so.
+    Damaged,
+    /// With the beginning of a record whose end is missing.
+    Torn,
 }
 
 /// The records of a file, one after the other.
 #[derive(Debug)]
 pub(super) struct Records<R> {
     file: R,
-    /// Where the next record begins is not known.
-    is_damaged: bool,
+    broken: Option<Broken>,
 }
 
 impl<R: Read> Records<R> {
     pub(super) fn new(file: R) -> Self {
-        Self {
-            file,
-            is_damaged: false,
-        }
+        Self { file, broken: None }
     }
 
     /// Goes past so many records, or to the end.
@@ -106,12 +109,14 @@ impl<R: Read> Records<R> {
 
     /// The next record. Memory for it is taken as its bytes come, whatever length it claims.
     pub(super) fn next(&mut self) -> io::Result<Found> {
-        if self.is_damaged {
-            return Ok(Found::Damaged);
+        if let Some(broken) = self.broken {
+            return Ok(Found::Broken(broken));
         }
-        let read = self.read()?;
-        self.is_damaged = read == Found::Damaged;
-        Ok(read)
+        let found = self.read()?;
+        if let Found::Broken(broken) = found {
+            self.broken = Some(broken);
+        }
+        Ok(found)
     }
 
     fn read(&mut self) -> io::Result<Found> {
@@ -123,22 +128,22 @@ impl<R: Read> Records<R> {
             return Ok(if header.is_empty() {
                 Found::End
             } else {
-                Found::Torn
+                Found::Broken(Broken::Torn)
             });
         };
         let length = u32::from_le_bytes(*length);
         if length > RECORD_MAX_BYTES {
-            return Ok(Found::Damaged);
+            return Ok(Found::Broken(Broken::Damaged));
         }
         let mut payload = Vec::new();
         (&mut self.file)
             .take(u64::from(length))
             .read_to_end(&mut payload)?;
         if checksum.len() < 4 || payload.len() < length as usize {
-            return Ok(Found::Torn);
+            return Ok(Found::Broken(Broken::Torn));
         }
         if checksum != crc32fast::hash(&payload).to_le_bytes() {
-            return Ok(Found::Damaged);
+            return Ok(Found::Broken(Broken::Damaged));
         }
         Ok(Item::decode(&payload).map_or(Found::Unreadable, Found::Item))
     }
@@ -187,17 +192,24 @@ mod tests {
         assert_eq!(second(&whole), Found::Item(item("b")));
         assert_eq!(second(&whole[..one]), Found::End);
         for cut in [1, 4, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 1] {
-            assert_eq!(second(&whole[..one + cut]), Found::Torn, "{cut}");
+            assert_eq!(
+                second(&whole[..one + cut]),
+                Found::Broken(Broken::Torn),
+                "{cut}"
+            );
         }
-        assert_eq!(second(&whole[..whole.len() - 1]), Found::Torn);
+        assert_eq!(
+            second(&whole[..whole.len() - 1]),
+            Found::Broken(Broken::Torn)
+        );
         for at in [4, HEADER_BYTES, HEADER_BYTES + 9] {
             let mut damaged = whole.clone();
             damaged[one + at] ^= 1;
-            assert_eq!(second(&damaged), Found::Damaged, "{at}");
+            assert_eq!(second(&damaged), Found::Broken(Broken::Damaged), "{at}");
         }
         let mut long = whole[..one].to_vec();
         long.extend([0xff; HEADER_BYTES]);
-        assert_eq!(second(&long), Found::Damaged);
+        assert_eq!(second(&long), Found::Broken(Broken::Damaged));
         let mut unknown = whole[..one].to_vec();
         unknown.extend(1_u32.to_le_bytes());
         unknown.extend(crc32fast::hash(&[0xff]).to_le_bytes());
