@@ -381,7 +381,8 @@ impl Control {
                 self.pipeline.send(Command::Note {
                     slot: live.slot,
                     counter: None,
-                    text: "profilerd was started again while the task ran".to_owned(),
+                    text: "profilerd was started again while the task ran, and counts from there"
+                        .to_owned(),
                 });
             }
         }

@@ -6,12 +6,13 @@
 //! ([`DeliveryStats`]); commands that are refused, told as events
 //!
 //! ```text
-//!                  link.rs: one connection, kept, failed over
+//!                  link.rs: one connection, kept, failed over (cause.rs: why not; skew.rs: its clock)
 //!                 /          |                \
 //! presence.rs  heartbeat   poll.rs  tasks     report.rs  segments, snapshots, ends of tasks
-//!                            |                 ^
-//!                     command.rs: checked    queue.rs <- segment.rs
-//!                            v                 |
+//!    (turns.rs: each in its turn)             ^
+//!                            |                |
+//!                     command.rs: checked   queue.rs <- segment.rs
+//!                            v                |   \ room.rs: how much, spool.rs: the rest on disk
 //!                         OapEvent          OapHandle
 //! ```
 //!
