@@ -184,7 +184,7 @@ async fn instances_report_their_properties() {
     let oap = start().await;
     let (_handle, _events) = client(config(&[&oap]), &["one"]);
     let known = || {
-        let instances = oap.store().instances();
+        let instances = oap.store().instances().unwrap();
         instances.iter().any(|(_, record)| {
             record
                 .properties
@@ -330,7 +330,7 @@ async fn the_client_comes_back_after_a_restart() {
     })
     .await;
     assert_eq!(oap.store().losses().unknown_task, 10); // they came, for a task of the former OAP
-    let instances = oap.store().instances();
+    let instances = oap.store().instances().unwrap();
     assert!(!instances.is_empty());
 }
 

@@ -30,7 +30,8 @@ fn the_daemon_keeps_only_what_it_needs() {
     needs_root!();
     let port = free_port().unwrap();
     let mut command = Command::new(profilerd());
-    command.args(["standalone", "--listen", &format!("127.0.0.1:{port}")]);
+    let listen = format!("127.0.0.1:{port}");
+    command.args(["standalone", "--listen", &listen, "--data-dir", ":memory:"]);
     let mut daemon = ChildGuard::spawn("profilerd", &mut command).unwrap();
     let tasks = format!("/proc/{}/task", daemon.id());
     let threads = wait_until(

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 use caps::Capability;
 
 use crate::config::Config;
-use crate::embedded::{EmbeddedConfig, EmbeddedOap};
+use crate::embedded::EmbeddedOap;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal};
@@ -63,7 +63,7 @@ pub fn run_daemon(config: Config) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`run_daemon`]; or the address cannot be listened on.
+/// As [`run_daemon`]; or the address cannot be listened on, or the data not used.
 pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
     let is_low_port = (1..FIRST_ORDINARY_PORT).contains(&listen.port());
     let also: &[Capability] = if is_low_port {
@@ -73,16 +73,11 @@ pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
     };
     privilege::restrict(also);
     runtime()?.block_on(async move {
-        let token = config.oap_config().token;
-        let embedded = EmbeddedOap::start_with(EmbeddedConfig {
-            token: token.clone(),
-            ..EmbeddedConfig::new(listen)
-        });
-        let embedded = embedded.await?;
+        let embedded = EmbeddedOap::start_with(config.embedded_config(listen)).await?;
         let address = embedded.local_addr();
         tracing::info!(%address, "the built-in OAP listens");
         let client = OapConfig {
-            token,
+            token: config.oap_config().token,
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
         let result = control::run(config, client, None).await;

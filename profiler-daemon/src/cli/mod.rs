@@ -111,6 +111,10 @@ struct StandaloneArgs {
         env = "PROFILERD_LISTEN"
     )]
     listen: SocketAddr,
+    /// Where tasks and results are kept, instead of the configured directory; `:memory:` keeps them
+    /// until the end of the process
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
 }
 
 /// Parses the command line, runs the command, and tells how it went.
@@ -143,7 +147,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             app::run_daemon(config)?;
         }
         Command::Standalone(args) => {
-            let config = load(&args.config, level, "info")?;
+            let mut config = load(&args.config, level, "info")?;
+            if args.data_dir.is_some() {
+                config.standalone.data_dir.clone_from(&args.data_dir);
+            }
             crate::doctor::require()?;
             app::run_standalone(config, args.listen)?;
         }

@@ -115,6 +115,18 @@ const VARIABLES: &[(&str, Setter)] = &[
         config.state_dir = state_folder(text);
         Ok(())
     }),
+    ("PROFILERD_STANDALONE_DATA_DIR", |config, text| {
+        config.standalone.data_dir = Some(text.into());
+        Ok(())
+    }),
+    ("PROFILERD_STANDALONE_RETENTION_DAYS", |config, text| {
+        config.standalone.retention_days = range::RETENTION_DAYS.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_STANDALONE_MAX_BYTES", |config, text| {
+        config.standalone.max_bytes = range::MAX_BYTES.parse(text)?;
+        Ok(())
+    }),
     ("PROFILERD_CODE_SIGNATURE", |config, text| {
         config.code_signature = choose(
             text,
@@ -163,7 +175,7 @@ pub(super) fn apply(
 }
 
 fn is_of_interest(name: &str) -> bool {
-    name.starts_with("PROFILERD_") || name.starts_with("SW_AGENT_")
+    name.starts_with("PROFILERD_") || name.starts_with("SW_AGENT_") || name == "STATE_DIRECTORY"
 }
 
 fn warning(name: &str) -> String {
@@ -224,6 +236,7 @@ fn choose<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::embedded::DataDir;
 
     fn applied(variables: &[(&str, &str)]) -> Result<(Config, Vec<String>), ConfigError> {
         let mut config = Config::default();
@@ -232,6 +245,26 @@ mod tests {
             .map(|&(name, value)| (name.to_owned(), value.to_owned()));
         let warnings = apply(&mut config, owned)?;
         Ok((config, warnings))
+    }
+
+    /// Check that the data of `standalone` goes to the folder of systemd, unless another is given, and to
+    /// memory without either.
+    #[test]
+    fn data_goes_to_the_state_folder() {
+        let state = ("STATE_DIRECTORY", "/state/one:/state/two");
+        let data_of = |variables: &[(&str, &str)]| {
+            let (config, warnings) = applied(variables).unwrap();
+            assert!(warnings.is_empty(), "{warnings:?}");
+            config.embedded_config("127.0.0.1:0".parse().unwrap()).data
+        };
+        let directory = |path: &str| DataDir::Directory(path.into());
+        assert_eq!(data_of(&[]), directory("/var/lib/profilerd"));
+        assert_eq!(data_of(&[state]), directory("/state/one"));
+        let given = ("PROFILERD_STANDALONE_DATA_DIR", "/ours");
+        assert_eq!(data_of(&[state, given]), directory("/ours"));
+        let none = ("PROFILERD_STATE_DIR", "none");
+        assert_eq!(data_of(&[none]), DataDir::Memory);
+        assert_eq!(data_of(&[none, given]), directory("/ours"));
     }
 
     /// Check that agents' names work, that ours win, and that empty ones do nothing.

@@ -15,12 +15,15 @@ mod template;
 mod unit;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+use crate::embedded::store::StoreLimits;
+use crate::embedded::{DataDir, EmbeddedConfig};
 use crate::oap::graphql::GraphqlClient;
 use crate::oap::{OapConfig, QueueRoom, TlsConfig};
 
@@ -62,9 +65,12 @@ pub struct Config {
     /// Budgets of memory and work.
     #[serde(deserialize_with = "file::section")]
     pub limits: Limits,
-    /// Where `daemon` keeps what a restart has to know; `None` keeps nothing.
+    /// Where `daemon` keeps what a restart has to know, and `standalone` its data; `None` keeps nothing.
     #[serde(deserialize_with = "state_dir")]
     pub state_dir: Option<PathBuf>,
+    /// The OAP of `standalone`.
+    #[serde(deserialize_with = "file::section")]
+    pub standalone: StandaloneSettings,
     /// What the text of a stack frame stands for.
     pub code_signature: CodeSignature,
     /// What is logged.
@@ -168,6 +174,21 @@ pub struct Limits {
     pub spool_bytes: u32,
 }
 
+/// The OAP of `standalone`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StandaloneSettings {
+    /// Where tasks and results are kept, `:memory:` for nowhere; if not given, in [`Config::state_dir`].
+    pub data_dir: Option<PathBuf>,
+    /// Days for which a task and its results are kept after its end. A week: who looks at a result
+    /// comes back to it within days.
+    #[serde(deserialize_with = "StandaloneSettings::retention_days")]
+    pub retention_days: u32,
+    /// Most space for all tasks. 1 GiB holds tens of millions of snapshots.
+    #[serde(deserialize_with = "StandaloneSettings::max_bytes")]
+    pub max_bytes: u64,
+}
+
 /// What the text of a stack frame stands for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -223,6 +244,7 @@ impl Default for Config {
             kubernetes: Default::default(),
             limits: Default::default(),
             state_dir: Some(PathBuf::from(STATE_DIR)),
+            standalone: Default::default(),
             code_signature: Default::default(),
             log: Default::default(),
         }
@@ -265,6 +287,16 @@ impl Default for Limits {
     }
 }
 
+impl Default for StandaloneSettings {
+    fn default() -> Self {
+        Self {
+            data_dir: None,
+            retention_days: 7,
+            max_bytes: 1 << 30,
+        }
+    }
+}
+
 impl LogLevel {
     /// Name in configuration, flags and filters.
     #[must_use]
@@ -281,7 +313,8 @@ impl LogLevel {
 
 /// Accepted values, the same in file and environment.
 mod range {
-    use super::{DurationRange, SizeRange, unit::NumberRange};
+    use super::unit::NumberRange;
+    use super::{DurationRange, SizeRange};
 
     pub(super) const POLL_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
     pub(super) const HEARTBEAT_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
@@ -292,6 +325,8 @@ mod range {
     pub(super) const SNAPSHOT_MEMORY: SizeRange = SizeRange::new(1 << 20, 2 << 30);
     pub(super) const SPOOL: SizeRange = SizeRange::new(1 << 20, 2 << 30);
     pub(super) const RING: SizeRange = SizeRange::powers_of_two(64 << 10, 256 << 20);
+    pub(super) const RETENTION_DAYS: NumberRange = NumberRange::new(1, 3650);
+    pub(super) const MAX_BYTES: SizeRange = SizeRange::new(16 << 20, 1 << 40);
 }
 
 /// Deserializers that refuse what is out of range.
@@ -319,6 +354,9 @@ ranged! {
         samples_ring: u32 = range::RING,
         snapshot_memory: u32 = range::SNAPSHOT_MEMORY,
         spool: u32 = range::SPOOL;
+    StandaloneSettings:
+        retention_days: u32 = range::RETENTION_DAYS,
+        max_bytes: u64 = range::MAX_BYTES;
 }
 
 impl Config {
@@ -370,6 +408,23 @@ impl Config {
             GraphqlClient::new(url).context("oap.query cannot be used")?;
         }
         self.oap_config().check()
+    }
+
+    /// What the OAP of `standalone` needs.
+    #[must_use]
+    pub fn embedded_config(&self, listen: SocketAddr) -> EmbeddedConfig {
+        let standalone = &self.standalone;
+        let data_dir = standalone.data_dir.as_ref().or(self.state_dir.as_ref());
+        EmbeddedConfig {
+            listen,
+            token: self.oap_config().token,
+            data: data_dir.map_or(DataDir::Memory, |dir| dir.as_path().into()),
+            limits: StoreLimits {
+                bytes: standalone.max_bytes,
+                retention: Duration::from_hours(24 * u64::from(standalone.retention_days)),
+                ..StoreLimits::default()
+            },
+        }
     }
 
     /// What the OAP client needs.
@@ -425,6 +480,9 @@ mod tests {
             "snapshot_memory",
             "requests_ring",
             "samples_ring",
+            "data_dir",
+            "retention_days",
+            "max_bytes",
             "code_signature",
             "level",
             "api_server",

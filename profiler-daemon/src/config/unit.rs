@@ -155,7 +155,7 @@ impl SizeRange {
     /// # Errors
     ///
     /// Names the accepted range and the nearest value in it.
-    pub fn parse(self, text: &str) -> Result<u32, String> {
+    pub fn parse<T: TryFrom<u64>>(self, text: &str) -> Result<T, String> {
         let show = |bytes| in_units(bytes, &SIZE_UNITS);
         let (min, max) = (show(self.min_bytes), show(self.max_bytes));
         let bytes = parse(text, &SIZE_UNITS).ok_or_else(|| {
@@ -178,10 +178,13 @@ impl SizeRange {
                 show(nearest)
             ));
         }
-        u32::try_from(bytes).map_err(|_| format!("{} is too large", show(bytes)))
+        T::try_from(bytes).map_err(|_| format!("{} is too large", show(bytes)))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(self, from: D) -> Result<u32, D::Error> {
+    pub(super) fn deserialize<'de, T: TryFrom<u64>, D: Deserializer<'de>>(
+        self,
+        from: D,
+    ) -> Result<T, D::Error> {
         self.parse(&String::deserialize(from)?)
             .map_err(D::Error::custom)
     }
@@ -265,24 +268,13 @@ mod tests {
             "5000 is out of range: accepted is 16 to 1000, the nearest is 1000"
         );
         assert!(NumberRange::new(1, 2).check(-1).is_err());
-        let ring = SizeRange::powers_of_two(64 << 10, 256 << 20);
-        assert_eq!(ring.parse("16MiB"), Ok(16 << 20));
-        assert!(
-            ring.parse("1KiB")
-                .unwrap_err()
-                .ends_with("the nearest is 64KiB")
-        );
-        assert!(
-            ring.parse("5MiB")
-                .unwrap_err()
-                .ends_with("the nearest is 4MiB")
-        );
-        assert!(
-            ring.parse("7MiB")
-                .unwrap_err()
-                .ends_with("the nearest is 8MiB")
-        );
-        assert!(ring.parse("16MB").unwrap_err().contains("KiB"));
+        let sizes = SizeRange::powers_of_two(64 << 10, 256 << 20);
+        let ring = |text| sizes.parse::<u32>(text);
+        assert_eq!(ring("16MiB"), Ok(16 << 20));
+        assert!(ring("1KiB").unwrap_err().ends_with("the nearest is 64KiB"));
+        assert!(ring("5MiB").unwrap_err().ends_with("the nearest is 4MiB"));
+        assert!(ring("7MiB").unwrap_err().ends_with("the nearest is 8MiB"));
+        assert!(ring("16MB").unwrap_err().contains("KiB"));
     }
 
     /// Check that durations are shown in their largest whole unit.

@@ -2,7 +2,10 @@
 //!
 //! In:  what language agents and profilerd's own reporter send
 //! Out: rows in the [`Store`], commands in the answers
-//! Lost: rows the store refuses, counted there; the call succeeds all the same, as in OAP
+//! Lost: rows the store refuses, counted there; the call succeeds all the same, as in OAP. When SQLite
+//! fails the call fails
+//!
+//! A call is answered when what it brought is committed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +17,8 @@ use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmen
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
+use super::chunk::Chunk;
+use super::storage::StorageError;
 use super::store::Store;
 use crate::model::clock::unix_ms_now;
 
@@ -50,6 +55,27 @@ impl Agents {
     pub(super) fn new(store: Arc<Store>) -> Self {
         Self { store }
     }
+
+    async fn seen(
+        &self,
+        service: String,
+        instance: String,
+        properties: Option<BTreeMap<String, String>>,
+    ) -> Answer {
+        let stored = self
+            .store
+            .run(move |store| store.seen(&service, &instance, properties, unix_ms_now()));
+        stored.await?;
+        no_commands()
+    }
+}
+
+impl From<StorageError> for Status {
+    /// None of the answers after which profilerd or an agent would send the same again: part of a
+    /// stream may be stored.
+    fn from(error: StorageError) -> Self {
+        Self::internal(error.to_string())
+    }
 }
 
 #[tonic::async_trait]
@@ -60,31 +86,42 @@ impl ProfileTask for Agents {
     ) -> Answer {
         let query = request.into_inner();
         check_names(&query.service, &query.service_instance)?;
-        let commands = self.store.commands(
-            &query.service,
-            &query.service_instance,
-            query.last_command_time,
-            unix_ms_now(),
-        );
+        let commands = self.store.run(move |store| {
+            store.commands(
+                &query.service,
+                &query.service_instance,
+                query.last_command_time,
+                unix_ms_now(),
+            )
+        });
+        let commands = commands.await?;
         Ok(Response::new(pb::Commands { commands }))
     }
 
     async fn collect_snapshot(&self, request: Request<Streaming<pb::ThreadSnapshot>>) -> Answer {
         let mut stream = request.into_inner();
-        let mut count = 0_u64;
-        while let Some(snapshot) = stream.message().await? {
-            self.store.add_snapshot(snapshot, unix_ms_now());
-            count += 1;
+        let mut count = 0;
+        loop {
+            let Chunk { rows, end } = Chunk::next(&mut stream).await;
+            count += rows.len();
+            let stored = self
+                .store
+                .run(|store| store.add_snapshots(rows, unix_ms_now()));
+            stored.await?;
+            if let Some(end) = end {
+                debug!(count, "snapshots collected");
+                return end.and_then(|()| no_commands());
+            }
         }
-        debug!(count, "snapshots collected");
-        no_commands()
     }
 
     async fn report_task_finish(&self, request: Request<pb::ProfileTaskFinishReport>) -> Answer {
         let report = request.into_inner();
         check_names(&report.service, &report.service_instance)?;
-        self.store
-            .finished(&report.task_id, &report.service_instance, unix_ms_now());
+        let stored = self.store.run(move |store| {
+            store.finished(&report.task_id, &report.service_instance, unix_ms_now())
+        });
+        stored.await?;
         no_commands()
     }
 }
@@ -109,21 +146,14 @@ impl ManagementService for Agents {
                 })
                 .or_insert(pair.value);
         }
-        self.store.seen(
-            &report.service,
-            &report.service_instance,
-            Some(properties),
-            unix_ms_now(),
-        );
-        no_commands()
+        self.seen(report.service, report.service_instance, Some(properties))
+            .await
     }
 
     async fn keep_alive(&self, request: Request<pb::InstancePingPkg>) -> Answer {
         let ping = request.into_inner();
         check_names(&ping.service, &ping.service_instance)?;
-        self.store
-            .seen(&ping.service, &ping.service_instance, None, unix_ms_now());
-        no_commands()
+        self.seen(ping.service, ping.service_instance, None).await
     }
 }
 
@@ -131,16 +161,18 @@ impl ManagementService for Agents {
 impl TraceSegmentReportService for Agents {
     async fn collect(&self, request: Request<Streaming<pb::SegmentObject>>) -> Answer {
         let mut stream = request.into_inner();
-        while let Some(segment) = stream.message().await? {
-            self.store.add_segment(segment);
+        loop {
+            let Chunk { rows, end } = Chunk::next(&mut stream).await;
+            self.store.run(|store| store.add_segments(rows)).await?;
+            if let Some(end) = end {
+                return end.and_then(|()| no_commands());
+            }
         }
-        no_commands()
     }
 
     async fn collect_in_sync(&self, request: Request<pb::SegmentCollection>) -> Answer {
-        for segment in request.into_inner().segments {
-            self.store.add_segment(segment);
-        }
+        let segments = request.into_inner().segments;
+        self.store.run(|store| store.add_segments(segments)).await?;
         no_commands()
     }
 }

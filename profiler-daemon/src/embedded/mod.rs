@@ -10,6 +10,7 @@
 //! profilerd task     --profilerd.v1.Tasks------------------------------------------>  tasks.rs
 //! anything           --grpc.health.v1.Health--------------------------------------->  tonic-health
 //!                                                       agents.rs, tasks.rs  ----->  store.rs
+//!                                                                  store.rs  ----->  storage/
 //! ```
 //!
 //! What a SkyWalking OAP refuses is refused here with the same words ([`task`]); what it would not
@@ -17,10 +18,13 @@
 //! that is refreshed every 10 s.
 
 mod agents;
+mod chunk;
 pub mod client;
-mod snapshots;
-mod state;
+mod intake;
+mod storage;
 pub mod store;
+#[cfg(test)]
+mod store_tests;
 pub mod task;
 mod tasks;
 pub mod trace;
@@ -37,7 +41,7 @@ use profiler_proto::skywalking::profile_task_server::ProfileTaskServer;
 use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmentReportServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -48,13 +52,19 @@ use agents::Agents;
 use store::{Store, StoreLimits};
 use tasks::TaskService;
 
+use crate::model::clock::unix_ms_now;
+
 pub use client::TaskClient;
+pub use storage::StorageError;
+pub use storage::database::{DataDir, OpenError};
 
 /// Largest message accepted. A snapshot of 1024 frames of 5,000 bytes fits; OAP takes ten times
 /// more, which no agent needs.
 const MESSAGE_MAX_BYTES: usize = 8 << 20;
 /// Calls one connection may have open.
 const STREAMS_MAX: u32 = 128;
+/// How often old data is looked for. Retention counts in days.
+const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 /// How long a stop waits for open calls.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -65,17 +75,20 @@ pub struct EmbeddedConfig {
     pub listen: SocketAddr,
     /// Token that callers must send as `authentication` metadata.
     pub token: Option<String>,
+    /// Where the data is kept.
+    pub data: DataDir,
     /// Sizes of the store.
     pub limits: StoreLimits,
 }
 
 impl EmbeddedConfig {
-    /// Without a token, with the default sizes.
+    /// In memory, without a token, with the default sizes.
     #[must_use]
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
             token: None,
+            data: DataDir::Memory,
             limits: StoreLimits::default(),
         }
     }
@@ -88,10 +101,30 @@ pub struct EmbeddedOap {
     store: Arc<Store>,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
+    _sweeper: Sweeper,
+}
+
+/// The task that removes what is too old; ends when dropped.
+#[derive(Debug)]
+struct Sweeper(JoinHandle<()>);
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn sweep(store: Arc<Store>) {
+    let mut turns = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        turns.tick().await;
+        // A failure is in the log already, and the next turn tries again.
+        let _ = store.run(|store| store.sweep(unix_ms_now())).await;
+    }
 }
 
 impl EmbeddedOap {
-    /// Starts on `listen`, without a token.
+    /// Starts on `listen`, in memory, without a token.
     ///
     /// # Errors
     ///
@@ -104,7 +137,7 @@ impl EmbeddedOap {
     ///
     /// # Errors
     ///
-    /// If the address cannot be listened on; the text says what to do.
+    /// If the address cannot be listened on, or the data not used; the text says what to do.
     pub async fn start_with(config: EmbeddedConfig) -> Result<Self> {
         let listen = config.listen;
         let listener = TcpListener::bind(listen).await.with_context(|| {
@@ -116,10 +149,13 @@ impl EmbeddedOap {
         let local_addr = listener
             .local_addr()
             .context("failed to read the listening address")?;
-        let store = Arc::new(Store::new(config.limits));
+        let EmbeddedConfig { data, limits, .. } = config;
+        let store = spawn_blocking(move || Store::open(&data, limits)).await;
+        let store = Arc::new(store.context("the store was not opened")??);
         let (stop, stopped) = oneshot::channel();
         let router = router(&store, config.token).await;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let sweeper = Sweeper(tokio::spawn(sweep(Arc::clone(&store))));
         let server = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await; // a dropped sender means stop, too
@@ -134,6 +170,7 @@ impl EmbeddedOap {
             store,
             stop,
             server,
+            _sweeper: sweeper,
         })
     }
 

@@ -1,29 +1,34 @@
-//! What the embedded OAP remembers: tasks, instances, segments, snapshots, coverage. In memory.
+//! What the embedded OAP remembers: tasks, instances, segments, snapshots, coverage. In SQLite.
 //!
 //! In:  calls of the gRPC services, with the time of the call
 //! Out: commands for agents; tasks, logs and results for users
 //! Lost: rows over a limit, unusable rows, rows of unknown tasks -> [`StoreLosses`] and a note in
-//! the coverage of the task they belong to
+//! the coverage of the task they belong to; a call that SQLite fails -> [`StorageError`], and nothing
+//! of it is stored
 //!
 //! Everything is bounded by [`StoreLimits`]. Data of the oldest tasks that are over makes room for
 //! new data; if there is none, the new data is dropped and counted.
+//!
+//! A call that returns `Ok` has committed: what it stored survives the death of the process
+//! (`storage/database.rs` has the fine print). A call may wait for the disk and for other calls, so
+//! asynchronous code makes it by [`Store::run`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use profiler_proto::skywalking::{Command, SegmentObject, ThreadSnapshot};
+use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::Notify;
+use tracing::{error, info};
 
-use super::snapshots::{Inserted, SnapshotTable};
-use super::state::{State, TaskEntry};
+use super::intake::Intake;
+use super::storage::database::{DataDir, Database, OpenError};
+use super::storage::tasks::TaskRow;
+use super::storage::{StorageError, instances, retention, segments, snapshots, tasks};
 use super::task::{LogEntry, Operation, Refusal, TaskRecord, TaskRequest, TaskState};
-use super::trace::{ID_MAX_BYTES, SegmentSummary};
-use crate::analyze::MAX_DEPTH;
+use super::trace::SegmentSummary;
 use crate::model::{Coverage, Snapshot};
-
-/// Latest time a snapshot may carry, the end of the year 9999 in epoch milliseconds: beyond it lies
-/// a reporter that sends another unit.
-const TIME_MAX_MS: i64 = 253_402_300_799_999;
 
 /// Sizes at which the store stops growing.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +41,10 @@ pub struct StoreLimits {
     pub instances: usize,
     /// Segments kept that have no snapshot.
     pub loose_segments: usize,
-    /// Memory for snapshots, approximate.
-    pub snapshot_bytes: usize,
+    /// Size of the whole database.
+    pub bytes: u64,
+    /// How long a task is kept after its end.
+    pub retention: Duration,
 }
 
 impl Default for StoreLimits {
@@ -47,12 +54,13 @@ impl Default for StoreLimits {
             logs_per_task: 1024,
             instances: 4096,
             loose_segments: 4096,
-            snapshot_bytes: 256 << 20,
+            bytes: 1 << 30,
+            retention: Duration::from_hours(7 * 24),
         }
     }
 }
 
-/// Rows that were not stored, over all tasks.
+/// Rows that were not stored, over all tasks, since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreLosses {
     /// Snapshots of tasks that are not known here.
@@ -61,11 +69,12 @@ pub struct StoreLosses {
     pub bad_snapshots: u64,
     /// Snapshots whose key is taken.
     pub duplicate_snapshots: u64,
-    /// Snapshots over the memory limit.
+    /// Snapshots over the size of the database.
     pub snapshots_over_limit: u64,
     /// Segments that OAP would not show either.
     pub bad_segments: u64,
-    /// Log entries, instances and coverage reports over their limits.
+    /// Log entries, instances and coverage reports over their limits. Of instances, the one that was
+    /// silent for longest goes.
     pub other_over_limit: u64,
 }
 
@@ -116,9 +125,18 @@ pub enum FindError {
     /// Several do.
     #[error("{0} is the beginning of several task ids: {1}")]
     Ambiguous(String, String),
+    /// It cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
-/// The store. Calls lock it for a moment and never wait for anything else.
+impl From<rusqlite::Error> for FindError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Storage(error.into())
+    }
+}
+
+/// The store: one connection, one call at a time.
 #[derive(Debug)]
 pub struct Store {
     limits: StoreLimits,
@@ -126,15 +144,36 @@ pub struct Store {
     created: Arc<Notify>,
 }
 
+#[derive(Debug)]
+struct State {
+    database: Database,
+    losses: StoreLosses,
+    /// The last call failed: said once, not for every call while the disk is full.
+    failing: bool,
+}
+
 impl Store {
-    /// An empty store.
+    /// An empty store in memory.
     #[must_use]
     pub fn new(limits: StoreLimits) -> Self {
-        Self {
+        Self::open(&DataDir::Memory, limits).expect("SQLite has memory for an empty database")
+    }
+
+    /// The store in a directory, with what is there from before.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] if there is something that is not to be used or cannot be.
+    pub fn open(place: &DataDir, limits: StoreLimits) -> Result<Self, OpenError> {
+        Ok(Self {
             limits,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                database: Database::open(place)?,
+                losses: StoreLosses::default(),
+                failing: false,
+            }),
             created: Arc::default(),
-        }
+        })
     }
 
     /// Notified when a task has been accepted.
@@ -143,8 +182,56 @@ impl Store {
         Arc::clone(&self.created)
     }
 
+    /// Makes calls from asynchronous code, on a thread that may wait.
+    ///
+    /// # Errors
+    ///
+    /// What `calls` returns, or that it did not get to return.
+    pub async fn run<T, E>(
+        self: &Arc<Self>,
+        calls: impl FnOnce(&Self) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StorageError> + Send + 'static,
+    {
+        let store = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || calls(&store)).await;
+        done.unwrap_or_else(|error| Err(StorageError::new(error).into()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(
+        &self,
+        look: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StorageError> {
+        let mut state = self.lock();
+        let result = look(&state.database.connection);
+        state.noted(result)
+    }
+
+    /// Runs a transaction. Losses count if it is committed.
+    fn write<T>(
+        &self,
+        change: impl FnOnce(&Connection, &mut StoreLosses) -> rusqlite::Result<T>,
+    ) -> Result<T, StorageError> {
+        let mut state = self.lock();
+        let mut losses = state.losses;
+        let database = &mut state.database.connection;
+        let result = database
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .and_then(|transaction| {
+                let value = change(&transaction, &mut losses)?;
+                transaction.commit()?;
+                Ok(value)
+            });
+        if result.is_ok() {
+            state.losses = losses;
+        }
+        state.noted(result)
     }
 
     /// Accepts a task.
@@ -153,175 +240,190 @@ impl Store {
     ///
     /// [`Refusal`] by OAP's rules, or because no room can be made for it.
     pub fn create_task(&self, request: TaskRequest, now_ms: i64) -> Result<TaskRecord, Refusal> {
-        let mut state = self.lock();
-        let service = request.service.clone();
-        let others = state.tasks.iter().map(|entry| &entry.task);
-        let others = others.filter(|task| task.request.service == service);
-        let task = TaskRecord::create(request, others, now_ms)?;
-        if state.tasks.len() >= self.limits.tasks {
-            let oldest = state.tasks.iter().position(|entry| entry.is_over(now_ms));
-            let oldest = oldest.ok_or(Refusal::Full(self.limits.tasks))?;
-            state.clear_snapshots(oldest);
-            state.tasks.remove(oldest);
-        }
-        state.tasks.push(TaskEntry {
-            task: task.clone(),
-            logs: Vec::new(),
-            snapshots: SnapshotTable::default(),
-            coverage: BTreeMap::new(),
-            notes: Coverage::default(),
-            lost: 0,
-        });
+        let limit = self.limits.tasks;
+        let task = self.write(|db, _| {
+            let others = tasks::of_service(db, &request.service)?;
+            let others = others.iter().map(|row| &row.task);
+            let task = match TaskRecord::create(request, others, now_ms) {
+                Ok(task) => task,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let why = format!("no more than {limit} tasks are kept");
+            if tasks::all(db)?.len() >= limit
+                && !retention::remove_oldest(db, i64::MAX, now_ms, &why)?
+            {
+                return Ok(Err(Refusal::Full(limit)));
+            }
+            tasks::insert(db, &task)?;
+            Ok(Ok(task))
+        })??;
         self.created.notify_one();
         Ok(task)
     }
 
     /// Commands for an instance that asks; each is noted in its task's log.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
     pub fn commands(
         &self,
         service: &str,
         instance: &str,
         last_command_ms: i64,
         now_ms: i64,
-    ) -> Vec<Command> {
-        self.seen(service, instance, None, now_ms);
-        let mut state = self.lock();
-        let State { tasks, losses, .. } = &mut *state;
-        let mut commands = Vec::new();
-        for entry in tasks {
-            if entry.task.request.service == service
-                && entry.task.is_deliverable(last_command_ms, now_ms)
-            {
-                commands.push(entry.task.to_command());
-                let limit = self.limits.logs_per_task;
-                entry.log(instance, Operation::Notified, now_ms, limit, losses);
+    ) -> Result<Vec<Command>, StorageError> {
+        let limits = self.limits;
+        self.write(|db, losses| {
+            let key = (service, instance);
+            losses.other_over_limit +=
+                instances::seen(db, key, None, now_ms, limits.instances)? as u64;
+            let mut commands = Vec::new();
+            for TaskRow { key, task, .. } in tasks::of_service(db, service)? {
+                if task.is_deliverable(last_command_ms, now_ms) {
+                    commands.push(task.to_command());
+                    let entry = LogEntry {
+                        instance: instance.to_owned(),
+                        operation: Operation::Notified,
+                        time_ms: now_ms,
+                    };
+                    log(db, key, &entry, limits, losses)?;
+                }
             }
-        }
-        commands
+            Ok(commands)
+        })
     }
 
     /// Notes that an instance has finished a task.
-    pub fn finished(&self, task_id: &str, instance: &str, now_ms: i64) {
-        let mut state = self.lock();
-        let State { tasks, losses, .. } = &mut *state;
-        if let Some(entry) = tasks.iter_mut().find(|entry| entry.task.id == task_id) {
-            let limit = self.limits.logs_per_task;
-            entry.log(instance, Operation::Finished, now_ms, limit, losses);
-        }
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn finished(&self, task_id: &str, instance: &str, now_ms: i64) -> Result<(), StorageError> {
+        self.write(|db, losses| {
+            let Some(row) = tasks::find(db, task_id)? else {
+                return Ok(());
+            };
+            let entry = LogEntry {
+                instance: instance.to_owned(),
+                operation: Operation::Finished,
+                time_ms: now_ms,
+            };
+            log(db, row.key, &entry, self.limits, losses)
+        })
     }
 
-    /// Notes that an instance lives, and its properties if it sent them.
+    /// Notes that an instance lives, to the minute, and its properties if it sent them.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
     pub fn seen(
         &self,
         service: &str,
         instance: &str,
         properties: Option<BTreeMap<String, String>>,
         now_ms: i64,
-    ) {
-        let mut state = self.lock();
-        let key = (service.to_owned(), instance.to_owned());
-        if !state.instances.contains_key(&key) && state.instances.len() >= self.limits.instances {
-            state.losses.other_over_limit += 1;
-            return;
-        }
-        let record = state.instances.entry(key).or_default();
-        record.last_seen_ms = now_ms;
-        if let Some(properties) = properties {
-            record.properties = properties;
-        }
+    ) -> Result<(), StorageError> {
+        let limit = self.limits.instances;
+        self.write(|db, losses| {
+            let key = (service, instance);
+            losses.other_over_limit +=
+                instances::seen(db, key, properties.as_ref(), now_ms, limit)? as u64;
+            Ok(())
+        })
     }
 
-    /// Stores a segment. Of two with one id the first stays.
-    pub fn add_segment(&self, object: SegmentObject) {
-        let mut state = self.lock();
-        let Ok(summary) = SegmentSummary::try_from_object(object) else {
-            state.losses.bad_segments += 1;
-            return;
-        };
-        let id = summary.segment_id.clone();
-        if let Some(pinned) = state.pinned.get_mut(&id) {
-            pinned.summary.get_or_insert(summary);
-            return;
-        }
-        if state.loose.contains_key(&id) {
-            return;
-        }
-        if state.loose_order.len() >= self.limits.loose_segments
-            && let Some(oldest) = state.loose_order.pop_front()
-        {
-            state.loose.remove(&oldest);
-        }
-        state.loose_order.push_back(id.clone());
-        state.loose.insert(id, summary);
+    /// Stores segments, all or none. Of two with one id the first stays.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn add_segments(
+        &self,
+        objects: impl IntoIterator<Item = SegmentObject>,
+    ) -> Result<(), StorageError> {
+        self.write(|db, losses| {
+            for object in objects {
+                match SegmentSummary::try_from_object(object) {
+                    Ok(summary) => segments::insert(db, &summary)?,
+                    Err(_) => losses.bad_segments += 1,
+                }
+            }
+            segments::trim_loose(db, self.limits.loose_segments).map(drop)
+        })
     }
 
-    /// Stores a snapshot.
-    pub fn add_snapshot(&self, snapshot: ThreadSnapshot, now_ms: i64) {
-        let mut state = self.lock();
-        let Some(index) = state.find(&snapshot.task_id) else {
-            state.losses.unknown_task += 1;
-            return;
-        };
-        let stack = snapshot.stack.unwrap_or_default().code_signatures;
-        if stack.is_empty()
-            || stack.len() > MAX_DEPTH
-            || snapshot.trace_segment_id.is_empty()
-            || snapshot.trace_segment_id.len() > ID_MAX_BYTES
-            || !(0..=TIME_MAX_MS).contains(&snapshot.time)
-        {
-            state.losses.bad_snapshots += 1;
-            state.tasks[index].lose("unusable snapshots were dropped: no frames, bad id or time");
-            return;
-        }
-        if !state.make_room(index, self.limits.snapshot_bytes, now_ms) {
-            state.losses.snapshots_over_limit += 1;
-            state.tasks[index].lose("snapshots over the memory limit were dropped");
-            return;
-        }
-        let id = &snapshot.trace_segment_id;
-        let table = &mut state.tasks[index].snapshots;
-        match table.insert(id, snapshot.sequence, snapshot.time, stack) {
-            Inserted::FirstOfSegment => state.pin(id),
-            Inserted::Stored => {}
-            Inserted::Duplicate => state.losses.duplicate_snapshots += 1,
-        }
+    /// Stores snapshots, all or none, except for those that are lost on their own account.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn add_snapshots(
+        &self,
+        snapshots: impl IntoIterator<Item = ThreadSnapshot>,
+        now_ms: i64,
+    ) -> Result<(), StorageError> {
+        self.write(|db, losses| {
+            let mut intake = Intake::new(db, self.limits.bytes, now_ms, losses);
+            for snapshot in snapshots {
+                intake.add(snapshot)?;
+            }
+            Ok(())
+        })
     }
 
     /// Replaces what an instance reported about a task.
+    ///
+    /// # Errors
+    ///
+    /// [`FindError`] if there is no such task.
     pub fn set_coverage(
         &self,
         task_id: &str,
         instance: &str,
         coverage: Coverage,
     ) -> Result<(), FindError> {
-        let mut state = self.lock();
-        let index = state.find(task_id);
-        let index = index.ok_or_else(|| FindError::Unknown(task_id.to_owned()))?;
-        let reports = &mut state.tasks[index].coverage;
-        if !reports.contains_key(instance) && reports.len() >= self.limits.logs_per_task {
-            state.losses.other_over_limit += 1;
-            return Ok(());
+        let limit = self.limits.logs_per_task;
+        let found = self.write(|db, losses| {
+            let Some(row) = tasks::find(db, task_id)? else {
+                return Ok(false);
+            };
+            if !tasks::set_coverage(db, row.key, instance, &coverage, limit)? {
+                losses.other_over_limit += 1;
+            }
+            Ok(true)
+        })?;
+        if found {
+            Ok(())
+        } else {
+            Err(FindError::Unknown(task_id.to_owned()))
         }
-        reports.insert(instance.to_owned(), coverage);
-        Ok(())
     }
 
     /// All instances that have reported.
-    #[must_use]
-    pub fn instances(&self) -> Vec<((String, String), InstanceRecord)> {
-        let state = self.lock();
-        let cloned = state.instances.iter().map(|(k, v)| (k.clone(), v.clone()));
-        cloned.collect()
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn instances(&self) -> Result<Vec<((String, String), InstanceRecord)>, StorageError> {
+        self.read(instances::all)
     }
 
     /// All tasks, newest first.
-    #[must_use]
-    pub fn tasks(&self, now_ms: i64) -> Vec<(TaskRecord, TaskState)> {
-        let state = self.lock();
-        let newest = state.tasks.iter().rev();
-        newest
-            .map(|entry| (entry.task.clone(), entry.task.state(&entry.logs, now_ms)))
-            .collect()
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn tasks(&self, now_ms: i64) -> Result<Vec<(TaskRecord, TaskState)>, StorageError> {
+        self.read(|db| {
+            let newest = tasks::all(db)?.into_iter().rev();
+            let stated = newest.map(|row| {
+                let state = row.task.state(&tasks::logs(db, row.key)?, now_ms);
+                Ok((row.task, state))
+            });
+            stated.collect()
+        })
     }
 
     /// The task with this id or with the only id that begins so; for an empty text the newest.
@@ -330,30 +432,49 @@ impl Store {
     ///
     /// [`FindError`] if no task or more than one fits.
     pub fn find_task(&self, text: &str, now_ms: i64) -> Result<TaskView, FindError> {
-        let state = self.lock();
-        let index = state.find_by_prefix(text)?;
-        Ok(state.view(index, now_ms))
+        self.read(|db| match find(db, text)? {
+            Ok(row) => view(db, row, now_ms).map(Ok),
+            Err(error) => Ok(Err(error)),
+        })?
     }
 
     /// The segments of a task that can be shown, oldest first.
-    #[must_use]
-    pub fn segments(&self, task_id: &str) -> Vec<SegmentData> {
-        let state = self.lock();
-        let Some(entry) = state.find(task_id).map(|index| &state.tasks[index]) else {
-            return Vec::new();
-        };
-        let mut segments: Vec<SegmentData> = state
-            .listed(entry)
-            .map(|summary| SegmentData {
-                summary: summary.clone(),
-                snapshots: entry.snapshots.snapshots(&summary.segment_id),
-            })
-            .collect();
-        segments.sort_by(|a, b| {
-            let key = |data: &SegmentData| (data.summary.start_ms, data.summary.segment_id.clone());
-            key(a).cmp(&key(b))
-        });
-        segments
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn segments(&self, task_id: &str) -> Result<Vec<SegmentData>, StorageError> {
+        self.read(|db| {
+            let Some(row) = tasks::find(db, task_id)? else {
+                return Ok(Vec::new());
+            };
+            let listed = segments::listed(db, row.key)?.into_iter();
+            let loaded = listed.map(|(key, summary)| {
+                let snapshots = snapshots::of_segment(db, key)?;
+                Ok(SegmentData { summary, snapshots })
+            });
+            loaded.collect()
+        })
+    }
+
+    /// Removes what is too old or too much, and gives the space back. To be called now and then.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn sweep(&self, now_ms: i64) -> Result<(), StorageError> {
+        let retention_ms = i64::try_from(self.limits.retention.as_millis()).unwrap_or(i64::MAX);
+        let since_ms = now_ms.saturating_sub(retention_ms);
+        // A transaction each: others get their turn in between.
+        self.write(|db, _| retention::remove_silent(db, since_ms))?;
+        let why = "their time is over";
+        while self.write(|db, _| retention::remove_oldest(db, since_ms, now_ms, why))? {}
+        while self.write(|db, _| {
+            Ok(retention::used_bytes(db)? >= self.limits.bytes
+                && retention::clear_oldest(db, None, now_ms)?)
+        })? {}
+        while self.read(retention::give_back)? {}
+        Ok(())
     }
 
     /// What was not stored.
@@ -363,209 +484,68 @@ impl Store {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use profiler_proto::skywalking::{SpanObject, ThreadStack};
-
-    use super::*;
-    use crate::model::Counter;
-
-    const NOW: i64 = 1_795_405_209_971;
-
-    fn request(service: &str) -> TaskRequest {
-        TaskRequest {
-            service: service.to_owned(),
-            endpoint: "/".to_owned(),
-            start_ms: 0,
-            duration_minutes: 1,
-            min_duration_threshold_ms: 0,
-            dump_period_ms: 10,
-            max_sampling_count: 5,
+impl State {
+    fn noted<T>(&mut self, result: rusqlite::Result<T>) -> Result<T, StorageError> {
+        match &result {
+            Ok(_) if self.failing => info!("the store works again"),
+            Err(error) if !self.failing => error!(%error, "the store fails"),
+            _ => {}
         }
+        self.failing = result.is_err();
+        Ok(result?)
     }
+}
 
-    fn segment(id: &str, start_time: i64) -> SegmentObject {
-        SegmentObject {
-            trace_id: format!("trace-{id}"),
-            trace_segment_id: id.to_owned(),
-            spans: vec![SpanObject {
-                start_time,
-                end_time: start_time + 100,
-                operation_name: "/".to_owned(),
-                ..SpanObject::default()
-            }],
-            service: "svc".to_owned(),
-            service_instance: "one".to_owned(),
-            is_size_limited: false,
+fn log(
+    db: &Connection,
+    task: i64,
+    entry: &LogEntry,
+    limits: StoreLimits,
+    losses: &mut StoreLosses,
+) -> rusqlite::Result<()> {
+    if !tasks::log(db, task, entry, limits.logs_per_task)? {
+        losses.other_over_limit += 1;
+    }
+    Ok(())
+}
+
+fn find(db: &Connection, text: &str) -> rusqlite::Result<Result<TaskRow, FindError>> {
+    if text.is_empty() {
+        return Ok(tasks::newest(db)?.ok_or(FindError::Empty));
+    }
+    if let Some(row) = tasks::find(db, text)? {
+        return Ok(Ok(row));
+    }
+    let mut fitting = tasks::beginning(db, text)?;
+    Ok(match fitting.len() {
+        0 => Err(FindError::Unknown(text.to_owned())),
+        1 => Ok(fitting.remove(0)),
+        _ => {
+            let ids: Vec<&str> = fitting.iter().map(|row| row.task.id.as_str()).collect();
+            Err(FindError::Ambiguous(text.to_owned(), ids.join(", ")))
         }
-    }
+    })
+}
 
-    fn snapshot(task: &TaskRecord, segment: &str, sequence: i32, stack: &str) -> ThreadSnapshot {
-        let frames = stack.split('>').filter(|frame| !frame.is_empty());
-        ThreadSnapshot {
-            task_id: task.id.clone(),
-            trace_segment_id: segment.to_owned(),
-            time: NOW + i64::from(sequence) * 10,
-            sequence,
-            stack: Some(ThreadStack {
-                code_signatures: frames.map(str::to_owned).collect(),
-            }),
-        }
+fn view(db: &Connection, row: TaskRow, now_ms: i64) -> rusqlite::Result<TaskView> {
+    let mut coverage = tasks::coverage(db, row.key)?;
+    let segments = segments::listed(db, row.key)?.len();
+    let hidden = segments::count(db, row.key)? - segments;
+    if hidden > 0 {
+        coverage.note(format!(
+            "{hidden} segments are not shown: their trace segment or their snapshot 0 has not arrived"
+        ));
     }
-
-    fn shown(store: &Store, task: &TaskRecord) -> Vec<String> {
-        let segments = store.segments(&task.id).into_iter();
-        segments.map(|data| data.summary.segment_id).collect()
+    if row.lost > 0 {
+        coverage.note(format!("{} snapshots were not stored", row.lost));
     }
-
-    /// Check that a segment is shown once it has both its segment and its sequence 0, in any order.
-    #[test]
-    fn a_segment_needs_its_object_and_sequence_zero() {
-        let store = Store::new(StoreLimits::default());
-        let task = store.create_task(request("svc"), NOW).unwrap();
-        store.add_segment(segment("late", 200));
-        store.add_snapshot(snapshot(&task, "late", 1, "main"), NOW);
-        store.add_snapshot(snapshot(&task, "early", 0, "main"), NOW);
-        assert!(shown(&store, &task).is_empty());
-        store.add_snapshot(snapshot(&task, "late", 0, "main"), NOW);
-        assert_eq!(shown(&store, &task), ["late"]);
-        store.add_segment(segment("early", 100));
-        assert_eq!(shown(&store, &task), ["early", "late"]);
-        let view = store.find_task("", NOW).unwrap();
-        assert_eq!((view.segments, view.snapshots), (2, 3));
-        assert!(view.coverage.notes.is_empty());
-    }
-
-    /// Check that bad, unknown and repeated rows are dropped, counted and noted.
-    #[test]
-    fn unusable_rows_are_counted() {
-        let store = Store::new(StoreLimits::default());
-        let task = store.create_task(request("svc"), NOW).unwrap();
-        store.add_snapshot(snapshot(&task, "s", 0, "main"), NOW);
-        store.add_snapshot(snapshot(&task, "s", 0, "other"), NOW);
-        store.add_snapshot(snapshot(&task, "s", 1, ""), NOW);
-        let mut microseconds = snapshot(&task, "s", 2, "main");
-        microseconds.time *= 1000;
-        store.add_snapshot(microseconds, NOW);
-        let mut stray = snapshot(&task, "s", 3, "main");
-        stray.task_id = "unknown".to_owned();
-        store.add_snapshot(stray, NOW);
-        store.add_segment(SegmentObject::default());
-        assert_eq!(
-            store.losses(),
-            StoreLosses {
-                unknown_task: 1,
-                bad_snapshots: 2,
-                duplicate_snapshots: 1,
-                bad_segments: 1,
-                ..StoreLosses::default()
-            }
-        );
-        let view = store.find_task(&task.id, NOW).unwrap();
-        assert_eq!(view.snapshots, 1);
-        let notes = view.coverage.notes.join("; ");
-        assert!(notes.contains("2 snapshots were not stored"), "{notes}");
-    }
-
-    /// Check that commands are delivered by lastCommandTime and logged for the instance.
-    #[test]
-    fn commands_are_delivered_and_logged() {
-        let store = Store::new(StoreLimits::default());
-        let task = store.create_task(request("svc"), NOW).unwrap();
-        assert!(store.commands("other", "one", -1, NOW).is_empty());
-        assert_eq!(store.commands("svc", "one", -1, NOW).len(), 1);
-        assert!(store.commands("svc", "one", task.create_ms, NOW).is_empty());
-        store.finished(&task.id, "one", NOW + 5);
-        store.finished("unknown", "one", NOW + 5);
-        let view = store.find_task(&task.id, NOW + 5).unwrap();
-        assert_eq!(view.state, TaskState::Finished);
-        let operations: Vec<_> = view.logs.iter().map(|entry| entry.operation).collect();
-        assert_eq!(operations, [Operation::Notified, Operation::Finished]);
-        assert_eq!(store.instances().len(), 2);
-    }
-
-    /// Check that coverage of instances adds up and that a later report replaces the earlier one.
-    #[test]
-    fn coverage_of_instances_adds_up() {
-        let store = Store::new(StoreLimits::default());
-        let task = store.create_task(request("svc"), NOW).unwrap();
-        let seen = |n| {
-            let mut coverage = Coverage::default();
-            coverage.add(Counter::RequestsSeen, n);
-            coverage
-        };
-        store.set_coverage(&task.id, "one", seen(3)).unwrap();
-        store.set_coverage(&task.id, "two", seen(4)).unwrap();
-        store.set_coverage(&task.id, "one", seen(5)).unwrap();
-        let view = store.find_task(&task.id, NOW).unwrap();
-        assert_eq!(view.coverage.get(Counter::RequestsSeen), 9);
-        assert!(store.set_coverage("unknown", "one", seen(1)).is_err());
-    }
-
-    /// Check that a task is found by id, by unique beginning, or as the newest.
-    #[test]
-    fn a_task_is_found_by_its_beginning() {
-        let store = Store::new(StoreLimits::default());
-        assert_eq!(store.find_task("", NOW).unwrap_err(), FindError::Empty);
-        let one = store.create_task(request("one"), NOW).unwrap();
-        let two = store.create_task(request("two"), NOW + 1).unwrap();
-        let found = |text: &str| store.find_task(text, NOW).map(|view| view.task.id);
-        assert_eq!(found(""), Ok(two.id.clone()));
-        assert_eq!(found(&one.id), Ok(one.id.clone()));
-        assert_eq!(found("1795405209972"), Ok(two.id));
-        assert!(matches!(found("1795"), Err(FindError::Ambiguous(..))));
-        assert!(matches!(found("x"), Err(FindError::Unknown(_))));
-    }
-
-    /// Check that data of a task that is over makes room, and that without one new rows are dropped.
-    #[test]
-    fn old_results_make_room_for_new_ones() {
-        let store = Store::new(StoreLimits {
-            snapshot_bytes: 4000,
-            ..StoreLimits::default()
-        });
-        let old = store.create_task(request("old"), NOW).unwrap();
-        let new = store.create_task(request("new"), NOW).unwrap();
-        for sequence in 0..10 {
-            store.add_segment(segment("o", 100));
-            store.add_snapshot(snapshot(&old, "o", sequence, &format!("f{sequence}")), NOW);
-        }
-        for sequence in 0..100 {
-            store.add_snapshot(snapshot(&new, "n", sequence, &format!("f{sequence}")), NOW);
-        }
-        assert!(store.losses().snapshots_over_limit > 0);
-        let rows = |task: &TaskRecord, now| store.find_task(&task.id, now).unwrap().snapshots;
-        assert_eq!(rows(&old, NOW), 10);
-        let before = rows(&new, NOW);
-        let later = NOW + 600_000;
-        store.add_snapshot(snapshot(&new, "n", 200, "f"), later);
-        assert_eq!((rows(&old, later), rows(&new, later)), (0, before + 1));
-        let notes = store.find_task(&old.id, later).unwrap().coverage.notes;
-        assert!(notes[0].contains("make room"), "{notes:?}");
-    }
-
-    /// Check that tasks, logs, instances and loose segments stop growing.
-    #[test]
-    fn every_table_is_bounded() {
-        let store = Store::new(StoreLimits {
-            tasks: 2,
-            logs_per_task: 3,
-            instances: 2,
-            loose_segments: 2,
-            ..StoreLimits::default()
-        });
-        let first = store.create_task(request("a"), NOW).unwrap();
-        store.create_task(request("b"), NOW).unwrap();
-        assert_eq!(store.create_task(request("c"), NOW), Err(Refusal::Full(2)));
-        for i in 0..10 {
-            store.commands("a", &format!("i{i}"), -1, NOW);
-            store.add_segment(segment(&format!("s{i}"), 100));
-        }
-        assert_eq!(store.find_task(&first.id, NOW).unwrap().logs.len(), 3);
-        assert_eq!(store.instances().len(), 2);
-        assert_eq!(store.lock().loose.len(), 2);
-        store.create_task(request("c"), NOW + 600_000).unwrap();
-        assert_eq!(store.tasks(NOW).len(), 2);
-        assert!(store.find_task(&first.id, NOW).is_err());
-    }
+    let logs = tasks::logs(db, row.key)?;
+    Ok(TaskView {
+        state: row.task.state(&logs, now_ms),
+        task: row.task,
+        logs,
+        coverage,
+        segments,
+        snapshots: snapshots::count(db, row.key)?,
+    })
 }

@@ -9,6 +9,7 @@ use profiler_proto::skywalking::{Command, KeyStringValuePair};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::storage::StorageError;
 use crate::model::TaskLimits;
 
 /// Tasks whose start lies further from now than this are not delivered.
@@ -48,6 +49,9 @@ pub enum Refusal {
     /// The store keeps as many tasks as it may and none of them is over.
     #[error("the store is full: {0} tasks are waiting or running")]
     Full(usize),
+    /// The task cannot be stored.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
 /// A task that was accepted.

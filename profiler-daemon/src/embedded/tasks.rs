@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
-use super::store::{FindError, Store};
+use super::store::{FindError, Store, TaskView};
 use super::task::{Refusal, TaskState};
 use super::wire;
 use crate::model::clock::unix_ms_now;
@@ -28,6 +28,13 @@ impl TaskService {
     pub(super) fn new(store: Arc<Store>) -> Self {
         Self { store }
     }
+
+    async fn view(&self, task_id: String) -> Result<TaskView, Status> {
+        let view = self
+            .store
+            .run(move |store| store.find_task(&task_id, unix_ms_now()));
+        Ok(view.await?)
+    }
 }
 
 impl From<FindError> for Status {
@@ -35,6 +42,7 @@ impl From<FindError> for Status {
         match error {
             FindError::Ambiguous(..) => Self::invalid_argument(error.to_string()),
             FindError::Empty | FindError::Unknown(_) => Self::not_found(error.to_string()),
+            FindError::Storage(error) => error.into(),
         }
     }
 }
@@ -45,6 +53,7 @@ impl From<Refusal> for Status {
             Refusal::Argument(text) => Self::invalid_argument(text),
             Refusal::Busy => Self::failed_precondition(refusal.to_string()),
             Refusal::Full(_) => Self::resource_exhausted(refusal.to_string()),
+            Refusal::Storage(error) => error.into(),
         }
     }
 }
@@ -62,7 +71,10 @@ impl Tasks for TaskService {
             )));
         }
         let now_ms = unix_ms_now();
-        let task = self.store.create_task(request, now_ms)?;
+        let task = self
+            .store
+            .run(move |store| store.create_task(request, now_ms));
+        let task = task.await?;
         info!(task_id = %task.id, endpoint = %task.request.endpoint, "profile task created");
         let state = task.state(&[], now_ms);
         Ok(Response::new(wire::task_to_wire(&task, state)))
@@ -74,8 +86,8 @@ impl Tasks for TaskService {
     ) -> Result<Response<pb::ListTasksResponse>, Status> {
         let filter = request.into_inner();
         let fits = |wanted: &str, name: &str| wanted.is_empty() || wanted == name;
-        let tasks = self.store.tasks(unix_ms_now()).into_iter();
-        let tasks = tasks.filter(|(task, _): &(_, TaskState)| {
+        let tasks = self.store.run(|store| store.tasks(unix_ms_now())).await?;
+        let tasks = tasks.into_iter().filter(|(task, _): &(_, TaskState)| {
             fits(&filter.service, &task.request.service)
                 && fits(&filter.endpoint, &task.request.endpoint)
         });
@@ -91,7 +103,7 @@ impl Tasks for TaskService {
         request: Request<pb::GetTaskRequest>,
     ) -> Result<Response<pb::TaskDetail>, Status> {
         let task_id = request.into_inner().task_id;
-        let view = self.store.find_task(&task_id, unix_ms_now())?;
+        let view = self.view(task_id).await?;
         Ok(Response::new(wire::detail_to_wire(&view)))
     }
 
@@ -102,7 +114,7 @@ impl Tasks for TaskService {
         request: Request<pb::GetResultRequest>,
     ) -> Result<Response<Self::GetResultStream>, Status> {
         let task_id = request.into_inner().task_id;
-        let view = self.store.find_task(&task_id, unix_ms_now())?;
+        let view = self.view(task_id).await?;
         let (parts, receiver) = mpsc::channel(2);
         let store = Arc::clone(&self.store);
         // Analysis is computation: it must not hold up the heartbeat of others.
@@ -111,14 +123,20 @@ impl Tasks for TaskService {
                 task: Some(wire::task_to_wire(&view.task, view.state)),
                 coverage: Some(wire::coverage_to_wire(&view.coverage)),
             });
-            let segments = store.segments(&view.task.id);
-            let segments = segments
-                .iter()
-                .map(|data| Part::Segment(wire::segment_to_wire(data)));
-            for part in std::iter::once(head).chain(segments) {
+            let send = |part| {
                 let part = pb::ResultPart { part: Some(part) };
-                if parts.blocking_send(Ok(part)).is_err() {
-                    return; // the caller has hung up
+                parts.blocking_send(Ok(part))
+            };
+            if send(head).is_err() {
+                return; // the caller has hung up
+            }
+            match store.segments(&view.task.id) {
+                Ok(segments) => {
+                    let mut segments = segments.iter().map(wire::segment_to_wire);
+                    let _ = segments.try_for_each(|segment| send(Part::Segment(segment)));
+                }
+                Err(error) => {
+                    let _ = parts.blocking_send(Err(error.into()));
                 }
             }
         });
@@ -131,8 +149,10 @@ impl Tasks for TaskService {
     ) -> Result<Response<pb::ReportCoverageResponse>, Status> {
         let report = request.into_inner();
         let coverage = wire::coverage_from_wire(&report.coverage.unwrap_or_default());
-        self.store
-            .set_coverage(&report.task_id, &report.service_instance, coverage)?;
+        let stored = self.store.run(move |store| {
+            store.set_coverage(&report.task_id, &report.service_instance, coverage)
+        });
+        stored.await?;
         Ok(Response::new(pb::ReportCoverageResponse {}))
     }
 
@@ -140,13 +160,15 @@ impl Tasks for TaskService {
         &self,
         _request: Request<pb::ListInstancesRequest>,
     ) -> Result<Response<pb::ListInstancesResponse>, Status> {
-        let instances = self.store.instances().into_iter();
-        let instances = instances.map(|((service, service_instance), record)| pb::Instance {
-            service,
-            service_instance,
-            properties: record.properties,
-            last_seen_ms: record.last_seen_ms,
-        });
+        let instances = self.store.run(Store::instances).await?;
+        let instances = instances
+            .into_iter()
+            .map(|((service, service_instance), record)| pb::Instance {
+                service,
+                service_instance,
+                properties: record.properties,
+                last_seen_ms: record.last_seen_ms,
+            });
         Ok(Response::new(pb::ListInstancesResponse {
             instances: instances.collect(),
         }))

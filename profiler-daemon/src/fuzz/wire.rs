@@ -109,6 +109,7 @@ pub fn kernel_types(data: &[u8]) {
 
 /// What agents report to the built-in OAP: segments and snapshots in turn, and the result they give.
 pub fn agent_reports(data: &[u8]) {
+    const WORKS: &str = "a database in memory takes all that is checked";
     let store = Store::new(StoreLimits::default());
     let request = TaskRequest {
         service: "s".to_owned(),
@@ -126,14 +127,14 @@ pub fn agent_reports(data: &[u8]) {
     for (index, message) in parts(data).enumerate() {
         if index % 2 == 0 {
             if let Ok(segment) = SegmentObject::decode(message) {
-                store.add_segment(segment);
+                store.add_segments([segment]).expect(WORKS);
             }
         } else if let Ok(mut snapshot) = ThreadSnapshot::decode(message) {
             snapshot.task_id.clone_from(&task.id);
-            store.add_snapshot(snapshot, now_ms);
+            store.add_snapshots([snapshot], now_ms).expect(WORKS);
         }
     }
-    for segment in store.segments(&task.id) {
+    for segment in store.segments(&task.id).expect(WORKS) {
         wire::segment_report(wire::segment_to_wire(&segment)).expect("what we say we understand");
     }
 }

@@ -30,8 +30,15 @@ pub(crate) struct Answer {
 impl Daemon {
     /// With its own OAP; returns when that can be asked.
     pub(crate) fn standalone() -> Self {
+        Self::standalone_in(":memory:")
+    }
+
+    /// As [`Self::standalone`], with its data in a directory.
+    pub(crate) fn standalone_in(data_dir: &str) -> Self {
         let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
-        let mut daemon = Self::start(&["standalone", "--listen", &oap.to_string()], oap, &[]);
+        let listen = oap.to_string();
+        let args = ["standalone", "--listen", &listen, "--data-dir", data_dir];
+        let mut daemon = Self::start(&args, oap, &[]);
         wait_until("the built-in OAP", DEADLINE, || {
             daemon.child.still_running()?;
             Ok(TcpStream::connect(oap).ok())
@@ -63,6 +70,11 @@ impl Daemon {
         Self { child, log, oap }
     }
 
+    /// Address of its OAP.
+    pub(crate) fn oap(&self) -> SocketAddr {
+        self.oap
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -80,6 +92,11 @@ impl Daemon {
             Ok((self.log().matches(text).count() >= times).then_some(()))
         })
         .unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+    }
+
+    /// Fails when it has ended.
+    pub(crate) fn still_running(&mut self) -> anyhow::Result<()> {
+        self.child.still_running()
     }
 
     /// Waits for its end.

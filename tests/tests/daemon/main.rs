@@ -13,6 +13,7 @@ mod requests;
 mod server;
 mod skywalking;
 mod standalone;
+mod storage;
 
 use std::time::Duration;
 

@@ -110,7 +110,8 @@ fn a_taken_port_is_named() {
     needs_root!();
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let output = crate::recording::command(&["standalone", "--listen", &address]).output();
+    let args = ["standalone", "--listen", &address, "--data-dir", ":memory:"];
+    let output = crate::recording::command(&args).output();
     let output = output.unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");

@@ -1,0 +1,377 @@
+//! Opens the database: `profilerd.db` in a directory, or SQLite's own database in memory.
+//!
+//! In:  [`DataDir`]
+//! Out: [`Database`] with the tables of `schema.sql`
+//! Lost: nothing; a file that is damaged, newer or not ours is refused and left as it is
+//!
+//! # What survives
+//!
+//! A transaction is in the write-ahead log, in the kernel's hands, when its commit returns: `kill -9`
+//! at any moment loses nothing committed. With `synchronous=NORMAL` the log is forced to the disk at
+//! checkpoints only, so a power failure may take back the last transactions; the file stays whole.
+//! <https://www.sqlite.org/pragma.html#pragma_synchronous>
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode};
+use thiserror::Error;
+
+/// The database's file in the directory; SQLite adds `-wal` and `-shm`.
+const FILE_NAME: &str = "profilerd.db";
+/// The file that says that a process uses the directory.
+const LOCK_NAME: &str = "profilerd.lock";
+/// "prof": tells our files from other programs' databases.
+const APPLICATION_ID: i32 = 0x7072_6f66;
+/// Version of `schema.sql`.
+const SCHEMA_VERSION: i32 = 1;
+/// How long a write waits for somebody who looks into the file with another program.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Statements kept prepared: all of ours.
+const STATEMENTS: usize = 64;
+
+/// Where the embedded OAP keeps its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataDir {
+    /// Nowhere: it ends with the process.
+    Memory,
+    /// In this directory, which is created if need be.
+    Directory(PathBuf),
+}
+
+/// Why the data cannot be used. Each text says what to do.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// A file or the directory cannot be created or opened.
+    #[error(
+        "failed to open {}: {source}; choose another directory with --data-dir, or keep everything \
+         in memory with --data-dir :memory:", path.display()
+    )]
+    Unusable {
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error(
+        "another profilerd uses {}; end it, or choose another directory with --data-dir",
+        dir.display()
+    )]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Another program's file.
+    #[error(
+        "{} is not a database of profilerd; move it away, or choose another directory with \
+         --data-dir", file.display()
+    )]
+    Foreign {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A later version's file.
+    #[error(
+        "{} has format {found} of a newer profilerd, this one reads format {SCHEMA_VERSION}; start \
+         the newer one, move the file away, or choose another directory with --data-dir",
+        file.display()
+    )]
+    Newer {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        found: i32,
+    },
+    /// It cannot be read as a database.
+    #[error(
+        "{} is damaged ({detail}) and was left as it is; move it away together with its -wal and \
+         -shm files to begin anew, or choose another directory with --data-dir", file.display()
+    )]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What SQLite says.
+        detail: String,
+    },
+    /// Anything else.
+    #[error("failed to open the database {}: {source}", file.display())]
+    Sqlite {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+}
+
+/// An open database.
+#[derive(Debug)]
+pub(in super::super) struct Database {
+    pub(in super::super) connection: Connection,
+    /// Held for as long as the connection; the kernel releases it whatever way the process ends.
+    _lock: Option<File>,
+}
+
+impl From<&Path> for DataDir {
+    /// `:memory:` is SQLite's own word for it.
+    fn from(path: &Path) -> Self {
+        if path == Path::new(":memory:") {
+            Self::Memory
+        } else {
+            Self::Directory(path.to_owned())
+        }
+    }
+}
+
+impl Database {
+    pub(in super::super) fn open(place: &DataDir) -> Result<Self, OpenError> {
+        match place {
+            DataDir::Memory => {
+                let file = PathBuf::from(":memory:");
+                let opened = Connection::open_in_memory();
+                let opened = opened.map_err(|error| refused(&file, error));
+                let connection = prepare(&file, opened?)?;
+                let _lock = None;
+                Ok(Self { connection, _lock })
+            }
+            DataDir::Directory(dir) => Self::open_in(dir),
+        }
+    }
+
+    fn open_in(dir: &Path) -> Result<Self, OpenError> {
+        let unusable = |path: &Path| {
+            let path = path.to_owned();
+            |source| OpenError::Unusable { path, source }
+        };
+        // Stacks and URLs of services are nobody else's business.
+        let mut builder = DirBuilder::new();
+        let created = builder.recursive(true).mode(0o700).create(dir);
+        created.map_err(unusable(dir))?;
+        let lock_path = dir.join(LOCK_NAME);
+        let lock = private_file(&lock_path).map_err(unusable(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let dir = dir.to_owned();
+                return Err(OpenError::InUse { dir });
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(&lock_path)(error)),
+        }
+        let file = dir.join(FILE_NAME);
+        // SQLite would create it readable for all; its other files get the mode of this one.
+        private_file(&file).map_err(unusable(&file))?;
+        let opened = Connection::open(&file).map_err(|error| refused(&file, error));
+        Ok(Self {
+            connection: prepare(&file, opened?)?,
+            _lock: Some(lock),
+        })
+    }
+}
+
+/// Creates the file for our user alone, or opens it without changing it.
+fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    options.mode(0o600).open(path)
+}
+
+fn prepare(file: &Path, connection: Connection) -> Result<Connection, OpenError> {
+    let failed = |error| refused(file, error);
+    // Until it is known to be ours and whole, not even the log is merged into it.
+    let no_checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+    connection
+        .set_db_config(no_checkpoint, true)
+        .map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    let is_new = is_new(file, &connection)?;
+    connection
+        .set_db_config(no_checkpoint, false)
+        .map_err(failed)?;
+    // Of these only auto_vacuum and journal_mode change the file, if it is new.
+    let settings = "PRAGMA auto_vacuum = INCREMENTAL;
+         PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = NORMAL;
+         PRAGMA foreign_keys = ON;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -8192; -- KiB
+         PRAGMA journal_size_limit = 16777216;";
+    connection.execute_batch(settings).map_err(failed)?;
+    if is_new {
+        let schema = include_str!("schema.sql");
+        let create = format!(
+            "BEGIN IMMEDIATE;
+             {schema}
+             PRAGMA application_id = {APPLICATION_ID};
+             PRAGMA user_version = {SCHEMA_VERSION};
+             COMMIT;"
+        );
+        connection.execute_batch(&create).map_err(failed)?;
+    }
+    Ok(connection)
+}
+
+/// Whether the file has no content yet; refuses content that is not ours, not of our version, or damaged.
+fn is_new(file: &Path, connection: &Connection) -> Result<bool, OpenError> {
+    let read = |sql: &str| -> Result<i32, OpenError> {
+        let row = connection.query_row(sql, [], |row| row.get(0));
+        row.map_err(|error| refused(file, error))
+    };
+    let tables = read("SELECT count(*) FROM sqlite_schema")?;
+    let application_id = read("PRAGMA application_id")?;
+    let found = read("PRAGMA user_version")?;
+    if (tables, application_id, found) == (0, 0, 0) {
+        return Ok(true);
+    }
+    let file = file.to_owned();
+    if application_id != APPLICATION_ID || found < 1 {
+        return Err(OpenError::Foreign { file });
+    }
+    if found > SCHEMA_VERSION {
+        return Err(OpenError::Newer { file, found });
+    }
+    // Reads the whole file once: a damaged page is better found now than in the middle of a task.
+    let checked = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+    let detail: String = checked.map_err(|error| refused(&file, error))?;
+    if detail == "ok" {
+        Ok(false)
+    } else {
+        Err(OpenError::Damaged { file, detail })
+    }
+}
+
+fn refused(file: &Path, source: rusqlite::Error) -> OpenError {
+    let file = file.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
+            file,
+            detail: source.to_string(),
+        },
+        _ => OpenError::Sqlite { file, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn open(dir: &Path) -> Result<Database, OpenError> {
+        Database::open(&DataDir::from(dir))
+    }
+
+    /// Opens it, and expects a refusal that says this, and that no byte of the file has changed.
+    fn refused(dir: &Path, expected: &[&str]) {
+        let file = dir.join(FILE_NAME);
+        let before = fs::read(&file).unwrap();
+        let error = open(dir).unwrap_err().to_string();
+        for expected in expected {
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+        assert!(error.contains(file.to_str().unwrap()), "{error}");
+        assert!(error.contains("--data-dir"), "{error}");
+        assert!(fs::read(&file).unwrap() == before, "the file was changed");
+    }
+
+    /// Check that directory and files are made for our user alone, and that both may be there already.
+    #[test]
+    fn the_directory_is_private() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("a/b");
+        let database = open(&dir).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir), 0o700);
+        for name in [
+            "profilerd.db",
+            "profilerd.db-wal",
+            "profilerd.db-shm",
+            LOCK_NAME,
+        ] {
+            assert_eq!(mode(&dir.join(name)), 0o600, "{name}");
+        }
+        drop(database);
+        open(&dir).unwrap();
+    }
+
+    /// Check that a directory has one user at a time, and that the second is told.
+    #[test]
+    fn a_directory_in_use_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).unwrap();
+        let error = open(dir.path()).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(dir.path().to_str().unwrap()), "{text}");
+        drop(first);
+        open(dir.path()).unwrap();
+    }
+
+    /// Check that a file of a newer version or of another program is refused by name.
+    #[test]
+    fn newer_and_foreign_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path()).unwrap());
+        let file = dir.path().join(FILE_NAME);
+        let change = |sql: &str| Connection::open(&file).unwrap().execute_batch(sql).unwrap();
+        change("PRAGMA user_version = 99");
+        refused(dir.path(), &["format 99 of a newer profilerd"]);
+        change("PRAGMA application_id = 7");
+        refused(dir.path(), &["is not a database of profilerd"]);
+        fs::remove_file(&file).unwrap();
+        change("CREATE TABLE other (x)");
+        refused(dir.path(), &["is not a database of profilerd"]);
+    }
+
+    /// Check that a damaged file is refused and left as it is, wherever the damage is.
+    #[test]
+    fn a_damaged_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = open(dir.path()).unwrap();
+        let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
+             INSERT INTO instance SELECT 's', i, i, '{}' FROM n";
+        database.connection.execute_batch(fill).unwrap();
+        drop(database);
+        let file = dir.path().join(FILE_NAME);
+        let whole = fs::read(&file).unwrap();
+        // Behind the pages of the schema there are only rows.
+        let middle = whole.len() / 2 / 4096 * 4096;
+        for place in [0, middle] {
+            let mut damaged = whole.clone();
+            damaged[place..place + 100].fill(0xA5);
+            fs::write(&file, damaged).unwrap();
+            refused(dir.path(), &["is damaged", "move it away"]);
+        }
+        fs::write(&file, whole).unwrap();
+        open(dir.path()).unwrap();
+    }
+
+    /// Check that a process that died while it made the file leaves one that can be used.
+    #[test]
+    fn a_half_made_file_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE_NAME), "").unwrap();
+        drop(open(dir.path()).unwrap());
+        fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+        let half = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+        let settings = "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;";
+        half.execute_batch(settings).unwrap();
+        drop(half);
+        open(dir.path()).unwrap();
+    }
+
+    /// Check that a place that is no directory is named.
+    #[test]
+    fn an_unusable_place_is_named() {
+        let error = open(Path::new("/dev/null/x")).unwrap_err().to_string();
+        assert!(
+            error.contains("/dev/null/x") && error.contains(":memory:"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! Trace segments, and which of them a task has snapshots of.
+//!
+//! Segments are kept for as long as a task has snapshots of them. Others (agents report every request)
+//! are `loose`: kept only for a while, because a segment may arrive before its snapshots.
+
+use rusqlite::{Connection, OptionalExtension as _, Result, Row};
+
+use super::super::trace::SegmentSummary;
+use super::to_sql;
+
+/// Stores a segment. Of two with one id the first stays.
+pub(in super::super) fn insert(db: &Connection, summary: &SegmentSummary) -> Result<()> {
+    let mut insert = db.prepare_cached(
+        "INSERT OR IGNORE INTO segment
+             (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, loose)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
+                 NOT EXISTS (SELECT 1 FROM task_segment WHERE segment_id = ?1))",
+    )?;
+    let values = (
+        &summary.segment_id,
+        &summary.trace_id,
+        &summary.service,
+        &summary.instance,
+        &summary.endpoint,
+        summary.start_ms,
+        summary.end_ms,
+        summary.status,
+    );
+    insert.execute(values).map(drop)
+}
+
+/// Removes the oldest loose segments beyond `limit`.
+pub(in super::super) fn trim_loose(db: &Connection, limit: usize) -> Result<usize> {
+    let mut delete = db.prepare_cached(
+        "DELETE FROM segment WHERE key IN (
+             SELECT key FROM segment WHERE loose = 1 ORDER BY key DESC LIMIT -1 OFFSET ?1)",
+    )?;
+    delete.execute([to_sql(limit)])
+}
+
+/// Removes loose segments that ended before this time.
+pub(in super::super) fn remove_loose_before(db: &Connection, time_ms: i64) -> Result<usize> {
+    let sql = "DELETE FROM segment WHERE loose = 1 AND end_ms < ?1";
+    db.execute(sql, [time_ms])
+}
+
+/// The number of a segment of a task in the snapshots' table; it is given one, and its segment kept,
+/// if this is its first snapshot.
+pub(super) fn key_of(db: &Connection, task: i64, segment_id: &str) -> Result<i64> {
+    let mut find =
+        db.prepare_cached("SELECT key FROM task_segment WHERE task = ?1 AND segment_id = ?2")?;
+    let known = find.query_row((task, segment_id), |row| row.get(0));
+    if let Some(key) = known.optional()? {
+        return Ok(key);
+    }
+    let mut insert =
+        db.prepare_cached("INSERT INTO task_segment (task, segment_id) VALUES (?1, ?2)")?;
+    let key = insert.insert((task, segment_id))?;
+    let mut pin = db.prepare_cached("UPDATE segment SET loose = 0 WHERE id = ?1")?;
+    pin.execute([segment_id])?;
+    Ok(key)
+}
+
+/// The segments of a task that have both their segment and their sequence 0, oldest first, with their
+/// numbers in the snapshots' table.
+pub(in super::super) fn listed(db: &Connection, task: i64) -> Result<Vec<(i64, SegmentSummary)>> {
+    let mut rows = db.prepare_cached(
+        "SELECT task_segment.key AS number, segment.* FROM task_segment
+         JOIN segment ON segment.id = task_segment.segment_id
+         WHERE task_segment.task = ?1 AND EXISTS (
+             SELECT 1 FROM snapshot WHERE snapshot.segment = task_segment.key AND sequence = 0)
+         ORDER BY segment.start_ms, segment.id",
+    )?;
+    let listed = rows.query_map([task], |row| Ok((row.get("number")?, summary(row)?)))?;
+    listed.collect()
+}
+
+fn summary(row: &Row<'_>) -> Result<SegmentSummary> {
+    Ok(SegmentSummary {
+        segment_id: row.get("id")?,
+        trace_id: row.get("trace_id")?,
+        service: row.get("service")?,
+        instance: row.get("instance")?,
+        endpoint: row.get("endpoint")?,
+        start_ms: row.get("start_ms")?,
+        end_ms: row.get("end_ms")?,
+        status: row.get("status")?,
+    })
+}
+
+/// How many segments a task has snapshots of.
+pub(in super::super) fn count(db: &Connection, task: i64) -> Result<usize> {
+    let mut count = db.prepare_cached("SELECT count(*) FROM task_segment WHERE task = ?1")?;
+    let count: i64 = count.query_row([task], |row| row.get(0))?;
+    Ok(usize::try_from(count).unwrap_or_default())
+}
+
+/// Removes the snapshots of a task, and segments no other task has snapshots of.
+pub(in super::super) fn clear(db: &Connection, task: i64) -> Result<()> {
+    for sql in [
+        "DELETE FROM segment WHERE id IN (SELECT segment_id FROM task_segment WHERE task = ?1)
+         AND NOT EXISTS (
+             SELECT 1 FROM task_segment WHERE segment_id = segment.id AND task <> ?1)",
+        "DELETE FROM task_segment WHERE task = ?1",
+        "DELETE FROM stack WHERE task = ?1",
+        "DELETE FROM text WHERE task = ?1",
+    ] {
+        db.execute(sql, [task])?;
+    }
+    Ok(())
+}
