@@ -21,6 +21,7 @@ mod agents;
 mod chunk;
 pub mod client;
 mod intake;
+mod record;
 mod storage;
 pub mod store;
 #[cfg(test)]

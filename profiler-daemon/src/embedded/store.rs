@@ -15,7 +15,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use profiler_proto::skywalking::{Command, SegmentObject, ThreadSnapshot};
 use rusqlite::{Connection, TransactionBehavior};
@@ -28,113 +27,11 @@ use super::storage::tasks::TaskRow;
 use super::storage::{StorageError, instances, retention, segments, snapshots, tasks};
 use super::task::{LogEntry, Operation, Refusal, TaskRecord, TaskRequest, TaskState};
 use super::trace::SegmentSummary;
-use crate::model::{Coverage, Snapshot};
+use crate::model::Coverage;
 
-/// Sizes at which the store stops growing.
-#[derive(Clone, Copy, Debug)]
-pub struct StoreLimits {
-    /// Tasks kept.
-    pub tasks: usize,
-    /// Log entries and instances' coverage kept per task.
-    pub logs_per_task: usize,
-    /// Service instances kept.
-    pub instances: usize,
-    /// Segments kept that have no snapshot.
-    pub loose_segments: usize,
-    /// Size of the whole database.
-    pub bytes: u64,
-    /// How long a task is kept after its end.
-    pub retention: Duration,
-}
-
-impl Default for StoreLimits {
-    fn default() -> Self {
-        Self {
-            tasks: 256,
-            logs_per_task: 1024,
-            instances: 4096,
-            loose_segments: 4096,
-            bytes: 1 << 30,
-            retention: Duration::from_hours(7 * 24),
-        }
-    }
-}
-
-/// Rows that were not stored, over all tasks, since the start of the process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreLosses {
-    /// Snapshots of tasks that are not known here.
-    pub unknown_task: u64,
-    /// Snapshots without frames, too deep, with an unusable id or time.
-    pub bad_snapshots: u64,
-    /// Snapshots whose key is taken.
-    pub duplicate_snapshots: u64,
-    /// Snapshots over the size of the database.
-    pub snapshots_over_limit: u64,
-    /// Segments that OAP would not show either.
-    pub bad_segments: u64,
-    /// Log entries, instances and coverage reports over their limits. Of instances, the one that was
-    /// silent for longest goes.
-    pub other_over_limit: u64,
-}
-
-/// A service instance that has reported.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct InstanceRecord {
-    /// Properties, last report.
-    pub properties: BTreeMap<String, String>,
-    /// Epoch milliseconds.
-    pub last_seen_ms: i64,
-}
-
-/// A task with what happened to it.
-#[derive(Clone, Debug)]
-pub struct TaskView {
-    /// The task.
-    pub task: TaskRecord,
-    /// Where it stands.
-    pub state: TaskState,
-    /// What instances did, oldest first.
-    pub logs: Vec<LogEntry>,
-    /// Counts over all instances.
-    pub coverage: Coverage,
-    /// Segments that can be shown.
-    pub segments: usize,
-    /// Snapshots stored.
-    pub snapshots: u64,
-}
-
-/// A profiled segment with its snapshots.
-#[derive(Clone, Debug)]
-pub struct SegmentData {
-    /// The segment.
-    pub summary: SegmentSummary,
-    /// Its snapshots, by sequence.
-    pub snapshots: Vec<Snapshot>,
-}
-
-/// Why a text names no task.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FindError {
-    /// The store has no task at all.
-    #[error("there is no task")]
-    Empty,
-    /// No id begins with the text.
-    #[error("no task has the id {0}")]
-    Unknown(String),
-    /// Several do.
-    #[error("{0} is the beginning of several task ids: {1}")]
-    Ambiguous(String, String),
-    /// It cannot be read.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-}
-
-impl From<rusqlite::Error> for FindError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Storage(error.into())
-    }
-}
+pub use super::record::{
+    FindError, InstanceRecord, NamedInstance, SegmentData, StoreLimits, StoreLosses, TaskView,
+};
 
 /// The store: one connection, one call at a time.
 #[derive(Debug)]
@@ -406,7 +303,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StorageError`], as for all calls.
-    pub fn instances(&self) -> Result<Vec<((String, String), InstanceRecord)>, StorageError> {
+    pub fn instances(&self) -> Result<Vec<NamedInstance>, StorageError> {
         self.read(instances::all)
     }
 

@@ -125,15 +125,19 @@ impl Tasks for TaskService {
             });
             let send = |part| {
                 let part = pb::ResultPart { part: Some(part) };
-                parts.blocking_send(Ok(part))
+                parts.blocking_send(Ok(part)).is_ok()
             };
-            if send(head).is_err() {
+            if !send(head) {
                 return; // the caller has hung up
             }
             match store.segments(&view.task.id) {
                 Ok(segments) => {
-                    let mut segments = segments.iter().map(wire::segment_to_wire);
-                    let _ = segments.try_for_each(|segment| send(Part::Segment(segment)));
+                    let segments = segments.iter().map(wire::segment_to_wire);
+                    for segment in segments.map(Part::Segment) {
+                        if !send(segment) {
+                            return;
+                        }
+                    }
                 }
                 Err(error) => {
                     let _ = parts.blocking_send(Err(error.into()));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, Result};
 
-use super::super::store::InstanceRecord;
+use super::super::record::{InstanceRecord, NamedInstance};
 use super::to_sql;
 
 /// How much later than the stored time a heartbeat must be to be written: instances ask every five
@@ -43,7 +43,7 @@ pub(in super::super) fn seen(
 }
 
 /// All instances, by service and name.
-pub(in super::super) fn all(db: &Connection) -> Result<Vec<((String, String), InstanceRecord)>> {
+pub(in super::super) fn all(db: &Connection) -> Result<Vec<NamedInstance>> {
     let mut rows = db.prepare_cached(
         "SELECT service, name, last_seen_ms, properties FROM instance ORDER BY service, name",
     )?;
