@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "skywalking/common.proto",
     "skywalking/profile.proto",
     "skywalking/management.proto",
     "skywalking/tracing.proto",
+    "skywalking/unkept.proto",
     "profilerd/tasks.proto",
     "profilerd/spool.proto",
     "pprof/profile.proto",

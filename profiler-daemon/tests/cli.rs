@@ -118,6 +118,10 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         (vec!["record", "--endpoint", "/x"], "--pid"),
         (vec!["ps", "--log-level", "loud"], "accepted are error"),
         (vec!["standalone", "--listen", "nowhere"], "--listen"),
+        (
+            vec!["standalone", "--http-listen", "12800"],
+            "127.0.0.1:12800, and off",
+        ),
     ];
     for (args, expected) in cases {
         let run = run(args);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 pub use profiler_test_support::{
     C_SERVER, ChildGuard, HttpClient, LocalServer, Response, SampleService, SkywalkingOap,
-    build_c_server, free_port, python_agent_command, python_agent_folder, read_json, wait_until,
-    workspace_root,
+    build_c_server, free_port, plain_python_agent_command, python_agent_command,
+    python_agent_folder, read_json, wait_until, workspace_root,
 };
 
 /// Leaves the test as skipped: prints `SKIPPED <test>: <reason>`, which `cargo xtask test` counts and

@@ -72,7 +72,7 @@ impl Daemon {
         let mut command = Command::new(binary);
         command
             .args(["standalone", "--listen", &oap.to_string()])
-            .args(["--data-dir", ":memory:"])
+            .args(["--http-listen", "off", "--data-dir", ":memory:"])
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file);

@@ -63,9 +63,14 @@ pub fn run_daemon(config: Config) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`run_daemon`]; or the address cannot be listened on, or the data not used.
-pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
-    let is_low_port = (1..FIRST_ORDINARY_PORT).contains(&listen.port());
+/// As [`run_daemon`]; or an address cannot be listened on, or the data not used.
+pub fn run_standalone(
+    config: Config,
+    listen: SocketAddr,
+    http_listen: Option<SocketAddr>,
+) -> Result<()> {
+    let mut ports = [Some(listen), http_listen].into_iter().flatten();
+    let is_low_port = ports.any(|it| (1..FIRST_ORDINARY_PORT).contains(&it.port()));
     let also: &[Capability] = if is_low_port {
         &[Capability::CAP_NET_BIND_SERVICE]
     } else {
@@ -73,7 +78,8 @@ pub fn run_standalone(config: Config, listen: SocketAddr) -> Result<()> {
     };
     privilege::restrict(also);
     runtime()?.block_on(async move {
-        let embedded = EmbeddedOap::start_with(config.embedded_config(listen)).await?;
+        let embedded = config.embedded_config(listen, http_listen);
+        let embedded = EmbeddedOap::start_with(embedded).await?;
         let address = embedded.local_addr();
         tracing::info!(%address, "the built-in OAP listens");
         let client = OapConfig {

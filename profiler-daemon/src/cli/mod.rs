@@ -115,6 +115,29 @@ struct StandaloneArgs {
     /// until the end of the process
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Address where it answers GraphQL, for UIs and swctl; `off` for none
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:12800",
+        env = "PROFILERD_HTTP_LISTEN",
+        value_parser = http_listen
+    )]
+    http_listen: HttpListen,
+}
+
+/// Where to answer GraphQL, if at all.
+#[derive(Clone, Copy, Debug)]
+struct HttpListen(Option<SocketAddr>);
+
+fn http_listen(text: &str) -> Result<HttpListen, String> {
+    if text == "off" {
+        return Ok(HttpListen(None));
+    }
+    let address = text
+        .parse()
+        .map_err(|_| "accepted are an address such as 127.0.0.1:12800, and off")?;
+    Ok(HttpListen(Some(address)))
 }
 
 /// Parses the command line, runs the command, and tells how it went.
@@ -152,7 +175,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 config.standalone.data_dir.clone_from(&args.data_dir);
             }
             crate::doctor::require()?;
-            app::run_standalone(config, args.listen)?;
+            app::run_standalone(config, args.listen, args.http_listen.0)?;
         }
         Command::Record(args) => return record::run(args, level),
         Command::Task(args) => {

@@ -49,7 +49,7 @@ struct TargetArgs {
     )]
     oap: String,
 
-    /// A SkyWalking OAP's query side instead, usually http://HOST:12800/graphql
+    /// The query side of an OAP instead, SkyWalking's or embedded, usually http://HOST:12800/graphql
     #[arg(long, global = true, value_name = "URL", conflicts_with = "oap")]
     graphql: Option<String>,
 
@@ -175,7 +175,9 @@ enum Oap {
 impl Oap {
     async fn connect(target: &TargetArgs) -> Result<Self> {
         Ok(match &target.graphql {
-            Some(url) => Self::Graphql(GraphqlClient::new(url)?),
+            Some(url) => {
+                Self::Graphql(GraphqlClient::new(url)?.with_token(target.token.as_deref())?)
+            }
             None => {
                 Self::Embedded(TaskClient::connect(&target.oap, target.token.as_deref()).await?)
             }

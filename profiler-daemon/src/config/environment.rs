@@ -146,7 +146,11 @@ const VARIABLES: &[(&str, Setter)] = &[
 ];
 
 /// Read elsewhere: by the command line.
-const OTHERS: &[&str] = &["PROFILERD_CONFIG", "PROFILERD_LISTEN"];
+const OTHERS: &[&str] = &[
+    "PROFILERD_CONFIG",
+    "PROFILERD_HTTP_LISTEN",
+    "PROFILERD_LISTEN",
+];
 
 /// Applies all variables that are known; returns warnings about unknown ones of ours.
 pub(super) fn apply(
@@ -255,7 +259,8 @@ mod tests {
         let data_of = |variables: &[(&str, &str)]| {
             let (config, warnings) = applied(variables).unwrap();
             assert!(warnings.is_empty(), "{warnings:?}");
-            config.embedded_config("127.0.0.1:0".parse().unwrap()).data
+            let any_port = "127.0.0.1:0".parse().unwrap();
+            config.embedded_config(any_port, None).data
         };
         let directory = |path: &str| DataDir::Directory(path.into());
         assert_eq!(data_of(&[]), directory("/var/lib/profilerd"));

@@ -412,11 +412,16 @@ impl Config {
 
     /// What the OAP of `standalone` needs.
     #[must_use]
-    pub fn embedded_config(&self, listen: SocketAddr) -> EmbeddedConfig {
+    pub fn embedded_config(
+        &self,
+        listen: SocketAddr,
+        http_listen: Option<SocketAddr>,
+    ) -> EmbeddedConfig {
         let standalone = &self.standalone;
         let data_dir = standalone.data_dir.as_ref().or(self.state_dir.as_ref());
         EmbeddedConfig {
             listen,
+            http_listen,
             token: self.oap_config().token,
             data: data_dir.map_or(DataDir::Memory, |dir| dir.as_path().into()),
             limits: StoreLimits {

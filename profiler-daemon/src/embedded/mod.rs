@@ -7,7 +7,9 @@
 //!
 //! ```text
 //! agents, profilerd  --ProfileTask, ManagementService, TraceSegmentReportService-->  agents.rs
+//! agents             --meters, logs and the like, forgotten--------------------------->  unkept.rs
 //! profilerd task     --profilerd.v1.Tasks------------------------------------------>  tasks.rs
+//! profilerd task, UIs --GraphQL over HTTP------------------------------------------>  query/
 //! anything           --grpc.health.v1.Health--------------------------------------->  tonic-health
 //!                                                       agents.rs, tasks.rs  ----->  store.rs
 //!                                                                  store.rs  ----->  storage/
@@ -21,6 +23,8 @@ mod agents;
 mod chunk;
 pub mod client;
 mod intake;
+mod lookup;
+mod query;
 mod record;
 mod storage;
 pub mod store;
@@ -29,6 +33,7 @@ mod store_tests;
 pub mod task;
 mod tasks;
 pub mod trace;
+mod unkept;
 pub mod wire;
 
 use std::net::SocketAddr;
@@ -37,7 +42,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use profiler_proto::profilerd::tasks_server::TasksServer;
+use profiler_proto::skywalking::clr_metric_report_service_server::ClrMetricReportServiceServer;
+use profiler_proto::skywalking::configuration_discovery_service_server::ConfigurationDiscoveryServiceServer;
+use profiler_proto::skywalking::event_service_server::EventServiceServer;
+use profiler_proto::skywalking::jvm_metric_report_service_server::JvmMetricReportServiceServer;
+use profiler_proto::skywalking::log_report_service_server::LogReportServiceServer;
 use profiler_proto::skywalking::management_service_server::ManagementServiceServer;
+use profiler_proto::skywalking::meter_report_service_server::MeterReportServiceServer;
 use profiler_proto::skywalking::profile_task_server::ProfileTaskServer;
 use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmentReportServiceServer;
 use tokio::net::TcpListener;
@@ -50,12 +61,15 @@ use tonic::{Request, Status};
 use tracing::{info, warn};
 
 use agents::Agents;
+use query::server::QueryServer;
 use store::{Store, StoreLimits};
 use tasks::TaskService;
+use unkept::Unkept;
 
 use crate::model::clock::unix_ms_now;
 
 pub use client::TaskClient;
+pub use query::sdl;
 pub use storage::StorageError;
 pub use storage::database::{DataDir, OpenError};
 
@@ -74,6 +88,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(2);
 pub struct EmbeddedConfig {
     /// Where to listen; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Where to answer GraphQL, if at all.
+    pub http_listen: Option<SocketAddr>,
     /// Token that callers must send as `authentication` metadata.
     pub token: Option<String>,
     /// Where the data is kept.
@@ -83,11 +99,12 @@ pub struct EmbeddedConfig {
 }
 
 impl EmbeddedConfig {
-    /// In memory, without a token, with the default sizes.
+    /// In memory, without GraphQL and a token, with the default sizes.
     #[must_use]
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
+            http_listen: None,
             token: None,
             data: DataDir::Memory,
             limits: StoreLimits::default(),
@@ -102,6 +119,7 @@ pub struct EmbeddedOap {
     store: Arc<Store>,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
+    query: Option<QueryServer>,
     _sweeper: Sweeper,
 }
 
@@ -125,7 +143,7 @@ async fn sweep(store: Arc<Store>) {
 }
 
 impl EmbeddedOap {
-    /// Starts on `listen`, in memory, without a token.
+    /// Starts on `listen`, in memory, without GraphQL and a token.
     ///
     /// # Errors
     ///
@@ -153,6 +171,13 @@ impl EmbeddedOap {
         let EmbeddedConfig { data, limits, .. } = config;
         let store = spawn_blocking(move || Store::open(&data, limits)).await;
         let store = Arc::new(store.context("the store was not opened")??);
+        let query = match config.http_listen {
+            Some(listen) => {
+                let token = config.token.clone();
+                Some(QueryServer::start(listen, Arc::clone(&store), token).await?)
+            }
+            None => None,
+        };
         let (stop, stopped) = oneshot::channel();
         let router = router(&store, config.token).await;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -171,6 +196,7 @@ impl EmbeddedOap {
             store,
             stop,
             server,
+            query,
             _sweeper: sweeper,
         })
     }
@@ -179,6 +205,12 @@ impl EmbeddedOap {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Address at which it answers GraphQL.
+    #[must_use]
+    pub fn query_addr(&self) -> Option<SocketAddr> {
+        self.query.as_ref().map(QueryServer::local_addr)
     }
 
     /// What it remembers, for looking at.
@@ -205,6 +237,7 @@ async fn router(store: &Arc<Store>, token: Option<String>) -> tonic::transport::
     let check = move |request: Request<()>| check_token(token.as_deref(), request);
     let agents = Agents::new(Arc::clone(store));
     let tasks = TaskService::new(Arc::clone(store));
+    let unkept = Unkept::default();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<ProfileTaskServer<Agents>>().await;
     Server::builder()
@@ -223,6 +256,30 @@ async fn router(store: &Arc<Store>, token: Option<String>) -> tonic::transport::
         .add_service(InterceptedService::new(
             TraceSegmentReportServiceServer::new(agents)
                 .max_decoding_message_size(MESSAGE_MAX_BYTES),
+            check.clone(),
+        ))
+        .add_service(MeterReportServiceServer::with_interceptor(
+            unkept.clone(),
+            check.clone(),
+        ))
+        .add_service(JvmMetricReportServiceServer::with_interceptor(
+            unkept.clone(),
+            check.clone(),
+        ))
+        .add_service(ClrMetricReportServiceServer::with_interceptor(
+            unkept.clone(),
+            check.clone(),
+        ))
+        .add_service(LogReportServiceServer::with_interceptor(
+            unkept.clone(),
+            check.clone(),
+        ))
+        .add_service(EventServiceServer::with_interceptor(
+            unkept.clone(),
+            check.clone(),
+        ))
+        .add_service(ConfigurationDiscoveryServiceServer::with_interceptor(
+            unkept.clone(),
             check.clone(),
         ))
         .add_service(InterceptedService::new(

@@ -125,6 +125,26 @@ pub fn service_id(name: &str) -> String {
     format!("{}.1", STANDARD.encode(name))
 }
 
+/// The name in an id that [`service_id`] made; OAP has other numbers behind the dot for other origins.
+#[must_use]
+pub fn service_name(id: &str) -> Option<String> {
+    let (name, origin) = id.rsplit_once('.')?;
+    origin.parse::<u8>().ok()?;
+    String::from_utf8(STANDARD.decode(name).ok()?).ok()
+}
+
+/// OAP's id of a service instance.
+#[must_use]
+pub fn instance_id(service: &str, instance: &str) -> String {
+    format!("{}_{}", service_id(service), STANDARD.encode(instance))
+}
+
+/// OAP's id of an endpoint, made as that of an instance.
+#[must_use]
+pub fn endpoint_id(service: &str, endpoint: &str) -> String {
+    format!("{}_{}", service_id(service), STANDARD.encode(endpoint))
+}
+
 impl TaskRequest {
     /// Checks the arguments.
     ///
@@ -311,6 +331,27 @@ mod tests {
         let task = create(request(), &[]).unwrap();
         assert_eq!(task.id, "1795405209971_ZGVtby1zdmM=.1");
         assert_eq!(task.request.start_ms, NOW);
+    }
+
+    /// Check that a service's name is read from its id, and that other texts are no ids.
+    #[test]
+    fn a_service_is_named_by_its_id() {
+        assert_eq!(
+            service_name(&service_id("déjà vu")).as_deref(),
+            Some("déjà vu")
+        );
+        assert_eq!(service_name("ZGVtby1zdmM=.0").as_deref(), Some("demo-svc"));
+        for bad in [
+            "",
+            ".",
+            "ZGVtby1zdmM=",
+            "ZGVtby1zdmM.1",
+            "ZGVtby1zdmM=.x",
+            "/w==.1",
+        ] {
+            assert_eq!(service_name(bad), None, "{bad}");
+        }
+        assert_eq!(instance_id("demo-svc", "one"), "ZGVtby1zdmM=.1_b25l");
     }
 
     /// Check each limit at its edge, with OAP's text.

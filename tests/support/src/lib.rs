@@ -17,7 +17,10 @@ pub use http::{HttpClient, Response};
 pub use json::read_json;
 pub use server::LocalServer;
 pub use service::SampleService;
-pub use skywalking::{SkywalkingOap, oap_folder, python_agent_command, python_agent_folder};
+pub use skywalking::{
+    SkywalkingOap, oap_folder, plain_python_agent_command, python_agent_command,
+    python_agent_folder,
+};
 
 use std::path::{Path, PathBuf};
 

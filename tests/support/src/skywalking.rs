@@ -32,6 +32,19 @@ pub fn python_agent_folder() -> PathBuf {
 /// The agent reports to `oap` as `instance`, with its defaults except for what it reports beside traces.
 #[must_use]
 pub fn python_agent_command(oap: SocketAddr, instance: &str) -> Command {
+    let mut command = plain_python_agent_command(oap, instance);
+    command
+        .env("SW_AGENT_METER_REPORTER_ACTIVE", "false")
+        .env("SW_AGENT_PVM_METER_REPORTER_ACTIVE", "false")
+        .env("SW_AGENT_LOG_REPORTER_ACTIVE", "false")
+        // It warns of each library that it knows and that is not there.
+        .env("SW_AGENT_LOGGING_LEVEL", "ERROR");
+    command
+}
+
+/// As [`python_agent_command`], with all defaults of the agent.
+#[must_use]
+pub fn plain_python_agent_command(oap: SocketAddr, instance: &str) -> Command {
     let programs = python_agent_folder().join("bin");
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(programs.join("sw-python"));
@@ -40,12 +53,7 @@ pub fn python_agent_command(oap: SocketAddr, instance: &str) -> Command {
         // It starts the first Python of this path.
         .env("PATH", format!("{}:{path}", programs.display()))
         .env("SW_AGENT_COLLECTOR_BACKEND_SERVICES", oap.to_string())
-        .env("SW_AGENT_INSTANCE_NAME", instance)
-        .env("SW_AGENT_METER_REPORTER_ACTIVE", "false")
-        .env("SW_AGENT_PVM_METER_REPORTER_ACTIVE", "false")
-        .env("SW_AGENT_LOG_REPORTER_ACTIVE", "false")
-        // It warns of each library that it knows and that is not there.
-        .env("SW_AGENT_LOGGING_LEVEL", "ERROR");
+        .env("SW_AGENT_INSTANCE_NAME", instance);
     command
 }
 

@@ -30,15 +30,20 @@ pub(crate) struct Answer {
 impl Daemon {
     /// With its own OAP; returns when that can be asked.
     pub(crate) fn standalone() -> Self {
-        Self::standalone_in(":memory:")
+        Self::standalone_with(":memory:", &[])
     }
 
     /// As [`Self::standalone`], with its data in a directory.
     pub(crate) fn standalone_in(data_dir: &str) -> Self {
+        Self::standalone_with(data_dir, &[])
+    }
+
+    /// As [`Self::standalone_in`], with more variables.
+    pub(crate) fn standalone_with(data_dir: &str, variables: &[(&str, &str)]) -> Self {
         let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
         let listen = oap.to_string();
         let args = ["standalone", "--listen", &listen, "--data-dir", data_dir];
-        let mut daemon = Self::start(&args, oap, &[]);
+        let mut daemon = Self::start(&args, oap, variables);
         wait_until("the built-in OAP", DEADLINE, || {
             daemon.child.still_running()?;
             Ok(TcpStream::connect(oap).ok())
@@ -63,6 +68,7 @@ impl Daemon {
         command
             .env("PROFILERD_OAP_POLL_INTERVAL", "1s")
             .env("PROFILERD_STATE_DIR", "none")
+            .env("PROFILERD_HTTP_LISTEN", "off")
             .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(File::create(log.path()).unwrap());

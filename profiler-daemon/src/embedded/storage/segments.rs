@@ -88,6 +88,22 @@ fn summary(row: &Row<'_>) -> Result<SegmentSummary> {
     })
 }
 
+/// The numbers of a segment in the snapshots' table, one for each task that has snapshots of it.
+pub(in super::super) fn keys(db: &Connection, segment_id: &str) -> Result<Vec<i64>> {
+    let mut rows =
+        db.prepare_cached("SELECT key FROM task_segment WHERE segment_id = ?1 ORDER BY key")?;
+    rows.query_map([segment_id], |row| row.get(0))?.collect()
+}
+
+/// Endpoints of a service that tasks were created for, and those of its profiled segments, by name.
+pub(in super::super) fn endpoints(db: &Connection, service: &str) -> Result<Vec<String>> {
+    let mut rows = db.prepare_cached(
+        "SELECT endpoint FROM task WHERE service = ?1
+         UNION SELECT endpoint FROM segment WHERE service = ?1 AND loose = 0 ORDER BY endpoint",
+    )?;
+    rows.query_map([service], |row| row.get(0))?.collect()
+}
+
 /// How many segments a task has snapshots of.
 pub(in super::super) fn count(db: &Connection, task: i64) -> Result<usize> {
     let mut count = db.prepare_cached("SELECT count(*) FROM task_segment WHERE task = ?1")?;

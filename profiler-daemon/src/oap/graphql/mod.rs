@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, Uri, header};
+use hyper::header::HeaderValue;
+use hyper::{Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use profiler_proto::profilerd as pb;
 use serde::Deserialize;
@@ -52,6 +53,7 @@ const ANALYZE: &str = "query($q: [SegmentProfileAnalyzeQuery!]!){ \
 #[derive(Clone, Debug)]
 pub struct GraphqlClient {
     uri: Uri,
+    token: Option<HeaderValue>,
     answer_max_bytes: usize,
 }
 
@@ -69,8 +71,25 @@ impl GraphqlClient {
             .with_context(|| format!("{url:?} is not of the form http://HOST:12800/graphql"))?;
         Ok(Self {
             uri,
+            token: None,
             answer_max_bytes: ANSWER_MAX_BYTES,
         })
+    }
+
+    /// The same, with a token, which embedded OAPs may ask for.
+    ///
+    /// # Errors
+    ///
+    /// If no header can carry it.
+    pub fn with_token(self, token: Option<&str>) -> Result<Self> {
+        let hidden = |text| {
+            let mut value = HeaderValue::from_str(text)?;
+            value.set_sensitive(true);
+            anyhow::Ok(value)
+        };
+        let token = token.map(hidden).transpose();
+        let token = token.context("the token has characters that no header may have")?;
+        Ok(Self { token, ..self })
     }
 
     /// The same, for answers of at most so many bytes.
@@ -220,11 +239,14 @@ impl GraphqlClient {
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = Request::post(path)
+        let mut request = Request::post(path)
             .header(header::HOST, format!("{host}:{port}"))
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::CONNECTION, "close")
-            .body(Full::new(bytes::Bytes::from(body)))?;
+            .header(header::CONNECTION, "close");
+        if let Some(token) = &self.token {
+            request = request.header("authentication", token);
+        }
+        let request = request.body(Full::new(bytes::Bytes::from(body)))?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), self.answer_max_bytes);
@@ -233,6 +255,9 @@ impl GraphqlClient {
             .await
             .map_err(|error| anyhow!("the answer broke off or is too long: {error}"))?
             .to_bytes();
+        if status == StatusCode::UNAUTHORIZED {
+            bail!("it asks for a token; set it with --token or SW_AGENT_AUTHENTICATION");
+        }
         // What is wrong with a query is told with status 400, in the form of any other answer.
         if !status.is_success() && !has_error_text(&bytes) {
             bail!("the answer is HTTP {status}");

@@ -3,6 +3,7 @@
 //! Needs what `cargo xtask setup --oap` fetches.
 
 mod agent;
+mod builtin;
 mod comparison;
 mod gunicorn;
 mod query;

@@ -1,0 +1,112 @@
+//! The query side of the embedded OAP: what SkyWalking's interface and `swctl` ask for, in GraphQL.
+//!
+//! In:  `POST /graphql`, `GET /healthcheck` over HTTP/1.1, plain
+//! Out: tasks, profiled requests, their call trees, services; tasks that users create
+//! Lost: nothing; what is asked for beyond a limit is refused with the limit in the text
+//!
+//! | file | has |
+//! |---|---|
+//! | `server` | HTTP: limits, token, time |
+//! | `task` | tasks and their logs |
+//! | `trace` | profiled requests and their analysis |
+//! | `metadata` | services, instances, endpoints, health |
+//! | `long` | the scalar `Long` |
+//!
+//! Names, arguments and types are those of OAP 10.1.0 (apache/skywalking-query-protocol), for the part that
+//! trace profiling needs; `tests/fixtures/query.graphqls` is the whole of it. What differs:
+//!
+//! - a profiled segment has one span, span 0: the store keeps a segment's name and times, not its spans;
+//! - the time range of `listInstances`, and of `findEndpoint` (since OAP 10.2), is not looked at: all that is known
+//!   is listed.
+
+mod long;
+mod metadata;
+pub(super) mod server;
+mod task;
+mod trace;
+
+use std::sync::Arc;
+
+use async_graphql::{Context, EmptySubscription, MergedObject, Object, Schema, SchemaBuilder};
+use tokio::sync::Semaphore;
+
+use super::storage::StorageError;
+use super::store::Store;
+
+/// Most fields of one query, as in OAP.
+const COMPLEXITY_MAX: usize = 3000;
+/// An introspection by usual tools is 13 deep.
+const DEPTH_MAX: usize = 20;
+/// Reads of the store that run at a time: each takes a thread, and an analysis takes it for seconds.
+const READS_MAX: usize = 2;
+
+/// What OAP's version begins with decides which operations `swctl` uses.
+const VERSION: &str = concat!("10.1.0-profilerd-", env!("CARGO_PKG_VERSION"));
+
+type QuerySchema = Schema<Query, Mutation, EmptySubscription>;
+
+/// All questions.
+#[derive(Debug, Default, MergedObject)]
+struct Query(
+    Version,
+    metadata::MetadataQuery,
+    task::TaskQuery,
+    trace::TraceQuery,
+);
+
+/// All that changes something.
+#[derive(Debug, Default, MergedObject)]
+struct Mutation(Version, task::TaskMutation);
+
+/// Both root types have this field.
+#[derive(Debug, Default)]
+struct Version;
+
+#[Object]
+impl Version {
+    /// The OAP whose operations these are, and ours.
+    async fn version(&self) -> Option<&str> {
+        Some(VERSION)
+    }
+}
+
+type QueryBuilder = SchemaBuilder<Query, Mutation, EmptySubscription>;
+
+fn builder() -> QueryBuilder {
+    Schema::build(Query::default(), Mutation::default(), EmptySubscription)
+        .limit_complexity(COMPLEXITY_MAX)
+        .limit_depth(DEPTH_MAX)
+}
+
+fn schema(store: Arc<Store>) -> QuerySchema {
+    let reads = Arc::new(Semaphore::new(READS_MAX));
+    builder().data(store).data(reads).finish()
+}
+
+/// The schema as text.
+#[must_use]
+pub fn sdl() -> String {
+    builder().finish().sdl()
+}
+
+/// Uses the store on a thread that may wait. Goes on to its end, and keeps its place, when the asker has left.
+async fn on_store<T, E>(
+    context: &Context<'_>,
+    work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<StorageError> + Send + 'static,
+{
+    // The schema is never made without both.
+    let store: &Arc<Store> = context.data_unchecked();
+    let reads: &Arc<Semaphore> = context.data_unchecked();
+    let place = Arc::clone(reads).acquire_owned().await;
+    let place = place.map_err(StorageError::new)?;
+    let work = move |store: &Store| {
+        let result = work(store);
+        drop(place);
+        result
+    };
+    store.run(work).await
+}

@@ -1,0 +1,433 @@
+//! The embedded OAP's query side over HTTP: the texts that UIs and `swctl` send to SkyWalking's OAP, our own
+//! client, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::net::SocketAddr;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use profiler_daemon::embedded::{EmbeddedConfig, EmbeddedOap, sdl};
+use profiler_daemon::model::clock::unix_ms_now;
+use profiler_daemon::oap::graphql::GraphqlClient;
+use profiler_proto::profilerd as pb;
+use profiler_proto::skywalking::{SegmentObject, SpanObject, ThreadSnapshot, ThreadStack};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+const CREATE: &str = "mutation($r: ProfileTaskCreationRequest){ \
+    task: createProfileTask(creationRequest: $r){ id errorReason } }";
+const LIST: &str = "query($s: ID, $e: String){ tasks: getProfileTaskList(serviceId: $s, endpointName: $e){ \
+    id serviceId serviceName endpointName startTime duration minDurationThreshold dumpPeriod \
+    maxSamplingCount logs{ id instanceId instanceName operationType operationTime } } }";
+const LOGS: &str = "query($t: String){ logs: getProfileTaskLogs(taskID: $t){ \
+    instanceName operationType operationTime } }";
+const SEGMENTS: &str = "query($t: ID!){ segs: getProfileTaskSegments(taskID: $t){ traceId instanceId \
+    instanceName endpointNames duration start spans{ spanId parentSpanId segmentId \
+    refs{ traceId parentSegmentId parentSpanId type } serviceCode serviceInstanceName startTime endTime \
+    endpointName type peer component isError layer tags{ key value } logs{ time data{ key value } } \
+    profiled } } }";
+const ANALYZE: &str = "query($q: [SegmentProfileAnalyzeQuery!]!){ \
+    a: getSegmentsProfileAnalyze(queries: $q){ tip trees{ elements{ \
+    id parentId codeSignature duration durationChildExcluded count } } } }";
+const SERVICES: &str = "query{ s: listServices(layer: \"GENERAL\"){ id name } }";
+const FIND_SERVICE: &str = "query($n: String!){ s: findService(serviceName: $n){ id name group shortName layers normal } }";
+const INSTANCES: &str = "query($s: ID!, $d: Duration!){ i: listInstances(duration: $d, serviceId: $s){ \
+    id name language instanceUUID attributes{ name value } } }";
+const ENDPOINTS: &str = "query($k: String!, $s: ID!, $l: Int!, $d: Duration){ \
+    e: findEndpoint(keyword: $k, serviceId: $s, limit: $l, duration: $d){ id name } }";
+
+const SERVICE_ID: &str = "c2hvcA==.1";
+const INSTANCE_ID: &str = "c2hvcA==.1_c2hvcC0x";
+
+async fn start(token: Option<&str>) -> EmbeddedOap {
+    let any_port: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    EmbeddedOap::start_with(EmbeddedConfig {
+        http_listen: Some(any_port),
+        token: token.map(str::to_owned),
+        ..EmbeddedConfig::new(any_port)
+    })
+    .await
+    .unwrap()
+}
+
+/// What an agent would report: one request, ten snapshots, 10 ms apart.
+fn report(oap: &EmbeddedOap, task_id: &str, start_ms: i64) {
+    let store = oap.store();
+    let properties = [("language".to_owned(), "python".to_owned())].into();
+    let now_ms = unix_ms_now();
+    store
+        .seen("shop", "shop-1", Some(properties), now_ms)
+        .unwrap();
+    store.commands("shop", "shop-1", -1, now_ms).unwrap();
+    let segment = SegmentObject {
+        trace_id: "trace".to_owned(),
+        trace_segment_id: "segment".to_owned(),
+        spans: vec![SpanObject {
+            start_time: start_ms,
+            end_time: start_ms + 95,
+            operation_name: "/buy".to_owned(),
+            ..SpanObject::default()
+        }],
+        service: "shop".to_owned(),
+        service_instance: "shop-1".to_owned(),
+        is_size_limited: false,
+    };
+    store.add_segments([segment]).unwrap();
+    let snapshots = (0..10).map(|sequence| {
+        let leaf = if sequence < 4 { "C" } else { "D" };
+        ThreadSnapshot {
+            task_id: task_id.to_owned(),
+            trace_segment_id: "segment".to_owned(),
+            time: start_ms + i64::from(sequence) * 10,
+            sequence,
+            stack: Some(ThreadStack {
+                code_signatures: ["main", "A", "B", leaf].map(str::to_owned).into(),
+            }),
+        }
+    });
+    store.add_snapshots(snapshots, now_ms).unwrap();
+}
+
+/// One request on a connection of its own.
+async fn send(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> (StatusCode, Vec<u8>) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.unwrap();
+    let driver = tokio::spawn(connection);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "oap");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(bytes::Bytes::from(body))).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    driver.abort();
+    (status, body.to_vec())
+}
+
+const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
+
+/// The whole answer to a query.
+async fn answer(oap: &EmbeddedOap, query: &str, variables: Value) -> Value {
+    let body = json!({ "query": query, "variables": variables }).to_string();
+    let address = oap.query_addr().unwrap();
+    let (status, body) = send(address, Method::POST, "/graphql", &[JSON], body).await;
+    assert_eq!(status, StatusCode::OK);
+    serde_json::from_slice(&body).unwrap()
+}
+
+async fn data(oap: &EmbeddedOap, query: &str, variables: Value) -> Value {
+    let mut answer = answer(oap, query, variables).await;
+    assert_eq!(answer.get("errors"), None, "{query}");
+    answer["data"].take()
+}
+
+fn creation() -> Value {
+    json!({ "r": {
+        "serviceId": SERVICE_ID, "endpointName": "/buy", "startTime": null, "duration": 5,
+        "minDurationThreshold": 0, "dumpPeriod": 10, "maxSamplingCount": 5,
+    }})
+}
+
+/// Check that the texts which a SkyWalking OAP understands get answers of the same shape.
+#[tokio::test]
+async fn the_texts_of_the_protocol_are_answered() {
+    let oap = start(None).await;
+    let created = data(&oap, CREATE, creation()).await;
+    let task_id = created["task"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(created["task"]["errorReason"], Value::Null);
+    let again = data(&oap, CREATE, creation()).await;
+    assert_eq!(again["task"]["id"], Value::Null);
+    let reason = again["task"]["errorReason"].as_str().unwrap();
+    assert!(reason.contains("already has monitor task"), "{reason}");
+    let start_ms = unix_ms_now();
+    report(&oap, &task_id, start_ms);
+
+    let list = data(&oap, LIST, json!({ "s": SERVICE_ID, "e": "/buy" })).await;
+    let task = &list["tasks"][0];
+    assert_eq!(task["id"], task_id.as_str());
+    assert_eq!(
+        (&task["serviceName"], &task["duration"]),
+        (&json!("shop"), &json!(5))
+    );
+    assert!(task["startTime"].is_i64());
+    let log = &task["logs"][0];
+    assert_eq!(
+        (&log["instanceId"], &log["operationType"]),
+        (&json!(INSTANCE_ID), &json!("NOTIFIED"))
+    );
+    let others = data(&oap, LIST, json!({ "s": SERVICE_ID, "e": "/other" })).await;
+    assert_eq!(others["tasks"], json!([]));
+    let logs = data(&oap, LOGS, json!({ "t": task_id })).await;
+    assert_eq!(logs["logs"][0]["instanceName"], "shop-1");
+
+    let segments = data(&oap, SEGMENTS, json!({ "t": task_id })).await;
+    assert_eq!(
+        segments["segs"],
+        json!([{
+            "traceId": "trace", "instanceId": INSTANCE_ID, "instanceName": "shop-1",
+            "endpointNames": ["/buy"], "duration": 95, "start": start_ms.to_string(),
+            "spans": [{
+                "spanId": 0, "parentSpanId": -1, "segmentId": "segment", "refs": [],
+                "serviceCode": "shop", "serviceInstanceName": "shop-1", "startTime": start_ms,
+                "endTime": start_ms + 95, "endpointName": "/buy", "type": "Entry", "peer": null,
+                "component": null, "isError": false, "layer": "Unknown", "tags": [], "logs": [],
+                "profiled": true,
+            }],
+        }])
+    );
+    let unknown = data(&oap, SEGMENTS, json!({ "t": "unknown" })).await;
+    assert_eq!(unknown["segs"], json!([]));
+
+    let range = |from: i64, to: i64| {
+        let range = json!({ "start": start_ms + from, "end": start_ms + to });
+        json!({ "q": [{ "segmentId": "segment", "timeRange": range }] })
+    };
+    let element = |id: &str, parent: &str, name: &str, duration: i64, own: i64, count: i64| {
+        json!({ "id": id, "parentId": parent, "codeSignature": name, "duration": duration,
+            "durationChildExcluded": own, "count": count })
+    };
+    // As OAP 10.1.0 answers for the same snapshots.
+    let analysis = data(&oap, ANALYZE, range(0, 95)).await;
+    assert_eq!(
+        analysis["a"],
+        json!({ "tip": null, "trees": [{ "elements": [
+            element("1", "0", "main", 90, 0, 10),
+            element("2", "1", "A", 90, 0, 10),
+            element("3", "2", "B", 90, 10, 10),
+            element("4", "3", "C", 30, 30, 4),
+            element("5", "3", "D", 50, 50, 6),
+        ]}]})
+    );
+    let part = data(&oap, ANALYZE, range(30, 60)).await;
+    assert_eq!(
+        part["a"]["trees"][0]["elements"][0],
+        element("1", "0", "main", 30, 0, 4)
+    );
+}
+
+/// Check that services, instances and endpoints are found as pages and `swctl` look for them.
+#[tokio::test]
+async fn services_are_found_by_name_and_id() {
+    let oap = start(None).await;
+    let created = data(&oap, CREATE, creation()).await;
+    report(&oap, created["task"]["id"].as_str().unwrap(), unix_ms_now());
+
+    let services = data(&oap, SERVICES, Value::Null).await;
+    assert_eq!(services["s"], json!([{ "id": SERVICE_ID, "name": "shop" }]));
+    let found = data(&oap, FIND_SERVICE, json!({ "n": "shop" })).await;
+    assert_eq!(
+        found["s"],
+        json!({ "id": SERVICE_ID, "name": "shop", "group": "", "shortName": "shop",
+            "layers": ["GENERAL"], "normal": true })
+    );
+    let missing = data(&oap, FIND_SERVICE, json!({ "n": "sho" })).await;
+    assert_eq!(missing["s"], Value::Null);
+    let by_id = "query{ s: getService(serviceId: \"c2hvcA==.1\"){ name } l: listLayers \
+        none: listServices(layer: \"MESH\"){ name } version checkHealth{ score details } \
+        getTimeInfo{ timezone currentTimestamp } }";
+    let by_id = data(&oap, by_id, Value::Null).await;
+    assert_eq!(
+        (&by_id["s"]["name"], &by_id["l"]),
+        (&json!("shop"), &json!(["GENERAL"]))
+    );
+    assert_eq!(
+        (&by_id["none"], &by_id["checkHealth"]["score"]),
+        (&json!([]), &json!(0))
+    );
+    assert!(
+        by_id["version"]
+            .as_str()
+            .unwrap()
+            .starts_with("10.1.0-profilerd-")
+    );
+
+    let duration = json!({ "start": "2026-01-01", "end": "2026-01-02", "step": "DAY" });
+    let instances = data(&oap, INSTANCES, json!({ "s": SERVICE_ID, "d": duration })).await;
+    let instance = &instances["i"][0];
+    assert_eq!(
+        (&instance["id"], &instance["language"]),
+        (&json!(INSTANCE_ID), &json!("PYTHON"))
+    );
+    let endpoints = json!({ "k": "bu", "s": SERVICE_ID, "l": 10, "d": null });
+    let endpoints = data(&oap, ENDPOINTS, endpoints).await;
+    assert_eq!(
+        endpoints["e"],
+        json!([{ "id": "c2hvcA==.1_L2J1eQ==", "name": "/buy" }])
+    );
+}
+
+/// Check that the client of `profilerd task --graphql` works as with a SkyWalking OAP, token included.
+#[tokio::test]
+async fn our_client_cannot_tell_it_from_another_oap() {
+    let oap = start(Some("secret")).await;
+    let url = format!("http://{}/graphql", oap.query_addr().unwrap());
+    let without = GraphqlClient::new(&url).unwrap();
+    let error = format!("{:#}", without.list("", "").await.unwrap_err());
+    assert!(error.contains("SW_AGENT_AUTHENTICATION"), "{error}");
+
+    let client = without.with_token(Some("secret")).unwrap();
+    let request = pb::CreateTaskRequest {
+        service: "shop".to_owned(),
+        endpoint: "/buy".to_owned(),
+        duration_minutes: 1,
+        dump_period_ms: 10,
+        max_sampling_count: 5,
+        ..pb::CreateTaskRequest::default()
+    };
+    let task = client.create(request.clone()).await.unwrap();
+    let busy = client.create(request).await.unwrap_err().to_string();
+    assert!(busy.contains("already has monitor task"), "{busy}");
+    report(&oap, &task.task_id, unix_ms_now());
+    assert_eq!(
+        client.list("shop", "/buy").await.unwrap()[0].task_id,
+        task.task_id
+    );
+    assert_eq!(client.list("other", "").await.unwrap(), []);
+    let shown = client.show("").await.unwrap();
+    assert_eq!(
+        (shown.segments, shown.logs[0].operation.as_str()),
+        (1, "NOTIFIED")
+    );
+    let result = client.result(&task.task_id).await.unwrap();
+    let [segment] = &result.segments[..] else {
+        panic!("{result:?}")
+    };
+    assert_eq!(
+        (segment.endpoint.as_str(), segment.duration_ms),
+        ("/buy", 95)
+    );
+    assert_eq!(
+        (
+            segment.trees[0].code_signature.as_str(),
+            segment.trees[0].count
+        ),
+        ("main", 10)
+    );
+}
+
+/// Check what HTTP refuses: other methods, types and paths, a wrong token, more than a query.
+#[tokio::test]
+async fn requests_that_are_no_queries_are_refused() {
+    let oap = start(Some("secret")).await;
+    let address = oap.query_addr().unwrap();
+    let token = ("authentication", "secret");
+    let version = json!({ "query": "{ version }" }).to_string();
+    let cases = [
+        (Method::GET, "/healthcheck", vec![], String::new(), 200),
+        (Method::HEAD, "/healthcheck", vec![], String::new(), 200),
+        (Method::POST, "/healthcheck", vec![], String::new(), 405),
+        (Method::GET, "/graphql", vec![token], String::new(), 405),
+        (Method::GET, "/", vec![token], String::new(), 404),
+        (Method::POST, "/graphql", vec![JSON], version.clone(), 401),
+        (
+            Method::POST,
+            "/graphql",
+            vec![JSON, ("authentication", "no")],
+            version.clone(),
+            401,
+        ),
+        (Method::POST, "/graphql", vec![token], version.clone(), 415),
+        (
+            Method::POST,
+            "/graphql",
+            vec![token, ("content-type", "text/plain")],
+            version.clone(),
+            415,
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            vec![token, JSON],
+            "{".to_owned(),
+            400,
+        ),
+        (
+            Method::POST,
+            "/graphql",
+            vec![token, JSON],
+            " ".repeat(2 << 20),
+            413,
+        ),
+        (Method::POST, "/graphql", vec![token, JSON], version, 200),
+    ];
+    for (method, path, headers, body, expected) in cases {
+        let what = format!("{method} {path} {headers:?}");
+        let (status, _) = send(address, method, path, &headers, body).await;
+        assert_eq!(status.as_u16(), expected, "{what}");
+    }
+}
+
+/// Check that wrong, deep, wide and expensive queries are errors of GraphQL, with status 200.
+#[tokio::test]
+async fn queries_have_limits() {
+    let oap = start(None).await;
+    let deep = format!(
+        "{{ __schema {} }}",
+        "{ types { fields ".repeat(12) + "{ name" + &" }".repeat(25)
+    );
+    let wide: String = (0..3001).map(|i| format!("a{i}: version ")).collect();
+    let expensive: String = (0..31)
+        .map(|i| format!("a{i}: getSegmentsProfileAnalyze(queries: []) {{ tip }} "))
+        .collect();
+    let many = json!({ "q": vec![json!({ "segmentId": "s", "timeRange": { "start": 0, "end": 1 } }); 101] });
+    let bad_id = json!({ "r": { "serviceId": "shop", "endpointName": "/", "duration": 1,
+        "minDurationThreshold": 0, "dumpPeriod": 10, "maxSamplingCount": 1 } });
+    for (query, variables, expected) in [
+        ("{ nothing }", Value::Null, "nothing"),
+        (deep.as_str(), Value::Null, ""),
+        (&format!("{{ {wide} }}"), Value::Null, "complex"),
+        (&format!("{{ {expensive} }}"), Value::Null, "complex"),
+        (ANALYZE, many, "at most 100"),
+        (
+            "mutation{ createProfileTask{ id } }",
+            Value::Null,
+            "creationRequest",
+        ),
+    ] {
+        let answer = answer(&oap, query, variables).await;
+        let message = answer["errors"][0]["message"].as_str();
+        let message = message.unwrap_or_else(|| panic!("{answer}"));
+        assert!(message.contains(expected), "{message}");
+    }
+    let refused = data(&oap, CREATE, bad_id).await;
+    let reason = refused["task"]["errorReason"].as_str().unwrap();
+    assert!(reason.contains("base64"), "{reason}");
+}
+
+/// Check that a taken port ends the start, and that the text names the option.
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let first = start(None).await;
+    let config = EmbeddedConfig {
+        http_listen: first.query_addr(),
+        ..EmbeddedConfig::new("127.0.0.1:0".parse().unwrap())
+    };
+    let error = EmbeddedOap::start_with(config)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("--http-listen"), "{error}");
+}
+
+/// Check the schema against its text; `PROFILERD_RECORD=1` writes it again.
+#[test]
+fn the_schema_is_the_recorded_one() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/query.graphqls");
+    if std::env::var_os("PROFILERD_RECORD").is_some() {
+        fs::write(file, sdl()).unwrap();
+    }
+    assert_eq!(sdl(), fs::read_to_string(file).unwrap());
+}
