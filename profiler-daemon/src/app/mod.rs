@@ -82,6 +82,9 @@ pub fn run_standalone(
         let embedded = EmbeddedOap::start_with(embedded).await?;
         let address = embedded.local_addr();
         tracing::info!(%address, "the built-in OAP listens");
+        if let Some(address) = embedded.query_addr() {
+            tracing::info!(%address, "the built-in OAP answers GraphQL");
+        }
         let client = OapConfig {
             token: config.oap_config().token,
             ..OapConfig::embedded(address.to_string(), embedded.store().created())

@@ -388,7 +388,10 @@ mod tests {
         while !spool.is_empty() {
             let taken = spool.take(3).unwrap();
             assert_eq!(taken.unreadable, 0);
-            let own = taken.items.iter().any(|i| ids(&[i.clone()]) == ["e"]);
+            let own = taken
+                .items
+                .iter()
+                .any(|i| ids(std::slice::from_ref(i)) == ["e"]);
             assert!(taken.items.is_empty() || taken.is_inherited != own);
             order.extend(ids(&taken.items));
         }

@@ -7,6 +7,7 @@
 mod attached;
 mod daemon;
 mod faults;
+mod graphql;
 mod record;
 mod recording;
 mod requests;

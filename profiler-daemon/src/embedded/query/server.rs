@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::super::store::Store;
 use super::{QuerySchema, schema};
@@ -79,7 +79,6 @@ impl QueryServer {
             schema: schema(store),
             token,
         });
-        info!(%local_addr, "embedded OAP answers GraphQL");
         Ok(Self {
             local_addr,
             server: tokio::spawn(accept(listener, asked)),

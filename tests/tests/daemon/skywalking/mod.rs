@@ -8,6 +8,7 @@ mod comparison;
 mod gunicorn;
 mod query;
 mod relay;
+mod schema;
 mod several;
 mod survival;
 mod trust;
