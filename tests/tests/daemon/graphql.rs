@@ -48,5 +48,5 @@ fn a_task_is_run_by_graphql() {
         assert_eq!(one.trees, other.trees);
     }
     assert!(task(&url, &["list", "--service", NAME]).contains(task_id));
-    assert!(task(&url, &["show", task_id]).contains("NOTIFIED"));
+    assert!(task(&url, &["show", task_id, "--json"]).contains("NOTIFIED"));
 }

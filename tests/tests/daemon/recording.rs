@@ -27,7 +27,7 @@ pub(crate) struct Recorded {
 /// machine may have set for it.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(profilerd());
-    let log = "warn,profiler_daemon::app=debug";
+    let log = "warn,profiler_daemon::app=debug,profiler_daemon::embedded::unkept=info";
     command.args(args).args(["--log-level", log]);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();

@@ -8,6 +8,7 @@ use profiler_daemon::embedded::TaskClient;
 use profiler_daemon::model::{ProfileReport, SegmentReport, TreeNode};
 use profiler_tests::{SampleService, needs_root, plain_python_agent_command, wait_until};
 
+use super::TASK_ARRIVES;
 use crate::DEADLINE;
 use crate::daemon::{Daemon, creation};
 
@@ -58,6 +59,10 @@ fn the_python_agent_reports_to_standalone() {
         .collect();
     assert_eq!(ids.len(), report.segments.len());
 
+    wait_until("the agent's meters", TASK_ARRIVES, || {
+        Ok(daemon.log().contains("kind=\"meters\"").then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}\n{}", daemon.log(), text(&agent_log)));
     let log = text(&agent_log);
     let complaints = log.lines().filter(|line| line.contains("[ERROR]"));
     assert_eq!(complaints.collect::<Vec<_>>(), [""; 0], "{log}");
