@@ -461,12 +461,7 @@ impl Control {
             }
             PipelineEvent::Coverage(task_id, coverage) => {
                 if let Some(live) = self.live.get(&task_id) {
-                    let mut coverage = coverage;
-                    self.bindings.add_to(&task_id, &mut coverage);
-                    self.oap
-                        .clock_skew()
-                        .into_iter()
-                        .for_each(|text| coverage.note(text));
+                    let coverage = self.completed(&task_id, coverage);
                     self.oap.coverage(task_id, live.reporter.clone(), coverage);
                 }
             }
@@ -515,18 +510,23 @@ impl Control {
         if self.bindings.is_waiting(task_id) {
             return;
         }
-        let Some(live) = self.live.get_mut(task_id) else {
-            return;
-        };
-        if let Some(mut coverage) = live.done.take() {
-            self.bindings.add_to(task_id, &mut coverage);
-            self.oap
-                .clock_skew()
-                .into_iter()
-                .for_each(|text| coverage.note(text));
-            log_end(task_id, live, &coverage);
+        let done = self.live.get_mut(task_id).and_then(|live| live.done.take());
+        if let Some(coverage) = done {
+            let coverage = self.completed(task_id, coverage);
+            if let Some(live) = self.live.get(task_id) {
+                log_end(task_id, live, &coverage);
+            }
             self.finish(task_id, &coverage);
         }
+    }
+
+    /// What the pipeline counted, with what bindings and the OAP's clock add.
+    fn completed(&self, task_id: &TaskId, mut coverage: Coverage) -> Coverage {
+        self.bindings.add_to(task_id, &mut coverage);
+        if let Some(text) = self.oap.clock_skew() {
+            coverage.note(text);
+        }
+        coverage
     }
 
     fn finish(&mut self, task_id: &TaskId, coverage: &Coverage) {

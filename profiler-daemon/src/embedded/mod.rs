@@ -54,6 +54,7 @@ use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmen
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tonic::metadata::MetadataValue;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -73,6 +74,8 @@ pub use query::sdl;
 pub use storage::StorageError;
 pub use storage::database::{DataDir, OpenError};
 
+/// Name of the header that carries the token, of gRPC and of HTTP.
+const AUTHENTICATION: &str = "authentication";
 /// Largest message accepted. A snapshot of 1024 frames of 5,000 bytes fits; OAP takes ten times
 /// more, which no agent needs.
 const MESSAGE_MAX_BYTES: usize = 8 << 20;
@@ -288,13 +291,15 @@ async fn router(store: &Arc<Store>, token: Option<String>) -> tonic::transport::
         ))
 }
 
-/// OAP compares the whole value and answers PERMISSION_DENIED.
+/// Whether the whole value that was sent is the token, or none is asked for.
+fn is_token(token: Option<&str>, sent: Option<&[u8]>) -> bool {
+    token.is_none_or(|token| sent == Some(token.as_bytes()))
+}
+
+/// OAP answers a wrong one with PERMISSION_DENIED.
 fn check_token(token: Option<&str>, request: Request<()>) -> Result<Request<()>, Status> {
-    let Some(token) = token else {
-        return Ok(request);
-    };
-    let sent = request.metadata().get("authentication");
-    if sent.is_some_and(|sent| sent.as_bytes() == token.as_bytes()) {
+    let sent = request.metadata().get(AUTHENTICATION);
+    if is_token(token, sent.map(MetadataValue::as_bytes)) {
         Ok(request)
     } else {
         Err(Status::permission_denied(

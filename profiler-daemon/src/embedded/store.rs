@@ -313,14 +313,12 @@ impl Store {
     ///
     /// [`StorageError`], as for all calls.
     pub fn tasks(&self, now_ms: i64) -> Result<Vec<(TaskRecord, TaskState)>, StorageError> {
-        self.read(|db| {
-            let newest = tasks::all(db)?.into_iter().rev();
-            let stated = newest.map(|row| {
-                let state = row.task.state(&tasks::logs(db, row.key)?, now_ms);
-                Ok((row.task, state))
-            });
-            stated.collect()
-        })
+        let logged = self.logged_tasks()?.into_iter();
+        let stated = logged.map(|(task, logs)| {
+            let state = task.state(&logs, now_ms);
+            (task, state)
+        });
+        Ok(stated.collect())
     }
 
     /// The task with this id or with the only id that begins so; for an empty text the newest.

@@ -136,13 +136,17 @@ pub fn service_name(id: &str) -> Option<String> {
 /// OAP's id of a service instance.
 #[must_use]
 pub fn instance_id(service: &str, instance: &str) -> String {
-    format!("{}_{}", service_id(service), STANDARD.encode(instance))
+    id_within(service, instance)
 }
 
-/// OAP's id of an endpoint, made as that of an instance.
+/// OAP's id of an endpoint.
 #[must_use]
 pub fn endpoint_id(service: &str, endpoint: &str) -> String {
-    format!("{}_{}", service_id(service), STANDARD.encode(endpoint))
+    id_within(service, endpoint)
+}
+
+fn id_within(service: &str, name: &str) -> String {
+    format!("{}_{}", service_id(service), STANDARD.encode(name))
 }
 
 impl TaskRequest {

@@ -114,8 +114,7 @@ impl MetadataQuery {
         service_id: String,
     ) -> Result<Option<Service>> {
         let name = service_name(&service_id).unwrap_or_default();
-        let known = service_names(context).await?.contains(&name);
-        Ok(known.then(|| Service::of(name)))
+        known_service(context, name).await
     }
 
     async fn find_service(
@@ -123,8 +122,7 @@ impl MetadataQuery {
         context: &Context<'_>,
         service_name: String,
     ) -> Result<Option<Service>> {
-        let known = service_names(context).await?.contains(&service_name);
-        Ok(known.then(|| Service::of(service_name)))
+        known_service(context, service_name).await
     }
 
     async fn list_instances(
@@ -193,6 +191,11 @@ impl MetadataQuery {
             details: Some(String::new()),
         }
     }
+}
+
+async fn known_service(context: &Context<'_>, name: String) -> Result<Option<Service>> {
+    let is_known = service_names(context).await?.contains(&name);
+    Ok(is_known.then(|| Service::of(name)))
 }
 
 async fn service_names(context: &Context<'_>) -> Result<BTreeSet<String>> {

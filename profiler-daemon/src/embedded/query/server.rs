@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::super::store::Store;
+use super::super::{AUTHENTICATION, is_token};
 use super::{QuerySchema, schema};
 
 /// Connections open at a time; others wait to be accepted.
@@ -147,10 +148,8 @@ impl Asked {
 
     async fn graphql(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
-        let sent = head.headers.get("authentication");
-        if let Some(token) = &self.token
-            && sent.is_none_or(|sent| sent.as_bytes() != token.as_bytes())
-        {
+        let sent = head.headers.get(AUTHENTICATION);
+        if !is_token(self.token.as_deref(), sent.map(HeaderValue::as_bytes)) {
             return refused(
                 StatusCode::UNAUTHORIZED,
                 "the authentication header is missing or wrong",

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension as _, Result};
+use rusqlite::{Connection, OptionalExtension as _, Params, Result};
 
 use super::segments;
 use crate::model::Snapshot;
@@ -78,18 +78,9 @@ impl<'db> Writer<'db> {
         if let Some(&key) = self.stacks.get(&texts) {
             return Ok(key);
         }
-        let mut find = self
-            .db
-            .prepare_cached("SELECT key FROM stack WHERE task = ?1 AND texts = ?2")?;
-        let known = find.query_row((self.task, &texts), |row| row.get(0));
-        let key = match known.optional()? {
-            Some(key) => key,
-            None => {
-                let sql = "INSERT INTO stack (task, texts) VALUES (?1, ?2)";
-                let mut insert = self.db.prepare_cached(sql)?;
-                insert.insert((self.task, &texts))?
-            }
-        };
+        let find = "SELECT key FROM stack WHERE task = ?1 AND texts = ?2";
+        let insert = "INSERT INTO stack (task, texts) VALUES (?1, ?2)";
+        let key = found_or_added(self.db, find, insert, (self.task, &texts))?;
         self.stacks.insert(texts, key);
         Ok(key)
     }
@@ -98,21 +89,30 @@ impl<'db> Writer<'db> {
         if let Some(&key) = self.texts.get(&text) {
             return Ok(key);
         }
-        let mut find = self
-            .db
-            .prepare_cached("SELECT key FROM text WHERE task = ?1 AND text = ?2")?;
-        let known = find.query_row((self.task, &text), |row| row.get(0));
-        let key = match known.optional()? {
-            Some(key) => key,
-            None => {
-                let sql = "INSERT INTO text (task, text) VALUES (?1, ?2)";
-                let key = self.db.prepare_cached(sql)?.insert((self.task, &text))?;
-                let key = TextKey::try_from(key);
-                key.map_err(|_| rusqlite::Error::ToSqlConversionFailure("too many texts".into()))?
-            }
-        };
+        let find = "SELECT key FROM text WHERE task = ?1 AND text = ?2";
+        let insert = "INSERT INTO text (task, text) VALUES (?1, ?2)";
+        let key = TextKey::try_from(found_or_added(self.db, find, insert, (self.task, &text))?);
+        let key =
+            key.map_err(|_| rusqlite::Error::ToSqlConversionFailure("too many texts".into()))?;
         self.texts.insert(text, key);
         Ok(key)
+    }
+}
+
+/// The number of a row; it is added if it is not there.
+fn found_or_added(
+    db: &Connection,
+    find: &str,
+    insert: &str,
+    row: impl Params + Copy,
+) -> Result<i64> {
+    let known = db
+        .prepare_cached(find)?
+        .query_row(row, |row| row.get(0))
+        .optional()?;
+    match known {
+        Some(key) => Ok(key),
+        None => db.prepare_cached(insert)?.insert(row),
     }
 }
 
