@@ -77,10 +77,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         }
         sk = same_socket(fd, conn.sk);
         if sk != conn.sk {
-            // Its close was not seen (io_uring, close on exec): this is another connection.
-            end_request(key, EndReason::SocketReplaced as u64);
-            maps::remove_conn(unpack(key));
-            sk = server_socket(fd);
+            sk = replace_socket(key);
         } else if conn.state == conn_state::OPEN {
             conn.flags |= conn_flag::PIPELINED;
             count_all(task_mask, KernelCounter::PipelinedHeads);
@@ -117,8 +114,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
 #[inline(never)]
 pub(crate) extern "C" fn on_next_head(key: u64, line: u64, task_mask: u64) -> u64 {
     let slot = match_rules(task_mask, line);
-    let conn_key = unpack(key);
-    let Some(conn) = maps::conn(conn_key) else {
+    let Some(conn) = maps::conn(unpack(key)) else {
         return 0;
     };
     if slot == NO_SLOT {
@@ -135,15 +131,22 @@ pub(crate) extern "C" fn on_next_head(key: u64, line: u64, task_mask: u64) -> u6
     if sk == conn.sk {
         end_if_tracked(key);
     } else {
-        end_request(key, EndReason::SocketReplaced as u64);
-        maps::remove_conn(conn_key);
-        sk = server_socket(fd);
+        sk = replace_socket(key);
         if sk == 0 {
             count_all(task_mask as u32, KernelCounter::NotServerSocket);
             return 0;
         }
     }
     start_request(key, sk, slot, 0)
+}
+
+/// Forgets a connection whose close was not seen (io_uring, close on exec): the descriptor is another
+/// one now. Its socket if that is a server's, else 0.
+#[inline(always)]
+fn replace_socket(key: u64) -> u64 {
+    end_request(key, EndReason::SocketReplaced as u64);
+    maps::remove_conn(unpack(key));
+    server_socket(u64::from(key as u32))
 }
 
 /// Ends the request before the one whose head was just read. One that is not tracked needs no end:

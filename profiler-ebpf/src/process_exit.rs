@@ -11,8 +11,7 @@ use profiler_common::{EndReason, RequestEventKind};
 
 use crate::conn::{end_request, pack};
 use crate::globals::offset;
-use crate::tag::open_conn;
-use crate::{emit, maps, read};
+use crate::{emit, maps, read, tag};
 
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn process_exit(_ctx: BtfTracePointContext) -> i32 {
@@ -40,14 +39,13 @@ fn handle() -> i32 {
 /// Ends the request a thread serves and forgets the thread.
 #[inline(always)]
 pub(crate) fn drop_thread(tid: u32, reason: EndReason) {
-    let Some(tag) = maps::thread_tag(tid) else {
+    let Some(served) = maps::thread_tag(tid) else {
         return;
     };
-    if open_conn(tag).is_some() {
-        end_request(pack(tag.tgid, tag.fd), reason as u64);
+    if tag::open_conn(served).is_some() {
+        end_request(pack(served.tgid, served.fd), reason as u64);
     }
-    maps::remove_thread_tag(tid);
-    maps::remove_thread_state(tid);
+    tag::remove(tid);
     maps::remove_python_thread(tid);
 }
 

@@ -82,12 +82,18 @@ pub(crate) fn open_conn(tag: &ThreadTag) -> Option<&'static mut Conn> {
     (conn.request_id == tag.request_id).then_some(conn)
 }
 
-/// Removes the tag and state of a thread if they are still that request's.
+/// Removes the tag and state of a thread.
+#[inline(always)]
+pub(crate) fn remove(tid: u32) {
+    maps::remove_thread_tag(tid);
+    maps::remove_thread_state(tid);
+}
+
+/// The same if they are still that request's.
 #[inline(always)]
 pub(crate) fn clear(tid: u32, request_id: u64) {
     if maps::thread_tag(tid).is_some_and(|tag| tag.request_id == request_id) {
-        maps::remove_thread_tag(tid);
-        maps::remove_thread_state(tid);
+        remove(tid);
     }
 }
 
@@ -102,7 +108,6 @@ pub(crate) fn drop_if_cancelled(tid: u32) -> bool {
     if maps::cancelled(tag.request_id) == cancel::NO {
         return false;
     }
-    maps::remove_thread_tag(tid);
-    maps::remove_thread_state(tid);
+    remove(tid);
     true
 }
