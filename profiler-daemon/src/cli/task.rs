@@ -313,7 +313,6 @@ async fn wait(oap: &mut Oap, task: &pb::Task) -> Result<()> {
     }
 }
 
-/// Writes a result where it is wanted.
 /// Requests matched so far, if the OAP keeps coverage.
 pub(super) fn requests_matched(detail: &pb::TaskDetail) -> Option<u64> {
     let coverage = detail.coverage.as_ref()?;
