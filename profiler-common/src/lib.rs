@@ -6,6 +6,7 @@
 #![no_std]
 
 mod counter;
+mod filter;
 mod kernel;
 mod python;
 mod request;
@@ -13,6 +14,7 @@ mod rule;
 mod sample;
 
 pub use counter::{KERNEL_COUNTERS, KernelCounter};
+pub use filter::FILTER_LEN;
 pub use kernel::{KernelOffsets, Settings, setting_flag};
 pub use python::{
     PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
@@ -23,12 +25,11 @@ pub use request::{
     event_flag,
 };
 pub use rule::{
-    LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, TARGET_TGIDS_LEN, Target, method_bit, rule_flag,
-    target_flag,
+    LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag, target_flag,
 };
 pub use sample::{
-    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, TAGGED_TIDS_LEN, ThreadState,
-    ThreadTag, sample_flag, thread_state_flag,
+    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, ThreadState, ThreadTag,
+    sample_flag, thread_state_flag,
 };
 
 /// Implements `aya::Pod` for types that have no padding and accept every bit pattern.

@@ -107,9 +107,6 @@ impl Rule {
     };
 }
 
-/// Entries of `TARGET_TGIDS`, indexed by tgid modulo this.
-pub const TARGET_TGIDS_LEN: u32 = 4096;
-
 /// Bits of [`Target::flags`].
 pub mod target_flag {
     /// A SkyWalking agent is in the process: calls that a request makes itself name its segment.

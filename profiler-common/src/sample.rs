@@ -6,8 +6,6 @@ pub const REGS_MAX: usize = 34;
 pub const STACK_COPY_MAX_BYTES: usize = 16 * 1024;
 /// Most kernel frames kept with a sample.
 pub const KERNEL_FRAMES_MAX: usize = 48;
-/// Entries of `TAGGED_TIDS`, indexed by tid modulo this.
-pub const TAGGED_TIDS_LEN: u32 = 4096;
 
 /// Tag of a thread that serves a profiled request: value of `THREAD_TAGS`, key tid (host).
 ///

@@ -7,8 +7,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use profiler_common::{
-    Conn, ConnKey, KERNEL_COUNTERS, MAX_TASKS, PartialHead, PythonProcess, PythonThread, Rule,
-    TAGGED_TIDS_LEN, TARGET_TGIDS_LEN, Target, ThreadState, ThreadTag, cancel,
+    Conn, ConnKey, FILTER_LEN, KERNEL_COUNTERS, MAX_TASKS, PartialHead, PythonProcess,
+    PythonThread, Rule, Target, ThreadState, ThreadTag, cancel,
 };
 
 use crate::scratch::{RequestScratch, SampleScratch};
@@ -17,11 +17,9 @@ use crate::scratch::{RequestScratch, SampleScratch};
 #[map]
 static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16 * 1024, 0);
 
-/// 1 where a process with this hash of its tgid was a target since the programs were loaded. A load
-/// from an array instead of a hash lookup for every call of the rest of the machine. Never reset:
-/// what is left over costs a lookup and nothing else.
+/// Filter of `TARGETS` for every system call of the rest of the machine. Never reset.
 #[map]
-static TARGET_TGIDS: Array<u32> = Array::with_max_entries(TARGET_TGIDS_LEN, 0);
+static TARGET_TGIDS: Array<u32> = Array::with_max_entries(FILTER_LEN, 0);
 
 /// Prefilter of each task, by slot.
 #[map]
@@ -48,12 +46,10 @@ static THREAD_TAGS: HashMap<u32, ThreadTag> = HashMap::with_max_entries(4096, 0)
 #[map]
 static THREAD_STATES: HashMap<u32, ThreadState> = HashMap::with_max_entries(4096, 0);
 
-/// 1 where a thread with this hash of its tid was tagged since the programs were attached.
-/// `sched_switch` looks here first: a load from an array instead of a lookup for each of the two
-/// threads of every switch of the machine. Never reset by the programs: what is left over costs a
-/// lookup and nothing else.
+/// Filter of `THREAD_STATES` for each of the two threads of every switch of the machine. Never reset
+/// by the programs.
 #[map]
-static TAGGED_TIDS: Array<u32> = Array::with_max_entries(TAGGED_TIDS_LEN, 0);
+static TAGGED_TIDS: Array<u32> = Array::with_max_entries(FILTER_LEN, 0);
 
 /// CPython processes, by tgid.
 #[map]
@@ -157,10 +153,25 @@ change!(
 );
 change!(insert_target_entry, remove_target, TARGETS, u32, Target);
 
+/// Tells a filter that an id may be in its map.
+#[inline(always)]
+fn note(filter: &Array<u32>, id: u32) {
+    if let Some(noted) = filter.get_ptr_mut(id % FILTER_LEN) {
+        // SAFETY: an array's elements stay; every writer writes the same.
+        unsafe { *noted = 1 }
+    }
+}
+
+/// Whether an id may be in the filter's map.
+#[inline(always)]
+fn is_noted(filter: &Array<u32>, id: u32) -> bool {
+    filter.get(id % FILTER_LEN).is_some_and(|noted| *noted != 0)
+}
+
 /// The tasks a process belongs to, if any.
 #[inline(always)]
 pub(crate) fn target(tgid: u32) -> Option<&'static Target> {
-    if TARGET_TGIDS.get(tgid % TARGET_TGIDS_LEN).copied() != Some(1) {
+    if !is_noted(&TARGET_TGIDS, tgid) {
         return None;
     }
     // SAFETY: a value stays readable until the program ends; see the module.
@@ -170,28 +181,20 @@ pub(crate) fn target(tgid: u32) -> Option<&'static Target> {
 /// Makes a process a target.
 #[inline(always)]
 pub(crate) fn insert_target(tgid: u32, target: &Target) -> bool {
-    if let Some(noted) = TARGET_TGIDS.get_ptr_mut(tgid % TARGET_TGIDS_LEN) {
-        // SAFETY: an array's elements stay; every writer writes the same.
-        unsafe { *noted = 1 }
-    }
+    note(&TARGET_TGIDS, tgid);
     insert_target_entry(tgid, target)
 }
 
 /// Notes that a thread has a state.
 #[inline(always)]
 pub(crate) fn note_tagged(tid: u32) {
-    if let Some(noted) = TAGGED_TIDS.get_ptr_mut(tid % TAGGED_TIDS_LEN) {
-        // SAFETY: an array's elements stay; every writer writes the same.
-        unsafe { *noted = 1 }
-    }
+    note(&TAGGED_TIDS, tid);
 }
 
 /// Whether a thread may have a state.
 #[inline(always)]
 pub(crate) fn may_be_tagged(tid: u32) -> bool {
-    TAGGED_TIDS
-        .get(tid % TAGGED_TIDS_LEN)
-        .is_some_and(|noted| *noted != 0)
+    is_noted(&TAGGED_TIDS, tid)
 }
 
 /// Whether and how the daemon lets a request go.

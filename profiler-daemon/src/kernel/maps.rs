@@ -5,8 +5,8 @@ use std::borrow::Borrow;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya::{Ebpf, Pod, util::nr_cpus};
 use profiler_common::{
-    Conn, ConnKey, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess, Rule,
-    TAGGED_TIDS_LEN, TARGET_TGIDS_LEN, Target, ThreadState, ThreadTag,
+    Conn, ConnKey, FILTER_LEN, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess, Rule,
+    Target, ThreadState, ThreadTag,
 };
 
 use super::error::KernelError;
@@ -82,6 +82,38 @@ fn is_absent(error: &MapError) -> bool {
     }
 }
 
+/// An array in front of a hash map, see [`FILTER_LEN`].
+struct Filter {
+    name: &'static str,
+    map: Array<MapData, u32>,
+}
+
+impl Filter {
+    fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, KernelError> {
+        let map = take(ebpf, name)?.try_into().map_err(error(name))?;
+        Ok(Self { name, map })
+    }
+
+    /// Tells the programs that an id may be in the map.
+    fn note(&mut self, id: u32) -> Result<(), KernelError> {
+        self.set(id % FILTER_LEN, 1)
+    }
+
+    /// Tells them that none is.
+    fn clear(&mut self) -> Result<(), KernelError> {
+        for index in 0..FILTER_LEN {
+            if self.map.get(&index, 0).map_err(error(self.name))? != 0 {
+                self.set(index, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, index: u32, value: u32) -> Result<(), KernelError> {
+        self.map.set(index, value, 0).map_err(error(self.name))
+    }
+}
+
 /// Every map the daemon touches.
 pub(super) struct Maps {
     pub(super) targets: Table<u32, Target>,
@@ -93,8 +125,8 @@ pub(super) struct Maps {
     pub(super) python: Table<u32, PythonProcess>,
     rules: Array<MapData, Rule>,
     counters: PerCpuArray<MapData, u64>,
-    tagged_tids: Array<MapData, u32>,
-    target_tgids: Array<MapData, u32>,
+    tagged_tids: Filter,
+    target_tgids: Filter,
 }
 
 impl Maps {
@@ -113,12 +145,8 @@ impl Maps {
             states: Table::take(ebpf, "THREAD_STATES")?,
             python: Table::take(ebpf, "PYTHON_PROCS")?,
             rules: take(ebpf, RULES)?.try_into().map_err(error(RULES))?,
-            tagged_tids: take(ebpf, TAGGED_TIDS)?
-                .try_into()
-                .map_err(error(TAGGED_TIDS))?,
-            target_tgids: take(ebpf, TARGET_TGIDS)?
-                .try_into()
-                .map_err(error(TARGET_TGIDS))?,
+            tagged_tids: Filter::take(ebpf, "TAGGED_TIDS")?,
+            target_tgids: Filter::take(ebpf, "TARGET_TGIDS")?,
             counters: take(ebpf, COUNTERS)?.try_into().map_err(error(COUNTERS))?,
         })
     }
@@ -133,9 +161,7 @@ impl Maps {
 
     /// Tells the programs that a process may be in the target set.
     pub(super) fn note_target(&mut self, tgid: u32) -> Result<(), KernelError> {
-        self.target_tgids
-            .set(tgid % TARGET_TGIDS_LEN, 1, 0)
-            .map_err(error(TARGET_TGIDS))
+        self.target_tgids.note(tgid)
     }
 
     /// The sum over all CPUs.
@@ -166,17 +192,7 @@ impl Maps {
     pub(super) fn clear_requests(&mut self) -> Result<(), KernelError> {
         self.tags.remove_if(|_, _| true)?;
         self.states.remove_if(|_, _| true)?;
-        for index in 0..TAGGED_TIDS_LEN {
-            let noted = self
-                .tagged_tids
-                .get(&index, 0)
-                .map_err(error(TAGGED_TIDS))?;
-            if noted != 0 {
-                self.tagged_tids
-                    .set(index, 0, 0)
-                    .map_err(error(TAGGED_TIDS))?;
-            }
-        }
+        self.tagged_tids.clear()?;
         self.conns.remove_if(|_, _| true)?;
         self.partial_heads.remove_if(|_, _| true)?;
         self.cancels.remove_if(|_, _| true)
@@ -185,8 +201,6 @@ impl Maps {
 
 const RULES: &str = "RULES";
 const COUNTERS: &str = "COUNTERS";
-const TAGGED_TIDS: &str = "TAGGED_TIDS";
-const TARGET_TGIDS: &str = "TARGET_TGIDS";
 
 /// A ring buffer by name.
 pub(super) fn take_ring(
