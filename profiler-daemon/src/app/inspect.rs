@@ -9,7 +9,8 @@ use crate::process::python::{PythonError, PythonRuntime};
 use crate::process::{RequestModel, Runtime};
 
 /// The commands that add a process to a task, with what is known about its runtime. `None` if its
-/// interpreter still starts (ask again) or the process has just ended. Reads the process's memory, which takes some milliseconds.
+/// interpreter still starts (ask again) or the process has just ended. Reads the process's memory,
+/// which takes some milliseconds.
 pub(super) fn inspect(
     slot: TaskSlot,
     pid: Pid,

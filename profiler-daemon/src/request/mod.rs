@@ -5,7 +5,8 @@
 //! Lost: every request that is not reported has a [`crate::model::Counter`] saying why
 //!
 //! [`endpoint`] decides whether a request belongs to a task, [`head`] and [`response`] read the bytes
-//! on the wire, [`sw8`] the caller's trace context, [`tracker`] is the state machine, `ending` its last steps.
+//! on the wire, [`sw8`] the caller's trace context, [`tracker`] is the state machine, `ending` its last
+//! steps.
 
 mod ending;
 pub mod endpoint;

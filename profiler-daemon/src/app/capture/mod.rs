@@ -5,9 +5,9 @@
 //! Lost: full queue -> [`Counter::SamplesQueueFull`]; late tick -> [`Counter::TicksLate`];
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
-//! [`tasks`] obeys, [`blocked`] samples at a tick, [`clock`] follows the sampling grid, [`count`] translates
-//! the kernel side's counts, [`message`] holds what comes in and goes out. Nothing is loaded while no task is live, and the thread then sleeps in
-//! `poll` without a timeout.
+//! [`tasks`] obeys, [`blocked`] samples at a tick, [`clock`] follows the sampling grid, [`count`]
+//! translates the kernel side's counts, [`message`] holds what comes in and goes out. Nothing is loaded
+//! while no task is live, and the thread then sleeps in `poll` without a timeout.
 
 mod blocked;
 mod clock;
@@ -42,6 +42,7 @@ pub(super) use message::{Command, Work};
 const LOOK_NS: u64 = 50_000_000;
 /// How often live coverage is published.
 const PUBLISH_NS: u64 = 1_000_000_000;
+
 impl ConnView for Kernel {
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
         Self::conn(self, pid, fd).ok().flatten()
