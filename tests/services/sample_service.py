@@ -2,6 +2,8 @@
 
     POST /      handler -> method3() 20 ms -> method2() 20 ms -> method1() 20 ms, then 500 ms itself
     GET /busy   computes about 300 ms of CPU time: two thirds in outer(), one third in inner()
+    GET /work   computes a fixed amount, some 30 ms, half of it in work_inner()
+    GET /nap    sleeps 30 ms, half of it in nap_inner()
     GET /fast   answers at once
     GET /call   asks another server, then method3() as above
 
@@ -23,6 +25,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 METHOD_SLEEP_S = 0.020
 HANDLER_SLEEP_S = 0.500
 BUSY_CPU_S = 0.300
+WORK_STEPS = 250_000
+NAP_S = 0.030
 
 truth_file = None
 truth_lock = threading.Lock()
@@ -91,6 +95,40 @@ def inner(value):
     return value
 
 
+def work_outer():
+    enter_ns = time.monotonic_ns()
+    value = compute(0, WORK_STEPS // 2)
+    value = work_inner(value)
+    record_truth("work_outer", enter_ns)
+    return value
+
+
+def work_inner(value):
+    enter_ns = time.monotonic_ns()
+    value = compute(value, WORK_STEPS // 2)
+    record_truth("work_inner", enter_ns)
+    return value
+
+
+def compute(value, steps):
+    for i in range(steps):
+        value = (value * 31 + i) & 0xFFFFFFFF
+    return value
+
+
+def nap_outer():
+    enter_ns = time.monotonic_ns()
+    time.sleep(NAP_S / 2)
+    nap_inner()
+    record_truth("nap_outer", enter_ns)
+
+
+def nap_inner():
+    enter_ns = time.monotonic_ns()
+    time.sleep(NAP_S / 2)
+    record_truth("nap_inner", enter_ns)
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # One write per answer, so that a keep-alive client never waits for a delayed ACK.
@@ -112,6 +150,11 @@ class Handler(BaseHTTPRequestHandler):
         enter_ns = time.monotonic_ns()
         if self.path == "/busy":
             self.answer(200, {"value": outer()})
+        elif self.path == "/work":
+            self.answer(200, {"value": work_outer()})
+        elif self.path == "/nap":
+            nap_outer()
+            self.answer(200, {"ok": True})
         elif self.path == "/fast":
             self.answer_fast()
         elif self.path == "/call":

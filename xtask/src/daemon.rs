@@ -66,6 +66,11 @@ pub(crate) fn build(release: bool) -> Result<PathBuf> {
 impl Daemon {
     /// Starts it on a free port and returns when the port is open. Its log goes to `log`.
     pub(crate) fn start(binary: &Path, log: &Path) -> Result<Self> {
+        Self::start_with(binary, log, &[])
+    }
+
+    /// As [`Self::start`], with more options.
+    pub(crate) fn start_with(binary: &Path, log: &Path, options: &[&str]) -> Result<Self> {
         let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let log_file =
             File::create(log).with_context(|| format!("failed to create {}", log.display()))?;
@@ -73,6 +78,7 @@ impl Daemon {
         command
             .args(["standalone", "--listen", &oap.to_string()])
             .args(["--http-listen", "off", "--data-dir", ":memory:"])
+            .args(options)
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file);
@@ -93,6 +99,16 @@ impl Daemon {
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where its OAP listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.oap
+    }
+
+    /// Whether an instance was given the task.
+    pub(crate) fn is_notified(&self, task_id: &str) -> Result<bool> {
+        Ok(self.task(["show", task_id, "--json"])?.contains("NOTIFIED"))
     }
 
     /// Fails when it has ended, with the end of its log.

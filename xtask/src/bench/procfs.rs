@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -42,19 +42,26 @@ pub(super) struct Program {
     pub(super) verified_instructions: u64,
 }
 
-/// CPU time used by all living threads of the process.
+/// CPU time used by all threads of the process so far, also by those that have ended.
 pub(super) fn cpu_time(tgid: u32) -> Result<Duration> {
-    let folder = format!("/proc/{tgid}/task");
-    let mut sum_ns = 0;
-    for thread in fs::read_dir(&folder).with_context(|| format!("failed to read {folder}"))? {
-        // "time on the CPU ns, time waiting ns, times on the CPU": Documentation/scheduler/sched-stats.rst.
-        // A thread may end between the two reads.
-        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else {
-            continue;
-        };
-        sum_ns += first_number(&text);
-    }
-    Ok(Duration::from_nanos(sum_ns))
+    let mut clock = 0;
+    // SAFETY: `clock` has room for what is written.
+    let error = unsafe { libc::clock_getcpuclockid(tgid.cast_signed(), &raw mut clock) };
+    ensure!(error == 0, "process {tgid} has no CPU clock any more");
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` has room for what is written.
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    ensure!(
+        result == 0,
+        "the CPU clock of process {tgid} cannot be read"
+    );
+    Ok(Duration::new(
+        time.tv_sec.cast_unsigned(),
+        u32::try_from(time.tv_nsec)?,
+    ))
 }
 
 /// Resident memory in bytes.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use profiler_test_support::{ChildGuard, SampleService, SkywalkingOap, wait_until};
 use serde_json::{Value, json};
 
-use super::load::median;
+use super::statistics::median;
 use super::table::{Goal, Table};
 use crate::command::step;
 

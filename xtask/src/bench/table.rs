@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::procfs::Program;
+use super::statistics::Spread;
 
 /// What a figure should be.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -29,12 +30,82 @@ pub(super) struct Figure {
     pub(super) met: bool,
 }
 
+/// One side of a [`Comparison`]. Ratios are to the bare measurement of the same repetition; the bare side has
+/// none.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) side: &'static str,
+    /// Answered in all repetitions.
+    pub(super) requests: u64,
+    /// Answers per second.
+    pub(super) rate: Spread,
+    pub(super) p50_ms: Spread,
+    pub(super) p99_ms: Spread,
+    pub(super) rate_ratio: Option<Spread>,
+    pub(super) p50_ratio: Option<Spread>,
+    pub(super) p99_ratio: Option<Spread>,
+    /// CPU time of the server per request.
+    pub(super) server_cpu_ratio: Option<Spread>,
+    /// CPU time of the profiler's own process, of one core.
+    pub(super) profiler_cpu_percent: Option<Spread>,
+    pub(super) profiler_rss_mb: Option<Spread>,
+}
+
+/// One load, with each profiler.
+#[derive(Debug, Serialize)]
+pub(super) struct Comparison {
+    pub(super) title: String,
+    pub(super) repetitions: u32,
+    pub(super) rows: Vec<Row>,
+}
+
+impl Comparison {
+    fn write_to(&self, text: &mut String) {
+        let _ = writeln!(
+            text,
+            "\n{}: median [least - most] of {} repetitions, as ratios to bare\n{:<31} {:>9} {:>21} {:>21} {:>21} {:>21} {:>9} {:>8}",
+            self.title,
+            self.repetitions,
+            "",
+            "requests",
+            "throughput",
+            "p50",
+            "p99",
+            "server CPU/request",
+            "CPU %",
+            "RSS MB"
+        );
+        for row in &self.rows {
+            let ratio = |ratio: Option<Spread>, bare: String| {
+                ratio.map_or(bare, |r| {
+                    format!("{:.3} [{:.3} - {:.3}]", r.median, r.least, r.most)
+                })
+            };
+            let own =
+                |own: Option<Spread>| own.map_or(String::new(), |o| format!("{:.1}", o.median));
+            let _ = writeln!(
+                text,
+                "{:<31} {:>9} {:>21} {:>21} {:>21} {:>21} {:>9} {:>8}",
+                row.side,
+                row.requests,
+                ratio(row.rate_ratio, format!("{:.0} /s", row.rate.median)),
+                ratio(row.p50_ratio, format!("{:.3} ms", row.p50_ms.median)),
+                ratio(row.p99_ratio, format!("{:.3} ms", row.p99_ms.median)),
+                ratio(row.server_cpu_ratio, String::new()),
+                own(row.profiler_cpu_percent),
+                own(row.profiler_rss_mb),
+            );
+        }
+    }
+}
+
 /// All figures of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct Table {
     pub(super) kernel: String,
     pub(super) cpus: usize,
     pub(super) figures: Vec<Figure>,
+    pub(super) comparisons: Vec<Comparison>,
     /// With `kernel.bpf_stats_enabled`, which itself costs each run two clock reads.
     pub(super) programs: Vec<Program>,
 }
@@ -64,7 +135,11 @@ impl Table {
 
     /// For people.
     pub(super) fn to_text(&self) -> String {
-        let mut text = format!("Linux {}, {} CPUs\n\n", self.kernel, self.cpus);
+        let mut text = format!("Linux {}, {} CPUs\n", self.kernel, self.cpus);
+        for comparison in &self.comparisons {
+            comparison.write_to(&mut text);
+        }
+        text.push('\n');
         for figure in &self.figures {
             let goal = match figure.goal {
                 Goal::AtLeast(least) => format!("goal >= {least}"),
@@ -105,6 +180,7 @@ mod tests {
             kernel: "6.1".to_owned(),
             cpus: 2,
             figures: Vec::new(),
+            comparisons: Vec::new(),
             programs: Vec::new(),
         };
         table.add("throughput", 0.98, "", Goal::AtLeast(0.97));

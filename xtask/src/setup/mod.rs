@@ -3,15 +3,19 @@
 mod apt;
 mod bpf;
 mod oap;
+mod peer;
+mod venv;
 
+use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::command::{find_program, step};
 
 pub(crate) use apt::{DEBIAN_KEYRING, download_from_suite};
+pub(crate) use peer::py_spy;
 
 /// Arguments of `setup`.
 #[derive(Debug, clap::Args)]
@@ -22,6 +26,9 @@ pub(crate) struct SetupArgs {
     /// Also a SkyWalking OAP and SkyWalking's Python agent, which tests run against.
     #[arg(long)]
     oap: bool,
+    /// Also py-spy, which the benchmark measures beside profilerd.
+    #[arg(long)]
+    bench: bool,
     /// Also what running other kernels needs.
     #[arg(long)]
     vm: bool,
@@ -36,6 +43,8 @@ pub(crate) enum Group {
     Test,
     /// Running a SkyWalking OAP and SkyWalking's Python agent.
     Oap,
+    /// Measuring beside other profilers.
+    Bench,
     /// Booting other kernels.
     Vm,
 }
@@ -79,6 +88,7 @@ pub(crate) fn run(args: &SetupArgs) -> Result<ExitCode> {
     let mut groups = vec![Group::Build];
     groups.extend(args.test.then_some(Group::Test));
     groups.extend(args.oap.then_some(Group::Oap));
+    groups.extend(args.bench.then_some(Group::Bench));
     groups.extend(args.vm.then_some(Group::Vm));
     ensure(&groups)?;
     step("everything is installed");
@@ -107,6 +117,30 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     if groups.contains(&Group::Oap) {
         oap::ensure()?;
     }
+    if groups.contains(&Group::Bench) {
+        peer::ensure()?;
+    }
+    Ok(())
+}
+
+/// Fills `folder` by `fetch` unless it was filled for the same text of `wanted` before. What is left of
+/// another or an interrupted attempt is removed.
+fn once(
+    folder: &Path,
+    wanted: &Path,
+    fetch: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<()> {
+    let text = fs::read(wanted).with_context(|| format!("failed to read {}", wanted.display()))?;
+    let stamp = folder.join("complete");
+    if fs::read(&stamp).is_ok_and(|done| done == text) {
+        return Ok(());
+    }
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    fetch(folder, wanted)?;
+    fs::write(stamp, text)?;
     Ok(())
 }
 

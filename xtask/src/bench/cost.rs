@@ -1,0 +1,127 @@
+//! What the daemon costs at rest and while it profiles, and how completely it samples.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use profiler_test_support::SampleService;
+
+use super::load::{Until, hot_load, hot_server, latencies_ms};
+use super::procfs::{self, BpfStats, Program};
+use super::side::{REQUESTS_PER_TASK, Tools, UNMATCHED};
+use super::table::{Goal, Table};
+use crate::command::step;
+use crate::daemon::Daemon;
+
+const HOT_SERVICE: &str = "bench-hot";
+const PYTHON_SERVICE: &str = "bench-python";
+/// From the last request until the daemon has reported it.
+const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the resting daemon is watched: a whole round of its looks at old processes.
+const REST: Duration = Duration::from_secs(30);
+/// Start-up work is over by then, and no process counts as young any more.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// A daemon without a task.
+pub(super) fn at_rest(tools: &Tools, table: &mut Table) -> Result<()> {
+    step("a daemon at rest");
+    let daemon = tools.daemon()?;
+    sleep(SETTLE);
+    let before = procfs::cpu_time(daemon.id())?;
+    sleep(REST);
+    let used = procfs::cpu_time(daemon.id())?.saturating_sub(before);
+    let percent = used.as_secs_f64() / REST.as_secs_f64() * 100.0;
+    let rss_mb = procfs::rss_bytes(daemon.id())? as f64 / 1e6;
+    let attached = procfs::attached(daemon.id())? as f64;
+    // 0.0 % to one decimal place.
+    table.add("daemon at rest: CPU", percent, "%", Goal::AtMost(0.05));
+    table.add(
+        "daemon at rest: resident memory",
+        rss_mb,
+        "MB",
+        Goal::AtMost(25.0),
+    );
+    table.add(
+        "daemon at rest: attached hooks",
+        attached,
+        "",
+        Goal::AtMost(0.0),
+    );
+    Ok(())
+}
+
+/// Completeness and cost of profiled requests, then kernel time per program run: under load that matches
+/// nothing, and while requests are profiled.
+pub(super) fn profiled(tools: &Tools, duration: Duration, table: &mut Table) -> Result<()> {
+    let python = SampleService::start(Path::new("python3"), PYTHON_SERVICE, None)?;
+    complete(tools, python.address(), "POST", "/", table)?;
+    complete(tools, python.address(), "GET", "/busy", table)?;
+
+    step("kernel time per program run");
+    let hot = hot_server(HOT_SERVICE)?;
+    let _stats = BpfStats::enable()?;
+    let (daemon, _) = tools.armed(HOT_SERVICE, UNMATCHED)?;
+    hot_load(hot.address(), "/hot", 8, duration)?;
+    add_programs(&daemon, "", table)?;
+    drop(daemon);
+    let (daemon, _) = tools.armed(PYTHON_SERVICE, "GET:/busy")?;
+    let until = Until::Requests(REQUESTS_PER_TASK);
+    latencies_ms(python.address(), "GET", "/busy", until)?;
+    add_programs(&daemon, " *", table)
+}
+
+fn complete(
+    tools: &Tools,
+    server: SocketAddr,
+    method: &str,
+    target: &str,
+    table: &mut Table,
+) -> Result<()> {
+    let endpoint = format!("{method}:{target}");
+    step(&format!("completeness of {endpoint} at 10 ms"));
+    let (mut daemon, task_id) = tools.armed(PYTHON_SERVICE, &endpoint)?;
+    let (start, before) = (Instant::now(), procfs::cpu_time(daemon.id())?);
+    latencies_ms(server, method, target, Until::Requests(REQUESTS_PER_TASK))?;
+    let used = procfs::cpu_time(daemon.id())?.saturating_sub(before);
+    let cpu_percent = used.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
+    let coverage = wait_for_coverage(&mut daemon, &task_id)?;
+    let rss_mb = procfs::rss_bytes(daemon.id())? as f64 / 1e6;
+    let count = |name: &str| coverage[name].as_u64().unwrap_or(0);
+    let expected = count("periods_expected");
+    let share = count("periods_sampled") as f64 / expected.max(1) as f64;
+    let name = format!("{endpoint}: dump periods with a snapshot, of {expected}");
+    table.add(name, share, "", Goal::AtLeast(0.995));
+    let name = format!("{endpoint}: daemon CPU while profiling");
+    table.add(name, cpu_percent, "%", Goal::None);
+    let name = format!("{endpoint}: daemon resident memory while profiling");
+    table.add(name, rss_mb, "MB", Goal::AtMost(80.0));
+    Ok(())
+}
+
+/// Programs while profiling get a mark, to tell them from those under unmatched load.
+fn add_programs(daemon: &Daemon, mark: &str, table: &mut Table) -> Result<()> {
+    let ran = procfs::programs(daemon.id())?
+        .into_values()
+        .filter(|program| program.runs > 0);
+    table.programs.extend(ran.map(|program| Program {
+        name: format!("{}{mark}", program.name),
+        ..program
+    }));
+    Ok(())
+}
+
+/// The coverage once all requests are in it; what there is of it after the deadline.
+fn wait_for_coverage(daemon: &mut Daemon, task_id: &str) -> Result<serde_json::Value> {
+    let start = Instant::now();
+    loop {
+        daemon.still_running()?;
+        let mut result = daemon.result(task_id)?;
+        let profiled = result["coverage"]["requests_profiled"].as_u64();
+        if profiled >= Some(u64::from(REQUESTS_PER_TASK)) || start.elapsed() > REPORT_DEADLINE {
+            return Ok(result["coverage"].take());
+        }
+        sleep(Duration::from_millis(200));
+    }
+}
