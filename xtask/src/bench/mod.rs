@@ -4,6 +4,7 @@
 //! becomes slower or hotter meanwhile changes both sides alike. "Bare" is without any daemon.
 
 mod cost;
+mod exactness;
 mod load;
 mod procfs;
 mod side;
@@ -34,6 +35,8 @@ enum Section {
     Python,
     /// A server that does nothing but answer.
     Native,
+    /// Durations and snapshots beside the service's own times.
+    Exactness,
     /// Completeness of what is sampled, and kernel time per program run.
     Cost,
     /// Tasks of a SkyWalking OAP.
@@ -75,6 +78,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         cpus: std::thread::available_parallelism()?.get(),
         figures: Vec::new(),
         comparisons: Vec::new(),
+        exactness: Vec::new(),
         programs: Vec::new(),
     };
     let repetitions = args.repetitions.max(1);
@@ -88,6 +92,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     if wanted(Section::Native) {
         side_by_side::native(&tools, repetitions, duration, &mut table)?;
+    }
+    if wanted(Section::Exactness) {
+        exactness::measure(&tools, &mut table)?;
     }
     if wanted(Section::Cost) {
         cost::profiled(&tools, duration, &mut table)?;

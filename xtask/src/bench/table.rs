@@ -99,6 +99,65 @@ impl Comparison {
     }
 }
 
+/// What one tool said of one endpoint, beside what the service itself saw.
+#[derive(Debug, Serialize)]
+pub(super) struct Exactness {
+    pub(super) tool: &'static str,
+    /// How busy the CPUs were with something else.
+    pub(super) load: &'static str,
+    pub(super) case: &'static str,
+    pub(super) requests: usize,
+    /// Share of dump periods with a snapshot.
+    pub(super) periods: Option<f64>,
+    pub(super) jitter_p50_ms: Option<f64>,
+    pub(super) jitter_p99_ms: Option<f64>,
+    pub(super) error_median_ms: f64,
+    pub(super) error_worst_ms: f64,
+    /// The worst of a function that lasts longer than two dump periods.
+    pub(super) error_long_ms: f64,
+    pub(super) missed: usize,
+    pub(super) wrong: Option<usize>,
+}
+
+fn write_exactness(rows: &[Exactness], text: &mut String) {
+    let _ = writeln!(
+        text,
+        "\nexactness at 10 ms, beside the service's own times (errors of durations in ms; jitter of snapshots in ms)\n\
+         {:<11} {:<10} {:<10} {:>8} {:>8} {:>11} {:>7} {:>7} {:>7} {:>7} {:>6}",
+        "endpoint",
+        "CPUs",
+        "",
+        "requests",
+        "periods",
+        "jitter",
+        "median",
+        "worst",
+        ">20 ms",
+        "missed",
+        "wrong"
+    );
+    for row in rows {
+        let periods = row.periods.map_or(String::new(), |p| format!("{p:.4}"));
+        let jitter = match (row.jitter_p50_ms, row.jitter_p99_ms) {
+            (Some(p50), Some(p99)) => format!("{p50:.0} / {p99:.0}"),
+            _ => String::new(),
+        };
+        let wrong = row.wrong.map_or(String::new(), |count| count.to_string());
+        let _ = writeln!(
+            text,
+            "{:<11} {:<10} {:<10} {:>8} {periods:>8} {jitter:>11} {:>7.1} {:>7.1} {:>7.1} {:>7} {wrong:>6}",
+            row.case,
+            row.load,
+            row.tool,
+            row.requests,
+            row.error_median_ms,
+            row.error_worst_ms,
+            row.error_long_ms,
+            row.missed,
+        );
+    }
+}
+
 /// All figures of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct Table {
@@ -106,6 +165,7 @@ pub(super) struct Table {
     pub(super) cpus: usize,
     pub(super) figures: Vec<Figure>,
     pub(super) comparisons: Vec<Comparison>,
+    pub(super) exactness: Vec<Exactness>,
     /// With `kernel.bpf_stats_enabled`, which itself costs each run two clock reads.
     pub(super) programs: Vec<Program>,
 }
@@ -138,6 +198,9 @@ impl Table {
         let mut text = format!("Linux {}, {} CPUs\n", self.kernel, self.cpus);
         for comparison in &self.comparisons {
             comparison.write_to(&mut text);
+        }
+        if !self.exactness.is_empty() {
+            write_exactness(&self.exactness, &mut text);
         }
         text.push('\n');
         for figure in &self.figures {
@@ -181,6 +244,7 @@ mod tests {
             cpus: 2,
             figures: Vec::new(),
             comparisons: Vec::new(),
+            exactness: Vec::new(),
             programs: Vec::new(),
         };
         table.add("throughput", 0.98, "", Goal::AtLeast(0.97));
