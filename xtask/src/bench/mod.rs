@@ -5,6 +5,7 @@
 
 mod cost;
 mod exactness;
+mod kernel;
 mod load;
 mod procfs;
 mod side;
@@ -39,6 +40,8 @@ enum Section {
     Exactness,
     /// Completeness of what is sampled, and kernel time per program run.
     Cost,
+    /// What is added to system calls, switches and ticks.
+    Kernel,
     /// Tasks of a SkyWalking OAP.
     Oap,
 }
@@ -98,6 +101,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     if wanted(Section::Cost) {
         cost::profiled(&tools, duration, &mut table)?;
+    }
+    if wanted(Section::Kernel) {
+        kernel::measure(&tools, repetitions, &mut table)?;
     }
     if wanted(Section::Oap) {
         skywalking::measure(&tools.binary, &tools.folder, &mut table)?;

@@ -1,0 +1,164 @@
+//! What hooks add to system calls, switches and ticks, measured where it is paid (`tests/bench/kernel_cost.c`).
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use profiler_test_support::{ChildGuard, HttpClient, LocalServer};
+
+use super::load::compile;
+use super::procfs::{self, BpfStats};
+use super::side::{Tools, UNMATCHED};
+use super::statistics::median;
+use super::table::{Goal, Table};
+use crate::command::{output, step};
+
+const SERVICE: &str = "bench-kernel";
+/// Frames of about 130 bytes each: some, a whole page, and more than the 16 KiB that are copied.
+const DEPTHS: &[u32] = &[10, 40, 200];
+/// Requests of half a second for each depth.
+const SPINS: usize = 4;
+
+/// Adds all figures.
+pub(super) fn measure(tools: &Tools, repetitions: u32, table: &mut Table) -> Result<()> {
+    let program = compile("kernel_cost")?;
+    calls(tools, &program, repetitions, table)?;
+    switches(tools, &program, repetitions, table)?;
+    ticks(tools, &program, table)
+}
+
+fn server(program: &Path) -> Result<LocalServer> {
+    let mut command = Command::new(program);
+    command.arg("serve").env("SW_AGENT_NAME", SERVICE);
+    LocalServer::start("kernel_cost", &mut command)
+}
+
+/// System calls of a process that is nobody's business: bare, with an empty program, with profilerd armed.
+fn calls(tools: &Tools, program: &Path, repetitions: u32, table: &mut Table) -> Result<()> {
+    step("the cheapest system calls: bare, with an empty program, armed");
+    let _target = server(program)?;
+    let mut sides = [const { (Vec::new(), Vec::new()) }; 3];
+    for _ in 0..repetitions {
+        push_calls(program, &mut sides[0])?;
+        let empty = hold_empty(program)?;
+        push_calls(program, &mut sides[1])?;
+        drop(empty);
+        let armed = tools.armed(SERVICE, UNMATCHED)?;
+        push_calls(program, &mut sides[2])?;
+        drop(armed);
+    }
+    let [bare, empty, armed] = sides;
+    for (name, bare, empty, armed) in [
+        ("getppid", &bare.0, &empty.0, &armed.0),
+        ("read of 64 bytes", &bare.1, &empty.1, &armed.1),
+    ] {
+        let bare_ns = median(bare);
+        table.add(format!("unrelated {name}: bare"), bare_ns, "ns", Goal::None);
+        let what = format!("unrelated {name}: added by an empty program on sys_exit");
+        table.add(what, added(empty, bare), "ns", Goal::None);
+        let what = format!("unrelated {name}: added by profilerd, armed");
+        table.add(what, added(armed, bare), "ns", Goal::AtMost(60.0));
+        let what = format!("unrelated {name}: of it more than an empty program");
+        table.add(what, added(armed, empty), "ns", Goal::None);
+    }
+    Ok(())
+}
+
+/// What one side takes more than the other, by neighbours in time.
+fn added(with: &[f64], without: &[f64]) -> f64 {
+    let added: Vec<f64> = with.iter().zip(without).map(|(w, o)| w - o).collect();
+    median(&added)
+}
+
+fn push_calls(program: &Path, (getppid, read): &mut (Vec<f64>, Vec<f64>)) -> Result<()> {
+    let text = output(Command::new(program).arg("calls"))?;
+    let mut numbers = text.split_whitespace().map(str::parse::<f64>);
+    getppid.push(numbers.next().context("no time of getppid")??);
+    read.push(numbers.next().context("no time of read")??);
+    Ok(())
+}
+
+fn hold_empty(program: &Path) -> Result<ChildGuard> {
+    let mut command = Command::new(program);
+    command
+        .arg("empty")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = ChildGuard::spawn("kernel_cost empty", &mut command)?;
+    let stdout = child.process().stdout.take().context("no output")?;
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    anyhow::ensure!(
+        line.trim() == "ready",
+        "an empty program cannot be attached"
+    );
+    Ok(child)
+}
+
+/// Switches between two threads: bare, armed, and while one of them is tagged.
+fn switches(tools: &Tools, program: &Path, repetitions: u32, table: &mut Table) -> Result<()> {
+    step("switches between two threads: bare, armed, one of them tagged");
+    let server = server(program)?;
+    let ask = || -> Result<f64> {
+        let body = get(&server, "/switch")?;
+        body.trim().parse().context("nanoseconds per switch")
+    };
+    let (mut bare, mut armed, mut tagged) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..repetitions {
+        bare.push(ask()?);
+        let other = tools.armed(SERVICE, UNMATCHED)?;
+        armed.push(ask()?);
+        drop(other);
+        let own = tools.armed(SERVICE, "GET:/switch")?;
+        tagged.push(ask()?);
+        drop(own);
+    }
+    let bare_ns = median(&bare);
+    table.add("switch, with a futex call: bare", bare_ns, "ns", Goal::None);
+    let name = "switch, with a futex call: added by profilerd, armed";
+    table.add(name, added(&armed, &bare), "ns", Goal::None);
+    // The tagged thread is in each of them, once as the one that leaves and once as the one that comes.
+    let name = "switch of a tagged thread: added to that";
+    table.add(name, added(&tagged, &armed), "ns", Goal::AtMost(500.0));
+    Ok(())
+}
+
+/// Kernel time of a tick that hits a tagged thread, by depth of its stack.
+fn ticks(tools: &Tools, program: &Path, table: &mut Table) -> Result<()> {
+    step("kernel time of samples by depth");
+    let server = server(program)?;
+    let _stats = BpfStats::enable()?;
+    for depth in DEPTHS {
+        let recording = tools.recording(SERVICE, &["--max-requests", "4"])?;
+        // A tick that hits nobody of interest.
+        std::thread::sleep(Duration::from_millis(500));
+        let idle = sample_runs(recording.id())?;
+        for _ in 0..SPINS {
+            get(&server, &format!("/spin/{depth}"))?;
+        }
+        let all = sample_runs(recording.id())?;
+        let report = recording.finish_json()?;
+        let taken = report["coverage"]["samples_taken"].as_f64().unwrap_or(0.0);
+        let cheap_ns = idle.1 / idle.0.max(1.0);
+        let others = (all.0 - idle.0 - taken).max(0.0);
+        let ns = (all.1 - idle.1 - others * cheap_ns) / taken.max(1.0);
+        let name = format!("on-CPU sample below {depth} frames, of {taken}: kernel time");
+        table.add(name, ns / 1000.0, "us", Goal::AtMost(8.0));
+    }
+    Ok(())
+}
+
+/// Runs of `sample_on_cpu` so far, and their nanoseconds.
+fn sample_runs(tgid: u32) -> Result<(f64, f64)> {
+    let programs = procfs::programs(tgid)?;
+    let program = programs.values().find(|p| p.name == "sample_on_cpu");
+    let program = program.context("sample_on_cpu is not loaded")?;
+    Ok((program.runs as f64, program.run_time_ns as f64))
+}
+
+fn get(server: &LocalServer, target: &str) -> Result<String> {
+    let mut client = HttpClient::connect(server.address(), Duration::from_secs(60))?;
+    let answer = client.request("GET", target, "")?;
+    Ok(String::from_utf8(answer.body)?)
+}
