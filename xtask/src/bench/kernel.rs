@@ -130,7 +130,7 @@ fn ticks(tools: &Tools, program: &Path, table: &mut Table) -> Result<()> {
     let server = server(program)?;
     let _stats = BpfStats::enable()?;
     for depth in DEPTHS {
-        let recording = tools.recording(SERVICE, &["--max-requests", "4"])?;
+        let recording = tools.recording(SERVICE, &[])?;
         // A tick that hits nobody of interest.
         std::thread::sleep(Duration::from_millis(500));
         let idle = sample_runs(recording.id())?;
@@ -139,7 +139,7 @@ fn ticks(tools: &Tools, program: &Path, table: &mut Table) -> Result<()> {
         }
         let all = sample_runs(recording.id())?;
         let report = recording.finish_json()?;
-        let taken = report["coverage"]["samples_taken"].as_f64().unwrap_or(0.0);
+        let taken = report["coverage"]["samples_on_cpu"].as_f64().unwrap_or(0.0);
         let cheap_ns = idle.1 / idle.0.max(1.0);
         let others = (all.0 - idle.0 - taken).max(0.0);
         let ns = (all.1 - idle.1 - others * cheap_ns) / taken.max(1.0);
