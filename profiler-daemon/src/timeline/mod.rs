@@ -9,7 +9,8 @@
 //!  grid      |    |    |    |    |    |    |       one tick per dump period, the same for all CPUs
 //!  request     [=========================]
 //!  samples        a    a    b    b    b            one per tick; of two (a switch within it) the first
-//!  timeline    a  a    a    b    b    b  b         first stack again at the start, last one at the end
+//!  timeline    a  a      ab      b    b  b         a change halfway between its ticks; first stack again at
+//!                                                  the start, last one at the end
 //!
 //!  blocked            <========>                   switched out and in again, by the kernel's clock
 //!  samples        a    b    b    c
@@ -22,8 +23,13 @@
 //! known since when and until when a stack held. A snapshot of it is true at any instant between, so the
 //! first one is given the earliest and the last one the latest: the durations of what blocks become
 //! exact, while their number stays one per period.
+//!
+//! Of a running thread it is only known that its stack changed between two ticks. Their middle is at most
+//! half a period wrong, at either end of a function, so that one seen at two ticks is never shown more than a
+//! period too long or too short. A snapshot between two changes can stand at one of them: it goes to the
+//! one nearer to the root, which ends or begins the longer-lasting function.
 
-use crate::model::{Counter, Coverage, TimedStack};
+use crate::model::{Counter, Coverage, Frame, Stack, TimedStack};
 
 /// The instants at which a task looks at its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +83,7 @@ pub fn build(
     losses.add(Counter::PeriodsExpected, expected);
     losses.add(Counter::PeriodsSampled, expected.min(samples.len() as u64));
 
+    meet_halfway(&mut samples);
     move_to_edges(&mut samples, start_ktime_ns, end_ktime_ns);
     if let (Some(first), Some(last)) = (samples.first().cloned(), samples.last().cloned()) {
         if first.ktime_ns > start_ktime_ns {
@@ -87,6 +94,45 @@ pub fn build(
         }
     }
     Timeline { samples }
+}
+
+/// Lets stacks that follow each other without a known edge hold until, and since, the middle between them.
+fn meet_halfway(samples: &mut [TimedStack]) {
+    let known: Vec<(u64, u64)> = samples
+        .iter()
+        .map(|s| (s.since_ktime_ns, s.until_ktime_ns))
+        .collect();
+    let shared: Vec<usize> = samples
+        .windows(2)
+        .map(|pair| shared_frames(&pair[0].stack, &pair[1].stack))
+        .collect();
+    for (index, sample) in samples.iter_mut().enumerate() {
+        let at_ns = sample.ktime_ns;
+        if known[index] != (at_ns, at_ns) {
+            continue;
+        }
+        let before = index.checked_sub(1);
+        let left = before.map_or(usize::MAX, |before| shared[before]);
+        let right = shared.get(index).copied().unwrap_or(usize::MAX);
+        if let Some(before) = before
+            && left < right
+        {
+            sample.since_ktime_ns = at_ns - at_ns.saturating_sub(known[before].1) / 2;
+        } else if right < left {
+            sample.until_ktime_ns = at_ns + known[index + 1].0.saturating_sub(at_ns) / 2;
+        }
+    }
+}
+
+/// How many frames two stacks share from the root on; without end if they are the same.
+fn shared_frames(one: &Stack<Frame>, other: &Stack<Frame>) -> usize {
+    let frames = one.frames.iter().rev().zip(other.frames.iter().rev());
+    let shared = frames.take_while(|(one, other)| one == other).count();
+    if shared == one.frames.len() && shared == other.frames.len() {
+        usize::MAX
+    } else {
+        shared
+    }
 }
 
 /// Gives each sample the instant furthest from its tick at which its stack held; of two, the earlier one.
@@ -109,7 +155,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Frame, FrameKind, Stack, UnwindEnd};
+    use crate::model::{FrameKind, UnwindEnd};
 
     const MS: u64 = 1_000_000;
     const GRID: Grid = Grid {
@@ -117,11 +163,13 @@ mod tests {
         period_ns: 10 * MS,
     };
 
-    fn at(ms: u64, name: &str) -> TimedStack {
-        let frames = vec![Frame {
-            signature: name.into(),
+    /// A stack with one letter for each function, the outermost first.
+    fn at(ms: u64, names: &str) -> TimedStack {
+        let frame = |name: char| Frame {
+            signature: name.to_string().into(),
             kind: FrameKind::Native,
-        }];
+        };
+        let frames = names.chars().rev().map(frame).collect();
         let stack = Arc::new(Stack {
             frames,
             end: UnwindEnd::Root,
@@ -142,7 +190,11 @@ mod tests {
         let words: Vec<String> = timeline
             .samples
             .iter()
-            .map(|s| format!("{}{}", s.ktime_ns / MS, s.stack.frames[0].signature))
+            .map(|s| {
+                let frames = s.stack.frames.iter().rev();
+                let names: String = frames.map(|frame| frame.signature.to_string()).collect();
+                format!("{}{names}", s.ktime_ns / MS)
+            })
             .collect();
         words.join(" ")
     }
@@ -153,7 +205,7 @@ mod tests {
         let mut losses = Coverage::default();
         let samples = vec![at(23, "a"), at(13, "a"), at(33, "b"), at(43, "b")];
         let timeline = build(samples, GRID, 8 * MS, 51 * MS, &mut losses);
-        assert_eq!(draw(&timeline), "8a 13a 23a 33b 43b 51b");
+        assert_eq!(draw(&timeline), "8a 13a 28a 28b 43b 51b");
         assert_eq!(losses.get(Counter::PeriodsExpected), 4);
         assert_eq!(losses.get(Counter::PeriodsSampled), 4);
     }
@@ -170,8 +222,29 @@ mod tests {
             at(60, "x"),
         ];
         let timeline = build(samples, GRID, 10 * MS, 30 * MS, &mut losses);
-        assert_eq!(draw(&timeline), "10a 13a 24c 30c");
+        assert_eq!(draw(&timeline), "10a 18a 18c 30c");
         assert_eq!(losses.get(Counter::PeriodsSampled), 2);
+    }
+
+    /// Check that a change stands halfway between its ticks, that of a function nearer to the root first, and
+    /// that a lost period is shared.
+    #[test]
+    fn a_change_stands_halfway() {
+        let mut losses = Coverage::default();
+        let samples = vec![
+            at(13, "mab"),
+            at(23, "mac"), // below a; the next change is that of a itself
+            at(33, "md"),
+            at(43, "mde"), // both changes are below d: it stays
+            at(53, "mdf"),
+            at(73, "mg"),
+            at(83, "mg"),
+        ];
+        let timeline = build(samples, GRID, 12 * MS, 84 * MS, &mut losses);
+        assert_eq!(
+            draw(&timeline),
+            "12mab 18mab 28mac 28md 43mde 63mdf 63mg 83mg 84mg"
+        );
     }
 
     /// Check that the samples of a block stand at its edges, inside the request, one a period as before.
@@ -188,7 +261,7 @@ mod tests {
             held(at(73, "d"), 73, 90), // it goes on after the request
         ];
         let timeline = build(samples, GRID, 12 * MS, 80 * MS, &mut losses);
-        assert_eq!(draw(&timeline), "12a 13a 15b 33b 51b 52c 61d 80d");
+        assert_eq!(draw(&timeline), "12a 14a 15b 33b 51b 52c 61d 80d");
         assert_eq!(losses.get(Counter::PeriodsSampled), 7);
     }
 

@@ -9,6 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, Result};
 use profiler_test_support::{ChildGuard, LocalServer, workspace_root};
@@ -39,13 +40,29 @@ const CASES: &[(&str, &str)] = &[
     ("GET", "/alternate"),
 ];
 
+/// Those that never block: snapshots of what blocks carry the times of its switches.
+const COMPUTING: &[&str] = &["/busy", "/work"];
+/// The case of two endpoints at once, of which one is profiled.
+const MIXED: &str = "/nap + /work";
+
 /// A call as the service saw it.
 #[derive(Debug, Deserialize)]
 struct Call {
+    tid: u32,
     function: String,
     enter_ns: u64,
     exit_ns: u64,
 }
+
+/// The calls of one function in one request.
+#[derive(Clone, Copy, Debug, Default)]
+struct Calls {
+    sum_ms: f64,
+    shortest_ms: f64,
+}
+
+/// The truth of one request, by function.
+type Truth = BTreeMap<String, Calls>;
 
 /// What one tool says of one case.
 struct Seen {
@@ -75,6 +92,10 @@ pub(super) fn measure(tools: &Tools, table: &mut Table) -> Result<()> {
                 .exactness
                 .push(compare("py-spy", load, path, &truth, &seen));
         }
+        let (truth, seen) = mixed(tools)?;
+        let row = compare("profilerd", load, MIXED, &truth, &seen);
+        add_goals(&row, table);
+        table.exactness.push(row);
     }
     Ok(())
 }
@@ -128,9 +149,9 @@ fn ask(server: SocketAddr, method: &str, path: &str) -> Result<()> {
     latencies_ms(server, method, path, Until::Requests(REQUESTS)).map(drop)
 }
 
-fn recorded(tools: &Tools, method: &str, path: &str) -> Result<(Vec<BTreeMap<String, f64>>, Seen)> {
+fn recorded(tools: &Tools, method: &str, path: &str) -> Result<(Vec<Truth>, Seen)> {
     let (server, truth) = start(tools)?;
-    let recording = tools.recording(SERVICE, &[])?;
+    let recording = tools.recording(SERVICE, "*", &[])?;
     ask(server.address(), method, path)?;
     let report = recording.finish_json()?;
     let truth = requests_of(&truth)?;
@@ -139,20 +160,20 @@ fn recorded(tools: &Tools, method: &str, path: &str) -> Result<(Vec<BTreeMap<Str
     let segments = report["segments"].as_array().cloned().unwrap_or_default();
     let count = |name: &str| report["coverage"][name].as_u64().unwrap_or(0) as f64;
     let durations_ms = segments.iter().map(|s| durations(s, &functions)).collect();
-    let endpoint = format!("{method}:{path}");
-    let wrong = segments
-        .iter()
-        .filter(|s| s["endpoint"] != endpoint.as_str());
     let seen = Seen {
         durations_ms,
         periods: Some(count("periods_sampled") / count("periods_expected").max(1.0)),
-        jitter_ms: segments.iter().flat_map(jitter).collect(),
-        wrong: Some(wrong.count()),
+        jitter_ms: if COMPUTING.contains(&path) {
+            segments.iter().flat_map(jitter).collect()
+        } else {
+            Vec::new()
+        },
+        wrong: None,
     };
     Ok((truth, seen))
 }
 
-fn spied(tools: &Tools, method: &str, path: &str) -> Result<(Vec<BTreeMap<String, f64>>, Seen)> {
+fn spied(tools: &Tools, method: &str, path: &str) -> Result<(Vec<Truth>, Seen)> {
     let (server, truth) = start(tools)?;
     // Sleeping threads too, as a request waits there.
     let options = ["--format", "raw", "--idle", "--function", "--threads"];
@@ -170,10 +191,7 @@ fn spied(tools: &Tools, method: &str, path: &str) -> Result<(Vec<BTreeMap<String
         };
         let frames: Vec<&str> = stack.split(';').collect();
         for function in &functions {
-            if frames
-                .iter()
-                .any(|frame| frame.split(' ').next() == Some(function))
-            {
+            if frames.iter().any(|frame| spied_name(frame) == function) {
                 let samples: f64 = count.parse().context("py-spy's count")?;
                 *sums.entry(function.clone()).or_default() += samples * PERIOD_MS;
             }
@@ -190,35 +208,86 @@ fn spied(tools: &Tools, method: &str, path: &str) -> Result<(Vec<BTreeMap<String
     Ok((truth, seen))
 }
 
-/// The truth by request: the handler's call comes last.
-fn requests_of(file: &Path) -> Result<Vec<BTreeMap<String, f64>>> {
+/// `Class.function (file)`.
+fn spied_name(frame: &str) -> &str {
+    let name = frame.split(' ').next().unwrap_or_default();
+    name.rsplit('.').next().unwrap_or_default()
+}
+
+/// Two endpoints at once, on threads that wait for one lock of the interpreter: who gets whose frames.
+fn mixed(tools: &Tools) -> Result<(Vec<Truth>, Seen)> {
+    let (server, truth) = start(tools)?;
+    let recording = tools.recording(SERVICE, "GET:/nap", &[])?;
+    thread::scope(|scope| {
+        let other = scope.spawn(|| ask(server.address(), "GET", "/work"));
+        ask(server.address(), "GET", "/nap")?;
+        other.join().expect("a client does not panic")
+    })?;
+    let report = recording.finish_json()?;
+    // Calls of two threads are mixed in the file; each request of interest has one of these.
+    let naps = |calls: &Truth| calls.contains_key("nap_outer");
+    let truth: Vec<Truth> = requests_of(&truth)?.into_iter().filter(naps).collect();
+    let functions: Vec<String> = truth
+        .first()
+        .map_or(Vec::new(), |t| t.keys().cloned().collect());
+    let foreign = ["work_outer".to_owned(), "work_inner".to_owned()];
+    let segments = report["segments"].as_array().cloned().unwrap_or_default();
+    let wrong = segments
+        .iter()
+        .filter(|s| !durations(s, &foreign).is_empty());
+    let count = |name: &str| report["coverage"][name].as_u64().unwrap_or(0) as f64;
+    let seen = Seen {
+        wrong: Some(wrong.count()),
+        durations_ms: segments.iter().map(|s| durations(s, &functions)).collect(),
+        periods: Some(count("periods_sampled") / count("periods_expected").max(1.0)),
+        jitter_ms: Vec::new(),
+    };
+    Ok((truth, seen))
+}
+
+/// The truth by request, in the order of their ends: the handler's call comes last in its thread.
+fn requests_of(file: &Path) -> Result<Vec<Truth>> {
     let text = fs::read_to_string(file).context("the service's own times")?;
     let mut requests = Vec::new();
-    let mut current: BTreeMap<String, f64> = BTreeMap::new();
+    let mut open: BTreeMap<u32, Truth> = BTreeMap::new();
     for line in text.lines() {
         let call: Call = serde_json::from_str(line).context("a line of the service's own times")?;
         let ms = call.exit_ns.saturating_sub(call.enter_ns) as f64 / 1e6;
         let is_handler = call.function.starts_with("do_");
-        *current.entry(call.function).or_default() += ms;
+        let current = open.entry(call.tid).or_default();
+        let calls = current.entry(call.function).or_insert(Calls {
+            sum_ms: 0.0,
+            shortest_ms: ms,
+        });
+        calls.sum_ms += ms;
+        calls.shortest_ms = calls.shortest_ms.min(ms);
         if is_handler {
-            requests.push(std::mem::take(&mut current));
+            requests.push(std::mem::take(current));
         }
     }
     Ok(requests)
 }
 
-/// Durations of these functions in the trees of a segment.
+/// Durations of these functions in the trees of a segment. What one calls under its own name, as a method of
+/// a base class, is part of it.
 fn durations(segment: &Value, functions: &[String]) -> BTreeMap<String, f64> {
-    let mut sums = BTreeMap::new();
-    let mut nodes: Vec<&Value> = segment["trees"].as_array().into_iter().flatten().collect();
-    while let Some(node) = nodes.pop() {
-        let name = node["code_signature"].as_str().unwrap_or_default();
-        let function = functions.iter().find(|f| names(name, f));
-        if let Some(function) = function {
+    fn add(node: &Value, functions: &[String], above: &[&str], sums: &mut BTreeMap<String, f64>) {
+        let signature = node["code_signature"].as_str().unwrap_or_default();
+        let mut above = above.to_vec();
+        if let Some(function) = functions.iter().find(|f| names(signature, f))
+            && !above.contains(&function.as_str())
+        {
+            above.push(function);
             *sums.entry(function.clone()).or_default() +=
                 node["duration_ms"].as_f64().unwrap_or(0.0);
         }
-        nodes.extend(node["children"].as_array().into_iter().flatten());
+        for child in node["children"].as_array().into_iter().flatten() {
+            add(child, functions, &above, sums);
+        }
+    }
+    let mut sums = BTreeMap::new();
+    for tree in segment["trees"].as_array().into_iter().flatten() {
+        add(tree, functions, &[], &mut sums);
     }
     sums
 }
@@ -231,21 +300,17 @@ fn names(signature: &str, function: &str) -> bool {
     name.rsplit('.').next() == Some(function)
 }
 
-/// How far the snapshots of a request that computes lie from its grid; ends and edges of blocks, which have
-/// times of their own, are left out by their distance of more than a quarter.
+/// How far the snapshots of a request that computes lie from its grid. One that stands at a change is half a
+/// period off on purpose; the first and the last are those of the request.
 fn jitter(segment: &Value) -> Vec<f64> {
+    const STEP_MS: f64 = PERIOD_MS / 2.0;
     let snapshots = segment["snapshots"].as_array().into_iter().flatten();
     let times: Vec<f64> = snapshots.filter_map(|s| s["time_ms"].as_f64()).collect();
-    let inner = times
-        .get(1..times.len().saturating_sub(1))
-        .unwrap_or_default();
-    inner
-        .windows(2)
-        .map(|pair| {
-            let distance = pair[1] - pair[0];
-            (distance - (distance / PERIOD_MS).round() * PERIOD_MS).abs()
-        })
-        .filter(|off| *off < PERIOD_MS / 4.0)
+    let inner = times.get(2..times.len().saturating_sub(2));
+    let pairs = inner.unwrap_or_default().windows(2);
+    pairs
+        .map(|pair| pair[1] - pair[0])
+        .map(|distance| (distance - (distance / STEP_MS).round() * STEP_MS).abs())
         .collect()
 }
 
@@ -253,7 +318,7 @@ fn compare(
     tool: &'static str,
     load: &'static str,
     case: &'static str,
-    truth: &[BTreeMap<String, f64>],
+    truth: &[Truth],
     seen: &Seen,
 ) -> Exactness {
     let only_mean = seen.durations_ms.len() == 1 && truth.len() > 1;
@@ -261,10 +326,10 @@ fn compare(
     let truth_used = if only_mean { &mean[..] } else { truth };
     let (mut errors, mut long) = (Vec::new(), Vec::new());
     for (truth, seen) in truth_used.iter().zip(&seen.durations_ms) {
-        for (function, &true_ms) in truth {
-            let error = (seen.get(function).copied().unwrap_or(0.0) - true_ms).abs();
+        for (function, calls) in truth {
+            let error = (seen.get(function).copied().unwrap_or(0.0) - calls.sum_ms).abs();
             errors.push(error);
-            if true_ms > LONG_MS {
+            if calls.shortest_ms > LONG_MS {
                 long.push(error);
             }
         }
@@ -291,10 +356,14 @@ fn compare(
     }
 }
 
-fn mean_of(truth: &[BTreeMap<String, f64>]) -> BTreeMap<String, f64> {
-    let mut mean: BTreeMap<String, f64> = BTreeMap::new();
-    for (function, ms) in truth.iter().flatten() {
-        *mean.entry(function.clone()).or_default() += ms / truth.len() as f64;
+fn mean_of(truth: &[Truth]) -> Truth {
+    let mut mean = Truth::new();
+    for (function, calls) in truth.iter().flatten() {
+        let of_function = mean.entry(function.clone()).or_insert(Calls {
+            sum_ms: 0.0,
+            shortest_ms: calls.shortest_ms,
+        });
+        of_function.sum_ms += calls.sum_ms / truth.len() as f64;
     }
     mean
 }

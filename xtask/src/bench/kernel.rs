@@ -130,7 +130,7 @@ fn ticks(tools: &Tools, program: &Path, table: &mut Table) -> Result<()> {
     let server = server(program)?;
     let _stats = BpfStats::enable()?;
     for depth in DEPTHS {
-        let recording = tools.recording(SERVICE, &[])?;
+        let recording = tools.recording(SERVICE, "*", &[])?;
         // A tick that hits nobody of interest.
         std::thread::sleep(Duration::from_millis(500));
         let idle = sample_runs(recording.id())?;

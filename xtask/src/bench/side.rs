@@ -53,13 +53,18 @@ impl Tools {
         Ok((daemon, task_id))
     }
 
-    /// A recording of all requests of a service, one stack every 10 ms.
-    pub(super) fn recording(&self, service: &str, options: &[&str]) -> Result<Recording> {
+    /// A recording of a service, one stack every 10 ms.
+    pub(super) fn recording(
+        &self,
+        service: &str,
+        endpoint: &str,
+        options: &[&str],
+    ) -> Result<Recording> {
         let file = self.folder.join(format!("{service}.json"));
         let log = File::create(self.folder.join("record.log"))?;
         let mut command = Command::new(&self.binary);
         command
-            .args(["record", "--service", service, "--endpoint", "*"])
+            .args(["record", "--service", service, "--endpoint", endpoint])
             .args(["--duration", "10m", "--max-requests", "1000"])
             .args(["--format", "json", "-o"])
             .arg(&file)

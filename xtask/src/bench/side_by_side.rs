@@ -279,7 +279,7 @@ fn measure_hot(
         }
         Side::Matched => {
             // A thousand requests are over in no time: none is kept, all are followed to their end.
-            let recording = tools.recording(service, &["--min-duration", "10s"])?;
+            let recording = tools.recording(service, "*", &["--min-duration", "10s"])?;
             observe(address, tgid, Some(recording.id()), workload)
         }
         _ => observe(address, tgid, None, workload),
@@ -327,7 +327,7 @@ impl<'a> PythonStage<'a> {
                 observe(address, tgid, Some(daemon.id()), workload)
             }
             Side::Matched => {
-                let recording = self.tools.recording(Self::SERVICE, &[])?;
+                let recording = self.tools.recording(Self::SERVICE, "*", &[])?;
                 let measured = observe(address, tgid, Some(recording.id()), workload)?;
                 recording.finish_json()?;
                 Ok(measured)
