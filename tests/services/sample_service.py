@@ -8,6 +8,7 @@
     GET /call   asks another server, then method3() as above
 
 Prints its port on the first line of stdout when it accepts connections.
+The sleep of each method is SAMPLE_SERVICE_METHOD_MS milliseconds, if that is set.
 The other server is the one of the variable SAMPLE_SERVICE_CALLS, as http://HOST:PORT.
 With --truth FILE it appends one JSON line per profiled function call: the thread's id and the
 CLOCK_MONOTONIC nanoseconds of entry and exit, taken inside the function.
@@ -22,7 +23,7 @@ import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-METHOD_SLEEP_S = 0.020
+METHOD_SLEEP_S = int(os.environ.get("SAMPLE_SERVICE_METHOD_MS", "20")) / 1000
 HANDLER_SLEEP_S = 0.500
 BUSY_CPU_S = 0.300
 WORK_STEPS = 250_000

@@ -13,6 +13,7 @@ mod recording;
 mod requests;
 mod server;
 mod skywalking;
+mod spine;
 mod standalone;
 mod storage;
 

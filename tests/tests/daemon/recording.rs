@@ -146,7 +146,7 @@ pub(crate) fn has_function(segment: &SegmentReport, function: &str) -> bool {
 }
 
 /// `sample_service.Handler.do_POST:96` is of `do_POST`.
-fn is_of(signature: &str, function: &str) -> bool {
+pub(crate) fn is_of(signature: &str, function: &str) -> bool {
     let name = signature
         .rsplit_once(':')
         .map_or(signature, |(name, _)| name);
