@@ -83,9 +83,9 @@ fn apt_get() -> Command {
     command
 }
 
-/// Downloads the package that the meta package `meta` of a Debian suite depends on and that begins with
-/// `prefix`; yields the `.deb`. `folder` keeps apt's lists and the file. Needs no root.
-pub(crate) fn download_from_suite(
+/// Downloads the package with the kernel that the meta package `meta` of a Debian suite stands for, whose
+/// name begins with `prefix`; yields the `.deb`. `folder` keeps apt's lists and the file. Needs no root.
+pub(crate) fn download_kernel(
     suite: &str,
     meta: &str,
     prefix: &str,
@@ -95,17 +95,11 @@ pub(crate) fn download_from_suite(
     step(&format!("apt-get update for Debian {suite}"));
     run_quietly(apt_get().args(&options).args(["update", "-qq"]))
         .with_context(|| format!("cannot reach {DEBIAN_MIRROR} (is this machine offline?)"))?;
-    let depends = output(
-        Command::new("apt-cache")
-            .args(&options)
-            .args(["depends", meta]),
-    )?;
-    let package = depends
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|name| name.starts_with(prefix))
-        .with_context(|| format!("{meta} of {suite} depends on no {prefix}*"))?
-        .to_owned();
+    let image = dependency(&options, meta, prefix)?.with_context(|| {
+        format!("{meta} of Debian {suite} depends on no {prefix}*: has the suite a newer kernel?")
+    })?;
+    // From Linux 7 on linux-image-* only gathers its parts; the kernel is in one of them.
+    let package = dependency(&options, &image, "linux-binary-")?.unwrap_or(image);
     step(&format!("apt-get download {package}"));
     run_quietly(
         apt_get()
@@ -120,6 +114,21 @@ pub(crate) fn download_from_suite(
             name.starts_with(&format!("{package}_")) && name.ends_with(".deb")
         })
         .with_context(|| format!("apt left no {package}_*.deb in {}", folder.display()))
+}
+
+/// The first dependency of a package whose name begins with `prefix`.
+fn dependency(options: &[String], package: &str, prefix: &str) -> Result<Option<String>> {
+    let depends = output(
+        Command::new("apt-cache")
+            .args(options)
+            .args(["depends", package]),
+    )?;
+    let mut names = depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(names
+        .find(|name| name.starts_with(prefix))
+        .map(str::to_owned))
 }
 
 /// Options that give apt a folder of its own with one suite of Debian.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{find_program, step};
 
-pub(crate) use apt::{DEBIAN_KEYRING, download_from_suite};
+pub(crate) use apt::{DEBIAN_KEYRING, download_kernel};
 pub(crate) use peer::py_spy;
 
 /// Arguments of `setup`.

@@ -1,4 +1,4 @@
-//! What the virtual machine boots: a kernel of Debian and an initramfs around one test binary.
+//! What the virtual machine boots: a kernel of Debian and an initramfs around test binaries.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use profiler_test_support::{build_c_server, kernel_test_folder, target_dir, workspace_root};
 
 use crate::command::{output, run};
-use crate::setup::download_from_suite;
+use crate::setup::download_kernel;
+
+use super::TestRun;
 
 /// Debian's CPython: the one on `PATH` may be a version manager's script.
 const PYTHON: &str = "/usr/bin/python3";
@@ -33,18 +35,14 @@ pub(super) fn kernel(version: &str, suite: &str) -> Result<PathBuf> {
         return Ok(vmlinuz);
     }
     fs::create_dir_all(&folder)?;
-    let package = download_from_suite(suite, "linux-image-cloud-amd64", "linux-image-", &folder)?;
+    let prefix = format!("linux-image-{version}.");
+    let package = download_kernel(suite, "linux-image-cloud-amd64", &prefix, &folder)?;
     let unpacked = folder.join("package");
     run(Command::new("dpkg-deb")
         .arg("-x")
         .args([&package, &unpacked]))?;
-    let found = fs::read_dir(unpacked.join("boot"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz-"))
-        })
-        .with_context(|| format!("no boot/vmlinuz-* in {}", package.display()))?;
+    let found =
+        find_kernel(&unpacked)?.with_context(|| format!("no kernel in {}", package.display()))?;
     fs::copy(found, &vmlinuz)?;
     // The modules in the package are ten times the size of the kernel.
     fs::remove_dir_all(&unpacked)?;
@@ -52,8 +50,29 @@ pub(super) fn kernel(version: &str, suite: &str) -> Result<PathBuf> {
     Ok(vmlinuz)
 }
 
-/// An initramfs that runs `binary` with `args`.
-pub(super) fn initramfs(binary: &str, args: &[String]) -> Result<PathBuf> {
+/// The kernel in an unpacked package: `boot/vmlinuz-VERSION`, or from Linux 7 on
+/// `usr/lib/modules/VERSION/vmlinuz`.
+fn find_kernel(unpacked: &Path) -> Result<Option<PathBuf>> {
+    let mut folders = vec![unpacked.join("boot")];
+    let modules = unpacked.join("usr/lib/modules");
+    if modules.exists() {
+        for version in fs::read_dir(modules)? {
+            folders.push(version?.path());
+        }
+    }
+    for folder in folders.iter().filter(|folder| folder.exists()) {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("vmlinuz") {
+                return Ok(Some(entry.path()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// An initramfs that runs these one after the other; `profilerd` is there for those that start it.
+pub(super) fn initramfs(runs: &[TestRun], profilerd: &Path) -> Result<PathBuf> {
     let folder = target_dir().join("vm");
     let root = folder.join("root");
     if root.exists() {
@@ -65,13 +84,17 @@ pub(super) fn initramfs(binary: &str, args: &[String]) -> Result<PathBuf> {
         .args(["-static", "-O1", "-Wall", "-o"])
         .args([root.join("init"), init]))
     .context("cannot link /init statically (Debian: package libc6-dev)")?;
-    // Debug information would be most of the image; symbols stay.
-    run(Command::new("objcopy")
-        .arg("--strip-debug")
-        .args([Path::new(binary), &root.join("test")]))?;
-    fs::write(root.join("args"), args.join("\n"))?;
-
-    let mut files = shared_libraries(Path::new(binary))?;
+    let mut files = install(profilerd, &root.join("profilerd"))?;
+    let mut lines = String::new();
+    for run in runs {
+        files.extend(install(&run.binary, &root.join(&run.test))?);
+        // What init.c reads: the program, then its arguments, with tabs between them.
+        lines += &[&[format!("/{}", run.test)], &run.args[..]]
+            .concat()
+            .join("\t");
+        lines.push('\n');
+    }
+    fs::write(root.join("runs"), lines)?;
     if Path::new(PYTHON).exists() {
         files.extend(python(&root)?);
     }
@@ -85,6 +108,15 @@ pub(super) fn initramfs(binary: &str, args: &[String]) -> Result<PathBuf> {
     let image = folder.join("initramfs.gz");
     pack(&root, &image)?;
     Ok(image)
+}
+
+/// Puts a program into the image; yields the libraries it needs.
+fn install(program: &Path, to: &Path) -> Result<BTreeSet<PathBuf>> {
+    // Debug information would be most of the image; symbols stay.
+    run(Command::new("objcopy")
+        .arg("--strip-debug")
+        .args([program, to]))?;
+    shared_libraries(program)
 }
 
 /// The libraries and the loader that `ldd` names.

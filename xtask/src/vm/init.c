@@ -1,6 +1,7 @@
 /* The first process of the virtual machine of `cargo xtask vm`: sets the little up that the tests
- * need, runs /test with the arguments in /args (one per line), prints its exit status on a line of
- * its own and powers off. Linked statically: the libraries in the image are the test's. */
+ * need, runs each line of /runs (a program and its arguments, with tabs between them), prints the
+ * exit status of each on a line of its own and powers off. Linked statically: the libraries in the
+ * image are the tests'. */
 
 #include <fcntl.h>
 #include <net/if.h>
@@ -37,16 +38,17 @@ static void loopback_up(void) {
     close(fd);
 }
 
-static int run_test(void) {
-    static char line[MAX_ARGS][256];
-    char *args[MAX_ARGS + 2] = {"/test"};
+static int run_test(char *line) {
+    char *args[MAX_ARGS + 1];
     char *environment[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "RUST_BACKTRACE=1",
-                           "LANG=C.UTF-8", "PROFILERD_TEST_C_SERVER=/server", NULL};
-    FILE *file = fopen("/args", "r");
-    for (int i = 0; file && i < MAX_ARGS && fgets(line[i], sizeof line[i], file); i++) {
-        line[i][strcspn(line[i], "\n")] = 0;
-        args[i + 1] = line[i];
-    }
+                           "LANG=C.UTF-8", "PROFILERD_TEST_C_SERVER=/server",
+                           "PROFILERD=/profilerd",
+                           /* Emulated, the daemon may be late by more than the usual 20 ms. */
+                           "SAMPLE_SERVICE_METHOD_MS=200", NULL};
+    int count = 0;
+    for (char *arg = strtok(line, "\t\n"); arg && count < MAX_ARGS; arg = strtok(NULL, "\t\n"))
+        args[count++] = arg;
+    args[count] = NULL;
     int status = 0;
     pid_t child = fork();
     if (child == 0) {
@@ -71,9 +73,13 @@ int main(void) {
         for (int fd = 0; fd < 3; fd++)
             dup2(console, fd);
     loopback_up();
-    int status = run_test();
-    printf("\nprofilerd-vm: exit status %d\n", status);
-    fflush(stdout);
+    static char line[4096];
+    FILE *runs = fopen("/runs", "r");
+    while (runs && fgets(line, sizeof line, runs)) {
+        int status = run_test(line);
+        printf("\nprofilerd-vm: exit status %d\n", status);
+        fflush(stdout);
+    }
     sync();
     reboot(RB_POWER_OFF);
     return 0;
