@@ -84,20 +84,23 @@ pub(super) fn measure(tools: &Tools, table: &mut Table) -> Result<()> {
         let _others: Vec<ChildGuard> = (0..busy).map(|_| spinner()).collect::<Result<_>>()?;
         for &(method, path) in CASES {
             let (truth, seen) = recorded(tools, method, path)?;
-            let row = compare("profilerd", load, path, &truth, &seen);
-            add_goals(&row, table);
-            table.exactness.push(row);
+            add(compare("profilerd", load, path, &truth, &seen), table);
             let (truth, seen) = spied(tools, method, path)?;
-            table
-                .exactness
-                .push(compare("py-spy", load, path, &truth, &seen));
+            add(compare("py-spy", load, path, &truth, &seen), table);
         }
         let (truth, seen) = mixed(tools)?;
-        let row = compare("profilerd", load, MIXED, &truth, &seen);
-        add_goals(&row, table);
-        table.exactness.push(row);
+        add(compare("profilerd", load, MIXED, &truth, &seen), table);
     }
     Ok(())
+}
+
+/// Adds a row, which is shown at once: the whole takes minutes.
+fn add(row: Exactness, table: &mut Table) {
+    step(&row.to_line());
+    if row.tool == "profilerd" {
+        add_goals(&row, table);
+    }
+    table.exactness.push(row);
 }
 
 fn add_goals(row: &Exactness, table: &mut Table) {

@@ -119,11 +119,34 @@ pub(super) struct Exactness {
     pub(super) wrong: Option<usize>,
 }
 
+impl Exactness {
+    /// One line of the table.
+    pub(super) fn to_line(&self) -> String {
+        let periods = self.periods.map_or(String::new(), |p| format!("{p:.4}"));
+        let jitter = match (self.jitter_p50_ms, self.jitter_p99_ms) {
+            (Some(p50), Some(p99)) => format!("{p50:.0} / {p99:.0}"),
+            _ => String::new(),
+        };
+        let wrong = self.wrong.map_or(String::new(), |count| count.to_string());
+        format!(
+            "{:<13} {:<10} {:<10} {:>8} {periods:>8} {jitter:>11} {:>7.1} {:>7.1} {:>7.1} {:>7} {wrong:>6}",
+            self.case,
+            self.load,
+            self.tool,
+            self.requests,
+            self.error_median_ms,
+            self.error_worst_ms,
+            self.error_long_ms,
+            self.missed,
+        )
+    }
+}
+
 fn write_exactness(rows: &[Exactness], text: &mut String) {
     let _ = writeln!(
         text,
         "\nexactness at 10 ms, beside the service's own times (errors of durations in ms; jitter of snapshots in ms)\n\
-         {:<11} {:<10} {:<10} {:>8} {:>8} {:>11} {:>7} {:>7} {:>7} {:>7} {:>6}",
+         {:<13} {:<10} {:<10} {:>8} {:>8} {:>11} {:>7} {:>7} {:>7} {:>7} {:>6}",
         "endpoint",
         "CPUs",
         "",
@@ -137,24 +160,7 @@ fn write_exactness(rows: &[Exactness], text: &mut String) {
         "wrong"
     );
     for row in rows {
-        let periods = row.periods.map_or(String::new(), |p| format!("{p:.4}"));
-        let jitter = match (row.jitter_p50_ms, row.jitter_p99_ms) {
-            (Some(p50), Some(p99)) => format!("{p50:.0} / {p99:.0}"),
-            _ => String::new(),
-        };
-        let wrong = row.wrong.map_or(String::new(), |count| count.to_string());
-        let _ = writeln!(
-            text,
-            "{:<11} {:<10} {:<10} {:>8} {periods:>8} {jitter:>11} {:>7.1} {:>7.1} {:>7.1} {:>7} {wrong:>6}",
-            row.case,
-            row.load,
-            row.tool,
-            row.requests,
-            row.error_median_ms,
-            row.error_worst_ms,
-            row.error_long_ms,
-            row.missed,
-        );
+        let _ = writeln!(text, "{}", row.to_line());
     }
 }
 
