@@ -2,7 +2,6 @@
  * What a profiler adds to each system call shows here first. Prints its port; listens on 127.0.0.1.
  * Build: cc -O2 -pthread hot_server.c */
 
-#include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -11,6 +10,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "listen.h"
 
 static const char ANSWER[] = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n";
 
@@ -42,17 +43,7 @@ closed:
 
 int main(void) {
     signal(SIGPIPE, SIG_IGN);
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 128) != 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &size) != 0) {
-        perror("hot_server");
-        return 1;
-    }
-    printf("%d\n", ntohs(address.sin_port));
-    fflush(stdout);
+    int listener = listen_on_loopback("hot_server", 128);
     for (;;) {
         int fd = accept(listener, NULL, NULL);
         if (fd < 0)

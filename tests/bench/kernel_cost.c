@@ -9,7 +9,6 @@
  * Build: cc -O2 -pthread kernel_cost.c */
 
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <pthread.h>
@@ -23,6 +22,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "listen.h"
 
 enum { ROUNDS = 40, CALLS = 50000, SWITCHES = 40000 };
 
@@ -127,18 +128,8 @@ __attribute__((noinline)) static uint64_t spin(int depth) {
     return sink;
 }
 
-static int serve(void) {
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 8) != 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &size) != 0) {
-        perror("kernel_cost");
-        return 1;
-    }
-    printf("%d\n", ntohs(address.sin_port));
-    fflush(stdout);
+_Noreturn static void serve(void) {
+    int listener = listen_on_loopback("kernel_cost", 8);
     for (;;) {
         int fd = accept(listener, NULL, NULL);
         char head[2048];
@@ -169,7 +160,7 @@ int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "empty") == 0)
         return hold_empty();
     if (argc == 2 && strcmp(argv[1], "serve") == 0)
-        return serve();
+        serve();
     fprintf(stderr, "usage: kernel_cost calls|empty|serve\n");
     return 2;
 }
