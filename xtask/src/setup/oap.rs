@@ -7,8 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use profiler_test_support::{oap_folder, python_agent_folder, workspace_root};
 
-use super::once;
-use super::venv;
+use super::{once, venv};
 use crate::command::{run_quietly, step};
 
 /// Fetches what is not there in the wanted versions.

@@ -1,8 +1,9 @@
 //! `cargo xtask vm`: the kernel tests, unchanged, under another kernel.
 //!
 //! Debian's cloud kernel boots in qemu from an initramfs that holds the test binaries with their
-//! libraries, the daemon, a CPython and the sample service; one boot runs them all. Emulated (tcg), so that it runs in containers and on
-//! machines without virtualization; a boot takes 5 to 9 s. Timings from there mean nothing.
+//! libraries, the daemon, a CPython and the sample service; one boot runs them all. Emulated (tcg), so
+//! that it runs in containers and on machines without virtualization; a boot takes 5 to 9 s. Timings from
+//! there mean nothing.
 
 mod image;
 
