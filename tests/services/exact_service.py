@@ -12,7 +12,7 @@ import threading
 import time
 
 import sample_service
-from sample_service import record_truth
+from sample_service import compute, record_truth
 
 LOCK_S = 0.025
 GIL_CPU_S = 0.100
@@ -42,8 +42,7 @@ def spin(cpu_s):
     end_s = time.thread_time() + cpu_s
     value = 0
     while time.thread_time() < end_s:
-        for i in range(200):
-            value = (value * 31 + i) & 0xFFFFFFFF
+        value = compute(value, 200)
     return value
 
 

@@ -7,6 +7,7 @@ mod bench;
 mod command;
 mod daemon;
 mod demo;
+mod report;
 mod setup;
 mod test;
 mod vm;

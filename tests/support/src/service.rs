@@ -30,13 +30,26 @@ impl SampleService {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_by(
+        command: Command,
+        service_name: &str,
+        truth_file: Option<&Path>,
+    ) -> Result<Self> {
+        Self::start_script(command, "sample_service.py", service_name, truth_file)
+    }
+
+    /// As [`Self::start_by`], another script of `tests/services` that takes the same arguments.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_script(
         mut command: Command,
+        script: &str,
         service_name: &str,
         truth_file: Option<&Path>,
     ) -> Result<Self> {
         let program = PathBuf::from(command.get_program());
         command
-            .arg(workspace_root().join("tests/services/sample_service.py"))
+            .arg(workspace_root().join("tests/services").join(script))
             .env("SW_AGENT_NAME", service_name);
         if let Some(file) = truth_file {
             command.arg("--truth").arg(file);

@@ -9,11 +9,12 @@ use anyhow::Result;
 use profiler_test_support::SampleService;
 
 use super::load::{Until, hot_load, hot_server, latencies_ms};
-use super::procfs::{self, BpfStats, Program};
+use super::procfs::{self, BpfStats, CpuMeter, Program};
 use super::side::{REQUESTS_PER_TASK, Tools, UNMATCHED};
 use super::table::{Goal, Table};
 use crate::command::step;
 use crate::daemon::Daemon;
+use crate::report::Report;
 
 const HOT_SERVICE: &str = "bench-hot";
 const PYTHON_SERVICE: &str = "bench-python";
@@ -29,11 +30,10 @@ pub(super) fn at_rest(tools: &Tools, table: &mut Table) -> Result<()> {
     step("a daemon at rest");
     let daemon = tools.daemon()?;
     sleep(SETTLE);
-    let before = procfs::cpu_time(daemon.id())?;
+    let cpu = CpuMeter::start(daemon.id())?;
     sleep(REST);
-    let used = procfs::cpu_time(daemon.id())?.saturating_sub(before);
-    let percent = used.as_secs_f64() / REST.as_secs_f64() * 100.0;
-    let rss_mb = procfs::rss_bytes(daemon.id())? as f64 / 1e6;
+    let percent = cpu.percent()?;
+    let rss_mb = procfs::rss_mb(daemon.id())?;
     let attached = procfs::attached(daemon.id())? as f64;
     // 0.0 % to one decimal place.
     table.add("daemon at rest: CPU", percent, "%", Goal::AtMost(0.05));
@@ -82,17 +82,14 @@ fn complete(
     let endpoint = format!("{method}:{target}");
     step(&format!("completeness of {endpoint} at 10 ms"));
     let (mut daemon, task_id) = tools.armed(PYTHON_SERVICE, &endpoint)?;
-    let (start, before) = (Instant::now(), procfs::cpu_time(daemon.id())?);
+    let cpu = CpuMeter::start(daemon.id())?;
     latencies_ms(server, method, target, Until::Requests(REQUESTS_PER_TASK))?;
-    let used = procfs::cpu_time(daemon.id())?.saturating_sub(before);
-    let cpu_percent = used.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
-    let coverage = wait_for_coverage(&mut daemon, &task_id)?;
-    let rss_mb = procfs::rss_bytes(daemon.id())? as f64 / 1e6;
-    let count = |name: &str| coverage[name].as_u64().unwrap_or(0);
-    let expected = count("periods_expected");
-    let share = count("periods_sampled") as f64 / expected.max(1) as f64;
+    let cpu_percent = cpu.percent()?;
+    let report = wait_for_report(&mut daemon, &task_id)?;
+    let rss_mb = procfs::rss_mb(daemon.id())?;
+    let expected = report.counter("periods_expected");
     let name = format!("{endpoint}: dump periods with a snapshot, of {expected}");
-    table.add(name, share, "", Goal::AtLeast(0.995));
+    table.add(name, report.share_of_periods(), "", Goal::AtLeast(0.995));
     let name = format!("{endpoint}: daemon CPU while profiling");
     table.add(name, cpu_percent, "%", Goal::None);
     let name = format!("{endpoint}: daemon resident memory while profiling");
@@ -112,15 +109,15 @@ fn add_programs(daemon: &Daemon, mark: &str, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// The coverage once all requests are in it; what there is of it after the deadline.
-fn wait_for_coverage(daemon: &mut Daemon, task_id: &str) -> Result<serde_json::Value> {
+/// The result once all requests are in it; what there is of it after the deadline.
+fn wait_for_report(daemon: &mut Daemon, task_id: &str) -> Result<Report> {
     let start = Instant::now();
     loop {
         daemon.still_running()?;
-        let mut result = daemon.result(task_id)?;
-        let profiled = result["coverage"]["requests_profiled"].as_u64();
-        if profiled >= Some(u64::from(REQUESTS_PER_TASK)) || start.elapsed() > REPORT_DEADLINE {
-            return Ok(result["coverage"].take());
+        let report = Report::from_json(&daemon.result(task_id)?)?;
+        let profiled = report.counter("requests_profiled");
+        if profiled >= u64::from(REQUESTS_PER_TASK) || start.elapsed() > REPORT_DEADLINE {
+            return Ok(report);
         }
         sleep(Duration::from_millis(200));
     }

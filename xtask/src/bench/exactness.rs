@@ -12,15 +12,15 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result};
-use profiler_test_support::{ChildGuard, LocalServer, workspace_root};
+use profiler_test_support::{ChildGuard, SampleService};
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::load::{Until, latencies_ms};
 use super::side::Tools;
 use super::statistics::{median, percentile};
 use super::table::{Exactness, Goal, Table};
 use crate::command::step;
+use crate::report::{Report, Segment, names, total_ms};
 
 const SERVICE: &str = "bench-exact";
 const PERIOD_MS: f64 = 10.0;
@@ -55,7 +55,7 @@ struct Call {
 }
 
 /// The calls of one function in one request.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Calls {
     sum_ms: f64,
     shortest_ms: f64,
@@ -66,30 +66,39 @@ type Truth = BTreeMap<String, Calls>;
 
 /// What one tool says of one case.
 struct Seen {
-    /// Per request and function, milliseconds; one entry where only the mean is known.
-    durations_ms: Vec<BTreeMap<String, f64>>,
+    /// Those that were answered.
+    requests: usize,
+    missed: usize,
+    errors: Vec<DurationError>,
     /// Share of dump periods with a snapshot.
     periods: Option<f64>,
     /// Distance of snapshots from the grid of the request.
     jitter_ms: Vec<f64>,
-    /// With frames of another endpoint.
+    /// Requests with frames of another endpoint.
     wrong: Option<usize>,
+}
+
+/// How far one function's duration is off.
+struct DurationError {
+    ms: f64,
+    /// Each of its calls lasted longer than [`LONG_MS`].
+    is_long: bool,
 }
 
 /// Adds a row for each load, case and tool.
 pub(super) fn measure(tools: &Tools, table: &mut Table) -> Result<()> {
-    let cpus = std::thread::available_parallelism()?.get();
+    let cpus = thread::available_parallelism()?.get();
     for (load, busy) in [("idle", 0), ("half busy", cpus / 2), ("all busy", cpus)] {
         step(&format!("exactness, CPUs {load}"));
         let _others: Vec<ChildGuard> = (0..busy).map(|_| spinner()).collect::<Result<_>>()?;
         for &(method, path) in CASES {
-            let (truth, seen) = recorded(tools, method, path)?;
-            add(compare("profilerd", load, path, &truth, &seen), table);
-            let (truth, seen) = spied(tools, method, path)?;
-            add(compare("py-spy", load, path, &truth, &seen), table);
+            let seen = recorded(tools, method, path)?;
+            add(row("profilerd", load, path, &seen), table);
+            let seen = spied(tools, method, path)?;
+            add(row("py-spy", load, path, &seen), table);
         }
-        let (truth, seen) = mixed(tools)?;
-        add(compare("profilerd", load, MIXED, &truth, &seen), table);
+        let seen = mixed(tools)?;
+        add(row("profilerd", load, MIXED, &seen), table);
     }
     Ok(())
 }
@@ -131,84 +140,106 @@ fn spinner() -> Result<ChildGuard> {
 }
 
 /// Runs the service with a fresh file of truths.
-fn start(tools: &Tools) -> Result<(LocalServer, PathBuf)> {
+fn start(tools: &Tools) -> Result<(SampleService, PathBuf)> {
     let truth = tools.folder.join("truth.jsonl");
     if truth.exists() {
         fs::remove_file(&truth)?;
     }
-    let mut command = Command::new("python3");
-    command
-        .arg(workspace_root().join("tests/services/exact_service.py"))
-        .arg("--truth")
-        .arg(&truth)
-        .env("SW_AGENT_NAME", SERVICE);
-    Ok((
-        LocalServer::start("the exact service", &mut command)?,
-        truth,
-    ))
+    let python = Command::new("python3");
+    let service = SampleService::start_script(python, "exact_service.py", SERVICE, Some(&truth))?;
+    Ok((service, truth))
 }
 
 fn ask(server: SocketAddr, method: &str, path: &str) -> Result<()> {
     latencies_ms(server, method, path, Until::Requests(REQUESTS)).map(drop)
 }
 
-fn recorded(tools: &Tools, method: &str, path: &str) -> Result<(Vec<Truth>, Seen)> {
-    let (server, truth) = start(tools)?;
+/// One endpoint, by profilerd.
+fn recorded(tools: &Tools, method: &str, path: &str) -> Result<Seen> {
+    let (service, truth) = start(tools)?;
     let recording = tools.recording(SERVICE, "*", &[])?;
-    ask(server.address(), method, path)?;
-    let report = recording.finish_json()?;
-    let truth = requests_of(&truth)?;
-    let functions = truth.first().map(|t| t.keys().cloned().collect::<Vec<_>>());
-    let functions = functions.unwrap_or_default();
-    let segments = report["segments"].as_array().cloned().unwrap_or_default();
-    let count = |name: &str| report["coverage"][name].as_u64().unwrap_or(0) as f64;
-    let durations_ms = segments.iter().map(|s| durations(s, &functions)).collect();
-    let seen = Seen {
-        durations_ms,
-        periods: Some(count("periods_sampled") / count("periods_expected").max(1.0)),
-        jitter_ms: if COMPUTING.contains(&path) {
-            segments.iter().flat_map(jitter).collect()
-        } else {
-            Vec::new()
-        },
-        wrong: None,
-    };
-    Ok((truth, seen))
+    ask(service.address(), method, path)?;
+    let report = recording.finish_report()?;
+    let mut seen = seen_in(&report, &requests_of(&truth)?);
+    if COMPUTING.contains(&path) {
+        seen.jitter_ms = report.segments.iter().flat_map(jitter).collect();
+    }
+    Ok(seen)
 }
 
-fn spied(tools: &Tools, method: &str, path: &str) -> Result<(Vec<Truth>, Seen)> {
-    let (server, truth) = start(tools)?;
+/// Two endpoints at once, on threads that wait for one lock of the interpreter: who gets whose frames.
+fn mixed(tools: &Tools) -> Result<Seen> {
+    let (service, truth) = start(tools)?;
+    let recording = tools.recording(SERVICE, "GET:/nap", &[])?;
+    thread::scope(|scope| {
+        let other = scope.spawn(|| ask(service.address(), "GET", "/work"));
+        ask(service.address(), "GET", "/nap")?;
+        other.join().expect("a client does not panic")
+    })?;
+    let report = recording.finish_report()?;
+    let mut truth = requests_of(&truth)?;
+    truth.retain(|calls| calls.contains_key("nap_outer"));
+    let is_wrong = |segment: &&Segment| {
+        let mut stacks = segment.snapshots.iter().map(|snapshot| &snapshot.stack);
+        stacks.any(|stack| stack.iter().any(|frame| names(frame, "work_outer")))
+    };
+    Ok(Seen {
+        wrong: Some(report.segments.iter().filter(is_wrong).count()),
+        ..seen_in(&report, &truth)
+    })
+}
+
+/// What a recording of these requests shows.
+fn seen_in(report: &Report, truth: &[Truth]) -> Seen {
+    let requests = truth.iter().zip(&report.segments);
+    let errors = requests.flat_map(|(truth, segment)| {
+        errors(truth, |function| total_ms(&segment.trees, function) as f64)
+    });
+    Seen {
+        requests: truth.len(),
+        missed: truth.len().saturating_sub(report.segments.len()),
+        errors: errors.collect(),
+        periods: Some(report.share_of_periods()),
+        jitter_ms: Vec::new(),
+        wrong: None,
+    }
+}
+
+/// One endpoint, by py-spy: the mean of all requests.
+fn spied(tools: &Tools, method: &str, path: &str) -> Result<Seen> {
+    let (service, truth) = start(tools)?;
     // Sleeping threads too, as a request waits there.
     let options = ["--format", "raw", "--idle", "--function", "--threads"];
-    let recording = tools.py_spy(server.id(), &options)?;
-    ask(server.address(), method, path)?;
+    let recording = tools.py_spy(service.id(), &options)?;
+    ask(service.address(), method, path)?;
     let text = fs::read_to_string(recording.finish()?)?;
     let truth = requests_of(&truth)?;
-    let functions: Vec<String> = truth
-        .first()
-        .map_or(Vec::new(), |t| t.keys().cloned().collect());
-    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+    let mean = mean_of(&truth);
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
     for line in text.lines() {
         let Some((stack, count)) = line.rsplit_once(' ') else {
             continue;
         };
-        let frames: Vec<&str> = stack.split(';').collect();
-        for function in &functions {
-            if frames.iter().any(|frame| spied_name(frame) == function) {
-                let samples: f64 = count.parse().context("py-spy's count")?;
-                *sums.entry(function.clone()).or_default() += samples * PERIOD_MS;
+        let samples: f64 = count.parse().context("py-spy's count")?;
+        for function in mean.keys() {
+            if stack.split(';').any(|frame| spied_name(frame) == function) {
+                *sums.entry(function).or_default() += samples * PERIOD_MS;
             }
         }
     }
-    let requests = truth.len().max(1) as f64;
-    sums.values_mut().for_each(|sum| *sum /= requests);
-    let seen = Seen {
-        durations_ms: vec![sums],
+    let requests = truth.len();
+    let seen_ms = |function: &str| {
+        let sum_ms = sums.get(function).copied().unwrap_or(0.0);
+        sum_ms / requests.max(1) as f64
+    };
+    Ok(Seen {
+        requests,
+        missed: 0,
+        errors: errors(&mean, seen_ms),
         periods: None,
         jitter_ms: Vec::new(),
         wrong: None,
-    };
-    Ok((truth, seen))
+    })
 }
 
 /// `Class.function (file)`.
@@ -217,35 +248,24 @@ fn spied_name(frame: &str) -> &str {
     name.rsplit('.').next().unwrap_or_default()
 }
 
-/// Two endpoints at once, on threads that wait for one lock of the interpreter: who gets whose frames.
-fn mixed(tools: &Tools) -> Result<(Vec<Truth>, Seen)> {
-    let (server, truth) = start(tools)?;
-    let recording = tools.recording(SERVICE, "GET:/nap", &[])?;
-    thread::scope(|scope| {
-        let other = scope.spawn(|| ask(server.address(), "GET", "/work"));
-        ask(server.address(), "GET", "/nap")?;
-        other.join().expect("a client does not panic")
-    })?;
-    let report = recording.finish_json()?;
-    // Calls of two threads are mixed in the file; each request of interest has one of these.
-    let naps = |calls: &Truth| calls.contains_key("nap_outer");
-    let truth: Vec<Truth> = requests_of(&truth)?.into_iter().filter(naps).collect();
-    let functions: Vec<String> = truth
-        .first()
-        .map_or(Vec::new(), |t| t.keys().cloned().collect());
-    let foreign = ["work_outer".to_owned(), "work_inner".to_owned()];
-    let segments = report["segments"].as_array().cloned().unwrap_or_default();
-    let wrong = segments
-        .iter()
-        .filter(|s| !durations(s, &foreign).is_empty());
-    let count = |name: &str| report["coverage"][name].as_u64().unwrap_or(0) as f64;
-    let seen = Seen {
-        wrong: Some(wrong.count()),
-        durations_ms: segments.iter().map(|s| durations(s, &functions)).collect(),
-        periods: Some(count("periods_sampled") / count("periods_expected").max(1.0)),
-        jitter_ms: Vec::new(),
-    };
-    Ok((truth, seen))
+fn errors(truth: &Truth, seen_ms: impl Fn(&str) -> f64) -> Vec<DurationError> {
+    let functions = truth.iter();
+    functions
+        .map(|(function, calls)| DurationError {
+            ms: (seen_ms(function) - calls.sum_ms).abs(),
+            is_long: calls.shortest_ms > LONG_MS,
+        })
+        .collect()
+}
+
+/// Adds calls of a function.
+fn add_calls(truth: &mut Truth, function: String, added: Calls) {
+    let calls = truth.entry(function).or_insert(Calls {
+        sum_ms: 0.0,
+        shortest_ms: f64::INFINITY,
+    });
+    calls.sum_ms += added.sum_ms;
+    calls.shortest_ms = calls.shortest_ms.min(added.shortest_ms);
 }
 
 /// The truth by request, in the order of their ends: the handler's call comes last in its thread.
@@ -258,12 +278,11 @@ fn requests_of(file: &Path) -> Result<Vec<Truth>> {
         let ms = call.exit_ns.saturating_sub(call.enter_ns) as f64 / 1e6;
         let is_handler = call.function.starts_with("do_");
         let current = open.entry(call.tid).or_default();
-        let calls = current.entry(call.function).or_insert(Calls {
-            sum_ms: 0.0,
+        let calls = Calls {
+            sum_ms: ms,
             shortest_ms: ms,
-        });
-        calls.sum_ms += ms;
-        calls.shortest_ms = calls.shortest_ms.min(ms);
+        };
+        add_calls(current, call.function, calls);
         if is_handler {
             requests.push(std::mem::take(current));
         }
@@ -271,90 +290,37 @@ fn requests_of(file: &Path) -> Result<Vec<Truth>> {
     Ok(requests)
 }
 
-/// Durations of these functions in the trees of a segment. What one calls under its own name, as a method of
-/// a base class, is part of it.
-fn durations(segment: &Value, functions: &[String]) -> BTreeMap<String, f64> {
-    fn add(node: &Value, functions: &[String], above: &[&str], sums: &mut BTreeMap<String, f64>) {
-        let signature = node["code_signature"].as_str().unwrap_or_default();
-        let mut above = above.to_vec();
-        if let Some(function) = functions.iter().find(|f| names(signature, f))
-            && !above.contains(&function.as_str())
-        {
-            above.push(function);
-            *sums.entry(function.clone()).or_default() +=
-                node["duration_ms"].as_f64().unwrap_or(0.0);
-        }
-        for child in node["children"].as_array().into_iter().flatten() {
-            add(child, functions, &above, sums);
-        }
-    }
-    let mut sums = BTreeMap::new();
-    for tree in segment["trees"].as_array().into_iter().flatten() {
-        add(tree, functions, &[], &mut sums);
-    }
-    sums
-}
-
-/// `module.Class.function:line`.
-fn names(signature: &str, function: &str) -> bool {
-    let name = signature
-        .rsplit_once(':')
-        .map_or(signature, |(name, _)| name);
-    name.rsplit('.').next() == Some(function)
-}
-
 /// How far the snapshots of a request that computes lie from its grid. One that stands at a change is half a
 /// period off on purpose; the first and the last are those of the request.
-fn jitter(segment: &Value) -> Vec<f64> {
+fn jitter(segment: &Segment) -> Vec<f64> {
     const STEP_MS: f64 = PERIOD_MS / 2.0;
-    let snapshots = segment["snapshots"].as_array().into_iter().flatten();
-    let times: Vec<f64> = snapshots.filter_map(|s| s["time_ms"].as_f64()).collect();
+    let times: Vec<i64> = segment.snapshots.iter().map(|s| s.time_ms).collect();
     let inner = times.get(2..times.len().saturating_sub(2));
     let pairs = inner.unwrap_or_default().windows(2);
     pairs
-        .map(|pair| pair[1] - pair[0])
+        .map(|pair| (pair[1] - pair[0]) as f64)
         .map(|distance| (distance - (distance / STEP_MS).round() * STEP_MS).abs())
         .collect()
 }
 
-fn compare(
-    tool: &'static str,
-    load: &'static str,
-    case: &'static str,
-    truth: &[Truth],
-    seen: &Seen,
-) -> Exactness {
-    let only_mean = seen.durations_ms.len() == 1 && truth.len() > 1;
-    let mean = [mean_of(truth)];
-    let truth_used = if only_mean { &mean[..] } else { truth };
-    let (mut errors, mut long) = (Vec::new(), Vec::new());
-    for (truth, seen) in truth_used.iter().zip(&seen.durations_ms) {
-        for (function, calls) in truth {
-            let error = (seen.get(function).copied().unwrap_or(0.0) - calls.sum_ms).abs();
-            errors.push(error);
-            if calls.shortest_ms > LONG_MS {
-                long.push(error);
-            }
-        }
-    }
+fn row(tool: &'static str, load: &'static str, case: &'static str, seen: &Seen) -> Exactness {
+    let errors: Vec<f64> = seen.errors.iter().map(|error| error.ms).collect();
+    let long = seen.errors.iter().filter(|error| error.is_long);
+    let long: Vec<f64> = long.map(|error| error.ms).collect();
     let jitter =
         |percent| (!seen.jitter_ms.is_empty()).then(|| percentile(&seen.jitter_ms, percent));
     Exactness {
         tool,
         load,
         case,
-        requests: truth.len(),
+        requests: seen.requests,
         periods: seen.periods,
         jitter_p50_ms: jitter(50.0),
         jitter_p99_ms: jitter(99.0),
         error_median_ms: median(&errors),
         error_worst_ms: percentile(&errors, 100.0),
         error_long_ms: percentile(&long, 100.0),
-        missed: if only_mean {
-            0
-        } else {
-            truth.len().saturating_sub(seen.durations_ms.len())
-        },
+        missed: seen.missed,
         wrong: seen.wrong,
     }
 }
@@ -362,37 +328,38 @@ fn compare(
 fn mean_of(truth: &[Truth]) -> Truth {
     let mut mean = Truth::new();
     for (function, calls) in truth.iter().flatten() {
-        let of_function = mean.entry(function.clone()).or_insert(Calls {
-            sum_ms: 0.0,
-            shortest_ms: calls.shortest_ms,
-        });
-        of_function.sum_ms += calls.sum_ms / truth.len() as f64;
+        let share = Calls {
+            sum_ms: calls.sum_ms / truth.len() as f64,
+            ..*calls
+        };
+        add_calls(&mut mean, function.clone(), share);
     }
     mean
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    /// Check that a function is found by its whole name.
+    /// Check that py-spy's frames are known by their functions.
     #[test]
-    fn a_function_is_found_by_its_whole_name() {
-        assert!(names("exact_service.alternate:84", "alternate"));
-        assert!(!names("exact_service.alternate_run:92", "alternate"));
-        assert!(names("sample_service.Handler.do_GET:120", "do_GET"));
+    fn a_spied_frame_is_known_by_its_function() {
+        assert_eq!(spied_name("Handler.do_POST (sample_service.py)"), "do_POST");
+        assert_eq!(spied_name("method3 (sample_service.py)"), "method3");
     }
 
-    /// Check that durations of one function under several callers are summed.
+    /// Check that a mean counts each request once, and keeps the shortest call.
     #[test]
-    fn durations_are_summed() {
-        let leaf = |ms| json!({ "code_signature": "m.f:3", "duration_ms": ms, "children": [] });
-        let segment = json!({ "trees": [
-            { "code_signature": "m.g:1", "duration_ms": 60, "children": [leaf(10), leaf(20)] }
-        ]});
-        let sums = durations(&segment, &["f".to_owned(), "g".to_owned()]);
-        assert_eq!(format!("{sums:?}"), r#"{"f": 30.0, "g": 60.0}"#);
+    fn a_mean_is_of_requests() {
+        let request = |sum_ms, shortest_ms| {
+            let calls = Calls {
+                sum_ms,
+                shortest_ms,
+            };
+            Truth::from([("f".to_owned(), calls)])
+        };
+        let mean = mean_of(&[request(30.0, 30.0), request(50.0, 20.0)])["f"];
+        let shown = format!("{} {}", mean.sum_ms, mean.shortest_ms);
+        assert_eq!(shown, "40 20");
     }
 }

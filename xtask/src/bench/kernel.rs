@@ -1,10 +1,13 @@
-//! What hooks add to system calls, switches and ticks, measured where it is paid (`tests/bench/kernel_cost.c`).
+//! What hooks add to system calls, switches and ticks, measured where it is paid
+//! (`tests/bench/kernel_cost.c`).
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use profiler_test_support::{ChildGuard, HttpClient, LocalServer};
 
 use super::load::compile;
@@ -88,8 +91,8 @@ fn hold_empty(program: &Path) -> Result<ChildGuard> {
     let mut child = ChildGuard::spawn("kernel_cost empty", &mut command)?;
     let stdout = child.process().stdout.take().context("no output")?;
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
-    anyhow::ensure!(
+    BufReader::new(stdout).read_line(&mut line)?;
+    ensure!(
         line.trim() == "ready",
         "an empty program cannot be attached"
     );
@@ -132,14 +135,13 @@ fn ticks(tools: &Tools, program: &Path, table: &mut Table) -> Result<()> {
     for depth in DEPTHS {
         let recording = tools.recording(SERVICE, "*", &[])?;
         // A tick that hits nobody of interest.
-        std::thread::sleep(Duration::from_millis(500));
+        sleep(Duration::from_millis(500));
         let idle = sample_runs(recording.id())?;
         for _ in 0..SPINS {
             get(&server, &format!("/spin/{depth}"))?;
         }
         let all = sample_runs(recording.id())?;
-        let report = recording.finish_json()?;
-        let taken = report["coverage"]["samples_on_cpu"].as_f64().unwrap_or(0.0);
+        let taken = recording.finish_report()?.counter("samples_on_cpu") as f64;
         let cheap_ns = idle.1 / idle.0.max(1.0);
         let others = (all.0 - idle.0 - taken).max(0.0);
         let ns = (all.1 - idle.1 - others * cheap_ns) / taken.max(1.0);

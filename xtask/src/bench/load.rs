@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,7 +35,7 @@ pub(super) enum Until {
 }
 
 /// Compiles a program of `tests/bench`; yields its path.
-pub(super) fn compile(name: &str) -> Result<std::path::PathBuf> {
+pub(super) fn compile(name: &str) -> Result<PathBuf> {
     let folder = target_dir().join("bench");
     fs::create_dir_all(&folder)?;
     let binary = folder.join(name);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -43,7 +43,7 @@ pub(super) struct Program {
 }
 
 /// CPU time used by all threads of the process so far, also by those that have ended.
-pub(super) fn cpu_time(tgid: u32) -> Result<Duration> {
+fn cpu_time(tgid: u32) -> Result<Duration> {
     let mut clock = 0;
     // SAFETY: `clock` has room for what is written.
     let error = unsafe { libc::clock_getcpuclockid(tgid.cast_signed(), &raw mut clock) };
@@ -64,8 +64,41 @@ pub(super) fn cpu_time(tgid: u32) -> Result<Duration> {
     ))
 }
 
-/// Resident memory in bytes.
-pub(super) fn rss_bytes(tgid: u32) -> Result<u64> {
+/// A process's CPU time from some instant on.
+#[derive(Debug)]
+pub(super) struct CpuMeter {
+    tgid: u32,
+    start: Instant,
+    before: Duration,
+}
+
+impl CpuMeter {
+    /// Begins now.
+    pub(super) fn start(tgid: u32) -> Result<Self> {
+        Ok(Self {
+            tgid,
+            start: Instant::now(),
+            before: cpu_time(tgid)?,
+        })
+    }
+
+    /// What was used since then.
+    pub(super) fn used(&self) -> Result<Duration> {
+        Ok(cpu_time(self.tgid)?.saturating_sub(self.before))
+    }
+
+    /// The same, of one core.
+    pub(super) fn percent(&self) -> Result<f64> {
+        Ok(self.used()?.as_secs_f64() / self.start.elapsed().as_secs_f64() * 100.0)
+    }
+}
+
+/// Resident memory in megabytes.
+pub(super) fn rss_mb(tgid: u32) -> Result<f64> {
+    Ok(rss_bytes(tgid)? as f64 / 1e6)
+}
+
+fn rss_bytes(tgid: u32) -> Result<u64> {
     let path = format!("/proc/{tgid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("failed to read {path}"))?;
     let kib = field(&text, "VmRSS").with_context(|| format!("no VmRSS in {path}"))?;

@@ -1,17 +1,18 @@
 //! What a service is measured with: nothing, profilerd, or what users would pick instead.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use profiler_test_support::{ChildGuard, read_json, wait_until};
-use serde_json::Value;
 
 use super::procfs;
 use crate::daemon::{Daemon, TaskRequest};
+use crate::report::Report;
+use crate::setup::py_spy;
 
 /// An endpoint that nobody asks for.
 pub(super) const UNMATCHED: &str = "GET:/nothing-asks-for-this";
@@ -41,13 +42,7 @@ impl Tools {
     /// A new daemon with one live task; yields the task's id.
     pub(super) fn armed(&self, service: &str, endpoint: &str) -> Result<(Daemon, String)> {
         let mut daemon = self.daemon()?;
-        let task_id = daemon.create_task(TaskRequest {
-            service,
-            endpoint,
-            duration_minutes: 15,
-            dump_period_ms: 10,
-            max_sampling_count: REQUESTS_PER_TASK,
-        })?;
+        let task_id = daemon.create_task(task(service, endpoint))?;
         let tgid = daemon.id();
         wait_until_attached(tgid, || daemon.still_running())?;
         Ok((daemon, task_id))
@@ -80,7 +75,7 @@ impl Tools {
     /// py-spy at 100 Hz, as its users start it.
     pub(super) fn py_spy(&self, tgid: u32, options: &[&str]) -> Result<Recording> {
         let file = self.folder.join("py-spy.txt");
-        let mut command = Command::new(crate::setup::py_spy());
+        let mut command = Command::new(py_spy());
         command
             .args(["record", "--rate", "100", "--duration", "600"])
             .args(["--pid", &tgid.to_string(), "--output"])
@@ -122,16 +117,23 @@ impl Recording {
     }
 
     /// Ends it; yields what it wrote.
-    pub(super) fn finish_json(self) -> Result<Value> {
+    pub(super) fn finish_report(self) -> Result<Report> {
         let file = self.finish()?;
-        read_file(&file)
+        let text = fs::read_to_string(&file)
+            .with_context(|| format!("failed to read {}", file.display()))?;
+        read_json(&text).with_context(|| format!("{} is no report", file.display()))
     }
 }
 
-fn read_file(file: &Path) -> Result<Value> {
-    let text =
-        fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
-    read_json(&text).with_context(|| format!("{} is no JSON", file.display()))
+/// A task of a quarter of an hour, one stack every 10 ms, with as many requests as it may have.
+pub(super) fn task<'a>(service: &'a str, endpoint: &'a str) -> TaskRequest<'a> {
+    TaskRequest {
+        service,
+        endpoint,
+        duration_minutes: 15,
+        dump_period_ms: 10,
+        max_sampling_count: REQUESTS_PER_TASK,
+    }
 }
 
 fn wait_until_attached(tgid: u32, mut still_running: impl FnMut() -> Result<()>) -> Result<()> {

@@ -3,31 +3,28 @@
 //! Each repetition measures every side once, and the order turns by one from repetition to repetition, so
 //! that no side always follows the same other one. A ratio is to the bare measurement of its repetition.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use profiler_test_support::{LocalServer, SampleService, python_agent_command, wait_until};
+use profiler_test_support::{SampleService, python_agent_command, wait_until};
 
 use super::load::{Load, Until, hot_load, hot_server, load};
-use super::procfs;
-use super::side::{REQUESTS_PER_TASK, Tools, UNMATCHED};
+use super::procfs::{CpuMeter, rss_mb};
+use super::side::{Tools, UNMATCHED, task};
 use super::statistics::Spread;
 use super::table::{Comparison, Goal, Row, Table};
 use crate::command::step;
-use crate::daemon::{Daemon, TaskRequest};
+use crate::daemon::Daemon;
 
 /// From the creation of a task until an agent that starts afterwards has got it.
 const AGENT_DEADLINE: Duration = Duration::from_secs(30);
 /// An agent begins to profile some time after it has got its task.
 const AGENT_ARMS: Duration = Duration::from_millis(1000);
-
-/// Names of services: an OAP takes one task of a service at a time.
-static AGENTS: AtomicU32 = AtomicU32::new(2);
 
 /// What is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +153,13 @@ pub(super) fn native(
 ) -> Result<()> {
     const SERVICE: &str = "bench-hot";
     let server = hot_server(SERVICE)?;
+    let target = Target {
+        address: server.address(),
+        tgid: server.id(),
+        service: SERVICE,
+        // A thousand requests are over in no time: none is kept, all are followed to their end.
+        record_options: &["--min-duration", "10s"],
+    };
     for (title, clients) in [
         ("hot native server, 8 connections", 8),
         ("hot native server, 2000 connections", 2000),
@@ -169,7 +173,7 @@ pub(super) fn native(
         };
         let sides = [Side::Bare, Side::Armed, Side::Matched];
         let comparison = compare(&workload, &sides, repetitions, |side| {
-            measure_hot(tools, &server, SERVICE, side, &workload)
+            measure(tools, target, side, &workload)
         })?;
         let armed = &comparison.rows[1];
         let ratio = armed.rate_ratio.map_or(0.0, |spread| spread.median);
@@ -237,52 +241,59 @@ fn row(side: Side, measured: &[Measured], bare: &[Measured]) -> Row {
     }
 }
 
+/// A server that is loaded.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    address: SocketAddr,
+    tgid: u32,
+    service: &'a str,
+    /// Of the recording of all its requests.
+    record_options: &'a [&'a str],
+}
+
 /// Puts the load on, and looks at what server and profiler used meanwhile.
-fn observe(
-    server: SocketAddr,
-    server_tgid: u32,
-    profiler: Option<u32>,
-    workload: &Workload<'_>,
-) -> Result<Measured> {
-    let cpu = |tgid: Option<u32>| tgid.map(procfs::cpu_time).transpose();
-    let before = (procfs::cpu_time(server_tgid)?, cpu(profiler)?);
-    let start = Instant::now();
-    let load = workload.put_on(server)?;
-    let elapsed = start.elapsed().as_secs_f64();
-    let used = procfs::cpu_time(server_tgid)?.saturating_sub(before.0);
-    let profiler = match (profiler, before.1, cpu(profiler)?) {
-        (Some(tgid), Some(before), Some(after)) => Some(Profiler {
-            cpu_percent: after.saturating_sub(before).as_secs_f64() / elapsed * 100.0,
-            rss_mb: procfs::rss_bytes(tgid)? as f64 / 1e6,
+fn observe(target: Target<'_>, profiler: Option<u32>, workload: &Workload<'_>) -> Result<Measured> {
+    let server_cpu = CpuMeter::start(target.tgid)?;
+    let profiler_cpu = profiler.map(CpuMeter::start).transpose()?;
+    let load = workload.put_on(target.address)?;
+    let server_ms = server_cpu.used()?.as_secs_f64() * 1000.0;
+    let profiler = match (profiler, profiler_cpu) {
+        (Some(tgid), Some(cpu)) => Some(Profiler {
+            cpu_percent: cpu.percent()?,
+            rss_mb: rss_mb(tgid)?,
         }),
         _ => None,
     };
     Ok(Measured {
-        server_ms_per_request: used.as_secs_f64() * 1000.0 / load.requests.max(1) as f64,
+        server_ms_per_request: server_ms / load.requests.max(1) as f64,
         load,
         profiler,
     })
 }
 
-fn measure_hot(
+/// One side that needs nothing inside the server; agents are in it or not.
+fn measure(
     tools: &Tools,
-    server: &LocalServer,
-    service: &str,
+    target: Target<'_>,
     side: Side,
     workload: &Workload<'_>,
 ) -> Result<Measured> {
-    let (address, tgid) = (server.address(), server.id());
     match side {
+        Side::Bare | Side::Agent | Side::AgentTask => observe(target, None, workload),
         Side::Armed => {
-            let (daemon, _) = tools.armed(service, UNMATCHED)?;
-            observe(address, tgid, Some(daemon.id()), workload)
+            let (daemon, _) = tools.armed(target.service, UNMATCHED)?;
+            observe(target, Some(daemon.id()), workload)
         }
         Side::Matched => {
-            // A thousand requests are over in no time: none is kept, all are followed to their end.
-            let recording = tools.recording(service, "*", &["--min-duration", "10s"])?;
-            observe(address, tgid, Some(recording.id()), workload)
+            let recording = tools.recording(target.service, "*", target.record_options)?;
+            let measured = observe(target, Some(recording.id()), workload)?;
+            recording.finish()?;
+            Ok(measured)
         }
-        _ => observe(address, tgid, None, workload),
+        Side::PySpy => {
+            let recording = tools.py_spy(target.tgid, &["--format", "raw"])?;
+            observe(target, Some(recording.id()), workload)
+        }
     }
 }
 
@@ -293,6 +304,8 @@ struct PythonStage<'a> {
     with_agent: SampleService,
     /// Takes what agents report; profiles nothing.
     oap: Daemon,
+    /// Given to agents so far.
+    tasks: Cell<u32>,
 }
 
 impl<'a> PythonStage<'a> {
@@ -315,48 +328,34 @@ impl<'a> PythonStage<'a> {
             plain: SampleService::start(Path::new("python3"), Self::SERVICE, None)?,
             with_agent: SampleService::start_by(agent, "bench-agent", None)?,
             oap,
+            tasks: Cell::new(0),
         })
     }
 
     fn measure(&self, side: Side, workload: &Workload<'_>) -> Result<Measured> {
-        let (address, tgid) = (self.plain.address(), self.plain.id());
-        match side {
-            Side::Bare => observe(address, tgid, None, workload),
-            Side::Armed => {
-                let (daemon, _) = self.tools.armed(Self::SERVICE, UNMATCHED)?;
-                observe(address, tgid, Some(daemon.id()), workload)
-            }
-            Side::Matched => {
-                let recording = self.tools.recording(Self::SERVICE, "*", &[])?;
-                let measured = observe(address, tgid, Some(recording.id()), workload)?;
-                recording.finish_json()?;
-                Ok(measured)
-            }
-            Side::PySpy => {
-                let recording = self.tools.py_spy(tgid, &["--format", "raw"])?;
-                observe(address, tgid, Some(recording.id()), workload)
-            }
-            Side::Agent => {
-                let service = &self.with_agent;
-                observe(service.address(), service.id(), None, workload)
-            }
+        let with_task;
+        let service = match side {
+            Side::Agent => &self.with_agent,
             Side::AgentTask => {
-                let service = self.agent_with_task(workload.target)?;
-                observe(service.address(), service.id(), None, workload)
+                with_task = self.agent_with_task(workload.target)?;
+                &with_task
             }
-        }
+            _ => &self.plain,
+        };
+        let target = Target {
+            address: service.address(),
+            tgid: service.id(),
+            service: Self::SERVICE,
+            record_options: &[],
+        };
+        measure(self.tools, target, side, workload)
     }
 
     /// A new process under the agent, which takes a task at its start. A service runs one task at a time.
     fn agent_with_task(&self, target: &str) -> Result<SampleService> {
-        let name = format!("bench-agent-{}", AGENTS.fetch_add(1, Ordering::Relaxed));
-        let task_id = self.oap.create_task(TaskRequest {
-            service: &name,
-            endpoint: target,
-            duration_minutes: 15,
-            dump_period_ms: 10,
-            max_sampling_count: REQUESTS_PER_TASK,
-        })?;
+        self.tasks.update(|count| count + 1);
+        let name = format!("bench-agent-task-{}", self.tasks.get());
+        let task_id = self.oap.create_task(task(&name, target))?;
         let agent = python_agent_command(self.oap.address(), &format!("{name}-1"));
         let service = SampleService::start_by(agent, &name, None)?;
         wait_until("the agent to take its task", AGENT_DEADLINE, || {

@@ -18,10 +18,10 @@ use anyhow::{Context, Result, bail};
 use profiler_test_support::{SampleService, target_dir};
 use serde_json::Value;
 
-use self::report::Report;
 use self::traffic::{BUSY, POST, Traffic};
 use crate::command::step;
 use crate::daemon::{Daemon, TaskRequest, build, require_root};
+use crate::report::Report;
 use crate::setup::{self, Group};
 
 const SERVICE: &str = "demo-sample";

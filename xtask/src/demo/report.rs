@@ -1,56 +1,8 @@
-//! The results of the two tasks as one report, and the part of it that is checked.
+//! The results of the two tasks as one report.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
-
-/// The part of a report that the demo checks; the whole is passed on as it came.
-#[derive(Debug, Deserialize)]
-pub(super) struct Report {
-    pub(super) coverage: Map<String, Value>,
-    pub(super) segments: Vec<Segment>,
-}
-
-/// One profiled request.
-#[derive(Debug, Deserialize)]
-pub(super) struct Segment {
-    pub(super) segment_id: String,
-    pub(super) endpoint: String,
-    pub(super) duration_ms: i64,
-    pub(super) status: Option<u16>,
-    pub(super) snapshots: Vec<Snapshot>,
-    pub(super) trees: Vec<Node>,
-}
-
-/// One stack.
-#[derive(Debug, Deserialize)]
-pub(super) struct Snapshot {
-    pub(super) sequence: i64,
-    pub(super) stack: Vec<String>,
-}
-
-/// One node of a call tree.
-#[derive(Debug, Deserialize)]
-pub(super) struct Node {
-    pub(super) code_signature: String,
-    pub(super) duration_ms: i64,
-    #[serde(default)]
-    pub(super) children: Vec<Self>,
-}
-
-impl Report {
-    /// Reads the parts that are checked.
-    pub(super) fn from_json(value: &Value) -> Result<Self> {
-        Self::deserialize(value).context("the result does not have the form of a report")
-    }
-
-    /// A counter of the coverage, 0 if there is none of that name.
-    pub(super) fn counter(&self, name: &str) -> u64 {
-        self.coverage.get(name).and_then(Value::as_u64).unwrap_or(0)
-    }
-}
+use serde_json::{Value, json};
 
 /// One report of several tasks: all segments, counters summed, notes joined; `task` is the first one's
 /// with all endpoints, and `tasks` keeps each with its own coverage.

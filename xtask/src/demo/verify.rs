@@ -4,8 +4,8 @@
 //! interrupted for longer than two dump periods is right to show it. The number, order and content of
 //! snapshots are checked for every request.
 
-use super::report::{Node, Report, Segment};
 use super::traffic::{BUSY, POST};
+use crate::report::{Node, Report, Segment, names, total_ms};
 
 /// Two dump periods of 10 ms.
 const TOLERANCE_MS: i64 = 20;
@@ -145,20 +145,6 @@ fn busy_problems(segments: &[&Segment]) -> Vec<String> {
     problems
 }
 
-/// Time under the function: the sum over its topmost nodes.
-fn total_ms(nodes: &[Node], function: &str) -> i64 {
-    nodes
-        .iter()
-        .map(|node| {
-            if names(&node.code_signature, function) {
-                node.duration_ms
-            } else {
-                total_ms(&node.children, function)
-            }
-        })
-        .sum()
-}
-
 /// Whether the functions lie on one path in this order, others between them allowed.
 fn has_chain(nodes: &[Node], chain: &[&str]) -> bool {
     let Some((first, rest)) = chain.split_first() else {
@@ -172,17 +158,6 @@ fn has_chain(nodes: &[Node], chain: &[&str]) -> bool {
         };
         has_chain(&node.children, rest)
     })
-}
-
-/// Whether one of the words of a code signature is `function`; `*name` stands for words that end so, as
-/// the variants of a system call do (`__x64_sys_clock_nanosleep`).
-fn names(code_signature: &str, function: &str) -> bool {
-    code_signature
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .any(|word| match function.strip_prefix('*') {
-            Some(end) => word.ends_with(end),
-            None => word == function,
-        })
 }
 
 /// The middle value; the upper one of two.
@@ -227,7 +202,10 @@ mod tests {
         let segment = |endpoint: &str, duration_ms: i64, tree: serde_json::Value| {
             json!({
                 "segment_id": "x", "endpoint": endpoint, "duration_ms": duration_ms, "status": 200,
-                "snapshots": [{"sequence": 0, "stack": ["a"]}, {"sequence": 1, "stack": ["a"]}],
+                "snapshots": [
+                    {"sequence": 0, "time_ms": 0, "stack": ["a"]},
+                    {"sequence": 1, "time_ms": 10, "stack": ["a"]},
+                ],
                 "trees": [node("_start (python3)", duration_ms, vec![tree])],
             })
         };
@@ -272,14 +250,5 @@ mod tests {
         assert!(found[1].contains("a stack of GET:/fast"), "{found:?}");
         holey.segments.truncate(1);
         assert!(problems(&holey).contains(&"no request to GET:/busy was profiled".to_owned()));
-    }
-
-    /// Check that names are matched as whole words.
-    #[test]
-    fn functions_are_matched_by_whole_words() {
-        assert!(names("sample_service.Handler.do_POST:86", "do_POST"));
-        assert!(names("__x64_sys_clock_nanosleep (kernel)", "*nanosleep"));
-        assert!(!names("sample_service.method31:1", "method3"));
-        assert!(!names("syscall_inner (app)", "inner"));
     }
 }
