@@ -27,3 +27,4 @@ pub mod state;
 pub mod symbolize;
 pub mod timeline;
 pub mod unwind;
+pub mod usage;
