@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every ring of tests in one run, and one closing line with the totals.
 //!
 //! Format and lints, then the unprivileged crates, then the crate `tests` one test at a time (its tests
-//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` can add an older kernel.
+//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds other kernels.
 
 mod skips;
 mod totals;
@@ -30,16 +30,19 @@ pub(crate) struct TestArgs {
 
 /// Runs `test`.
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
-    run_all(args.filter.as_deref(), false)
+    run_all(args.filter.as_deref(), None)
 }
 
-/// Runs `ci`. `cargo xtask vm` takes some minutes, emulated, and stays a command of its own unless
-/// `PROFILERD_CI_VM` is set.
+/// Kernels of every `ci`: a minute and a half each, emulated. The oldest and the newest one are left to
+/// `cargo xtask vm`.
+const CI_KERNELS: [&str; 2] = ["6.1", "6.12"];
+
+/// Runs `ci`.
 pub(crate) fn run_ci() -> Result<ExitCode> {
-    run_all(None, env::var_os("PROFILERD_CI_VM").is_some())
+    run_all(None, Some(&vm::VmArgs::of(&CI_KERNELS)))
 }
 
-fn run_all(filter: Option<&str>, with_vm: bool) -> Result<ExitCode> {
+fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCode> {
     setup::ensure(&[Group::Build, Group::Test, Group::Oap])?;
     let mut totals = Totals::default();
     if filter.is_none() {
@@ -89,15 +92,15 @@ fn run_all(filter: Option<&str>, with_vm: bool) -> Result<ExitCode> {
     if filter.is_none_or(|filter| "demo".contains(filter)) {
         end_to_end(&mut totals);
     }
-    if with_vm {
-        match vm::run_tests(&vm::VmArgs::default()) {
+    if let Some(machines) = machines {
+        match vm::run_tests(machines) {
             Ok(outcome) => totals.merge("", outcome),
             Err(error) => {
                 totals.add_failure(&format!("kernel tests in a virtual machine: {error:#}"))
             }
         }
     }
-    skips::compare(&mut totals, filter.is_none(), with_vm)?;
+    skips::compare(&mut totals, filter.is_none(), machines.is_some())?;
     for failure in totals.failures() {
         eprintln!("FAILED {failure}");
     }

@@ -62,10 +62,11 @@ pub(crate) struct VmArgs {
     filter: Option<String>,
 }
 
-impl Default for VmArgs {
-    fn default() -> Self {
+impl VmArgs {
+    /// All tests on these kernels.
+    pub(crate) fn of(kernels: &[&str]) -> Self {
         Self {
-            kernel: Vec::new(),
+            kernel: kernels.iter().map(|&kernel| kernel.to_owned()).collect(),
             tests: Vec::new(),
             deadline_s: DEADLINE_S,
             filter: None,
