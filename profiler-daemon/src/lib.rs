@@ -14,6 +14,7 @@ pub mod embedded;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod guard;
 pub mod kernel;
 pub mod kubernetes;
 pub mod model;

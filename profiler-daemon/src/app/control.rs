@@ -18,12 +18,15 @@ use super::SHUTDOWN_DEADLINE;
 use super::binding::Bindings;
 use super::capture::Command;
 use super::inspect::inspect;
+use super::overhead::Overhead;
 use super::pipeline::Pipeline;
-
 use super::resolve::PipelineEvent;
+use super::statistics::StatisticsSwitch;
 use crate::config::Config;
+use crate::guard::Step;
 use crate::kubernetes::watch_pods;
 use crate::model::clock::unix_ms_now;
+use crate::model::date;
 use crate::model::{
     Counter, Coverage, Pid, ProfileTask, ProfiledSegment, Service, TaskId, TaskSlot,
 };
@@ -35,6 +38,9 @@ use crate::state::{SavedTask, TaskJournal};
 
 /// How often starts and ends of tasks are looked at while there are any.
 const STEP: Duration = Duration::from_millis(50);
+
+/// How often what tasks cost is measured while there are any.
+const MEASURE: Duration = Duration::from_secs(1);
 
 /// Names told of in [`Control::tell_clashes`]; processes can make up any number.
 const CLASHES_MAX: usize = 64;
@@ -55,6 +61,7 @@ struct Live {
     /// Instances it is over for; they are reported when the slot is done.
     ended: Vec<Service>,
     watched: HashSet<Pid>,
+    began: Instant,
     ending: bool,
     /// It is over but for requests whose segments are not known yet.
     done: Option<Coverage>,
@@ -77,6 +84,7 @@ struct Control {
     journal: Option<TaskJournal>,
     clashes_told: HashSet<String>,
     bindings: Bindings,
+    overhead: Overhead,
 }
 
 /// Runs until a signal ends it.
@@ -88,6 +96,7 @@ pub(super) async fn run(
     config: Config,
     oap_config: OapConfig,
     journal: Option<TaskJournal>,
+    statistics: Option<StatisticsSwitch>,
 ) -> Result<()> {
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
@@ -101,6 +110,7 @@ pub(super) async fn run(
         journal,
         clashes_told: HashSet::new(),
         bindings: Bindings::spawn(&config)?,
+        overhead: Overhead::new(config.budget(), statistics),
     };
     control
         .run(oap_events, events, config.processes.scan_interval)
@@ -121,6 +131,8 @@ impl Control {
         scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut step = tokio::time::interval(STEP);
         step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut measure = tokio::time::interval(MEASURE);
+        measure.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.resume();
         let result = loop {
             let busy = !self.waiting.is_empty() || !self.live.is_empty();
@@ -139,6 +151,7 @@ impl Control {
                 },
                 _ = scan.tick() => self.scan(),
                 _ = step.tick(), if busy => self.step(),
+                _ = measure.tick(), if !self.live.is_empty() => self.mind_overhead(),
                 _ = terminate.recv() => break Ok(()),
                 _ = interrupt.recv() => break Ok(()),
             }
@@ -280,10 +293,62 @@ impl Control {
         if late_ms > i64::try_from(task.duration.as_millis()).unwrap_or(i64::MAX) {
             return self.refuse(&task, format!("the task's time was over {late_ms} ms ago"));
         }
+        let refusal = self
+            .shortest_period()
+            .and_then(|it| self.overhead.refusal(it));
+        if let Some(reason) = refusal.filter(|_| !self.live.contains_key(&task.task_id)) {
+            return self.refuse(&task, reason);
+        }
         let lasts = task.duration;
         let lasts_ms = i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX);
         self.journal(|journal| journal.started(&task, now_ms.saturating_add(lasts_ms)));
         self.run_for(task, lasts);
+    }
+
+    /// Gives up what has to be when tasks cost too much.
+    fn mind_overhead(&mut self) {
+        let Some(shortest) = self.shortest_period() else {
+            return;
+        };
+        let Some((step, reason)) = self.overhead.measure(shortest) else {
+            return;
+        };
+        match step {
+            Step::Stretch(times) | Step::Relax(times) => {
+                tracing::warn!(times, "dump periods are multiplied: {reason}");
+                self.pipeline.send(Command::Stretch(times));
+                for live in self.live.values().filter(|live| !live.ending) {
+                    self.note_guard(live, period_note(&live.task, times, &reason));
+                }
+            }
+            Step::EndNewest => {
+                let live = self.live.values_mut().filter(|live| !live.ending);
+                let Some(live) = live.max_by_key(|live| live.began) else {
+                    return;
+                };
+                tracing::warn!(task_id = %live.task.task_id, "the task that began last is ended: {reason}");
+                let now = Instant::now();
+                live.instances.values_mut().for_each(|ends| *ends = now);
+                let task_id = live.task.task_id.clone();
+                let text = format!("cut short by the overhead guard: {reason}");
+                self.note_guard(&self.live[&task_id], text);
+            }
+        }
+    }
+
+    fn note_guard(&self, live: &Live, text: String) {
+        self.pipeline.send(Command::Note {
+            slot: live.slot,
+            counter: Some(Counter::GuardSteps),
+            text,
+        });
+    }
+
+    /// The shortest dump period that a live task asks for.
+    fn shortest_period(&self) -> Option<Duration> {
+        let live = self.live.values().filter(|live| !live.ending);
+        let shortest_ms = live.map(|live| live.task.dump_period_ms).min()?;
+        Some(Duration::from_millis(shortest_ms.into()))
     }
 
     /// Ends what runs at an instance, late, when another task begins there: as agents do.
@@ -331,15 +396,22 @@ impl Control {
                 instances: BTreeMap::from([(service.clone(), ends)]),
                 ended: Vec::new(),
                 watched: HashSet::new(),
+                began: Instant::now(),
                 ending: false,
                 done: None,
             };
             self.live.insert(task_id.clone(), live);
+            let times = self.overhead.stretch();
+            let stretched =
+                (times > 1).then(|| period_note(&task, times, "the overhead guard is at work"));
             self.pipeline.send(Command::StartTask {
                 slot,
                 task: Box::new(task),
                 endpoint: Box::new(endpoint),
             });
+            if let Some(text) = stretched {
+                self.note_guard(&self.live[&task_id], text);
+            }
         }
         self.make_way(&task_id, &service);
         self.watch_new(&task_id);
@@ -447,7 +519,8 @@ impl Control {
                 let service = segment.service.clone();
                 self.journal(|journal| journal.profiled(&task_id, &service));
                 let process = self.table.get(segment.request.request.pid);
-                segment.tags = process.map_or_else(Vec::new, |p| p.identity.tags.clone());
+                let tags = process.map_or_else(Vec::new, |p| p.identity.tags.clone());
+                segment.tags.extend(tags);
                 tracing::info!(
                     %task_id, endpoint = segment.request.request.endpoint,
                     snapshots = segment.snapshots.len(), "request profiled"
@@ -464,6 +537,9 @@ impl Control {
                     let coverage = self.completed(&task_id, coverage);
                     self.oap.coverage(task_id, live.reporter.clone(), coverage);
                 }
+            }
+            PipelineEvent::ProgramTime(run_time_ns, ktime_ns) => {
+                self.overhead.on_program_time(run_time_ns, ktime_ns);
             }
             PipelineEvent::TaskDone(task_id, coverage) => {
                 let mut coverage = coverage;
@@ -546,6 +622,10 @@ impl Control {
             }
             self.tell_end(task_id.clone(), service, own);
         }
+        if self.live.is_empty() {
+            self.overhead.rest();
+            self.pipeline.send(Command::Stretch(1));
+        }
     }
 
     async fn shut_down(mut self, mut events: mpsc::Receiver<PipelineEvent>) -> Result<()> {
@@ -582,6 +662,15 @@ impl Control {
         }
         result
     }
+}
+
+/// What the coverage of a task says of a dump period that it did not ask for.
+fn period_note(task: &ProfileTask, times: u32, reason: &str) -> String {
+    let (asked_ms, now) = (task.dump_period_ms, date::utc(unix_ms_now()));
+    let period_ms = u64::from(asked_ms) * u64::from(times);
+    format!(
+        "from {now} on one snapshot every {period_ms} ms, the task asks for {asked_ms}: {reason}"
+    )
 }
 
 /// The coverage of a task that is not carried out.
@@ -624,6 +713,7 @@ mod tests {
             journal,
             clashes_told: HashSet::new(),
             bindings: Bindings::spawn(&Config::default()).unwrap(),
+            overhead: Overhead::new(Config::default().budget(), None),
         }
     }
 

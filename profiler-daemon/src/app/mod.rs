@@ -10,10 +10,12 @@ mod binding;
 mod capture;
 mod control;
 mod inspect;
+mod overhead;
 mod pipeline;
 mod privilege;
 mod record;
 mod resolve;
+mod statistics;
 mod worker;
 
 use std::net::SocketAddr;
@@ -27,6 +29,7 @@ use crate::embedded::EmbeddedOap;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal};
+use statistics::StatisticsSwitch;
 
 pub use record::record;
 
@@ -55,8 +58,9 @@ pub fn run_daemon(config: Config) -> Result<()> {
         .map(|folder| (folder.join("spool"), u64::from(config.limits.spool_bytes)));
     let saved = journal.iter().flat_map(TaskJournal::tasks);
     oap.known_tasks = saved.map(SavedTask::task).collect();
+    let statistics = statistics();
     privilege::restrict(&[]);
-    runtime()?.block_on(control::run(config, oap, journal))
+    runtime()?.block_on(control::run(config, oap, journal, statistics))
 }
 
 /// Runs the daemon together with an OAP of its own.
@@ -76,6 +80,7 @@ pub fn run_standalone(
     } else {
         &[]
     };
+    let statistics = statistics();
     privilege::restrict(also);
     runtime()?.block_on(async move {
         let embedded = config.embedded_config(listen, http_listen);
@@ -89,10 +94,22 @@ pub fn run_standalone(
             token: config.oap_config().token,
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client, None).await;
+        let result = control::run(config, client, None, statistics).await;
         embedded.shutdown().await;
         result
     })
+}
+
+/// What the overhead guard measures the programs by.
+fn statistics() -> Option<StatisticsSwitch> {
+    StatisticsSwitch::start()
+        .inspect_err(|error| {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "limits.max_cpu_percent counts the daemon without its BPF programs"
+            );
+        })
+        .ok()
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

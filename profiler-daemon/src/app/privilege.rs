@@ -73,13 +73,24 @@ fn try_restrict(also: &[Capability]) -> Result<()> {
         tracing::debug!("CAP_SYS_ADMIN is kept: this kernel asks for it");
         kept.insert(Capability::CAP_SYS_ADMIN);
     }
+    keep(&kept)
+}
+
+/// Keeps these and nothing else, for a process that never needs more. Best effort, as above.
+pub(super) fn keep_only(capabilities: &[Capability]) {
+    if let Err(error) = keep(&capabilities.iter().copied().collect()) {
+        tracing::warn!("privileges that are not needed are kept: {error:#}");
+    }
+}
+
+fn keep(kept: &CapsHashSet) -> Result<()> {
     set_no_new_privs().context("failed to set no_new_privs")?;
-    drop_bounding(&kept);
+    drop_bounding(kept);
     for set in [CapSet::Ambient, CapSet::Inheritable] {
         caps::clear(None, set).with_context(|| format!("failed to clear the {set:?} set"))?;
     }
     for set in [CapSet::Effective, CapSet::Permitted] {
-        caps::set(None, set, &kept).with_context(|| format!("failed to reduce the {set:?} set"))?;
+        caps::set(None, set, kept).with_context(|| format!("failed to reduce the {set:?} set"))?;
     }
     Ok(())
 }

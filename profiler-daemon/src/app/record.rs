@@ -163,7 +163,11 @@ async fn collect(
                 }
                 Some(PipelineEvent::TaskDone(_, coverage)) => return Ok((segments, coverage)),
                 Some(PipelineEvent::TaskFailed(_, error)) => return Err(error),
-                Some(PipelineEvent::Armed(_) | PipelineEvent::ProcessChanged(_)) => {}
+                Some(
+                    PipelineEvent::Armed(_)
+                    | PipelineEvent::ProcessChanged(_)
+                    | PipelineEvent::ProgramTime(..),
+                ) => {}
                 None => bail!("nothing can be captured any more"),
             },
             _ = tick.tick() => {}

@@ -20,8 +20,11 @@ use crate::process::Process;
 use crate::process::python::{CodeSignature, PythonRuntime};
 use crate::snapshot;
 use crate::symbolize::Symbolizer;
-use crate::timeline::{self, Grid};
+use crate::timeline::{self, Grids};
 use crate::unwind::Unwinder;
+
+/// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
+const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
 
 /// What the pipeline tells its owner.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub(super) enum PipelineEvent {
     NoStack(TaskSlot, Service),
     /// Coverage so far.
     Coverage(TaskId, Coverage),
+    /// Time in all runs of the programs while the kernel counted them, and an instant (`CLOCK_MONOTONIC`).
+    ProgramTime(u64, u64),
     /// The task is over.
     TaskDone(TaskId, Coverage),
     /// The task could not be armed.
@@ -45,7 +50,7 @@ pub(super) enum PipelineEvent {
 /// An open request and its samples.
 struct Open {
     request: ActiveRequest,
-    grid: Grid,
+    grids: Grids,
     samples: Vec<TimedStack>,
     /// Stack of the latest off-CPU sample.
     blocked: Option<Arc<Stack<Frame>>>,
@@ -124,15 +129,20 @@ impl Resolve {
                     self.runtimes.insert(child, python);
                 }
             }
-            Work::Begin(request, grid) => {
+            Work::Begin(request, grids) => {
                 let open = Open {
                     request: *request,
-                    grid,
+                    grids,
                     samples: Vec::new(),
                     blocked: None,
                     losses: Coverage::default(),
                 };
                 self.open.insert(open.request.id, open);
+            }
+            Work::Regrid(id, since_ktime_ns, grid) => {
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.grids.change(since_ktime_ns, grid);
+                }
             }
             Work::Sample(sample) => self.on_sample(sample),
             Work::Drop(id) => {
@@ -142,6 +152,9 @@ impl Resolve {
             Work::Publish(task_id, coverage) => {
                 let coverage = self.with_own(&task_id, coverage);
                 self.tell(PipelineEvent::Coverage(task_id, coverage));
+            }
+            Work::ProgramTime(run_time_ns, ktime_ns) => {
+                self.tell(PipelineEvent::ProgramTime(run_time_ns, ktime_ns));
             }
             Work::TaskDone(task_id, coverage) => {
                 let coverage = self.with_own(&task_id, coverage);
@@ -254,15 +267,20 @@ impl Resolve {
         finished.losses.merge(&open.losses);
         let timeline = timeline::build(
             open.samples,
-            open.grid,
+            &open.grids,
             finished.request.start_ktime_ns,
             finished.end_ktime_ns,
             &mut finished.losses,
         );
+        let stretched_ns = open.grids.stretched_period_ns(finished.end_ktime_ns);
         let task_id = finished.request.task_id.clone();
         let slot = finished.request.slot;
         match snapshot::build(finished, &timeline, service.clone()) {
-            Ok(segment) => {
+            Ok(mut segment) => {
+                if let Some(period_ns) = stretched_ns {
+                    let period_ms = (period_ns / 1_000_000).to_string();
+                    segment.tags.push((TAG_DUMP_PERIOD.to_owned(), period_ms));
+                }
                 self.coverage
                     .entry(task_id)
                     .or_default()

@@ -78,6 +78,14 @@ const VARIABLES: &[(&str, Setter)] = &[
         config.kubernetes.ca_file = text.into();
         Ok(())
     }),
+    ("PROFILERD_LIMITS_MAX_CPU_PERCENT", |config, text| {
+        config.limits.max_cpu_percent = range::MAX_CPU_PERCENT.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_LIMITS_MAX_MEMORY_MB", |config, text| {
+        config.limits.max_memory_mb = range::MAX_MEMORY_MB.parse(text)?;
+        Ok(())
+    }),
     ("PROFILERD_LIMITS_MAX_OPEN_REQUESTS", |config, text| {
         config.limits.max_open_requests = range::MAX_OPEN_REQUESTS.parse(text)?;
         Ok(())

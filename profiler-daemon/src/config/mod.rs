@@ -24,6 +24,7 @@ use serde::Deserialize;
 
 use crate::embedded::store::StoreLimits;
 use crate::embedded::{DataDir, EmbeddedConfig};
+use crate::guard::Budget;
 use crate::oap::graphql::GraphqlClient;
 use crate::oap::{OapConfig, QueueRoom, TlsConfig};
 
@@ -145,6 +146,14 @@ pub struct ProcessSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// Processor time of the daemon and its BPF programs while tasks are live, in percent of one core. Over
+    /// it for long, dump periods become longer, then tasks fewer. 2 is what nobody notices.
+    #[serde(deserialize_with = "Limits::max_cpu_percent")]
+    pub max_cpu_percent: u32,
+    /// Resident memory of the daemon, in MiB, with the same consequences. 512 has room for the symbols of
+    /// large programs and for what waits for an OAP.
+    #[serde(deserialize_with = "Limits::max_memory_mb")]
+    pub max_memory_mb: u32,
     /// Most matched requests open at once over all tasks; more are counted, not sampled. Each holds
     /// its samples in memory until it ends.
     #[serde(deserialize_with = "Limits::max_open_requests")]
@@ -276,6 +285,8 @@ impl Default for ProcessSettings {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            max_cpu_percent: 2,
+            max_memory_mb: 512,
             max_open_requests: 256,
             sample_queue: 1024,
             snapshot_queue: 108_000,
@@ -319,6 +330,8 @@ mod range {
     pub(super) const POLL_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
     pub(super) const HEARTBEAT_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
     pub(super) const SCAN_INTERVAL: DurationRange = DurationRange::ms(500, 300_000);
+    pub(super) const MAX_CPU_PERCENT: NumberRange = NumberRange::new(1, 102_400);
+    pub(super) const MAX_MEMORY_MB: NumberRange = NumberRange::new(64, 1 << 20);
     pub(super) const MAX_OPEN_REQUESTS: NumberRange = NumberRange::new(1, 65_536);
     pub(super) const SAMPLE_QUEUE: NumberRange = NumberRange::new(16, 65_536);
     pub(super) const SNAPSHOT_QUEUE: NumberRange = NumberRange::new(1_000, 10_000_000);
@@ -347,6 +360,8 @@ ranged! {
     ProcessSettings:
         scan_interval: Duration = range::SCAN_INTERVAL;
     Limits:
+        max_cpu_percent: u32 = range::MAX_CPU_PERCENT,
+        max_memory_mb: u32 = range::MAX_MEMORY_MB,
         max_open_requests: u32 = range::MAX_OPEN_REQUESTS,
         sample_queue: u32 = range::SAMPLE_QUEUE,
         snapshot_queue: u32 = range::SNAPSHOT_QUEUE,
@@ -432,6 +447,15 @@ impl Config {
         }
     }
 
+    /// What the overhead guard holds the daemon to.
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        Budget {
+            cpu_percent: self.limits.max_cpu_percent,
+            memory_bytes: u64::from(self.limits.max_memory_mb) << 20,
+        }
+    }
+
     /// What the OAP client needs.
     #[must_use]
     pub fn oap_config(&self) -> OapConfig {
@@ -479,6 +503,8 @@ mod tests {
             "query",
             "agent_profiler",
             "scan_interval",
+            "max_cpu_percent",
+            "max_memory_mb",
             "max_open_requests",
             "sample_queue",
             "snapshot_queue",

@@ -59,7 +59,7 @@ pub use object::{BTF_PATH, LoadOptions};
 pub use perf_event::try_perf_event;
 pub use probe::{Check, probe, probe_quickly};
 pub use regs::{FP, IP, SP, instruction_pointer, stack_pointer};
-pub use stats::ProgramStats;
+pub use stats::{ProgramStats, count_runs};
 
 use maps::Maps;
 use object::{HOOKS, Link, SAMPLE_PROGRAM};
@@ -231,6 +231,15 @@ impl Kernel {
             self.statistics = Some(stats::count_runs()?);
         }
         Ok(())
+    }
+
+    /// Time in all runs of the programs while the kernel counted them, in nanoseconds.
+    #[must_use]
+    pub fn program_time_ns(&self) -> u64 {
+        self.program_stats()
+            .iter()
+            .map(|stats| stats.run_time_ns)
+            .sum()
     }
 
     /// What the loaded programs cost.

@@ -42,6 +42,10 @@ pub(super) fn program_stats(ebpf: &Ebpf) -> Vec<ProgramStats> {
 
 /// Counts runs and times of all BPF programs of the machine while the descriptor is open. Costs
 /// about 20 ns per run: for measurements only.
-pub(super) fn count_runs() -> std::io::Result<OwnedFd> {
+///
+/// # Errors
+///
+/// The kernel is older than 5.8, or we do not have `CAP_SYS_ADMIN`.
+pub fn count_runs() -> std::io::Result<OwnedFd> {
     enable_stats(Stats::RunTime).map_err(|error| error.io_error)
 }

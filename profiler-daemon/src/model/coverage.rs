@@ -107,6 +107,8 @@ pub enum Counter {
     ProcessesUnsupported,
     /// Processes of the service whose own agent runs the task.
     ProcessesLeftToAgent,
+    /// Steps of the overhead guard while the task was live.
+    GuardSteps,
 }
 
 /// Name and text of every counter, in report order.
@@ -365,6 +367,11 @@ const TABLE: &[(Counter, &str, &str)] = &[
         Counter::ProcessesLeftToAgent,
         "processes_left_to_agent",
         "processes of the service that are left to the profiler of their own agent",
+    ),
+    (
+        Counter::GuardSteps,
+        "guard_steps",
+        "steps of the overhead guard, which change the dump period or end the task",
     ),
 ];
 

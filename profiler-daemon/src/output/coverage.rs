@@ -113,6 +113,7 @@ pub(super) fn is_loss(counter: Counter) -> bool {
             | C::MapUpdatesFailed
             | C::ProcessesUnsupported
             | C::ProcessesLeftToAgent
+            | C::GuardSteps
     )
 }
 

@@ -140,20 +140,21 @@ impl RequestTracker {
             .map(|open| &open.request)
     }
 
+    /// All open requests.
+    pub fn open(&self) -> impl Iterator<Item = &ActiveRequest> {
+        self.open.values().map(|open| &open.request)
+    }
+
     /// When the oldest of the open requests began, `None` if none is open.
     #[must_use]
     pub fn oldest_start_ktime_ns(&self) -> Option<u64> {
-        let starts = self.open.values().map(|open| open.request.start_ktime_ns);
-        starts.min()
+        self.open().map(|request| request.start_ktime_ns).min()
     }
 
     /// Open requests of a task.
     #[must_use]
     pub fn open_count(&self, slot: TaskSlot) -> usize {
-        self.open
-            .values()
-            .filter(|open| open.request.slot == slot)
-            .count()
+        self.open().filter(|request| request.slot == slot).count()
     }
 
     /// The coverage of a task so far, to which other stages add.

@@ -29,33 +29,11 @@
 //! period too long or too short. A snapshot between two changes can stand at one of them: it goes to the
 //! one nearer to the root, which ends or begins the longer-lasting function.
 
+mod grid;
+
 use crate::model::{Counter, Coverage, Frame, Stack, TimedStack};
 
-/// The instants at which a task looks at its threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    /// `CLOCK_MONOTONIC` of some tick.
-    pub origin_ktime_ns: u64,
-    /// Distance between two ticks: the dump period, in nanoseconds; not 0.
-    pub period_ns: u64,
-}
-
-impl Grid {
-    /// Number of the tick nearest to an instant. Numbers before the origin are negative.
-    #[must_use]
-    pub fn tick_of(self, ktime_ns: u64) -> i64 {
-        let offset = i128::from(ktime_ns) - i128::from(self.origin_ktime_ns);
-        let period = i128::from(self.period_ns.max(1));
-        ((offset + period / 2).div_euclid(period)) as i64
-    }
-
-    /// First tick strictly after an instant.
-    #[must_use]
-    fn tick_after(self, ktime_ns: u64) -> i64 {
-        let offset = i128::from(ktime_ns) - i128::from(self.origin_ktime_ns);
-        (offset.div_euclid(i128::from(self.period_ns.max(1))) + 1) as i64
-    }
-}
+pub use grid::{Grid, Grids};
 
 /// Samples of one request in order, from its start to its end.
 #[derive(Clone, Debug)]
@@ -68,7 +46,7 @@ pub struct Timeline {
 #[must_use]
 pub fn build(
     mut samples: Vec<TimedStack>,
-    grid: Grid,
+    grids: &Grids,
     start_ktime_ns: u64,
     end_ktime_ns: u64,
     losses: &mut Coverage,
@@ -76,10 +54,9 @@ pub fn build(
     let end_ktime_ns = end_ktime_ns.max(start_ktime_ns);
     samples.retain(|s| (start_ktime_ns..=end_ktime_ns).contains(&s.ktime_ns));
     samples.sort_by_key(|s| s.ktime_ns);
-    samples.dedup_by_key(|s| grid.tick_of(s.ktime_ns));
+    samples.dedup_by_key(|s| grids.tick_of(s.ktime_ns));
 
-    let expected = grid.tick_after(end_ktime_ns) - grid.tick_after(start_ktime_ns);
-    let expected = expected.max(0).cast_unsigned();
+    let expected = grids.ticks_between(start_ktime_ns, end_ktime_ns);
     losses.add(Counter::PeriodsExpected, expected);
     losses.add(Counter::PeriodsSampled, expected.min(samples.len() as u64));
 
@@ -158,10 +135,14 @@ mod tests {
     use crate::model::{FrameKind, UnwindEnd};
 
     const MS: u64 = 1_000_000;
-    const GRID: Grid = Grid {
-        origin_ktime_ns: 3 * MS,
-        period_ns: 10 * MS,
-    };
+
+    fn grids() -> Grids {
+        let grid = Grid {
+            origin_ktime_ns: 3 * MS,
+            period_ns: 10 * MS,
+        };
+        Grids::new(grid, grid.period_ns)
+    }
 
     /// A stack with one letter for each function, the outermost first.
     fn at(ms: u64, names: &str) -> TimedStack {
@@ -204,7 +185,7 @@ mod tests {
     fn head_and_tail_carry_the_nearest_stack() {
         let mut losses = Coverage::default();
         let samples = vec![at(23, "a"), at(13, "a"), at(33, "b"), at(43, "b")];
-        let timeline = build(samples, GRID, 8 * MS, 51 * MS, &mut losses);
+        let timeline = build(samples, &grids(), 8 * MS, 51 * MS, &mut losses);
         assert_eq!(draw(&timeline), "8a 13a 28a 28b 43b 51b");
         assert_eq!(losses.get(Counter::PeriodsExpected), 4);
         assert_eq!(losses.get(Counter::PeriodsSampled), 4);
@@ -221,7 +202,7 @@ mod tests {
             at(24, "c"),
             at(60, "x"),
         ];
-        let timeline = build(samples, GRID, 10 * MS, 30 * MS, &mut losses);
+        let timeline = build(samples, &grids(), 10 * MS, 30 * MS, &mut losses);
         assert_eq!(draw(&timeline), "10a 18a 18c 30c");
         assert_eq!(losses.get(Counter::PeriodsSampled), 2);
     }
@@ -240,7 +221,7 @@ mod tests {
             at(73, "mg"),
             at(83, "mg"),
         ];
-        let timeline = build(samples, GRID, 12 * MS, 84 * MS, &mut losses);
+        let timeline = build(samples, &grids(), 12 * MS, 84 * MS, &mut losses);
         assert_eq!(
             draw(&timeline),
             "12mab 18mab 28mac 28md 43mde 63mdf 63mg 83mg 84mg"
@@ -260,7 +241,7 @@ mod tests {
             held(at(63, "d"), 61, 63),
             held(at(73, "d"), 73, 90), // it goes on after the request
         ];
-        let timeline = build(samples, GRID, 12 * MS, 80 * MS, &mut losses);
+        let timeline = build(samples, &grids(), 12 * MS, 80 * MS, &mut losses);
         assert_eq!(draw(&timeline), "12a 14a 15b 33b 51b 52c 61d 80d");
         assert_eq!(losses.get(Counter::PeriodsSampled), 7);
     }
@@ -270,7 +251,7 @@ mod tests {
     fn times_never_run_backwards() {
         let mut losses = Coverage::default();
         let samples = vec![held(at(13, "a"), 13, 24), held(at(23, "b"), 14, 23)];
-        let timeline = build(samples, GRID, 12 * MS, 30 * MS, &mut losses);
+        let timeline = build(samples, &grids(), 12 * MS, 30 * MS, &mut losses);
         assert_eq!(draw(&timeline), "12a 24a 24b 30b");
     }
 
@@ -280,7 +261,7 @@ mod tests {
         let mut losses = Coverage::default();
         let timeline = build(
             vec![at(13, "a"), at(43, "a")],
-            GRID,
+            &grids(),
             12 * MS,
             44 * MS,
             &mut losses,
@@ -290,12 +271,29 @@ mod tests {
         assert_eq!(losses.get(Counter::PeriodsSampled), 2);
     }
 
+    /// Check that a period that became longer in the middle expects fewer samples from there on.
+    #[test]
+    fn a_longer_period_expects_fewer_samples() {
+        let mut losses = Coverage::default();
+        let mut grids = grids();
+        let longer = Grid {
+            origin_ktime_ns: 30 * MS,
+            period_ns: 20 * MS,
+        };
+        grids.change(30 * MS, longer);
+        let samples = vec![at(13, "a"), at(23, "a"), at(50, "a"), at(70, "a")];
+        let timeline = build(samples, &grids, 12 * MS, 80 * MS, &mut losses);
+        assert_eq!(draw(&timeline), "12a 13a 23a 50a 70a 80a");
+        assert_eq!(losses.get(Counter::PeriodsExpected), 4);
+        assert_eq!(losses.get(Counter::PeriodsSampled), 4);
+    }
+
     /// Check that a request shorter than a period expects nothing and may have nothing.
     #[test]
     fn a_request_between_two_ticks_expects_nothing() {
         let mut losses = Coverage::default();
         assert!(
-            build(Vec::new(), GRID, 14 * MS, 15 * MS, &mut losses)
+            build(Vec::new(), &grids(), 14 * MS, 15 * MS, &mut losses)
                 .samples
                 .is_empty()
         );

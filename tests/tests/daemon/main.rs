@@ -8,6 +8,7 @@ mod attached;
 mod daemon;
 mod faults;
 mod graphql;
+mod guard;
 mod record;
 mod recording;
 mod requests;

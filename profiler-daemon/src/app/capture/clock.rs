@@ -191,7 +191,7 @@ impl AsFd for GridTimer {
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
-pub(super) fn now_ktime_ns() -> u64 {
+pub(in crate::app) fn now_ktime_ns() -> u64 {
     clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)
 }
 

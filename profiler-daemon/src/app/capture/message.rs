@@ -8,7 +8,7 @@ use crate::model::{
 };
 use crate::process::python::PythonRuntime;
 use crate::request::Endpoint;
-use crate::timeline::Grid;
+use crate::timeline::{Grid, Grids};
 
 /// What the capture thread is told.
 #[derive(Debug)]
@@ -65,6 +65,8 @@ pub(in crate::app) enum Command {
         /// Text.
         text: String,
     },
+    /// Make dump periods so many times as long as the tasks ask for.
+    Stretch(u32),
     /// End all tasks at once and leave.
     Shutdown,
 }
@@ -75,7 +77,9 @@ pub(in crate::app) enum Work {
     /// A process and its interpreter.
     Target(Pid, Option<Arc<PythonRuntime>>),
     /// Samples of this request follow.
-    Begin(Box<ActiveRequest>, Grid),
+    Begin(Box<ActiveRequest>, Grids),
+    /// The request's thread is looked at by another grid since this instant (`CLOCK_MONOTONIC`).
+    Regrid(RequestId, u64, Grid),
     /// A sample.
     Sample(RawSample),
     /// Forget the request.
@@ -84,6 +88,8 @@ pub(in crate::app) enum Work {
     Finish(Box<FinishedRequest>, Service),
     /// Coverage of the capture side so far.
     Publish(TaskId, Coverage),
+    /// Time in all runs of the programs while the kernel counted them, and an instant (`CLOCK_MONOTONIC`).
+    ProgramTime(u64, u64),
     /// The task is over; its final coverage of the capture side.
     TaskDone(TaskId, Coverage),
     /// The task could not be armed.

@@ -31,17 +31,23 @@ use crate::model::{Counter, Coverage, Pid, RawSample, RequestEvent, SampleKind, 
 use crate::process::python::PythonRuntime;
 use crate::request::{Action, ConnView, RequestTracker, TrackerLimits};
 use crate::sampler::Sampler;
-use crate::timeline::Grid;
+use crate::timeline::Grids;
 use crate::unwind::python::PythonWalker;
-use clock::{GridTimer, now_ktime_ns, wall_clock};
+use clock::{GridTimer, wall_clock};
 use count::add_kernel_counts;
 
+pub(super) use clock::now_ktime_ns;
 pub(super) use message::{Command, Work};
 
 /// How often open requests are looked at.
 const LOOK_NS: u64 = 50_000_000;
 /// How often live coverage is published.
 const PUBLISH_NS: u64 = 1_000_000_000;
+
+/// Longer than 500 years is as good as without end.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
 
 impl ConnView for Kernel {
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
@@ -52,6 +58,7 @@ impl ConnView for Kernel {
 /// A live task.
 struct Live {
     task_id: TaskId,
+    /// As the task asks for.
     period: Duration,
     ends_ktime_ns: Option<u64>,
     targets: Vec<Pid>,
@@ -69,6 +76,8 @@ pub(in crate::app) struct Capture {
     walker: PythonWalker,
     runtimes: HashMap<Pid, Arc<PythonRuntime>>,
     live: HashMap<TaskSlot, Live>,
+    /// Dump periods are so many times as long as the tasks ask for.
+    stretch: u32,
     clock: GridTimer,
     looked_ktime_ns: u64,
     published_ktime_ns: u64,
@@ -95,6 +104,7 @@ impl Capture {
             walker: PythonWalker::default(),
             runtimes: HashMap::new(),
             live: HashMap::new(),
+            stretch: 1,
             clock,
             looked_ktime_ns: 0,
             published_ktime_ns: 0,
@@ -256,6 +266,9 @@ impl Capture {
                     self.send(Work::Publish(task_id, coverage));
                 }
             }
+            if let Some(kernel) = &self.kernel {
+                self.send(Work::ProgramTime(kernel.program_time_ns(), now));
+            }
         }
         Ok(())
     }
@@ -302,10 +315,10 @@ impl Capture {
         for action in actions {
             match action {
                 Action::Begin(request) => {
-                    let grid = self.clock.grid();
-                    let period = self.live.get(&request.slot).map(|live| live.period);
-                    let period_ns = period.map_or(grid.period_ns, |p| p.as_nanos() as u64);
-                    self.send(Work::Begin(request, Grid { period_ns, ..grid }));
+                    let asked = self.live.get(&request.slot).map(|live| live.period);
+                    let asked_ns = asked.map_or(self.clock.grid().period_ns, nanos);
+                    let grids = Grids::new(self.grid_of(request.slot), asked_ns);
+                    self.send(Work::Begin(request, grids));
                 }
                 Action::Drop { id, tid } => {
                     self.sampler.forget(tid);

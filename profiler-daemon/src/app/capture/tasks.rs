@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::clock::now_ktime_ns;
-use super::{Capture, Command, Live, Work};
+use super::{Capture, Command, Live, Work, nanos};
 use crate::kernel::Kernel;
 use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskSlot};
 use crate::process::python::PythonRuntime;
 use crate::request::Endpoint;
 use crate::sampler::Sampler;
+use crate::timeline::Grid;
 
 /// How long a task's open requests may run on after its end.
 const GRACE_NS: u64 = 2_000_000_000;
@@ -78,6 +79,14 @@ impl Capture {
                     coverage.note(text);
                 }
             }
+            Command::Stretch(stretch) => {
+                if let Err(error) = self.set_stretch(stretch) {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "dump periods stay as they are"
+                    );
+                }
+            }
             Command::Shutdown => {
                 self.leaving = true;
                 let now = now_ktime_ns();
@@ -102,12 +111,50 @@ impl Capture {
             None => self.kernel.insert(Kernel::load(&self.options)?),
         };
         kernel.set_rule(slot, &endpoint.rule())?;
+        let period = period.saturating_mul(self.stretch);
         if !kernel.is_attached() {
             self.clock.start(kernel.attach(period)?, period)?;
         } else if period < self.clock.period() {
-            self.clock.start(kernel.set_period(period)?, period)?;
+            self.set_period(period)?;
         }
         Ok(())
+    }
+
+    /// Makes all dump periods so many times as long as the tasks ask for, at once.
+    fn set_stretch(&mut self, stretch: u32) -> Result<()> {
+        let before = std::mem::replace(&mut self.stretch, stretch.max(1));
+        let shortest = self.live.values().map(|live| live.period).min();
+        let result = shortest.map_or(Ok(()), |period| {
+            self.set_period(period.saturating_mul(self.stretch))
+        });
+        if result.is_err() {
+            self.stretch = before;
+        }
+        result
+    }
+
+    /// Has the CPUs tick at another distance. Open requests are looked at by the new grid from here on.
+    fn set_period(&mut self, period: Duration) -> Result<()> {
+        let Some(kernel) = &mut self.kernel else {
+            return Ok(());
+        };
+        let ticks = kernel.set_period(period)?;
+        self.clock.start(ticks, period)?;
+        for request in self.tracker.open() {
+            let grid = self.grid_of(request.slot);
+            self.send(Work::Regrid(request.id, ticks.last_ktime_ns, grid));
+        }
+        Ok(())
+    }
+
+    /// The grid by which a task's requests are looked at now.
+    pub(super) fn grid_of(&self, slot: TaskSlot) -> Grid {
+        let grid = self.clock.grid();
+        let asked = self.live.get(&slot).map(|live| live.period);
+        let period_ns = asked.map_or(grid.period_ns, |asked| {
+            nanos(asked.saturating_mul(self.stretch))
+        });
+        Grid { period_ns, ..grid }
     }
 
     fn add_target(

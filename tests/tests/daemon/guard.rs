@@ -1,0 +1,192 @@
+//! The overhead guard: what it does when a task costs more than it may, and that its reader learns of it.
+
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use profiler_tests::{ChildGuard, HttpClient, SampleService, free_port, needs_root, wait_until};
+use serde_json::Value;
+
+use crate::daemon::{Daemon, creation};
+use crate::server::sample_service;
+use crate::{DEADLINE, TASK_DEADLINE};
+
+/// Threads that compute at the same time: the interpreter runs one of them, so the few requests that a task
+/// profiles last for some twenty seconds.
+const CLIENTS: usize = 64;
+
+/// Keeps requests of `GET /busy` open until told to stop.
+fn ask_until(service: &SampleService, stop: &AtomicBool) {
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut client = service.connect().unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    client.request("GET", "/busy", "").unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// Check that requests of a task over the budget are looked at less often, and that coverage, log and the
+/// requests' own spans tell the real period.
+#[test]
+fn a_task_over_its_budget_is_looked_at_less_often() {
+    needs_root!();
+    const NAME: &str = "costly-sample";
+    let service = sample_service(NAME);
+    let graphql = format!("127.0.0.1:{}", free_port().unwrap());
+    let variables = [
+        ("PROFILERD_LIMITS_MAX_CPU_PERCENT", "1"),
+        ("PROFILERD_HTTP_LISTEN", &graphql),
+    ];
+    let mut daemon = Daemon::standalone_with(":memory:", &variables);
+    let task_id = daemon.create_task(NAME, "GET:/busy");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| ask_until(&service, &stop));
+        let stretched = wait_until("two steps of the guard", TASK_DEADLINE, || {
+            daemon.still_running()?;
+            Ok(daemon
+                .log()
+                .contains("dump periods are multiplied times=4")
+                .then_some(()))
+        });
+        stop.store(true, Ordering::Relaxed);
+        stretched.unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    });
+    let shown = finished(&daemon, &task_id);
+    let notes = shown["coverage"]["notes"].to_string();
+    for part in [
+        "one snapshot every 20 ms, the task asks for 10",
+        "one snapshot every 40 ms, the task asks for 10",
+        "limits.max_cpu_percent is 1",
+    ] {
+        assert!(notes.contains(part), "{part}: {notes}");
+    }
+    assert!(
+        shown["coverage"]["guard_steps"].as_u64() >= Some(2),
+        "{shown}"
+    );
+    let text = daemon.task(&["show", &task_id]).out;
+    assert!(text.contains("steps of the overhead guard"), "{text}");
+    let mut client = HttpClient::connect(graphql.parse().unwrap(), DEADLINE).unwrap();
+    let query = "{ segs: getProfileTaskSegments(taskID: \"ID\") { spans { tags { key value } } } }";
+    let body = serde_json::json!({ "query": query.replace("ID", &task_id) }).to_string();
+    let answer = client.request("POST", "/graphql", &body).unwrap();
+    let answer = String::from_utf8(answer.body).unwrap();
+    assert!(answer.contains("profilerd.dump_period_ms"), "{answer}");
+}
+
+/// Check that with nothing left to stretch the task that began last is ended, that the other one goes on for
+/// a while, and that a third one is refused, each with what was used. What is used here are programs, by calls
+/// of a process that is nobody's business.
+#[test]
+fn tasks_over_the_budget_are_ended_and_refused() {
+    needs_root!();
+    let services: Vec<_> = ["first-sample", "second-sample", "third-sample"]
+        .into_iter()
+        .map(|name| (name, sample_service(name)))
+        .collect();
+    let mut daemon =
+        Daemon::standalone_with(":memory:", &[("PROFILERD_LIMITS_MAX_CPU_PERCENT", "1")]);
+    let seldom = |name| [&creation(name, "POST:/")[..], &["--period", "1s"]].concat();
+    let create = |daemon: &Daemon, name| {
+        let answer = daemon.task(&seldom(name));
+        assert_eq!(answer.code, Some(0), "{}", answer.err);
+        answer.out.trim().to_owned()
+    };
+    let first = create(&daemon, services[0].0);
+    daemon.wait_for_log("process watched", 1);
+    let second = create(&daemon, services[1].0);
+    daemon.wait_for_log("process watched", 2);
+    let mut calls = Command::new("dd");
+    calls.args(["if=/dev/zero", "of=/dev/null", "bs=1", "status=none"]);
+    let calls = ChildGuard::spawn("dd", &mut calls).unwrap();
+    wait_until("a task to be ended", TASK_DEADLINE, || {
+        daemon.still_running()?;
+        Ok(daemon
+            .log()
+            .contains("the task that began last is ended")
+            .then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    let third = create(&daemon, services[2].0);
+    let refused = finished(&daemon, &third);
+    drop(calls);
+    let ended = finished(&daemon, &second);
+    let notes = |shown: &Value| shown["coverage"]["notes"].to_string();
+    assert!(
+        notes(&refused).contains("not run: the overhead guard takes no further task"),
+        "{refused}"
+    );
+    assert!(
+        notes(&ended).contains("cut short by the overhead guard"),
+        "{ended}"
+    );
+    assert!(
+        notes(&ended).contains("limits.max_cpu_percent is 1"),
+        "{ended}"
+    );
+    assert_eq!(ended["coverage"]["guard_steps"], 1, "{ended}");
+    assert_eq!(
+        daemon.show(&first)["task"]["state"],
+        "running",
+        "{}",
+        daemon.log()
+    );
+}
+
+/// Waits for a task's end.
+#[track_caller]
+fn finished(daemon: &Daemon, task_id: &str) -> Value {
+    wait_until("the task's end", TASK_DEADLINE, || {
+        let shown = daemon.show(task_id);
+        Ok((shown["task"]["state"] == "finished").then_some(shown))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()))
+}
+
+/// Check that the process that has programs measured may do that and nothing else, and that it is gone
+/// with the daemon, however that ends.
+#[test]
+fn the_keeper_of_statistics_can_do_nothing_else() {
+    needs_root!();
+    let mut daemon = Daemon::standalone();
+    let keeper = wait_until("the keeper of statistics", DEADLINE, || {
+        daemon.still_running()?;
+        Ok(keeper_of(daemon.id()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    let status = || fs::read_to_string(format!("/proc/{keeper}/status"));
+    let sys_admin = format!("CapEff:\t{:016x}", 1_u64 << 21);
+    wait_until("its privileges to go", DEADLINE, || {
+        Ok(status()?.contains(&sys_admin).then_some(()))
+    })
+    .unwrap();
+    let open = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count();
+    assert_eq!(open, 1, "its end of the socket");
+    daemon.signal(libc::SIGKILL);
+    daemon.wait();
+    wait_until("the keeper's end", DEADLINE, || {
+        // An orphan may stay as a zombie where nobody reaps.
+        let is_over = status().is_err() || status()?.contains("State:\tZ");
+        Ok(is_over.then_some(()))
+    })
+    .unwrap();
+}
+
+/// The child of a process that is named `profilerd-stats`.
+fn keeper_of(tgid: u32) -> Option<String> {
+    let children = fs::read_to_string(format!("/proc/{tgid}/task/{tgid}/children")).ok()?;
+    let is_keeper = |child: &&str| {
+        let name = fs::read_to_string(format!("/proc/{child}/comm"));
+        name.is_ok_and(|name| name.trim() == "profilerd-stats")
+    };
+    children
+        .split_whitespace()
+        .find(is_keeper)
+        .map(str::to_owned)
+}
