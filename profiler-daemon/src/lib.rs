@@ -14,6 +14,7 @@ pub mod embedded;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
+mod http;
 pub mod kernel;
 pub mod kubernetes;
 pub mod model;
