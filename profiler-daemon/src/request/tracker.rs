@@ -147,6 +147,12 @@ impl RequestTracker {
         starts.min()
     }
 
+    /// Open requests of all tasks.
+    #[must_use]
+    pub fn open_total(&self) -> usize {
+        self.open.len()
+    }
+
     /// Open requests of a task.
     #[must_use]
     pub fn open_count(&self, slot: TaskSlot) -> usize {
