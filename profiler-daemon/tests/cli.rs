@@ -119,6 +119,10 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         (vec!["ps", "--log-level", "loud"], "accepted are error"),
         (vec!["standalone", "--listen", "nowhere"], "--listen"),
         (
+            vec!["daemon", "--metrics", "9464"],
+            "such as 127.0.0.1:9464, and off",
+        ),
+        (
             vec!["standalone", "--http-listen", "12800"],
             "127.0.0.1:12800, and off",
         ),

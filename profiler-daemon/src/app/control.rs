@@ -4,7 +4,10 @@
 //! Out: [`Command`]s to the pipeline; segments, coverage and finish reports to [`crate::oap`]
 //! Lost: a task that cannot run is reported as finished, with the reason in its coverage
 
+mod observe;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +22,10 @@ use super::binding::Bindings;
 use super::capture::Command;
 use super::inspect::inspect;
 use super::pipeline::Pipeline;
-
 use super::resolve::PipelineEvent;
 use crate::config::Config;
 use crate::kubernetes::watch_pods;
+use crate::metrics::{MetricsServer, Questions};
 use crate::model::clock::unix_ms_now;
 use crate::model::{
     Counter, Coverage, Pid, ProfileTask, ProfiledSegment, Service, TaskId, TaskSlot,
@@ -32,6 +35,7 @@ use crate::output::explain_nothing;
 use crate::process::{Pods, ProcessTable};
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
+use observe::Observed;
 
 /// How often starts and ends of tasks are looked at while there are any.
 const STEP: Duration = Duration::from_millis(50);
@@ -77,6 +81,8 @@ struct Control {
     journal: Option<TaskJournal>,
     clashes_told: HashSet<String>,
     bindings: Bindings,
+    observed: Observed,
+    questions: Questions,
 }
 
 /// Runs until a signal ends it.
@@ -88,7 +94,13 @@ pub(super) async fn run(
     config: Config,
     oap_config: OapConfig,
     journal: Option<TaskJournal>,
+    metrics: Option<TcpListener>,
 ) -> Result<()> {
+    let metrics = metrics.map(MetricsServer::start).transpose()?;
+    let (metrics, questions) = metrics.unzip();
+    if let Some(server) = &metrics {
+        tracing::info!(address = %server.local_addr(), "metrics are served");
+    }
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
     let control = Control {
@@ -101,6 +113,8 @@ pub(super) async fn run(
         journal,
         clashes_told: HashSet::new(),
         bindings: Bindings::spawn(&config)?,
+        observed: Observed::default(),
+        questions: questions.unwrap_or_default(),
     };
     control
         .run(oap_events, events, config.processes.scan_interval)
@@ -137,12 +151,14 @@ impl Control {
                     Ok(segment) => self.on_settled(*segment),
                     Err(error) => break Err(error),
                 },
+                question = self.questions.next() => question.answer(self.observe()),
                 _ = scan.tick() => self.scan(),
                 _ = step.tick(), if busy => self.step(),
                 _ = terminate.recv() => break Ok(()),
                 _ = interrupt.recv() => break Ok(()),
             }
         };
+        self.questions = Questions::default();
         // Why the pipeline ended comes before what that led to.
         self.shut_down(events).await.and(result)
     }
@@ -196,6 +212,7 @@ impl Control {
                 reason,
             } => {
                 tracing::warn!(service = service.name, reason, "task refused");
+                self.observed.refused += 1;
                 // Who waits for it must not wait for ever.
                 if let Some(task_id) = task_id {
                     self.tell_end(task_id, service, not_run(&reason));
@@ -335,6 +352,7 @@ impl Control {
                 done: None,
             };
             self.live.insert(task_id.clone(), live);
+            self.observed.started += 1;
             self.pipeline.send(Command::StartTask {
                 slot,
                 task: Box::new(task),
@@ -397,6 +415,7 @@ impl Control {
 
     fn refuse(&mut self, task: &ProfileTask, reason: String) {
         tracing::warn!(task_id = %task.task_id, reason, "task refused");
+        self.observed.refused += 1;
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
         self.journal(|journal| {
             journal.received(task);
@@ -462,12 +481,14 @@ impl Control {
             PipelineEvent::Coverage(task_id, coverage) => {
                 if let Some(live) = self.live.get(&task_id) {
                     let coverage = self.completed(&task_id, coverage);
+                    self.observed.totals.update(&task_id, &coverage);
                     self.oap.coverage(task_id, live.reporter.clone(), coverage);
                 }
             }
             PipelineEvent::TaskDone(task_id, coverage) => {
                 let mut coverage = coverage;
                 if let Some(live) = self.live.get_mut(&task_id) {
+                    self.observed.totals.update(&task_id, &coverage);
                     if !live.ending {
                         coverage.note(CUT_SHORT);
                     }
@@ -477,6 +498,7 @@ impl Control {
             }
             PipelineEvent::TaskFailed(task_id, error) => {
                 tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
+                self.observed.failed += 1;
                 if let Some(live) = self.live.get_mut(&task_id) {
                     live.ending = true; // it would fail again after a restart
                 }
@@ -513,6 +535,7 @@ impl Control {
         let done = self.live.get_mut(task_id).and_then(|live| live.done.take());
         if let Some(coverage) = done {
             let coverage = self.completed(task_id, coverage);
+            self.observed.totals.update(task_id, &coverage);
             if let Some(live) = self.live.get(task_id) {
                 log_end(task_id, live, &coverage);
             }
@@ -531,6 +554,7 @@ impl Control {
 
     fn finish(&mut self, task_id: &TaskId, coverage: &Coverage) {
         self.bindings.forget(task_id);
+        self.observed.totals.end(task_id);
         let Some(live) = self.live.remove(task_id) else {
             return;
         };
@@ -624,6 +648,8 @@ mod tests {
             journal,
             clashes_told: HashSet::new(),
             bindings: Bindings::spawn(&Config::default()).unwrap(),
+            observed: Observed::default(),
+            questions: Questions::default(),
         }
     }
 
@@ -684,6 +710,9 @@ mod tests {
         assert_eq!(control.waiting.len(), 1);
         assert_eq!(saved(&control, true), ["same"]);
         assert_eq!(saved(&control, false), ["late", "beside", "next"]);
+        let seen = control.observe().tasks;
+        assert_eq!((seen.live, seen.started), (2, 2));
+        assert_eq!((seen.waiting, seen.refused), (1, 1));
 
         let deadline = Instant::now() + Duration::from_secs(30);
         while is_ending(&control, "next").is_none() && Instant::now() < deadline {

@@ -24,6 +24,7 @@ use caps::Capability;
 
 use crate::config::Config;
 use crate::embedded::EmbeddedOap;
+use crate::metrics;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal};
@@ -55,8 +56,9 @@ pub fn run_daemon(config: Config) -> Result<()> {
         .map(|folder| (folder.join("spool"), u64::from(config.limits.spool_bytes)));
     let saved = journal.iter().flat_map(TaskJournal::tasks);
     oap.known_tasks = saved.map(SavedTask::task).collect();
+    let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(&[]);
-    runtime()?.block_on(control::run(config, oap, journal))
+    runtime()?.block_on(control::run(config, oap, journal, metrics))
 }
 
 /// Runs the daemon together with an OAP of its own.
@@ -76,6 +78,7 @@ pub fn run_standalone(
     } else {
         &[]
     };
+    let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(also);
     runtime()?.block_on(async move {
         let embedded = config.embedded_config(listen, http_listen);
@@ -89,7 +92,7 @@ pub fn run_standalone(
             token: config.oap_config().token,
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client, None).await;
+        let result = control::run(config, client, None, metrics).await;
         embedded.shutdown().await;
         result
     })
