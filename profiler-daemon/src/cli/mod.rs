@@ -14,6 +14,8 @@ mod doctor;
 mod format;
 mod ps;
 mod record;
+mod status;
+mod status_text;
 pub mod task;
 mod task_text;
 
@@ -64,6 +66,8 @@ enum Command {
     Analyze(analyze::AnalyzeArgs),
     /// List processes, the services they belong to, and what can be profiled
     Ps(ps::PsArgs),
+    /// Show how the daemon on this host is doing: what it does, takes and loses
+    Status(status::StatusArgs),
     /// Check what works on this machine, and what to do about the rest
     Doctor(doctor::DoctorArgs),
 }
@@ -209,6 +213,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             return analyze::run(args);
         }
         Command::Ps(args) => return ps::run(args, level),
+        Command::Status(args) => return status::run(args, level),
         Command::Doctor(args) => {
             log(level, "warn");
             return doctor::run(args);

@@ -8,6 +8,7 @@ mod attached;
 mod daemon;
 mod faults;
 mod graphql;
+mod metrics;
 mod record;
 mod recording;
 mod requests;
