@@ -2,7 +2,8 @@
 //!
 //! `model` holds the nouns; the stages import `model` and `process`, never each other; only `app`
 //! wires them. Heavy dependencies have one door each: aya in [`kernel`], blazesym in [`symbolize`],
-//! tonic in [`oap`] and [`embedded`], clap in [`cli`], rustls in [`kubernetes`].
+//! tonic in [`oap`] and [`embedded`], clap in [`cli`], rustls in [`kubernetes`], prometheus-client in
+//! [`metrics`].
 
 pub mod analyze;
 pub mod app;
@@ -15,8 +16,10 @@ pub mod embedded;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guard;
+mod http;
 pub mod kernel;
 pub mod kubernetes;
+pub mod metrics;
 pub mod model;
 pub mod oap;
 pub mod output;

@@ -90,6 +90,7 @@ fn help_is_a_result() {
         "task",
         "analyze",
         "ps",
+        "status",
         "doctor",
     ] {
         assert!(help.out.contains(command), "{command}");
@@ -118,6 +119,10 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         (vec!["record", "--endpoint", "/x"], "--pid"),
         (vec!["ps", "--log-level", "loud"], "accepted are error"),
         (vec!["standalone", "--listen", "nowhere"], "--listen"),
+        (
+            vec!["daemon", "--metrics", "9464"],
+            "such as 127.0.0.1:9464, and off",
+        ),
         (
             vec!["standalone", "--http-listen", "12800"],
             "127.0.0.1:12800, and off",
@@ -323,6 +328,30 @@ fn snapshots_become_trees() {
     let missing = run(&["analyze", "/nonexistent"]);
     assert_eq!(missing.code, 1);
     assert!(missing.err.contains("/nonexistent"), "{}", missing.err);
+}
+
+/// Check that `status` says how metrics are turned on when it knows no address, and that nobody answers when
+/// nobody does.
+#[test]
+fn a_status_without_a_daemon_is_1_and_says_what_to_do() {
+    let unknown = run(&["status"]);
+    assert_eq!((unknown.code, unknown.out.as_str()), (1, ""));
+    for part in ["--metrics 127.0.0.1:9464", "PROFILERD_METRICS"] {
+        assert!(unknown.err.contains(part), "{}", unknown.err);
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let mut by_variable = profilerd(&["status", "--json"]);
+    by_variable.env("PROFILERD_METRICS", &address);
+    for absent in [
+        run(&["status", "--metrics", &address]),
+        by_variable.output().unwrap().into(),
+    ] {
+        assert_eq!((absent.code, absent.out.as_str()), (1, ""));
+        let reason = format!("no profilerd answers at {address}");
+        assert!(absent.err.contains(&reason), "{}", absent.err);
+    }
 }
 
 /// Check that variables that name proxies do not lead calls to an OAP away from it, by gRPC and by GraphQL.

@@ -164,6 +164,11 @@ impl Bindings {
             .is_some_and(|counts| counts.waiting > 0)
     }
 
+    /// Requests of all tasks that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.tasks.values().map(|counts| counts.waiting).sum()
+    }
+
     /// Adds what became of a task's requests.
     pub(super) fn add_to(&self, task_id: &TaskId, coverage: &mut Coverage) {
         if let Some(counts) = self.tasks.get(task_id) {

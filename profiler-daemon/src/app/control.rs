@@ -4,7 +4,10 @@
 //! Out: [`Command`]s to the pipeline; segments, coverage and finish reports to [`crate::oap`]
 //! Lost: a task that cannot run is reported as finished, with the reason in its coverage
 
+mod observe;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +28,7 @@ use super::statistics::StatisticsSwitch;
 use crate::config::Config;
 use crate::guard::Step;
 use crate::kubernetes::watch_pods;
+use crate::metrics::{MetricsServer, Questions};
 use crate::model::clock::unix_ms_now;
 use crate::model::date;
 use crate::model::{
@@ -35,6 +39,7 @@ use crate::output::explain_nothing;
 use crate::process::{Pods, ProcessTable};
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
+use observe::Observed;
 
 /// How often starts and ends of tasks are looked at while there are any.
 const STEP: Duration = Duration::from_millis(50);
@@ -85,6 +90,8 @@ struct Control {
     clashes_told: HashSet<String>,
     bindings: Bindings,
     overhead: Overhead,
+    observed: Observed,
+    questions: Questions,
 }
 
 /// Runs until a signal ends it.
@@ -97,7 +104,13 @@ pub(super) async fn run(
     oap_config: OapConfig,
     journal: Option<TaskJournal>,
     statistics: Option<StatisticsSwitch>,
+    metrics: Option<TcpListener>,
 ) -> Result<()> {
+    let metrics = metrics.map(MetricsServer::start).transpose()?;
+    let (metrics, questions) = metrics.unzip();
+    if let Some(server) = &metrics {
+        tracing::info!(address = %server.local_addr(), "metrics are served");
+    }
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
     let control = Control {
@@ -111,6 +124,8 @@ pub(super) async fn run(
         clashes_told: HashSet::new(),
         bindings: Bindings::spawn(&config)?,
         overhead: Overhead::new(config.budget(), statistics),
+        observed: Observed::default(),
+        questions: questions.unwrap_or_default(),
     };
     control
         .run(oap_events, events, config.processes.scan_interval)
@@ -149,6 +164,7 @@ impl Control {
                     Ok(segment) => self.on_settled(*segment),
                     Err(error) => break Err(error),
                 },
+                question = self.questions.next() => question.answer(self.observe()),
                 _ = scan.tick() => self.scan(),
                 _ = step.tick(), if busy => self.step(),
                 _ = measure.tick(), if !self.live.is_empty() => self.mind_overhead(),
@@ -156,6 +172,7 @@ impl Control {
                 _ = interrupt.recv() => break Ok(()),
             }
         };
+        self.questions = Questions::default();
         // Why the pipeline ended comes before what that led to.
         self.shut_down(events).await.and(result)
     }
@@ -209,6 +226,7 @@ impl Control {
                 reason,
             } => {
                 tracing::warn!(service = service.name, reason, "task refused");
+                self.observed.refused += 1;
                 // Who waits for it must not wait for ever.
                 if let Some(task_id) = task_id {
                     self.tell_end(task_id, service, not_run(&reason));
@@ -404,6 +422,7 @@ impl Control {
             let times = self.overhead.stretch();
             let stretched =
                 (times > 1).then(|| period_note(&task, times, "the overhead guard is at work"));
+            self.observed.started += 1;
             self.pipeline.send(Command::StartTask {
                 slot,
                 task: Box::new(task),
@@ -469,6 +488,7 @@ impl Control {
 
     fn refuse(&mut self, task: &ProfileTask, reason: String) {
         tracing::warn!(task_id = %task.task_id, reason, "task refused");
+        self.observed.refused += 1;
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
         self.journal(|journal| {
             journal.received(task);
@@ -535,6 +555,7 @@ impl Control {
             PipelineEvent::Coverage(task_id, coverage) => {
                 if let Some(live) = self.live.get(&task_id) {
                     let coverage = self.completed(&task_id, coverage);
+                    self.observed.totals.update(&task_id, &coverage);
                     self.oap.coverage(task_id, live.reporter.clone(), coverage);
                 }
             }
@@ -544,6 +565,7 @@ impl Control {
             PipelineEvent::TaskDone(task_id, coverage) => {
                 let mut coverage = coverage;
                 if let Some(live) = self.live.get_mut(&task_id) {
+                    self.observed.totals.update(&task_id, &coverage);
                     if !live.ending {
                         coverage.note(CUT_SHORT);
                     }
@@ -553,6 +575,7 @@ impl Control {
             }
             PipelineEvent::TaskFailed(task_id, error) => {
                 tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
+                self.observed.failed += 1;
                 if let Some(live) = self.live.get_mut(&task_id) {
                     live.ending = true; // it would fail again after a restart
                 }
@@ -589,6 +612,7 @@ impl Control {
         let done = self.live.get_mut(task_id).and_then(|live| live.done.take());
         if let Some(coverage) = done {
             let coverage = self.completed(task_id, coverage);
+            self.observed.totals.update(task_id, &coverage);
             if let Some(live) = self.live.get(task_id) {
                 log_end(task_id, live, &coverage);
             }
@@ -607,6 +631,7 @@ impl Control {
 
     fn finish(&mut self, task_id: &TaskId, coverage: &Coverage) {
         self.bindings.forget(task_id);
+        self.observed.totals.end(task_id);
         let Some(live) = self.live.remove(task_id) else {
             return;
         };
@@ -714,6 +739,8 @@ mod tests {
             clashes_told: HashSet::new(),
             bindings: Bindings::spawn(&Config::default()).unwrap(),
             overhead: Overhead::new(Config::default().budget(), None),
+            observed: Observed::default(),
+            questions: Questions::default(),
         }
     }
 
@@ -774,6 +801,9 @@ mod tests {
         assert_eq!(control.waiting.len(), 1);
         assert_eq!(saved(&control, true), ["same"]);
         assert_eq!(saved(&control, false), ["late", "beside", "next"]);
+        let seen = control.observe().tasks;
+        assert_eq!((seen.live, seen.started), (2, 2));
+        assert_eq!((seen.waiting, seen.refused), (1, 1));
 
         let deadline = Instant::now() + Duration::from_secs(30);
         while is_ending(&control, "next").is_none() && Instant::now() < deadline {

@@ -26,6 +26,7 @@ use caps::Capability;
 
 use crate::config::Config;
 use crate::embedded::EmbeddedOap;
+use crate::metrics;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal};
@@ -59,8 +60,9 @@ pub fn run_daemon(config: Config) -> Result<()> {
     let saved = journal.iter().flat_map(TaskJournal::tasks);
     oap.known_tasks = saved.map(SavedTask::task).collect();
     let statistics = statistics();
+    let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(&[]);
-    runtime()?.block_on(control::run(config, oap, journal, statistics))
+    runtime()?.block_on(control::run(config, oap, journal, statistics, metrics))
 }
 
 /// Runs the daemon together with an OAP of its own.
@@ -81,6 +83,7 @@ pub fn run_standalone(
         &[]
     };
     let statistics = statistics();
+    let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(also);
     runtime()?.block_on(async move {
         let embedded = config.embedded_config(listen, http_listen);
@@ -94,7 +97,7 @@ pub fn run_standalone(
             token: config.oap_config().token,
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client, None, statistics).await;
+        let result = control::run(config, client, None, statistics, metrics).await;
         embedded.shutdown().await;
         result
     })

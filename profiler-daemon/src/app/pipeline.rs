@@ -11,11 +11,12 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
-use super::capture::{Capture, Command};
+use super::capture::{Capture, CaptureState, Command};
 use super::resolve::{PipelineEvent, Resolve};
 use super::worker::{self, Worker};
 use crate::config::{CodeSignature as Setting, Config};
 use crate::kernel::LoadOptions;
+use crate::model::CaptureObservation;
 use crate::process::python::CodeSignature;
 use crate::request::TrackerLimits;
 
@@ -26,6 +27,7 @@ const EVENTS_MAX: usize = 1024;
 pub(super) struct Pipeline {
     commands: Sender<Command>,
     wake: Arc<EventFd>,
+    capture: Arc<CaptureState>,
     /// In the order in which one's end leads to the other's.
     workers: Vec<Worker>,
 }
@@ -48,12 +50,18 @@ impl Pipeline {
         let limits = TrackerLimits {
             max_open_requests: config.limits.max_open_requests as usize,
         };
+        let state = Arc::new(CaptureState::new(
+            config.limits.requests_ring_bytes,
+            config.limits.samples_ring_bytes,
+            config.limits.sample_queue,
+        ));
         let capture = Capture::new(
             receive_commands,
             Arc::clone(&wake),
             send_work,
             options,
             limits,
+            Arc::clone(&state),
         )?;
         let signature = match config.code_signature {
             Setting::Function => CodeSignature::Function,
@@ -71,9 +79,15 @@ impl Pipeline {
         let pipeline = Self {
             commands,
             wake,
+            capture: state,
             workers: vec![capture, resolve],
         };
         Ok((pipeline, events))
+    }
+
+    /// What the capture thread looks like; does not wake it.
+    pub(super) fn observe(&self) -> CaptureObservation {
+        self.capture.observe()
     }
 
     /// Gives a command.
@@ -127,6 +141,7 @@ impl Pipeline {
         let pipeline = Self {
             commands,
             wake: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?),
+            capture: Arc::new(CaptureState::new(0, 0, 0)),
             workers: vec![capture, resolve],
         };
         Ok((pipeline, events))

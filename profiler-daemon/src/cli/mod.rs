@@ -14,6 +14,8 @@ mod doctor;
 mod format;
 mod ps;
 mod record;
+mod status;
+mod status_text;
 pub mod task;
 mod task_text;
 
@@ -27,7 +29,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::app;
-use crate::config::Config;
+use crate::config::{Config, parse_listen, parse_metrics};
 
 /// Profiles single endpoints of unmodified services from outside, with eBPF, for Apache SkyWalking.
 #[derive(Debug, Parser)]
@@ -64,8 +66,31 @@ enum Command {
     Analyze(analyze::AnalyzeArgs),
     /// List processes, the services they belong to, and what can be profiled
     Ps(ps::PsArgs),
+    /// Show how the daemon on this host is doing: what it does, takes and loses
+    Status(status::StatusArgs),
     /// Check what works on this machine, and what to do about the rest
     Doctor(doctor::DoctorArgs),
+}
+
+/// Option of the commands that run on.
+#[derive(Args, Clone, Debug)]
+struct MetricsArgs {
+    /// Address where the daemon's own figures are served, for Prometheus and `profilerd status`, instead of
+    /// the configured one; `off` for none
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = metrics)]
+    metrics: Option<Listen>,
+}
+
+impl MetricsArgs {
+    fn apply(&self, config: &mut Config) {
+        if let Some(Listen(address)) = self.metrics {
+            config.metrics = address;
+        }
+    }
+}
+
+fn metrics(text: &str) -> Result<Listen, String> {
+    parse_metrics(text).map(Listen)
 }
 
 /// Options of every command that needs the configuration.
@@ -81,6 +106,7 @@ struct ConfigArgs {
 Examples:
   profilerd daemon --config /etc/profilerd.yaml
   SW_AGENT_COLLECTOR_BACKEND_SERVICES=oap:11800 profilerd daemon
+  profilerd daemon --metrics 127.0.0.1:9464
 
 Ends on SIGINT and SIGTERM, after it has delivered what it has.")]
 struct DaemonArgs {
@@ -93,6 +119,8 @@ struct DaemonArgs {
     /// Folder for what a restart has to know, instead of the configured one; `none` keeps nothing
     #[arg(long, value_name = "FOLDER")]
     state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 #[derive(Args, Debug)]
@@ -123,21 +151,17 @@ struct StandaloneArgs {
         env = "PROFILERD_HTTP_LISTEN",
         value_parser = http_listen
     )]
-    http_listen: HttpListen,
+    http_listen: Listen,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
-/// Where to answer GraphQL, if at all.
+/// Where to listen, if at all.
 #[derive(Clone, Copy, Debug)]
-struct HttpListen(Option<SocketAddr>);
+struct Listen(Option<SocketAddr>);
 
-fn http_listen(text: &str) -> Result<HttpListen, String> {
-    if text == "off" {
-        return Ok(HttpListen(None));
-    }
-    let address = text
-        .parse()
-        .map_err(|_| "accepted are an address such as 127.0.0.1:12800, and off")?;
-    Ok(HttpListen(Some(address)))
+fn http_listen(text: &str) -> Result<Listen, String> {
+    parse_listen(text, "127.0.0.1:12800").map(Listen)
 }
 
 /// Parses the command line, runs the command, and tells how it went.
@@ -166,6 +190,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             if let Some(folder) = &args.state_dir {
                 config.state_dir = (folder.as_os_str() != "none").then(|| folder.clone());
             }
+            args.metrics.apply(&mut config);
             crate::doctor::require()?;
             app::run_daemon(config)?;
         }
@@ -174,6 +199,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             if args.data_dir.is_some() {
                 config.standalone.data_dir.clone_from(&args.data_dir);
             }
+            args.metrics.apply(&mut config);
             crate::doctor::require()?;
             app::run_standalone(config, args.listen, args.http_listen.0)?;
         }
@@ -187,6 +213,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             return analyze::run(args);
         }
         Command::Ps(args) => return ps::run(args, level),
+        Command::Status(args) => return status::run(args, level),
         Command::Doctor(args) => {
             log(level, "warn");
             return doctor::run(args);

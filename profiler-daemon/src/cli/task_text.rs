@@ -177,7 +177,7 @@ fn state_name(task: &pb::Task) -> &'static str {
 }
 
 /// `in 12 s`, `3 min ago`.
-fn relative(time_ms: i64, now_ms: i64) -> String {
+pub(super) fn relative(time_ms: i64, now_ms: i64) -> String {
     let seconds = now_ms.saturating_sub(time_ms) / 1000;
     let text = match seconds.unsigned_abs() {
         s @ 0..120 => format!("{s} s"),

@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 
 use super::{
-    AgentProfiler, CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest, range,
-    state_folder,
+    AgentProfiler, CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest,
+    parse_metrics, range, state_folder,
 };
 
 /// Sets one value from text.
@@ -149,6 +149,10 @@ const VARIABLES: &[(&str, Setter)] = &[
         use LogLevel as L;
         let levels = [L::Error, L::Warn, L::Info, L::Debug, L::Trace];
         config.log.level = Some(choose(text, &levels.map(|level| (level.name(), level)))?);
+        Ok(())
+    }),
+    ("PROFILERD_METRICS", |config, text| {
+        config.metrics = parse_metrics(text)?;
         Ok(())
     }),
 ];

@@ -47,6 +47,36 @@ fn state_dir<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<PathBuf
     Ok(text.as_deref().and_then(state_folder))
 }
 
+/// An address, or `off`.
+///
+/// # Errors
+///
+/// Says what is accepted; `example` is an address of that kind.
+pub fn parse_listen(text: &str, example: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let address = text.parse().map_err(|_| {
+        format!("{text:?} is no address: accepted are one such as {example}, and off")
+    })?;
+    Ok(Some(address))
+}
+
+/// Where metrics are served.
+///
+/// # Errors
+///
+/// As [`parse_listen`].
+pub fn parse_metrics(text: &str) -> Result<Option<SocketAddr>, String> {
+    parse_listen(text, "127.0.0.1:9464")
+}
+
+fn metrics<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    text.map_or(Ok(None), |text| parse_metrics(&text))
+        .map_err(serde::de::Error::custom)
+}
+
 /// Everything that can be configured.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -77,6 +107,9 @@ pub struct Config {
     /// What is logged.
     #[serde(deserialize_with = "file::section")]
     pub log: LogSettings,
+    /// Where the daemon's own figures are served over HTTP, if at all.
+    #[serde(deserialize_with = "metrics")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// The OAP and how to talk to it.
@@ -256,6 +289,7 @@ impl Default for Config {
             standalone: Default::default(),
             code_signature: Default::default(),
             log: Default::default(),
+            metrics: None,
         }
     }
 }
@@ -516,6 +550,7 @@ mod tests {
             "max_bytes",
             "code_signature",
             "level",
+            "metrics",
             "api_server",
             "node_name",
             "token_file",
@@ -546,6 +581,22 @@ mod tests {
         assert_eq!(config.oap.backends, ["a:1", "b:2"]);
         assert_eq!(config.oap.authentication.unwrap().0, "from-file");
         assert!(warnings.is_empty());
+    }
+
+    /// Check that metrics are off unless an address is given, and that anything else is refused with an
+    /// example.
+    #[test]
+    fn metrics_have_an_address_or_are_off() {
+        let of = |text: &str| file::parse(text, "p.yaml").map(|config| config.metrics);
+        assert_eq!(of("metrics:\n").unwrap(), None);
+        assert_eq!(of("metrics: off\n").unwrap(), None);
+        let address = "127.0.0.1:9464".parse().unwrap();
+        assert_eq!(of("metrics: 127.0.0.1:9464\n").unwrap(), Some(address));
+        let error = of("metrics: localhost:9464\n").unwrap_err().to_string();
+        assert!(
+            error.starts_with("p.yaml:1:") && error.contains("such as 127.0.0.1:9464, and off"),
+            "{error}"
+        );
     }
 
     /// Check that a token is not shown, and that half of mutual TLS is refused.

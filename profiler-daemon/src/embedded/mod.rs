@@ -62,11 +62,11 @@ use tonic::{Request, Status};
 use tracing::{info, warn};
 
 use agents::Agents;
-use query::server::QueryServer;
 use store::{Store, StoreLimits};
 use tasks::TaskService;
 use unkept::Unkept;
 
+use crate::http::HttpServer;
 use crate::model::clock::unix_ms_now;
 
 pub use client::TaskClient;
@@ -122,7 +122,7 @@ pub struct EmbeddedOap {
     store: Arc<Store>,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
-    query: Option<QueryServer>,
+    query: Option<HttpServer>,
     _sweeper: Sweeper,
 }
 
@@ -177,7 +177,7 @@ impl EmbeddedOap {
         let query = match config.http_listen {
             Some(listen) => {
                 let token = config.token.clone();
-                Some(QueryServer::start(listen, Arc::clone(&store), token).await?)
+                Some(query::server::start(listen, Arc::clone(&store), token).await?)
             }
             None => None,
         };
@@ -213,7 +213,7 @@ impl EmbeddedOap {
     /// Address at which it answers GraphQL.
     #[must_use]
     pub fn query_addr(&self) -> Option<SocketAddr> {
-        self.query.as_ref().map(QueryServer::local_addr)
+        self.query.as_ref().map(HttpServer::local_addr)
     }
 
     /// What it remembers, for looking at.

@@ -53,6 +53,7 @@ pub use bad_record::BadRecord;
 pub use btf::{BtfError, KernelTypes};
 pub use decode_request::{RequestRecord, decode_request};
 pub use decode_sample::decode_sample;
+pub use drain::Drained;
 pub use error::{KernelError, MINIMUM_KERNEL};
 pub(crate) use memory_limit::raise_memory_limit;
 pub use object::{BTF_PATH, LoadOptions};
@@ -81,6 +82,7 @@ pub struct Kernel {
     maps: Maps,
     requests: RingBuf<MapData>,
     samples: RingBuf<MapData>,
+    drained: Drained,
     log: Option<EbpfLogger<&'static dyn Log>>,
     statistics: Option<OwnedFd>,
     /// Where kernel stacks of switched-out threads begin.
@@ -118,6 +120,7 @@ impl Kernel {
             maps: Maps::take(&mut ebpf)?,
             requests: maps::take_ring(&mut ebpf, "REQUESTS")?,
             samples: maps::take_ring(&mut ebpf, "SAMPLES")?,
+            drained: Drained::default(),
             log,
             statistics: None,
             schedule: schedule.join().unwrap_or_default(),

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`task`] (what to profile), [`request`] (what was seen), [`sample`] (one
 //! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`binding`] (below which
-//! segment), [`coverage`] (what was lost and why), [`clock`] (kernel time to wall time).
+//! segment), [`coverage`] (what was lost and why), [`observation`] (the daemon itself), [`clock`] (kernel time
+//! to wall time).
 
 pub mod backoff;
 pub mod binding;
@@ -10,6 +11,7 @@ pub mod clock;
 pub mod coverage;
 pub mod date;
 pub mod name;
+pub mod observation;
 pub mod record;
 pub mod report;
 pub mod request;
@@ -17,10 +19,15 @@ pub mod sample;
 pub mod snapshot;
 pub mod stack;
 pub mod task;
+pub mod totals;
 
 pub use binding::{AgentNames, AgentSpan, Binding, BoundBy, Unbound};
 pub use clock::WallClock;
 pub use coverage::{Counter, Coverage};
+pub use observation::{
+    CaptureObservation, DeliveryObservation, Observation, ProcessObservation, RingObservation,
+    TaskObservation,
+};
 pub use record::{Progress, ProgressState, RecordRequest, RecordTarget};
 pub use report::{
     CoverageReport, ProfileReport, SegmentReport, SnapshotReport, TaskReport, TreeNode,
@@ -30,3 +37,4 @@ pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes, Timed
 pub use snapshot::{ProfiledSegment, Snapshot};
 pub use stack::{AddrFrame, Frame, FrameKind, PythonRef, Stack, UnwindEnd};
 pub use task::{Pid, ProfileTask, Service, TaskId, TaskLimits, TaskSlot, Tid};
+pub use totals::Totals;

@@ -10,7 +10,7 @@
 use std::error::Error as _;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
@@ -28,6 +28,7 @@ use tracing::debug;
 use super::auth::Token;
 use super::backoff::Backoff;
 use super::cause;
+use super::observe::LinkState;
 use super::skew::{Bounds, Skew};
 use super::{OapConfig, OapEvent};
 use crate::model::clock::unix_ms_now;
@@ -105,8 +106,7 @@ impl Failure {
 pub(super) struct Link {
     current: watch::Receiver<Option<Connection>>,
     report: Arc<watch::Sender<Report>>,
-    /// Calls that an OAP has answered.
-    answers: Arc<AtomicU64>,
+    pub(super) state: Arc<LinkState>,
     call_timeout: Duration,
     /// What answers tell of the clock of the OAP.
     pub(super) skew: Arc<Skew>,
@@ -126,11 +126,11 @@ impl Link {
     pub(super) fn new(config: Arc<OapConfig>, events: mpsc::Sender<OapEvent>) -> (Self, Keeper) {
         let (sender, current) = watch::channel(None);
         let (report, reports) = watch::channel(Report::default());
-        let skew = Arc::new(Skew::default());
+        let (state, skew) = (Arc::<LinkState>::default(), Arc::<Skew>::default());
         let link = Self {
             current,
             report: Arc::new(report),
-            answers: Arc::default(),
+            state: Arc::clone(&state),
             call_timeout: config.call_timeout,
             skew: Arc::clone(&skew),
         };
@@ -139,6 +139,7 @@ impl Link {
             events,
             sender,
             reports,
+            state,
             skew,
         };
         (link, keeper)
@@ -187,6 +188,7 @@ impl Link {
             .err()
             .filter(|status| Failure::of(status) == Failure::Link);
         let generation = connection.generation;
+        let answered_ms = unix_ms_now();
         if let Some(status) = failed {
             self.report.send_if_modified(|report| {
                 let is_new = report
@@ -199,7 +201,7 @@ impl Link {
                 is_new
             });
         } else {
-            self.answers.fetch_add(1, Ordering::Relaxed);
+            self.state.on_answer(answered_ms);
             self.report.send_if_modified(|report| {
                 let is_new = report.answered < generation;
                 report.answered = report.answered.max(generation);
@@ -207,7 +209,7 @@ impl Link {
             });
         }
         let response = result?;
-        if let Some(bounds) = Bounds::of_answer(response.metadata(), asked_ms, unix_ms_now()) {
+        if let Some(bounds) = Bounds::of_answer(response.metadata(), asked_ms, answered_ms) {
             self.skew.learn(bounds);
         }
         Ok(response.into_inner())
@@ -219,7 +221,7 @@ impl Link {
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
         let mut call = pin!(call);
-        let answers = self.answers.load(Ordering::Relaxed);
+        let answers = self.state.answers();
         loop {
             let before = taken.load(Ordering::Relaxed);
             if let Ok(result) = timeout(self.call_timeout, &mut call).await {
@@ -230,7 +232,7 @@ impl Link {
             }
             let text = format!("no answer within {:?}", self.call_timeout);
             // One that answers others has a reason to be silent here, and is no worse on another connection.
-            return Err(if self.answers.load(Ordering::Relaxed) == answers {
+            return Err(if self.state.answers() == answers {
                 Status::deadline_exceeded(text)
             } else {
                 Status::aborted(text)
@@ -246,6 +248,7 @@ pub(super) struct Keeper {
     events: mpsc::Sender<OapEvent>,
     sender: watch::Sender<Option<Connection>>,
     reports: watch::Receiver<Report>,
+    state: Arc<LinkState>,
     skew: Arc<Skew>,
 }
 
@@ -259,6 +262,7 @@ impl Keeper {
             match self.connect(first_backend).await {
                 Ok((backend, channel, token)) => {
                     generation += 1;
+                    self.state.on_connection();
                     self.skew.forget();
                     let up_since = Instant::now();
                     let connection = Connection {
@@ -270,6 +274,7 @@ impl Keeper {
                     let failure = self.wait_for_failure(generation, &mut told_reason).await;
                     let Some(reason) = failure else { return };
                     self.sender.send_replace(None);
+                    self.state.set_connected(false);
                     let reason = format!("the OAP at {}: {reason}", self.config.backends[backend]);
                     self.tell_down(reason, &mut told_reason);
                     first_backend = (backend + 1) % self.config.backends.len();
@@ -335,6 +340,7 @@ impl Keeper {
             };
             if is_answered && !was_answered {
                 was_answered = true;
+                self.state.set_connected(true);
                 *told_reason = None;
                 self.tell(OapEvent::Connected);
             }

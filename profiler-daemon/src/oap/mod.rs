@@ -23,8 +23,10 @@ pub mod auth;
 mod cause;
 pub(crate) mod command;
 mod config;
+mod delivery;
 pub mod graphql;
 mod link;
+mod observe;
 mod outgoing;
 mod poll;
 mod presence;
@@ -47,6 +49,7 @@ use tokio::time::timeout;
 use crate::model::{Coverage, ProfileTask, ProfiledSegment, Service, TaskId};
 use crate::model::{backoff, name};
 use link::Link;
+use observe::LinkState;
 use poll::Poller;
 use presence::Presence;
 use queue::Queue;
@@ -54,8 +57,9 @@ use report::Reporter;
 use skew::Skew;
 
 pub use config::{OapConfig, TlsConfig};
+pub use delivery::DeliveryStats;
 pub use presence::Reporting;
-pub use queue::{DeliveryStats, ReportError};
+pub use queue::ReportError;
 pub use room::QueueRoom;
 
 /// Events that may wait for the application.
@@ -114,7 +118,7 @@ impl OapClient {
             None => Queue::new(config.queue),
         });
         let (link, keeper) = Link::new(Arc::clone(&config), events.clone());
-        let skew = Arc::clone(&link.skew);
+        let (state, skew) = (Arc::clone(&link.state), Arc::clone(&link.skew));
         let poller = Poller {
             config: Arc::clone(&config),
             link: link.clone(),
@@ -142,6 +146,7 @@ impl OapClient {
         };
         let handle = OapHandle {
             queue,
+            state,
             skew,
             services: Arc::new(services),
             running: Arc::new(running),
@@ -186,6 +191,7 @@ impl Drop for Running {
 #[derive(Clone, Debug)]
 pub struct OapHandle {
     queue: Arc<Queue>,
+    state: Arc<LinkState>,
     skew: Arc<Skew>,
     services: Arc<watch::Sender<Arc<Vec<Reporting>>>>,
     running: Arc<Running>,

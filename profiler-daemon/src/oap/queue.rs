@@ -14,13 +14,14 @@
 //! its own, held while there is a choice between it and the memory: who only counts never waits for a disk.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
+use super::delivery::DeliveryStats;
 use super::outgoing::{Item, Outgoing};
 use super::room::QueueRoom;
 use super::segment;
@@ -31,23 +32,6 @@ use crate::model::{Coverage, ProfiledSegment, Service, TaskId};
 const REMEMBERED_SEGMENTS: usize = 4096;
 /// Tasks whose counts are kept.
 const TASKS_MAX: usize = 1024;
-
-/// What became of a task's snapshots.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeliveryStats {
-    /// Accepted by the OAP.
-    pub snapshots_sent: u64,
-    /// Not delivered, or not known to be.
-    pub snapshots_lost: u64,
-    /// Waiting.
-    pub snapshots_queued: u64,
-    /// Trace segments accepted by the OAP.
-    pub segments_sent: u64,
-    /// Trace segments not delivered, or not known to be.
-    pub segments_lost: u64,
-    /// Service instances for which the end of the task was reported.
-    pub finished: u64,
-}
 
 /// Why a segment was not taken.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -100,6 +84,8 @@ struct State {
     stats: BTreeMap<TaskAt, DeliveryStats>,
     /// Keys of `stats`, oldest first.
     stats_order: VecDeque<TaskAt>,
+    /// Sum of what is no longer in `stats`.
+    forgotten: DeliveryStats,
     reported: HashSet<String>,
     reported_order: VecDeque<String>,
     closed: bool,
@@ -110,8 +96,9 @@ struct State {
 pub(super) struct Queue {
     limit: QueueRoom,
     spool: Mutex<Option<Spool>>,
-    /// The spool has something; changed with its lock held.
-    is_spooling: AtomicBool,
+    /// Files of the spool and their size; changed with its lock held.
+    spool_files: AtomicUsize,
+    spool_bytes: AtomicU64,
     /// Locked for a moment, if both then after the spool.
     state: Mutex<State>,
     wake: Notify,
@@ -128,6 +115,7 @@ impl Queue {
             coverage: BTreeMap::new(),
             stats: BTreeMap::new(),
             stats_order: VecDeque::new(),
+            forgotten: DeliveryStats::default(),
             reported: HashSet::new(),
             reported_order: VecDeque::new(),
             closed: false,
@@ -135,7 +123,8 @@ impl Queue {
         Self {
             limit,
             spool: Mutex::default(),
-            is_spooling: AtomicBool::new(false),
+            spool_files: AtomicUsize::new(0),
+            spool_bytes: AtomicU64::new(0),
             state: Mutex::new(state),
             wake: Notify::new(),
             stopping: watch::Sender::default(),
@@ -157,9 +146,7 @@ impl Queue {
             info!(bytes, "what an OAP did not take before is sent first");
         }
         let mut place = queue.lock_spool();
-        queue
-            .is_spooling
-            .store(!spool.is_empty(), Ordering::Release);
+        queue.note_spool(&spool);
         *place = Some(spool);
         drop(place);
         queue
@@ -171,6 +158,12 @@ impl Queue {
 
     fn lock_spool(&self) -> MutexGuard<'_, Option<Spool>> {
         self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps for who does not hold the lock what the spool has.
+    fn note_spool(&self, spool: &Spool) {
+        self.spool_bytes.store(spool.bytes(), Ordering::Relaxed);
+        self.spool_files.store(spool.files(), Ordering::Release);
     }
 
     /// Adds a segment. May write to the disk.
@@ -236,7 +229,7 @@ impl Queue {
         let spool = spool.as_mut().ok_or(ReportError::Full(waiting))?;
         match spool.push(&item) {
             Ok(true) => {
-                self.is_spooling.store(true, Ordering::Release);
+                self.note_spool(spool);
                 self.lock().stats(item.key()).snapshots_queued += needs.snapshots as u64;
                 Ok(())
             }
@@ -257,7 +250,7 @@ impl Queue {
             if let Some(work) = self.lock().take_items(batch) {
                 return Some(work);
             }
-            if self.is_spooling.load(Ordering::Acquire) {
+            if self.spool_files.load(Ordering::Acquire) > 0 {
                 let queue = Arc::clone(self);
                 // Reads and decodes some megabytes.
                 let refilled = tokio::task::spawn_blocking(move || queue.refill(batch)).await;
@@ -285,7 +278,7 @@ impl Queue {
             return false;
         };
         let taken = spool.take(batch);
-        self.is_spooling.store(!spool.is_empty(), Ordering::Release);
+        self.note_spool(spool);
         let taken = match taken {
             Ok(taken) => taken,
             Err(error) => {
@@ -367,15 +360,24 @@ impl Queue {
     pub(super) fn stats(&self, task_id: &TaskId) -> DeliveryStats {
         let state = self.lock();
         let fitting = state.stats.iter().filter(|((id, _), _)| id == task_id);
-        fitting.fold(DeliveryStats::default(), |mut sum, (_, stats)| {
-            sum.snapshots_sent += stats.snapshots_sent;
-            sum.snapshots_lost += stats.snapshots_lost;
-            sum.snapshots_queued += stats.snapshots_queued;
-            sum.segments_sent += stats.segments_sent;
-            sum.segments_lost += stats.segments_lost;
-            sum.finished += stats.finished;
-            sum
-        })
+        fitting.map(|(_, stats)| *stats).sum()
+    }
+
+    /// What became of all snapshots so far, tasks that are forgotten included.
+    pub(super) fn total(&self) -> DeliveryStats {
+        let state = self.lock();
+        state.stats.values().copied().chain([state.forgotten]).sum()
+    }
+
+    /// What waits in memory or is being sent.
+    pub(super) fn used(&self) -> QueueRoom {
+        self.lock().used
+    }
+
+    /// Files of the spool and their size.
+    pub(super) fn spooled(&self) -> (usize, u64) {
+        let files = self.spool_files.load(Ordering::Acquire);
+        (files, self.spool_bytes.load(Ordering::Relaxed))
     }
 
     /// Takes no more segments; what waits is still handed out.
@@ -429,7 +431,7 @@ impl State {
             if self.stats_order.len() >= TASKS_MAX
                 && let Some(oldest) = self.stats_order.pop_front()
             {
-                self.stats.remove(&oldest);
+                self.forgotten += self.stats.remove(&oldest).unwrap_or_default();
             }
             self.stats_order.push_back(key.clone());
         }

@@ -138,10 +138,15 @@ impl Skew {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).bounds = Bounds::UNKNOWN;
     }
 
+    /// OAP's clock less ours, at least, if that is too much.
+    pub(super) fn difference_ms(&self) -> Option<i64> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.bounds.difference_ms()
+    }
+
     /// A sentence about the difference, if there is one.
     pub(super) fn text(&self) -> Option<String> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.bounds.difference_ms().map(text)
+        self.difference_ms().map(text)
     }
 }
 

@@ -141,6 +141,11 @@ impl Spool {
         self.files.is_empty()
     }
 
+    /// Number of files.
+    pub(super) fn files(&self) -> usize {
+        self.files.len()
+    }
+
     /// Size of all files.
     pub(super) fn bytes(&self) -> u64 {
         self.files.iter().map(|&(_, bytes)| bytes).sum()

@@ -1,4 +1,7 @@
-//! Turns the counts of a task into words: what was seen, and what was lost.
+//! Turns the counts of a task, or of all, into words: what was seen, and what was lost.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use crate::model::{Counter, CoverageReport};
 
@@ -8,56 +11,69 @@ use super::text::clean;
 /// nothing has moved.
 #[must_use]
 pub fn coverage_text(coverage: &CoverageReport) -> String {
-    let count = |counter: Counter| {
-        let count = coverage.counters.get(counter.name());
-        count.copied().unwrap_or(0)
-    };
-    let mut body = String::new();
+    let mut body = counts_text(&coverage.counters);
+    for note in &coverage.notes {
+        body.push_str(&format!("  note: {}\n", clean(note)));
+    }
+    match (periods_text(&coverage.counters), body.is_empty()) {
+        (None, true) => String::new(),
+        (None, false) => format!("coverage:\n{body}"),
+        (Some(periods), _) => format!("coverage: {periods}\n{body}"),
+    }
+}
+
+/// How many dump periods of profiled requests have a snapshot, if any request was profiled.
+#[must_use]
+pub fn periods_text(counts: &BTreeMap<String, u64>) -> Option<String> {
+    let expected = count_of(counts, Counter::PeriodsExpected);
+    let sampled = count_of(counts, Counter::PeriodsSampled);
+    (expected > 0).then(|| {
+        format!(
+            "{sampled} of {expected} dump periods of profiled requests have a snapshot ({:.1} %)",
+            percent(sampled, expected)
+        )
+    })
+}
+
+/// Counters that moved, by subject, losses marked by `!`; without the periods, which are the headline.
+#[must_use]
+pub fn counts_text(counts: &BTreeMap<String, u64>) -> String {
+    let mut text = String::new();
     let mut subject = "";
     for counter in Counter::all() {
-        let n = count(counter);
-        // Periods are the headline.
+        let n = count_of(counts, counter);
         if n == 0 || matches!(counter, Counter::PeriodsExpected | Counter::PeriodsSampled) {
             continue;
         }
         if subject != subject_of(counter) {
             subject = subject_of(counter);
-            body.push_str(&format!("  {subject}\n"));
+            text.push_str(&format!("  {subject}\n"));
         }
-        body.push_str(&row(n, is_loss(counter), counter.text()));
+        text.push_str(&row(n, is_loss(counter), counter.text()));
     }
     let is_unknown = |name: &str| Counter::from_name(name).is_none();
-    let unknown: Vec<_> = coverage.counters.iter().collect();
-    let unknown = unknown
-        .into_iter()
+    let unknown = counts
+        .iter()
         .filter(|&(name, &n)| n > 0 && is_unknown(name));
     for (index, (name, &n)) in unknown.enumerate() {
         if index == 0 {
-            body.push_str("  counted by another version of profilerd\n");
+            text.push_str("  counted by another version of profilerd\n");
         }
-        body.push_str(&row(n, false, &clean(name)));
+        text.push_str(&row(n, false, &clean(name)));
     }
-    for note in &coverage.notes {
-        body.push_str(&format!("  note: {}\n", clean(note)));
-    }
-    let (expected, sampled) = (
-        count(Counter::PeriodsExpected),
-        count(Counter::PeriodsSampled),
-    );
-    match (expected, body.is_empty()) {
-        (0, true) => String::new(),
-        (0, false) => format!("coverage:\n{body}"),
-        (expected, _) => format!(
-            "coverage: {sampled} of {expected} dump periods of profiled requests have a snapshot \
-             ({:.1} %)\n{body}",
-            percent(sampled, expected)
-        ),
-    }
+    text
 }
 
-fn row(n: u64, is_loss: bool, text: &str) -> String {
+fn count_of(counts: &BTreeMap<String, u64>, counter: Counter) -> u64 {
+    counts.get(counter.name()).copied().unwrap_or(0)
+}
+
+/// A line of a report: a figure, marked if it is a loss, and what it is.
+#[must_use]
+pub fn row(figure: impl Display, is_loss: bool, text: &str) -> String {
     let mark = if is_loss { "!" } else { " " };
-    format!("{mark}{n:>11}  {text}\n")
+    let figure = figure.to_string(); // not every type pads itself
+    format!("{mark}{figure:>11}  {text}\n")
 }
 
 /// Rounded down, so that 100.0 means all.
@@ -78,7 +94,8 @@ fn subject_of(counter: Counter) -> &'static str {
 }
 
 /// Whether a count means that something that was asked for is missing or uncertain.
-pub(super) fn is_loss(counter: Counter) -> bool {
+#[must_use]
+pub fn is_loss(counter: Counter) -> bool {
     use Counter as C;
     matches!(
         counter,

@@ -151,6 +151,12 @@ impl RequestTracker {
         self.open().map(|request| request.start_ktime_ns).min()
     }
 
+    /// Open requests of all tasks.
+    #[must_use]
+    pub fn open_total(&self) -> usize {
+        self.open.len()
+    }
+
     /// Open requests of a task.
     #[must_use]
     pub fn open_count(&self, slot: TaskSlot) -> usize {

@@ -43,9 +43,20 @@ impl Daemon {
 
     /// As [`Self::standalone_in`], with more variables.
     pub(crate) fn standalone_with(data_dir: &str, variables: &[(&str, &str)]) -> Self {
+        Self::standalone_by(&["--data-dir", data_dir], variables)
+    }
+
+    /// As [`Self::standalone`], serving its metrics.
+    pub(crate) fn standalone_measured(metrics: SocketAddr) -> Self {
+        let metrics = metrics.to_string();
+        let options = ["--data-dir", ":memory:", "--metrics", &metrics];
+        Self::standalone_by(&options, &[])
+    }
+
+    fn standalone_by(options: &[&str], variables: &[(&str, &str)]) -> Self {
         let oap = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
         let listen = oap.to_string();
-        let args = ["standalone", "--listen", &listen, "--data-dir", data_dir];
+        let args = [&["standalone", "--listen", &listen], options].concat();
         let mut daemon = Self::start(&args, oap, variables);
         wait_until("the built-in OAP", DEADLINE, || {
             daemon.child.still_running()?;

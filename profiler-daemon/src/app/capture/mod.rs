@@ -6,13 +6,15 @@
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
 //! [`tasks`] obeys, [`blocked`] samples at a tick, [`clock`] follows the sampling grid, [`count`]
-//! translates the kernel side's counts, [`message`] holds what comes in and goes out. Nothing is loaded
-//! while no task is live, and the thread then sleeps in `poll` without a timeout.
+//! translates the kernel side's counts, [`message`] holds what comes in and goes out, [`observe`] tells how
+//! the thread is doing. Nothing is loaded while no task is live, and the thread then sleeps in `poll`
+//! without a timeout.
 
 mod blocked;
 mod clock;
 mod count;
 mod message;
+mod observe;
 mod tasks;
 
 use std::collections::HashMap;
@@ -38,6 +40,7 @@ use count::add_kernel_counts;
 
 pub(super) use clock::now_ktime_ns;
 pub(super) use message::{Command, Work};
+pub(super) use observe::CaptureState;
 
 /// How often open requests are looked at.
 const LOOK_NS: u64 = 50_000_000;
@@ -70,6 +73,7 @@ pub(in crate::app) struct Capture {
     pub(in crate::app) wake: Arc<EventFd>,
     pub(in crate::app) work: Sender<Work>,
     pub(in crate::app) options: LoadOptions,
+    state: Arc<CaptureState>,
     kernel: Option<Kernel>,
     tracker: RequestTracker,
     sampler: Sampler,
@@ -91,6 +95,7 @@ impl Capture {
         work: Sender<Work>,
         options: LoadOptions,
         limits: TrackerLimits,
+        state: Arc<CaptureState>,
     ) -> Result<Self> {
         let clock = GridTimer::new()?;
         Ok(Self {
@@ -98,6 +103,7 @@ impl Capture {
             wake,
             work,
             options,
+            state,
             kernel: None,
             tracker: RequestTracker::new(limits),
             sampler: Sampler::default(),
@@ -132,6 +138,7 @@ impl Capture {
                 self.clock
                     .set_needed(self.tracker.oldest_start_ktime_ns())?;
             }
+            self.note_state();
             if self.leaving && self.live.is_empty() {
                 return Ok(());
             }
@@ -190,6 +197,7 @@ impl Capture {
                 bad += 1;
             }
         });
+        self.state.on_drained(kernel.drained());
         let mut actions = Vec::new();
         for event in events {
             self.on_process_event(&event, &mut actions);
@@ -260,6 +268,7 @@ impl Capture {
         }
         if now.saturating_sub(self.published_ktime_ns) >= PUBLISH_NS {
             self.published_ktime_ns = now;
+            self.state.end_second();
             let slots: Vec<TaskSlot> = self.live.keys().copied().collect();
             for slot in slots {
                 if let Some((task_id, coverage)) = self.coverage(slot) {

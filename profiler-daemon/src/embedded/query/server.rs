@@ -6,7 +6,6 @@
 //! A web page that somebody opens on this host can send requests here as well. It cannot send
 //! `application/json` without asking first, which is never allowed, so other types are refused.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,79 +15,44 @@ use async_graphql::ServerError;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use super::super::store::Store;
 use super::super::{AUTHENTICATION, is_token};
 use super::{QuerySchema, schema};
+use crate::http::server::{allowing, content, empty};
+use crate::http::{Answer, HttpServer};
 
-/// Connections open at a time; others wait to be accepted.
-const CONNECTIONS_MAX: usize = 64;
 /// Largest query; usual ones have some hundred bytes.
 const BODY_MAX_BYTES: usize = 1 << 20;
-/// How long a connection may be without the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client of `profilerd task --graphql` waits as long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after a connection could not be accepted: without file descriptors it fails again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The running server; ends, with its connections, when dropped.
-#[derive(Debug)]
-pub(in super::super) struct QueryServer {
-    local_addr: SocketAddr,
-    server: JoinHandle<()>,
-}
-
-impl Drop for QueryServer {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-impl QueryServer {
-    /// Starts. Queries are answered when this returns.
-    ///
-    /// # Errors
-    ///
-    /// If the address cannot be listened on; the text says what to do.
-    pub(in super::super) async fn start(
-        listen: SocketAddr,
-        store: Arc<Store>,
-        token: Option<String>,
-    ) -> Result<Self> {
-        let listener = TcpListener::bind(listen).await.with_context(|| {
-            format!(
-                "failed to listen on {listen} for GraphQL; is another OAP or profilerd running there? \
-                 Choose another address with --http-listen, or none with --http-listen off"
-            )
-        })?;
-        let local_addr = listener
-            .local_addr()
-            .context("failed to read the listening address")?;
-        let asked = Arc::new(Asked {
-            schema: schema(store),
-            token,
-        });
-        Ok(Self {
-            local_addr,
-            server: tokio::spawn(accept(listener, asked)),
-        })
-    }
-
-    pub(in super::super) fn local_addr(&self) -> SocketAddr {
-        self.local_addr
-    }
+/// Starts. Queries are answered when this returns.
+///
+/// # Errors
+///
+/// If the address cannot be listened on; the text says what to do.
+pub(in super::super) async fn start(
+    listen: SocketAddr,
+    store: Arc<Store>,
+    token: Option<String>,
+) -> Result<HttpServer> {
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!(
+            "failed to listen on {listen} for GraphQL; is another OAP or profilerd running there? \
+             Choose another address with --http-listen, or none with --http-listen off"
+        )
+    })?;
+    let asked = Asked {
+        schema: schema(store),
+        token,
+    };
+    HttpServer::start(listener, asked).context("failed to read the listening address")
 }
 
 /// What every connection needs.
@@ -97,55 +61,24 @@ struct Asked {
     token: Option<String>,
 }
 
-async fn accept(listener: TcpListener, asked: Arc<Asked>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return; // never: nobody closes it
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                connections.spawn(serve(stream, Arc::clone(&asked), place));
-            }
-            Err(error) => {
-                warn!(%error, "a connection for GraphQL was not accepted");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
-    }
-}
+impl Answer for Asked {
+    const PURPOSE: &'static str = "GraphQL";
 
-async fn serve(stream: TcpStream, asked: Arc<Asked>, _place: OwnedSemaphorePermit) {
-    let service = service_fn(move |request| {
-        let asked = Arc::clone(&asked);
-        async move { Ok::<_, Infallible>(asked.answer(request).await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        debug!(%error, "a connection for GraphQL broke off");
-    }
-}
-
-impl Asked {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/healthcheck") => empty(StatusCode::OK),
             (&Method::POST, "/graphql") => self.graphql(request).await,
-            (_, "/graphql") => allowing(HeaderValue::from_static("POST")),
-            (_, "/healthcheck") => allowing(HeaderValue::from_static("GET, HEAD")),
+            (_, "/graphql") => allowing("POST"),
+            (_, "/healthcheck") => allowing("GET, HEAD"),
             _ => refused(
                 StatusCode::NOT_FOUND,
                 "there are POST /graphql and GET /healthcheck",
             ),
         }
     }
+}
 
+impl Asked {
     async fn graphql(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let sent = head.headers.get(AUTHENTICATION);
@@ -201,21 +134,5 @@ fn refused(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
 
 fn json(status: StatusCode, answer: &async_graphql::Response) -> Response<Full<Bytes>> {
     let body = serde_json::to_vec(answer).unwrap_or_default();
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
-    let kind = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
-}
-
-fn empty(status: StatusCode) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = status;
-    response
-}
-
-fn allowing(methods: HeaderValue) -> Response<Full<Bytes>> {
-    let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
-    response.headers_mut().insert(ALLOW, methods);
-    response
+    content(status, "application/json", body)
 }

@@ -13,19 +13,17 @@ mod spans;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode, Uri, header};
-use hyper_util::rt::TokioIo;
 use profiler_proto::profilerd as pb;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::embedded::task::service_id;
 use crate::embedded::wire;
+use crate::http::client::exchange;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Coverage, ProfileReport};
 use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
@@ -230,14 +228,6 @@ impl GraphqlClient {
         let host = self.uri.host().unwrap_or_default();
         let port = self.uri.port_u16().unwrap_or(80);
         let address = host.trim_matches(['[', ']']);
-        let stream = TcpStream::connect((address, port))
-            .await
-            .context("failed to connect")?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with this call, also when nobody waits for it any more.
-        let mut driver = JoinSet::new();
-        driver.spawn(connection);
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::post(path)
             .header(header::HOST, format!("{host}:{port}"))
@@ -247,14 +237,7 @@ impl GraphqlClient {
             request = request.header("authentication", token);
         }
         let request = request.body(Full::new(bytes::Bytes::from(body)))?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), self.answer_max_bytes);
-        let bytes = body
-            .collect()
-            .await
-            .map_err(|error| anyhow!("the answer broke off or is too long: {error}"))?
-            .to_bytes();
+        let (status, bytes) = exchange((address, port), request, self.answer_max_bytes).await?;
         if status == StatusCode::UNAUTHORIZED {
             bail!("it asks for a token; set it with --token or SW_AGENT_AUTHENTICATION");
         }

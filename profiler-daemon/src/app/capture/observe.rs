@@ -1,0 +1,176 @@
+//! What the capture thread looks like now: written by it alone, read by whoever asks, without a lock.
+//!
+//! In:  the thread's own state, after each of its rounds
+//! Out: [`CaptureObservation`]
+//! Lost: nothing; numbers that are read while they are written may be of two rounds
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::Capture;
+use crate::kernel::{Drained, Kernel};
+use crate::model::{CaptureObservation, RingObservation};
+
+/// The numbers. Asking for them does not wake the thread.
+#[derive(Debug)]
+pub(in crate::app) struct CaptureState {
+    is_attached: AtomicBool,
+    tick_period_ns: AtomicU64,
+    open_requests: AtomicU64,
+    queued_samples: AtomicU64,
+    queue_size: u64,
+    request_ring: Ring,
+    sample_ring: Ring,
+}
+
+#[derive(Debug)]
+struct Ring {
+    size_bytes: u64,
+    /// Of this second, for the thread itself.
+    now_bytes: AtomicU64,
+    /// Of the second before.
+    used_bytes: AtomicU64,
+    peak_bytes: AtomicU64,
+}
+
+impl Ring {
+    fn new(size_bytes: u32) -> Self {
+        Self {
+            size_bytes: size_bytes.into(),
+            now_bytes: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+            peak_bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn on_read(&self, bytes: usize) {
+        // What came while it was read counts as well, so there may be more than fits.
+        let bytes = (bytes as u64).min(self.size_bytes);
+        self.now_bytes.fetch_max(bytes, Ordering::Relaxed);
+        self.peak_bytes.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    fn end_second(&self) {
+        let bytes = self.now_bytes.swap(0, Ordering::Relaxed);
+        self.used_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn rest(&self) {
+        self.now_bytes.store(0, Ordering::Relaxed);
+        self.used_bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn observe(&self) -> RingObservation {
+        RingObservation {
+            used_bytes: self.used_bytes.load(Ordering::Relaxed),
+            peak_bytes: self.peak_bytes.load(Ordering::Relaxed),
+            size_bytes: self.size_bytes,
+        }
+    }
+}
+
+impl CaptureState {
+    /// At rest, with the sizes that are configured.
+    pub(in crate::app) fn new(request_ring: u32, sample_ring: u32, queue_size: u32) -> Self {
+        Self {
+            is_attached: AtomicBool::new(false),
+            tick_period_ns: AtomicU64::new(0),
+            open_requests: AtomicU64::new(0),
+            queued_samples: AtomicU64::new(0),
+            queue_size: queue_size.into(),
+            request_ring: Ring::new(request_ring),
+            sample_ring: Ring::new(sample_ring),
+        }
+    }
+
+    /// The numbers as of the latest round.
+    pub(in crate::app) fn observe(&self) -> CaptureObservation {
+        CaptureObservation {
+            is_attached: self.is_attached.load(Ordering::Relaxed),
+            tick_period_ns: self.tick_period_ns.load(Ordering::Relaxed),
+            open_requests: self.open_requests.load(Ordering::Relaxed),
+            queued_samples: self.queued_samples.load(Ordering::Relaxed),
+            queue_size: self.queue_size,
+            request_ring: self.request_ring.observe(),
+            sample_ring: self.sample_ring.observe(),
+        }
+    }
+
+    /// Notes what a read of the rings has found.
+    pub(super) fn on_drained(&self, drained: Drained) {
+        self.request_ring.on_read(drained.request_bytes);
+        self.sample_ring.on_read(drained.sample_bytes);
+    }
+
+    /// A second is over: what the rings held in it can be told.
+    pub(super) fn end_second(&self) {
+        self.request_ring.end_second();
+        self.sample_ring.end_second();
+    }
+
+    fn rest(&self) {
+        self.is_attached.store(false, Ordering::Relaxed);
+        self.tick_period_ns.store(0, Ordering::Relaxed);
+        self.open_requests.store(0, Ordering::Relaxed);
+        self.queued_samples.store(0, Ordering::Relaxed);
+        self.request_ring.rest();
+        self.sample_ring.rest();
+    }
+}
+
+impl Capture {
+    /// Notes the state at the end of a round.
+    pub(super) fn note_state(&self) {
+        let state = &self.state;
+        if !self.kernel.as_ref().is_some_and(Kernel::is_attached) {
+            return state.rest();
+        }
+        let (open, queued) = (self.tracker.open_total(), self.work.len());
+        state.is_attached.store(true, Ordering::Relaxed);
+        state
+            .tick_period_ns
+            .store(self.clock.grid().period_ns, Ordering::Relaxed);
+        state.open_requests.store(open as u64, Ordering::Relaxed);
+        state.queued_samples.store(queued as u64, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drained(request_bytes: usize, sample_bytes: usize) -> Drained {
+        Drained {
+            request_bytes,
+            sample_bytes,
+        }
+    }
+
+    /// Check that a ring tells the most that one read of the second before has found, never more than its
+    /// size, that its peak stays, and that it holds nothing at rest.
+    #[test]
+    fn a_ring_tells_the_most_of_a_second() {
+        let state = CaptureState::new(4096, 8192, 16);
+        state.on_drained(drained(100, 200));
+        state.on_drained(drained(5_000, 50));
+        assert_eq!(state.observe().request_ring.used_bytes, 0);
+        state.end_second();
+        let first = state.observe();
+        assert_eq!(first.request_ring.used_bytes, 4096);
+        assert_eq!(first.sample_ring.used_bytes, 200);
+        state.on_drained(drained(8, 16));
+        state.end_second();
+        let second = state.observe();
+        assert_eq!(second.request_ring.used_bytes, 8);
+        assert_eq!(second.sample_ring.used_bytes, 16);
+        state.on_drained(drained(8, 16));
+        state.rest();
+        state.end_second();
+        let rest = state.observe();
+        assert_eq!(rest.request_ring.used_bytes, 0);
+        assert_eq!(
+            (rest.request_ring.peak_bytes, rest.sample_ring.peak_bytes),
+            (4096, 200)
+        );
+        assert_eq!((rest.request_ring.size_bytes, rest.queue_size), (4096, 16));
+    }
+}

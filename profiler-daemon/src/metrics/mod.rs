@@ -1,0 +1,25 @@
+//! The daemon's own figures for others: as Prometheus' text for monitoring, as JSON for `profilerd status`.
+//!
+//! In:  `GET /metrics`, `/status.json` and `/healthz` over HTTP/1.1
+//! Out: an [`crate::model::Observation`] of that moment, asked of [`crate::app`] by [`Questions`]
+//! Lost: nothing; while the daemon leaves, or has no time to answer, the status is 503
+//!
+//! ```text
+//! Prometheus        --/metrics------>  server.rs --Question-->  app
+//! profilerd status  --/status.json-->      |     <-Observation-
+//!   (client.rs)                        text.rs, or JSON
+//! ```
+//!
+//! Nothing is computed or kept for metrics before somebody asks. docs/metrics.md has every metric; a test
+//! compares it with [`text`].
+
+mod client;
+mod server;
+mod text;
+
+pub use client::ask;
+pub use server::{MetricsServer, Question, Questions, listen};
+pub use text::text;
+
+/// The [`crate::model::Observation`] as JSON.
+const STATUS_PATH: &str = "/status.json";

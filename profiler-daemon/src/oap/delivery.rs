@@ -1,0 +1,41 @@
+//! What became of snapshots and segments, of one task or of many.
+
+use std::iter::Sum;
+use std::ops::AddAssign;
+
+/// What became of a task's snapshots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeliveryStats {
+    /// Accepted by the OAP.
+    pub snapshots_sent: u64,
+    /// Not delivered, or not known to be.
+    pub snapshots_lost: u64,
+    /// Waiting.
+    pub snapshots_queued: u64,
+    /// Trace segments accepted by the OAP.
+    pub segments_sent: u64,
+    /// Trace segments not delivered, or not known to be.
+    pub segments_lost: u64,
+    /// Service instances for which the end of the task was reported.
+    pub finished: u64,
+}
+
+impl AddAssign for DeliveryStats {
+    fn add_assign(&mut self, other: Self) {
+        self.snapshots_sent += other.snapshots_sent;
+        self.snapshots_lost += other.snapshots_lost;
+        self.snapshots_queued += other.snapshots_queued;
+        self.segments_sent += other.segments_sent;
+        self.segments_lost += other.segments_lost;
+        self.finished += other.finished;
+    }
+}
+
+impl Sum for DeliveryStats {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, stats| {
+            sum += stats;
+            sum
+        })
+    }
+}

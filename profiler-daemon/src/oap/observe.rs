@@ -1,0 +1,69 @@
+//! What the client looks like now, for whoever asks. Nothing of it waits for the OAP or a disk.
+//!
+//! In:  what [`super::link`] sees; the counts of [`super::queue`]
+//! Out: [`DeliveryObservation`]
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use super::OapHandle;
+use crate::model::DeliveryObservation;
+
+/// The connection, as its keeper and its callers see it.
+#[derive(Debug, Default)]
+pub(super) struct LinkState {
+    is_connected: AtomicBool,
+    connections: AtomicU64,
+    /// Calls that an OAP has answered.
+    answers: AtomicU64,
+    /// 0 before the first.
+    last_answer_unix_ms: AtomicI64,
+}
+
+impl LinkState {
+    /// A connection was made; an open port is no OAP yet.
+    pub(super) fn on_connection(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An OAP has answered on the present connection, or that is gone.
+    pub(super) fn set_connected(&self, is_connected: bool) {
+        self.is_connected.store(is_connected, Ordering::Relaxed);
+    }
+
+    /// A call was answered.
+    pub(super) fn on_answer(&self, unix_ms: i64) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        self.last_answer_unix_ms.store(unix_ms, Ordering::Relaxed);
+    }
+
+    /// Calls that were answered so far.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+}
+
+impl OapHandle {
+    /// What the client looks like now.
+    #[must_use]
+    pub fn observe(&self) -> DeliveryObservation {
+        let total = self.queue.total();
+        let used = self.queue.used();
+        let (spool_files, spool_bytes) = self.queue.spooled();
+        let last_answer_unix_ms = self.state.last_answer_unix_ms.load(Ordering::Relaxed);
+        DeliveryObservation {
+            is_connected: self.state.is_connected.load(Ordering::Relaxed),
+            connections: self.state.connections.load(Ordering::Relaxed),
+            last_answer_unix_ms: (last_answer_unix_ms != 0).then_some(last_answer_unix_ms),
+            clock_skew_ms: self.skew.difference_ms().unwrap_or(0),
+            snapshots_sent: total.snapshots_sent,
+            snapshots_lost: total.snapshots_lost,
+            segments_sent: total.segments_sent,
+            segments_lost: total.segments_lost,
+            ends_reported: total.finished,
+            queued_snapshots: used.snapshots as u64,
+            queued_bytes: used.bytes as u64,
+            spool_bytes,
+            spool_files: spool_files as u64,
+        }
+    }
+}
