@@ -54,7 +54,7 @@ pub(crate) struct VmArgs {
     /// Kernel version: 5.10, 6.1, 6.12 or 7.2; all of them by default. May be given several times.
     #[arg(long)]
     kernel: Vec<String>,
-    /// Test target of the crate `tests`, or `unit` for the daemon's unit tests. May be given several times.
+    /// Test target of the crate `tests`. May be given several times.
     #[arg(long = "test")]
     tests: Vec<String>,
     /// Seconds after which a machine is switched off.
@@ -119,7 +119,7 @@ pub(crate) fn run_tests(args: &VmArgs) -> Result<Totals> {
         Some(target) => daemon::build_for(target)?,
     };
     let filter = args.filter.as_deref();
-    let runs = test_binary::build(arch, target.as_ref(), &args.tests, filter)?;
+    let runs = test_binary::build(target.as_ref(), &args.tests, filter)?;
     let initramfs = image::initramfs(arch, &runs, &profilerd)?;
     let mut outcomes = Vec::new();
     for kernel in kernels {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::arch::Arch;
 use crate::command::{cargo, output, step};
 use crate::setup::CrossTarget;
 
@@ -17,11 +16,6 @@ const TARGETS: &[(&str, Option<&str>)] = &[
     ("daemon", Some("spine::")),
 ];
 
-/// Stands for the daemon's unit tests.
-const UNIT: &str = "unit";
-/// Those of them that are about what differs by architecture. The others have run on this machine.
-const UNIT_FILTER: &str = "unwind::native::";
-
 /// A test binary and its arguments.
 #[derive(Debug)]
 pub(super) struct TestRun {
@@ -32,26 +26,14 @@ pub(super) struct TestRun {
 
 /// Builds the test targets `names`, or all that make sense; `filter` instead of their own.
 pub(super) fn build(
-    arch: Arch,
     target: Option<&CrossTarget>,
     names: &[String],
     filter: Option<&str>,
 ) -> Result<Vec<TestRun>> {
-    let wanted = wanted(arch, names);
+    let wanted = wanted(names);
     let list: Vec<&str> = wanted.iter().map(|&(name, _)| name).collect();
     step(&format!("build the tests {}", list.join(", ")));
-    let mut options = Vec::new();
-    for name in list.iter().filter(|name| **name != UNIT) {
-        options.extend(["--test", name]);
-    }
-    let mut binaries = BTreeMap::new();
-    if !options.is_empty() {
-        binaries = build_package("profiler-tests", &options, target)?;
-    }
-    if list.contains(&UNIT) {
-        let built = build_package("profiler-daemon", &["--lib"], target)?;
-        binaries.extend(built.into_values().map(|binary| (UNIT.to_owned(), binary)));
-    }
+    let mut binaries = build_targets(&list, target)?;
     let run = |(name, own_filter): (&str, Option<&str>)| {
         let binary = binaries.remove(name);
         let mut args = vec!["--test-threads=1".to_owned()];
@@ -66,29 +48,26 @@ pub(super) fn build(
 }
 
 /// Each target with its filter.
-fn wanted(arch: Arch, names: &[String]) -> Vec<(&str, Option<&'static str>)> {
-    let mut known = TARGETS.to_vec();
-    if arch != Arch::X86_64 {
-        known.push((UNIT, Some(UNIT_FILTER)));
-    }
+fn wanted(names: &[String]) -> Vec<(&str, Option<&'static str>)> {
     if names.is_empty() {
-        return known;
+        return TARGETS.to_vec();
     }
-    let filter = |name: &str| known.iter().find(|(known, _)| *known == name)?.1;
+    let filter = |name: &str| TARGETS.iter().find(|(known, _)| *known == name)?.1;
     let names = names.iter().map(String::as_str);
     names.map(|name| (name, filter(name))).collect()
 }
 
-/// Builds test targets of a package; yields the binaries by name.
-fn build_package(
-    package: &str,
-    options: &[&str],
+/// Builds targets of the crate `tests`; yields the binaries by name.
+fn build_targets(
+    names: &[&str],
     target: Option<&CrossTarget>,
 ) -> Result<BTreeMap<String, PathBuf>> {
     let mut build = cargo();
-    build.args(["test", "-p", package, "--locked", "--no-run"]);
+    build.args(["test", "-p", "profiler-tests", "--locked", "--no-run"]);
     build.arg("--message-format=json-render-diagnostics");
-    build.args(options);
+    for name in names {
+        build.args(["--test", name]);
+    }
     if let Some(target) = target {
         target.configure(&mut build);
     }
@@ -108,15 +87,12 @@ fn build_package(
 mod tests {
     use super::*;
 
-    /// Check that unit tests run only where the machine is another architecture's, and that a target keeps
-    /// its filter when it is asked for by name.
+    /// Check that all targets run unless some are asked for, and that those keep their filters.
     #[test]
     fn targets_have_their_filters() {
-        let names = |arch| wanted(arch, &[]).into_iter().map(|(name, _)| name);
-        assert!(!names(Arch::X86_64).any(|name| name == UNIT));
-        assert!(names(Arch::Aarch64).any(|name| name == UNIT));
+        assert_eq!(wanted(&[]), TARGETS);
         let asked = ["daemon".to_owned(), "privilege".to_owned()];
         let expected = vec![("daemon", Some("spine::")), ("privilege", None)];
-        assert_eq!(wanted(Arch::X86_64, &asked), expected);
+        assert_eq!(wanted(&asked), expected);
     }
 }
