@@ -48,7 +48,7 @@ mod layout {
     pub(crate) const SP: usize = 19;
     /// First four system call arguments: `rdi`, `rsi`, `rdx`, `r10`.
     pub(crate) const ARGS: [usize; 4] = [14, 13, 12, 7];
-    /// System call number: `orig_rax`.
+    /// System call number: the low half of `orig_rax`.
     pub(crate) const NUMBER: usize = 15;
     /// Word that tells 32-bit callers, which have other call numbers and structures: `cs`.
     pub(crate) const MODE: usize = 17;
@@ -94,7 +94,7 @@ mod layout {
     pub(crate) const SP: usize = 31;
     /// First four system call arguments: `orig_x0` (x0 holds the result), `x1` to `x3`.
     pub(crate) const ARGS: [usize; 4] = [34, 1, 2, 3];
-    /// System call number: `syscallno`, the low half of its word.
+    /// System call number: `syscallno`, half a word.
     pub(crate) const NUMBER: usize = 35;
     /// Word that tells 32-bit callers, which have other call numbers and structures: `pstate`.
     pub(crate) const MODE: usize = 33;

@@ -32,6 +32,9 @@ pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the verifier knows the argument as a `struct pt_regs *` and checks the offset; a bad
     // address reads as 0.
     let word = |index: usize| unsafe { core::ptr::read_volatile(regs.add(index)) };
+    // Four bytes: on aarch64 `syscallno` has no more, and a read beyond a member is refused.
+    // SAFETY: as above.
+    let number = || unsafe { core::ptr::read_volatile(regs.add(NUMBER).cast::<u32>()) };
     let is_compat = || {
         // Two bytes: with FRED the rest of the word holds other fields.
         // SAFETY: as above.
@@ -39,7 +42,7 @@ pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
             core::ptr::read_volatile(regs.add(MODE).cast::<u16>())
         }))
     };
-    handle(&ctx, result, word, is_compat)
+    handle(&ctx, result, number, word, is_compat)
 }
 
 #[raw_tracepoint(tracepoint = "sys_exit")]
@@ -47,9 +50,10 @@ pub(crate) fn raw_sys_exit(ctx: RawTracePointContext) -> i32 {
     let regs: u64 = ctx.arg(0);
     let result: i64 = ctx.arg(1);
     let word = |index: usize| read::kernel::<u64>(regs + 8 * index as u64).unwrap_or(0);
+    let number = || read::kernel::<u32>(regs + 8 * NUMBER as u64).unwrap_or(u32::MAX);
     let is_compat =
         || read::kernel::<u16>(regs + 8 * MODE as u64).is_none_or(|mode| is_compat(mode.into()));
-    handle(&ctx, result, word, is_compat)
+    handle(&ctx, result, number, word, is_compat)
 }
 
 /// Passes on the calls of target processes that concern connections.
@@ -57,13 +61,14 @@ pub(crate) fn raw_sys_exit(ctx: RawTracePointContext) -> i32 {
 fn handle(
     ctx: &impl EbpfContext,
     result: i64,
+    number: impl Fn() -> u32,
     word: impl Fn(usize) -> u64,
     is_compat: impl Fn() -> bool,
 ) -> i32 {
     if result < 0 {
         return 0;
     }
-    let meaning = meaning(word(NUMBER) & 0xffff_ffff);
+    let meaning = meaning(u64::from(number()));
     if meaning == call::NONE {
         return 0;
     }

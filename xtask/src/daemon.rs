@@ -12,6 +12,7 @@ use profiler_test_support::{ChildGuard, free_port, read_json, target_dir, wait_u
 use serde_json::Value;
 
 use crate::command::{cargo, is_root, run, step};
+use crate::setup::CrossTarget;
 
 /// Longest time from start to an open port; loading is far quicker.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -55,15 +56,25 @@ pub(crate) fn require_root(command: &str) -> Result<()> {
 
 /// Builds `profilerd`; yields its path.
 pub(crate) fn build(release: bool) -> Result<PathBuf> {
+    let profile = if release { "release" } else { "debug" };
+    let options: &[&str] = if release { &["--release"] } else { &[] };
+    run(build_command().args(options))?;
+    Ok(target_dir().join(profile).join("profilerd"))
+}
+
+/// Builds `profilerd`, with its BPF object, for another architecture; yields its path.
+pub(crate) fn build_for(target: &CrossTarget) -> Result<PathBuf> {
+    let mut build = build_command();
+    target.configure(&mut build);
+    run(&mut build)?;
+    Ok(target.target_dir().join("debug/profilerd"))
+}
+
+fn build_command() -> Command {
     step("build profilerd (the first time takes minutes)");
     let mut build = cargo();
     build.args(["build", "--locked", "--quiet", "-p", "profiler-daemon"]);
-    if release {
-        build.arg("--release");
-    }
-    run(&mut build)?;
-    let profile = if release { "release" } else { "debug" };
-    Ok(target_dir().join(profile).join("profilerd"))
+    build
 }
 
 impl Daemon {

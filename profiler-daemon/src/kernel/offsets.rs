@@ -1,13 +1,28 @@
 //! Finds the [`KernelOffsets`] of the running kernel.
 
+use nix::unistd::{SysconfVar, sysconf};
 use profiler_common::{KernelOffsets, setting_flag};
 
 use super::btf::{BtfError, KernelTypes};
 
-/// `THREAD_SIZE` of x86_64 and aarch64 with 4 KiB pages, without KASAN. It is not in BTF; only
-/// kernels before 5.15 need it, later ones have a helper.
+/// `THREAD_SIZE` of x86_64, and of aarch64 where pages are not larger, without KASAN. It is not in BTF;
+/// only kernels before 5.15 need it, later ones have a helper.
 /// <https://github.com/torvalds/linux/blob/v5.10/arch/x86/include/asm/page_64_types.h#L15>
 const THREAD_SIZE: u32 = 16 * 1024;
+
+/// `THREAD_SIZE` of this kernel: its stacks are mapped, so they have at least a page, 64 KiB on some
+/// aarch64 kernels.
+/// <https://github.com/torvalds/linux/blob/v5.10/arch/arm64/include/asm/memory.h#L105>
+fn thread_size(page_bytes: u32) -> u32 {
+    THREAD_SIZE.max(page_bytes)
+}
+
+fn page_bytes() -> u32 {
+    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    bytes
+        .and_then(|bytes| u32::try_from(bytes).ok())
+        .unwrap_or(0)
+}
 
 /// Offsets of a kernel and the `setting_flag`s that depend on it.
 ///
@@ -29,7 +44,7 @@ pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, 
         pid_level: types.offset_of("pid", "level")?,
         pid_numbers: types.offset_of("pid", "numbers")?,
         upid_size: types.size_of("upid")?,
-        stack_pt_regs: THREAD_SIZE.saturating_sub(types.size_of("pt_regs")?),
+        stack_pt_regs: thread_size(page_bytes()).saturating_sub(types.size_of("pt_regs")?),
         ..KernelOffsets::default()
     };
     let mut flags = 0;
@@ -67,6 +82,15 @@ fn add_socket_offsets(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Check that a kernel stack has 16 KiB, and a page where pages are larger.
+    #[test]
+    fn a_kernel_stack_has_at_least_a_page() {
+        assert_eq!(thread_size(4 << 10), 16 << 10);
+        assert_eq!(thread_size(16 << 10), 16 << 10);
+        assert_eq!(thread_size(64 << 10), 64 << 10);
+        assert!(page_bytes().is_power_of_two());
+    }
 
     /// Check that the running kernel yields every offset.
     #[test]

@@ -23,11 +23,20 @@ pub fn kernel_test_folder() -> PathBuf {
 ///
 /// There is no compiler, or it fails.
 pub fn build_c_server(program: &Path) -> Result<()> {
-    let status = Command::new("cc")
+    build_c_server_by(&mut Command::new("cc"), program)
+}
+
+/// As [`build_c_server`], by another compiler, or with more options.
+///
+/// # Errors
+///
+/// As for [`build_c_server`].
+pub fn build_c_server_by(compiler: &mut Command, program: &Path) -> Result<()> {
+    let status = compiler
         .args(["-O1", "-fomit-frame-pointer", "-fno-toplevel-reorder", "-o"])
         .args([program, &kernel_test_folder().join("server.c")])
         .status()
-        .context("failed to start cc")?;
-    ensure!(status.success(), "cc: {status}");
+        .with_context(|| format!("failed to start {:?}", compiler.get_program()))?;
+    ensure!(status.success(), "{:?}: {status}", compiler.get_program());
     Ok(())
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod calls;
+mod chain;
 mod harness;
 mod hygiene;
 mod python;
@@ -28,6 +29,9 @@ fn programs_load_and_attach_in_both_forms() {
         let mut kernel = Kernel::load(&options).unwrap();
         let stats = kernel.program_stats();
         assert_eq!(stats.len(), 6, "{stats:?}");
+        // Every kernel we support takes the first form: a refusal is a mistake in a program.
+        let raw = stats.iter().filter(|stats| stats.name.starts_with("raw_"));
+        assert_eq!(raw.count(), if prefer_raw { 5 } else { 0 }, "{stats:?}");
         for program in &stats {
             let verified = program.verified_instructions.unwrap_or(0);
             assert!(verified < VERIFIED_MAX, "{program:?}");

@@ -1,6 +1,7 @@
 /* A server for the kernel tests: one connection at a time, one request each. Prints its port, then
  * the addresses of spin, middle, outer and what follows them. */
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -33,12 +34,14 @@ __attribute__((noinline)) void middle(void) {
     sink += room[0];
 }
 
-__attribute__((noinline)) void outer(int sleeping) {
+__attribute__((noinline)) void outer(const char *request) {
     volatile char room[32];
     room[0] = 2;
-    if (sleeping) {
+    if (memcmp(request, "GET /nap", 8) == 0) {
         struct timespec time = {0, 300000000};
         nanosleep(&time, 0);
+    } else if (memcmp(request, "GET /signal", 11) == 0) {
+        raise(SIGUSR1);
     } else {
         middle();
     }
@@ -47,7 +50,13 @@ __attribute__((noinline)) void outer(int sleeping) {
 
 __attribute__((noinline)) void last(void) { sink++; }
 
+static void on_signal(int number) {
+    middle();
+    sink += number;
+}
+
 int main(void) {
+    signal(SIGUSR1, on_signal);
     int listener = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
     socklen_t length = sizeof(address);
@@ -63,7 +72,7 @@ int main(void) {
         long count = read(fd, request, sizeof(request));
         if (count > 0) {
             static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
-            outer(memcmp(request, "GET /nap", 8) == 0);
+            outer(request);
             write(fd, answer, sizeof(answer) - 1);
             /* Until the client closes. */
             while (read(fd, request, sizeof(request)) > 0) {

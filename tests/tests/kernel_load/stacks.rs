@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use profiler_common::{KernelCounter, thread_state_flag};
+use profiler_common::{KernelCounter, ThreadState, thread_state_flag};
 use profiler_daemon::kernel::{instruction_pointer, stack_pointer};
-use profiler_daemon::model::{Captured, SampleKind};
+use profiler_daemon::model::{SampleKind, Tid};
 use profiler_daemon::process::{ProcessMemory, ReadMemory};
 use profiler_tests::{C_SERVER, build_c_server};
 
@@ -13,9 +13,11 @@ use crate::harness::{SLOT, Server, Watch};
 
 /// Lowest kernel address on x86_64 and aarch64.
 const KERNEL_HALF: u64 = 1 << 63;
+/// Bits of a user address where pages have 4 KiB. Above them aarch64 signs return addresses.
+const ADDRESS_BITS: u64 = (1 << 48) - 1;
 
 /// The C server, which also prints the ranges of its functions.
-fn c_server(directory: &tempfile::TempDir) -> Server {
+pub(crate) fn c_server(directory: &tempfile::TempDir) -> Server {
     let program = std::env::var_os(C_SERVER).map_or_else(
         || {
             let program = directory.path().join("server");
@@ -28,10 +30,10 @@ fn c_server(directory: &tempfile::TempDir) -> Server {
 }
 
 /// Beginning and end of a function.
-type Range = std::ops::Range<u64>;
+pub(crate) type Range = std::ops::Range<u64>;
 
 /// `spin`, `middle` and `outer`, as the server prints them.
-fn ranges(server: &mut Server) -> [Range; 3] {
+pub(crate) fn ranges(server: &mut Server) -> [Range; 3] {
     let addresses: Vec<u64> = server
         .line()
         .split_whitespace()
@@ -40,13 +42,25 @@ fn ranges(server: &mut Server) -> [Range; 3] {
     [0, 1, 2].map(|index| addresses[index]..addresses[index + 1])
 }
 
-/// Words of the stack that lie in a range.
-fn words_in(captured: &Captured, range: &Range) -> usize {
-    let words = captured.stack.bytes.chunks_exact(8);
+/// Words of stack bytes that are addresses in a range.
+fn words_in(stack: &[u8], range: &Range) -> usize {
+    let (words, _) = stack.as_chunks();
     words
-        .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+        .iter()
+        .map(|word| u64::from_ne_bytes(*word) & ADDRESS_BITS)
         .filter(|word| range.contains(word))
         .count()
+}
+
+/// Waits until the thread of the first request is blocked; yields its state.
+pub(crate) fn wait_for_block(watch: &mut Watch) -> (Tid, ThreadState) {
+    let blocked = |watch: &Watch| {
+        let (_, tid, _) = *watch.starts().first()?;
+        let state = watch.kernel.thread_state(tid).unwrap()?;
+        (state.flags == 0 && state.kernel_frame_count > 0).then_some((tid, state))
+    };
+    watch.wait("blocked thread", |watch| blocked(watch).is_some());
+    blocked(watch).expect("it sleeps for longer than this takes")
 }
 
 /// Check that samples of a spinning C function have its registers, and its callers on the stack.
@@ -71,8 +85,9 @@ fn samples_of_a_c_chain_have_its_registers_and_stack() {
         assert_eq!(captured.python, None);
         assert_eq!(captured.stack.sp, stack_pointer(&captured.regs));
         if spin.contains(&instruction_pointer(&captured.regs)) {
-            assert_ne!(words_in(captured, &middle), 0, "return address of spin");
-            assert_ne!(words_in(captured, &outer), 0, "return address of middle");
+            let stack = &captured.stack.bytes;
+            assert_ne!(words_in(stack, &middle), 0, "return address of spin");
+            assert_ne!(words_in(stack, &outer), 0, "return address of middle");
             whole += 1;
         }
     }
@@ -93,15 +108,7 @@ fn a_blocked_thread_has_registers_and_kernel_frames() {
     let mut watch = Watch::new(server.pid(), "/nap");
     let mut client = server.connect();
     client.send(b"GET /nap HTTP/1.1\r\n\r\n");
-    watch.wait("blocked thread", |watch| {
-        let starts = watch.starts();
-        starts.first().is_some_and(|(_, tid, _)| {
-            let state = watch.kernel.thread_state(*tid).unwrap();
-            state.is_some_and(|state| state.flags == 0 && state.kernel_frame_count > 0)
-        })
-    });
-    let tid = watch.starts()[0].1;
-    let before = watch.kernel.thread_state(tid).unwrap().unwrap();
+    let (tid, before) = wait_for_block(&mut watch);
     let mut stack = vec![0; 512];
     let memory = ProcessMemory::new(server.pid());
     let read = memory
@@ -112,14 +119,8 @@ fn a_blocked_thread_has_registers_and_kernel_frames() {
     assert_eq!(before.seq % 2, 0);
     assert_eq!(before.prev_state & 1, 1, "TASK_INTERRUPTIBLE");
     assert_eq!(before.tgid, server.pid().0);
-    stack.truncate(read);
-    let words = stack.chunks_exact(8);
-    assert!(
-        words
-            .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
-            .any(|word| outer.contains(&word)),
-        "the caller of the sleep is on the stack"
-    );
+    let callers = words_in(&stack[..read], &outer);
+    assert_ne!(callers, 0, "the caller of the sleep is on the stack");
     let frames = &before.kernel_frames[..before.kernel_frame_count as usize];
     assert!(frames.iter().all(|frame| *frame >= KERNEL_HALF));
     let names: Vec<_> = frames.iter().map(|frame| kernel_symbol(*frame)).collect();

@@ -19,7 +19,8 @@ use crate::command::{cargo, find_program, is_root, run_quietly, step, succeeds};
 
 /// Debian's prebuilt `core` of the BPF target.
 const DEBIAN_BPF_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// Debian's compiler; another one on `PATH` may be rustup's.
+pub(super) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// `rustc-web` 1.96 is built with this LLVM; bpf-linker must read its bitcode.
 const LLVM_MAJOR: u32 = 22;
 const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -47,7 +48,8 @@ pub(super) fn ensure() -> Result<()> {
     }
 }
 
-fn debian_compiler() -> bool {
+/// Whether Debian's compiler is there, with its library for BPF.
+pub(super) fn debian_compiler() -> bool {
     Path::new(DEBIAN_BPF_CORE).exists() && Path::new(DEBIAN_RUSTC).exists()
 }
 

@@ -1,7 +1,9 @@
 //! `cargo xtask setup`: everything a new machine lacks, and nothing when it lacks nothing.
 
 mod apt;
+mod archive;
 mod bpf;
+mod cross;
 mod oap;
 mod peer;
 mod venv;
@@ -14,7 +16,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{find_program, step};
 
-pub(crate) use apt::{DEBIAN_KEYRING, download_kernel};
+pub(crate) use archive::{Archive, DEBIAN_KEYRING};
+pub(crate) use cross::{AARCH64_CC, CrossTarget, aarch64, debian_suite};
 pub(crate) use peer::py_spy;
 
 /// Arguments of `setup`.
@@ -32,6 +35,9 @@ pub(crate) struct SetupArgs {
     /// Also what running other kernels needs.
     #[arg(long)]
     vm: bool,
+    /// Also what building for aarch64 and booting it needs.
+    #[arg(long)]
+    aarch64: bool,
 }
 
 /// What a thing is needed for.
@@ -47,6 +53,8 @@ pub(crate) enum Group {
     Bench,
     /// Booting other kernels.
     Vm,
+    /// Building for aarch64, and booting it.
+    Aarch64,
 }
 
 /// A file whose absence means that a package is missing.
@@ -73,6 +81,16 @@ const NEEDS: &[Need] = &[
     need(Group::Vm, "dpkg-deb", "dpkg"),
     need(Group::Vm, DEBIAN_KEYRING, "debian-archive-keyring"),
     need(Group::Vm, "qemu-system-x86_64", "qemu-system-x86"),
+    need(Group::Aarch64, "cpio", "cpio"),
+    need(Group::Aarch64, "dpkg-deb", "dpkg"),
+    need(Group::Aarch64, DEBIAN_KEYRING, "debian-archive-keyring"),
+    need(Group::Aarch64, AARCH64_CC, "gcc-aarch64-linux-gnu"),
+    need(
+        Group::Aarch64,
+        "/usr/aarch64-linux-gnu/lib/libc.a",
+        "libc6-dev-arm64-cross",
+    ),
+    need(Group::Aarch64, "qemu-system-aarch64", "qemu-system-arm"),
 ];
 
 const fn need(group: Group, file: &'static str, apt_package: &'static str) -> Need {
@@ -90,6 +108,7 @@ pub(crate) fn run(args: &SetupArgs) -> Result<ExitCode> {
     groups.extend(args.oap.then_some(Group::Oap));
     groups.extend(args.bench.then_some(Group::Bench));
     groups.extend(args.vm.then_some(Group::Vm));
+    groups.extend(args.aarch64.then_some(Group::Aarch64));
     ensure(&groups)?;
     step("everything is installed");
     Ok(ExitCode::SUCCESS)
@@ -113,6 +132,9 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     }
     if groups.contains(&Group::Build) {
         bpf::ensure()?;
+    }
+    if groups.contains(&Group::Aarch64) {
+        aarch64()?;
     }
     if groups.contains(&Group::Oap) {
         oap::ensure()?;

@@ -7,15 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use profiler_test_support::{build_c_server, kernel_test_folder, target_dir, workspace_root};
+use profiler_test_support::{build_c_server_by, kernel_test_folder, workspace_root};
 
-use crate::command::{output, run};
-use crate::setup::download_kernel;
-
-use super::TestRun;
-
-/// Debian's CPython: the one on `PATH` may be a version manager's script.
-const PYTHON: &str = "/usr/bin/python3";
+use super::arch::Arch;
+use super::sysroot::{Python, Sysroot};
+use super::test_binary::TestRun;
+use crate::command::run;
+use crate::setup::Archive;
 
 /// Folders of the standard library that no server imports: they are most of its size.
 const PYTHON_UNUSED: &[&str] = &[
@@ -28,25 +26,21 @@ const PYTHON_UNUSED: &[&str] = &[
 ];
 
 /// The kernel image of this version, fetched once.
-pub(super) fn kernel(version: &str, suite: &str) -> Result<PathBuf> {
-    let folder = target_dir().join("vm").join(version);
+pub(super) fn kernel(arch: Arch, version: &str, suite: &str) -> Result<PathBuf> {
+    let folder = arch.folder().join(version);
     let vmlinuz = folder.join("vmlinuz");
     if vmlinuz.exists() {
         return Ok(vmlinuz);
     }
     fs::create_dir_all(&folder)?;
-    let prefix = format!("linux-image-{version}.");
-    let package = download_kernel(suite, "linux-image-cloud-amd64", &prefix, &folder)?;
+    let archive = Archive::open(suite, arch.debian_name(), &folder)?;
+    let meta = format!("linux-image-cloud-{}", arch.debian_name());
     let unpacked = folder.join("package");
-    run(Command::new("dpkg-deb")
-        .arg("-x")
-        .args([&package, &unpacked]))?;
-    let found =
-        find_kernel(&unpacked)?.with_context(|| format!("no kernel in {}", package.display()))?;
+    archive.unpack_kernel(&meta, &format!("linux-image-{version}."), &unpacked)?;
+    let found = find_kernel(&unpacked)?.with_context(|| format!("no kernel in {meta}"))?;
     fs::copy(found, &vmlinuz)?;
     // The modules in the package are ten times the size of the kernel.
     fs::remove_dir_all(&unpacked)?;
-    fs::remove_file(&package)?;
     Ok(vmlinuz)
 }
 
@@ -72,114 +66,120 @@ fn find_kernel(unpacked: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// An initramfs that runs these one after the other; `profilerd` is there for those that start it.
-pub(super) fn initramfs(runs: &[TestRun], profilerd: &Path) -> Result<PathBuf> {
-    let folder = target_dir().join("vm");
+pub(super) fn initramfs(arch: Arch, runs: &[TestRun], profilerd: &Path) -> Result<PathBuf> {
+    let folder = arch.folder();
     let root = folder.join("root");
     if root.exists() {
         fs::remove_dir_all(&root)?;
     }
     fs::create_dir_all(&root)?;
     let init = workspace_root().join("xtask/src/vm/init.c");
-    run(Command::new("cc")
+    run(arch
+        .c_compiler()
         .args(["-static", "-O1", "-Wall", "-o"])
         .args([root.join("init"), init]))
     .context("cannot link /init statically (Debian: package libc6-dev)")?;
-    let mut files = install(profilerd, &root.join("profilerd"))?;
+    let image = Image {
+        sysroot: Sysroot::prepare(arch)?,
+        arch,
+        root,
+    };
+    let mut files = image.install(profilerd, "profilerd")?;
     let mut lines = String::new();
     for run in runs {
-        files.extend(install(&run.binary, &root.join(&run.test))?);
+        files.extend(image.install(&run.binary, &run.test)?);
         // What init.c reads: the program, then its arguments, with tabs between them.
         lines += &[&[format!("/{}", run.test)], &run.args[..]]
             .concat()
             .join("\t");
         lines.push('\n');
     }
-    fs::write(root.join("runs"), lines)?;
-    if Path::new(PYTHON).exists() {
-        files.extend(python(&root)?);
+    fs::write(image.root.join("runs"), lines)?;
+    if let Some(python) = image.sysroot.python()? {
+        files.extend(image.install_python(&python)?);
     }
     for file in &files {
-        copy_into(&root, file)?;
+        image.copy(&image.sysroot, file)?;
     }
-    copy_folder(&root, &workspace_root().join("tests/services"))?;
-    copy_folder(&root, &kernel_test_folder())?;
+    image.copy_folder(&Sysroot::Host, &workspace_root().join("tests/services"))?;
+    image.copy_folder(&Sysroot::Host, &kernel_test_folder())?;
     // Where init.c says it is; its libraries are among those of the test.
-    build_c_server(&root.join("server"))?;
-    let image = folder.join("initramfs.gz");
-    pack(&root, &image)?;
-    Ok(image)
+    build_c_server_by(&mut arch.c_compiler(), &image.root.join("server"))?;
+    let initramfs = folder.join("initramfs.gz");
+    pack(&image.root, &initramfs)?;
+    Ok(initramfs)
 }
 
-/// Puts a program into the image; yields the libraries it needs.
-fn install(program: &Path, to: &Path) -> Result<BTreeSet<PathBuf>> {
-    // Debug information would be most of the image; symbols stay.
-    run(Command::new("objcopy")
-        .arg("--strip-debug")
-        .args([program, to]))?;
-    shared_libraries(program)
+/// The files of the machine, in the making.
+struct Image {
+    arch: Arch,
+    sysroot: Sysroot,
+    /// The folder that becomes `/`.
+    root: PathBuf,
 }
 
-/// The libraries and the loader that `ldd` names.
-fn shared_libraries(binary: &Path) -> Result<BTreeSet<PathBuf>> {
-    let text = output(Command::new("ldd").arg(binary))?;
-    // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)", "/lib64/ld-linux-x86-64.so.2 (0x..)"
-    Ok(text
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
-        .collect())
-}
-
-/// Copies CPython's standard library; yields the interpreter and the libraries that are still missing.
-fn python(root: &Path) -> Result<BTreeSet<PathBuf>> {
-    let script =
-        "import sys, sysconfig; print(sys.executable); print(sysconfig.get_path('stdlib'))";
-    let text = output(Command::new(PYTHON).args(["-I", "-c", script]))?;
-    let (executable, library) = text
-        .trim()
-        .split_once('\n')
-        .with_context(|| format!("{PYTHON} printed {text:?}"))?;
-    copy_folder(root, Path::new(library))?;
-    let mut files = shared_libraries(Path::new(executable))?;
-    files.insert(PathBuf::from(executable));
-    for module in fs::read_dir(Path::new(library).join("lib-dynload"))? {
-        let module = module?.path();
-        // Modules such as _ssl, that servers import without need, bring their own libraries.
-        if module
-            .extension()
-            .is_some_and(|extension| extension == "so")
-        {
-            files.extend(shared_libraries(&module)?);
-        }
+impl Image {
+    /// Puts a program of ours into `/`; yields the libraries it needs.
+    fn install(&self, program: &Path, name: &str) -> Result<BTreeSet<PathBuf>> {
+        // Debug information would be most of the image; symbols stay.
+        run(self
+            .arch
+            .objcopy()
+            .arg("--strip-debug")
+            .args([program, &self.root.join(name)]))?;
+        self.sysroot.libraries(program)
     }
-    Ok(files)
-}
 
-/// Copies a file to the same path below `root`, the target in place of a link.
-fn copy_into(root: &Path, file: &Path) -> Result<()> {
-    let to = root.join(file.strip_prefix("/").context("an absolute path")?);
-    fs::create_dir_all(to.parent().expect("the path is below root"))?;
-    fs::copy(file, &to).with_context(|| format!("failed to copy {}", file.display()))?;
-    Ok(())
-}
-
-fn copy_folder(root: &Path, folder: &Path) -> Result<()> {
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("failed to read {}", folder.display()))?
-    {
-        let entry = entry?;
-        let path = entry.path();
-        // Links (to site configuration, to other folders) are left out: nothing needed is one.
-        if entry.file_type()?.is_dir() {
-            let name = entry.file_name();
-            if !PYTHON_UNUSED.iter().any(|unused| *unused == name) {
-                copy_folder(root, &path)?;
+    /// Copies CPython's standard library; yields the interpreter and the libraries that are still missing.
+    fn install_python(&self, python: &Python) -> Result<BTreeSet<PathBuf>> {
+        self.copy_folder(&self.sysroot, &python.library)?;
+        let executable = self.sysroot.locate(&python.executable);
+        let mut files = self.sysroot.libraries(&executable)?;
+        files.insert(python.executable.clone());
+        let modules = self.sysroot.locate(&python.library).join("lib-dynload");
+        for module in fs::read_dir(modules)? {
+            let module = module?.path();
+            // Modules such as _ssl, that servers import without need, bring their own libraries.
+            if module
+                .extension()
+                .is_some_and(|extension| extension == "so")
+            {
+                files.extend(self.sysroot.libraries(&module)?);
             }
-        } else if entry.file_type()?.is_file() {
-            copy_into(root, &path)?;
         }
+        Ok(files)
     }
-    Ok(())
+
+    /// Copies a file to the same path in the machine, the target in place of a link.
+    fn copy(&self, from: &Sysroot, file: &Path) -> Result<()> {
+        let to = self
+            .root
+            .join(file.strip_prefix("/").context("an absolute path")?);
+        fs::create_dir_all(to.parent().expect("the path is below root"))?;
+        let file = from.locate(file);
+        fs::copy(&file, &to).with_context(|| format!("failed to copy {}", file.display()))?;
+        Ok(())
+    }
+
+    fn copy_folder(&self, from: &Sysroot, folder: &Path) -> Result<()> {
+        let there = from.locate(folder);
+        for entry in
+            fs::read_dir(&there).with_context(|| format!("failed to read {}", there.display()))?
+        {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            // Links (to site configuration, to other folders) are left out: nothing needed is one.
+            if entry.file_type()?.is_dir() {
+                let name = entry.file_name();
+                if !PYTHON_UNUSED.iter().any(|unused| *unused == name) {
+                    self.copy_folder(from, &path)?;
+                }
+            } else if entry.file_type()?.is_file() {
+                self.copy(from, &path)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `cpio` in the format that the kernel unpacks, gzip at its fastest.

@@ -68,7 +68,7 @@ int main(void) {
     mount_at("devtmpfs", "/dev");
     mount_at("tmpfs", "/tmp");
     mount_at("tmpfs", "/run");
-    int console = open("/dev/ttyS0", O_RDWR);
+    int console = open("/dev/console", O_RDWR);
     if (console >= 0)
         for (int fd = 0; fd < 3; fd++)
             dup2(console, fd);

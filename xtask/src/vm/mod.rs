@@ -1,28 +1,35 @@
-//! `cargo xtask vm`: the kernel tests, unchanged, under another kernel.
+//! `cargo xtask vm`: the kernel tests, unchanged, under another kernel or on another architecture.
 //!
 //! Debian's cloud kernel boots in qemu from an initramfs that holds the test binaries with their
 //! libraries, the daemon, a CPython and the sample service; one boot runs them all. Emulated (tcg), so
 //! that it runs in containers and on machines without virtualization; a boot takes 5 to 9 s. Timings from
 //! there mean nothing.
+//!
+//! With `--arch aarch64` all of it is cross-compiled, and everything else in the machine comes from Debian's
+//! packages of that architecture.
 
+mod arch;
 mod image;
+mod sysroot;
+mod test_binary;
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use profiler_test_support::ChildGuard;
 
-use crate::command::{cargo, output, step};
+use crate::command::step;
 use crate::daemon;
 use crate::setup::{self, Group};
 use crate::test::Totals;
 
-/// Kernels that can be had from Debian: version and suite.
+use arch::Arch;
+
+/// Kernels that can be had from Debian, for both architectures: version and suite.
 const KERNELS: &[(&str, &str)] = &[
     ("5.10", "bullseye"),
     ("6.1", "bookworm"),
@@ -33,14 +40,6 @@ const KERNELS: &[(&str, &str)] = &[
 /// Some six times what a machine needs, with two processors and nothing else to do.
 const DEADLINE_S: u64 = 600;
 
-/// The test targets that make sense on a foreign kernel, and which of their tests. Of those of the
-/// daemon the one that goes the whole way: the others are about the daemon, not about the kernel.
-const TEST_TARGETS: &[(&str, Option<&str>)] = &[
-    ("machine", None),
-    ("kernel_load", None),
-    ("daemon", Some("spine::")),
-];
-
 /// Printed by `init.c` when a test binary has ended.
 const EXIT_MARK: &str = "profilerd-vm: exit status ";
 
@@ -49,6 +48,9 @@ const TERMINAL_ESCAPE: char = '\x1b';
 /// Arguments of `vm`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct VmArgs {
+    /// Processor architecture.
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
     /// Kernel version: 5.10, 6.1, 6.12 or 7.2; all of them by default. May be given several times.
     #[arg(long)]
     kernel: Vec<String>,
@@ -66,20 +68,13 @@ impl VmArgs {
     /// All tests on these kernels.
     pub(crate) fn of(kernels: &[&str]) -> Self {
         Self {
+            arch: Arch::default(),
             kernel: kernels.iter().map(|&kernel| kernel.to_owned()).collect(),
             tests: Vec::new(),
             deadline_s: DEADLINE_S,
             filter: None,
         }
     }
-}
-
-/// A test binary and its arguments.
-#[derive(Debug)]
-struct TestRun {
-    test: String,
-    binary: PathBuf,
-    args: Vec<String>,
 }
 
 /// How one test binary went on one kernel.
@@ -104,8 +99,9 @@ pub(crate) fn run(args: &VmArgs) -> Result<ExitCode> {
 pub(crate) fn run_tests(args: &VmArgs) -> Result<Totals> {
     ensure!(
         cfg!(target_arch = "x86_64"),
-        "other kernels are only supported on x86_64 so far"
+        "virtual machines are only supported on x86_64 so far"
     );
+    let arch = args.arch;
     let kernels = if args.kernel.is_empty() {
         KERNELS.iter().map(|(kernel, _)| *kernel).collect()
     } else {
@@ -114,16 +110,24 @@ pub(crate) fn run_tests(args: &VmArgs) -> Result<Totals> {
     for kernel in &kernels {
         suite_of(kernel)?;
     }
-    setup::ensure(&[Group::Build, Group::Vm])?;
-    let profilerd = daemon::build(false)?;
-    let runs = build_tests(args)?;
-    let initramfs = image::initramfs(&runs, &profilerd)?;
+    setup::ensure(&[Group::Build, arch.group()])?;
+    let target = match arch {
+        Arch::X86_64 => None,
+        Arch::Aarch64 => Some(setup::aarch64()?),
+    };
+    let profilerd = match &target {
+        None => daemon::build(false)?,
+        Some(target) => daemon::build_for(target)?,
+    };
+    let filter = args.filter.as_deref();
+    let runs = test_binary::build(target.as_ref(), &args.tests, filter)?;
+    let initramfs = image::initramfs(arch, &runs, &profilerd)?;
     let mut outcomes = Vec::new();
     for kernel in kernels {
         let deadline = Duration::from_secs(args.deadline_s);
-        let booted = image::kernel(kernel, suite_of(kernel)?).and_then(|vmlinuz| {
-            step(&format!("boot Linux {kernel}"));
-            boot(&vmlinuz, &initramfs, deadline, runs.len())
+        let booted = image::kernel(arch, kernel, suite_of(kernel)?).and_then(|vmlinuz| {
+            step(&format!("boot Linux {kernel} for {}", arch.name()));
+            boot(arch, &vmlinuz, &initramfs, deadline, runs.len())
         });
         // One kernel that cannot be had or booted does not keep the others from running.
         let (booted, reason) = match booted {
@@ -134,7 +138,11 @@ pub(crate) fn run_tests(args: &VmArgs) -> Result<Totals> {
         for run in &runs {
             let (totals, elapsed) = booted.next().unwrap_or_else(|| {
                 let mut totals = Totals::default();
-                totals.add_failure(&format!("{} on Linux {kernel}: {reason}", run.test));
+                let machine = arch.name();
+                totals.add_failure(&format!(
+                    "{} on Linux {kernel} {machine}: {reason}",
+                    run.test
+                ));
                 (totals, Duration::ZERO)
             });
             outcomes.push(Outcome {
@@ -145,12 +153,13 @@ pub(crate) fn run_tests(args: &VmArgs) -> Result<Totals> {
             });
         }
     }
-    eprintln!("\nkernel  test              passed  failed  skipped  seconds");
+    eprintln!("\nkernel  machine  test              passed  failed  skipped  seconds");
     let mut sum = Totals::default();
     for outcome in outcomes {
         eprintln!(
-            "{:<7} {:<16} {:>7} {:>7} {:>8} {:>8.0}",
+            "{:<7} {:<8} {:<16} {:>7} {:>7} {:>8} {:>8.0}",
             outcome.kernel,
+            arch.name(),
             outcome.test,
             outcome.totals.passed(),
             outcome.totals.failed(),
@@ -170,71 +179,19 @@ fn suite_of(kernel: &str) -> Result<&'static str> {
     })
 }
 
-/// Builds the test targets.
-fn build_tests(args: &VmArgs) -> Result<Vec<TestRun>> {
-    let wanted: Vec<(&str, Option<&str>)> = if args.tests.is_empty() {
-        TEST_TARGETS.to_vec()
-    } else {
-        let tests = args.tests.iter().map(String::as_str);
-        tests
-            .map(|name| {
-                let known = TEST_TARGETS.iter().find(|(known, _)| *known == name);
-                known.copied().unwrap_or((name, None))
-            })
-            .collect()
-    };
-    let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
-    step(&format!("build the tests {}", names.join(", ")));
-    let mut build = cargo();
-    build.args(["test", "-p", "profiler-tests", "--locked", "--no-run"]);
-    build.arg("--message-format=json-render-diagnostics");
-    for name in &names {
-        build.args(["--test", name]);
-    }
-    let messages = output(&mut build)?;
-    let mut binaries = BTreeMap::new();
-    for line in messages.lines() {
-        let message: serde_json::Value = serde_json::from_str(line).context("cargo's messages")?;
-        let target = message["target"]["name"].as_str();
-        if let (Some(target), Some(binary)) = (target, message["executable"].as_str()) {
-            binaries.insert(target.to_owned(), PathBuf::from(binary));
-        }
-    }
-    let run = |(name, filter): (&str, Option<&str>)| {
-        let binary = binaries.remove(name);
-        let mut test_args = vec!["--test-threads=1".to_owned()];
-        test_args.extend(args.filter.clone().or_else(|| filter.map(str::to_owned)));
-        Ok(TestRun {
-            test: name.to_owned(),
-            binary: binary.with_context(|| format!("cargo built no test {name}"))?,
-            args: test_args,
-        })
-    };
-    wanted.into_iter().map(run).collect()
-}
-
 /// Boots, passes the output on, and counts the results in it; yields those of each test binary, fewer
 /// than `expected` if the machine stopped before.
 fn boot(
+    arch: Arch,
     vmlinuz: &Path,
     initramfs: &Path,
     deadline: Duration,
     expected: usize,
 ) -> Result<Vec<(Totals, Duration)>> {
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = arch.qemu();
     command
-        .args(["-accel", "tcg", "-cpu", "max", "-m", "2048", "-smp", "2"])
         .args(["-kernel".as_ref(), vmlinuz.as_os_str()])
         .args(["-initrd".as_ref(), initramfs.as_os_str()])
-        .args(["-append", "console=ttyS0 quiet panic=-1"])
-        .args([
-            "-nographic",
-            "-no-reboot",
-            "-monitor",
-            "none",
-            "-nic",
-            "none",
-        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut qemu = ChildGuard::spawn("qemu", &mut command)?;

@@ -18,14 +18,11 @@
 
 use std::ops::Range;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, OpKind};
-
+use super::jump;
 use crate::process::ReadMemory;
 use crate::process::image::Image;
 
 const SYMBOL: &str = "_PyEval_EvalFrameDefault";
-/// `e_machine` of x86-64, the only instructions we decode.
-const EM_X86_64: u16 = 62;
 /// A function is split in two; more parts than this are a misreading.
 const PARTS_MAX: usize = 8;
 /// Largest part decoded.
@@ -48,14 +45,12 @@ pub(crate) fn find_loop(memory: &dyn ReadMemory, image: &Image<'_>) -> Vec<Range
         return Vec::new();
     }
     let mut parts = vec![main];
-    if image.machine != EM_X86_64 {
-        return parts;
-    }
+    let machine = image.machine;
     let mut followed = 0;
     while let Some(part) = parts.get(followed).cloned() {
         followed += 1;
         let mut seen: Vec<Range<u64>> = Vec::new();
-        for target in jumps_out(memory, &part) {
+        for target in jumps_out(memory, machine, &part) {
             if parts
                 .iter()
                 .chain(&seen)
@@ -66,7 +61,7 @@ pub(crate) fn find_loop(memory: &dyn ReadMemory, image: &Image<'_>) -> Vec<Range
             let Some(range) = image.function_range(target) else {
                 continue;
             };
-            let is_part = target != range.start || jumps_into(memory, &range, &part);
+            let is_part = target != range.start || jumps_into(memory, machine, &range, &part);
             if is_part && parts.len() < PARTS_MAX {
                 parts.push(range);
             } else {
@@ -78,14 +73,19 @@ pub(crate) fn find_loop(memory: &dyn ReadMemory, image: &Image<'_>) -> Vec<Range
 }
 
 /// Whether the code in `range` jumps into the middle of `part`.
-fn jumps_into(memory: &dyn ReadMemory, range: &Range<u64>, part: &Range<u64>) -> bool {
-    jumps_out(memory, range)
+fn jumps_into(
+    memory: &dyn ReadMemory,
+    machine: u16,
+    range: &Range<u64>,
+    part: &Range<u64>,
+) -> bool {
+    jumps_out(memory, machine, range)
         .iter()
         .any(|target| part.contains(target) && *target != part.start)
 }
 
 /// Targets of direct jumps from inside `range` to the outside.
-fn jumps_out(memory: &dyn ReadMemory, range: &Range<u64>) -> Vec<u64> {
+fn jumps_out(memory: &dyn ReadMemory, machine: u16, range: &Range<u64>) -> Vec<u64> {
     let bytes = range.end - range.start;
     if bytes > PART_BYTES_MAX {
         return Vec::new();
@@ -95,15 +95,7 @@ fn jumps_out(memory: &dyn ReadMemory, range: &Range<u64>) -> Vec<u64> {
         return Vec::new();
     }
     let mut targets = Vec::new();
-    for instruction in Decoder::with_ip(64, &code, range.start, DecoderOptions::NONE) {
-        let jumps = matches!(
-            instruction.flow_control(),
-            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch
-        );
-        if !jumps || instruction.op0_kind() != OpKind::NearBranch64 {
-            continue;
-        }
-        let target = instruction.near_branch64();
+    for target in jump::targets(machine, &code, range.start) {
         if !range.contains(&target) && !targets.contains(&target) {
             targets.push(target);
             if targets.len() == TARGETS_MAX {

@@ -16,6 +16,7 @@ mod code;
 mod debug_offsets;
 mod error;
 mod eval_loop;
+mod jump;
 mod layout;
 mod line_table;
 mod locate;

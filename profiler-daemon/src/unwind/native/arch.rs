@@ -5,8 +5,8 @@
 //! <https://github.com/torvalds/linux/blob/v6.12/arch/x86/include/uapi/asm/sigcontext.h#L325>.
 //!
 //! aarch64: DWARF for the Arm 64-bit Architecture 2024Q3, section 4.1; `struct user_pt_regs`,
-//! <https://github.com/torvalds/linux/blob/v6.12/arch/arm64/include/uapi/asm/ptrace.h#L88>. That half
-//! has not been run on a machine yet.
+//! <https://github.com/torvalds/linux/blob/v6.12/arch/arm64/include/uapi/asm/ptrace.h#L88>; frame record,
+//! Procedure Call Standard for the Arm 64-bit Architecture 2024Q3, section 6.4.6.
 
 #[cfg(target_arch = "aarch64")]
 pub(super) use aarch64::*;
@@ -62,9 +62,15 @@ impl Registers {
         }
     }
 
-    /// The stack pointer.
+    /// The stack pointer, or the least that it can be.
     pub(super) fn sp(&self) -> u64 {
         self.values[usize::from(SP)]
+    }
+
+    /// Makes the stack pointer unknown but for a bound, which [`Self::sp`] yields.
+    pub(super) fn set_least_sp(&mut self, sp: u64) {
+        self.set(SP, Some(sp));
+        self.known &= !(1 << SP);
     }
 
     /// Makes every register unknown that a function may change without restoring it.
@@ -75,7 +81,11 @@ impl Registers {
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
+    use gimli::Vendor;
     use profiler_common::REGS_MAX;
+
+    /// Whose instructions unwind information may have.
+    pub(in super::super) const VENDOR: Vendor = Vendor::Default;
 
     /// rax, rdx, rcx, rbx, rsi, rdi, rbp, rsp, r8 to r15, return address.
     pub(in super::super) const COUNT: usize = 17;
@@ -87,6 +97,8 @@ mod x86_64 {
     pub(in super::super) const RETURN_ADDRESS: u16 = 16;
     /// A leaf has its return address on the stack: each frame takes at least that word.
     pub(in super::super) const LEAF_MAY_BE_EMPTY: bool = false;
+    /// Saved frame pointer and return address are the last words of a frame: the caller's begins above.
+    pub(in super::super) const FRAME_RECORD_IS_LAST: bool = true;
     /// rbx, rbp, rsp, r12 to r15.
     pub(super) const PRESERVED: u64 = 1 << 3 | 1 << 6 | 1 << 7 | 0xf << 12;
     /// Word of `struct pt_regs` for each register.
@@ -123,7 +135,15 @@ mod x86_64 {
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64 {
+    use std::arch::asm;
+    use std::sync::LazyLock;
+
+    use gimli::Vendor;
     use profiler_common::REGS_MAX;
+
+    /// Whose instructions unwind information may have: where return addresses are signed,
+    /// `DW_CFA_AARCH64_negate_ra_state` says so. What it says is not needed: see [`code_address`].
+    pub(in super::super) const VENDOR: Vendor = Vendor::AArch64;
 
     /// x0 to x30, sp.
     pub(in super::super) const COUNT: usize = 32;
@@ -135,6 +155,9 @@ mod aarch64 {
     pub(in super::super) const RETURN_ADDRESS: u16 = 30;
     /// A leaf may leave its return address in the link register and take no stack.
     pub(in super::super) const LEAF_MAY_BE_EMPTY: bool = true;
+    /// Saved frame pointer and return address may lie anywhere in a frame, and compilers put them at its
+    /// beginning: where the caller's frame begins is not known from them.
+    pub(in super::super) const FRAME_RECORD_IS_LAST: bool = false;
     /// x19 to x29, sp.
     pub(super) const PRESERVED: u64 = 0x7ff << 19 | 1 << 31;
     /// Word of `struct user_pt_regs` for each register.
@@ -174,8 +197,56 @@ mod aarch64 {
         words[PT_REGS_PSTATE] & MODE_32 == 0
     }
 
-    /// Removes the pointer authentication code: user addresses have at most 48 bits without LVA.
+    /// Removes the pointer authentication code. An address without one stays as it is.
     pub(in super::super) fn code_address(value: u64) -> u64 {
-        value & 0xffff_ffff_ffff
+        static ADDRESS_BITS: LazyLock<u64> = LazyLock::new(address_bits);
+        value & *ADDRESS_BITS
+    }
+
+    /// The bits of an address that can be user code's. How many they are is the kernel's choice (39 to 52),
+    /// the same for all processes, and the code has the bits between them and bit 55. The instruction that
+    /// removes it knows; processors without authentication pass over it, and have no codes.
+    fn address_bits() -> u64 {
+        // All bits below 55, which is 0 in a user's address.
+        let mut address = u64::MAX >> 9;
+        // SAFETY: `xpaclri` changes nothing but x30.
+        unsafe {
+            asm!("hint #7", inout("x30") address, options(pure, nomem, nostack, preserves_flags));
+        }
+        address
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        /// Check that a code is removed, and that no bit of an address is.
+        #[test]
+        fn a_code_is_removed_and_an_address_stays() {
+            let address = a_code_is_removed_and_an_address_stays as *const () as u64;
+            assert_eq!(code_address(address), address);
+            let stack = &raw const address as u64;
+            assert_eq!(code_address(stack), stack);
+            let mut signed = address;
+            // SAFETY: `paciasp` changes nothing but x30, and that only on processors that sign.
+            unsafe { asm!("hint #25", inout("x30") signed, options(nomem, nostack)) };
+            assert_eq!(code_address(signed), address, "{signed:#x}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that a bound of the stack pointer is no value that rules may use.
+    #[test]
+    fn a_bound_of_the_stack_pointer_is_no_value() {
+        let mut registers = Registers::from_pt_regs(&[7; REGS_MAX]);
+        assert_eq!(registers.get(SP), Some(7));
+        registers.set_least_sp(0x1000);
+        assert_eq!(registers.sp(), 0x1000);
+        assert_eq!(registers.get(SP), None);
+        assert_eq!(registers.get(FP), Some(7));
     }
 }

@@ -9,7 +9,8 @@
 //!    pointers, in procedure linkage tables and through signal handlers.
 //! 2. The code that returns from a signal handler, where it has no unwind information (musl): the
 //!    registers that the kernel saved.
-//! 3. Frame pointers, where nothing covers the pc: generated code, Go, V8.
+//! 3. Frame pointers, where nothing covers the pc: generated code, Go, V8. On aarch64 they do not tell the
+//!    caller's stack pointer; a caller whose rules count from it is left by its frame pointer as well.
 //!
 //! A return address is looked up at the byte before it: a call may be the last instruction of its
 //! function. The leaf and a frame interrupted by a signal are looked up where they are.
@@ -213,6 +214,7 @@ impl Walk<'_> {
             let row = self.unwinder.rows.get(&(table.id, address))?;
             row.as_ref().map(|row| (row, table))
         });
+        let row = row.filter(|(row, _)| !row.lacks_sp(&self.registers));
         let (caller, is_signal) = match row {
             Some((row, table)) => {
                 let is_signal = row.is_signal;
@@ -233,7 +235,8 @@ impl Walk<'_> {
             return Err(UnwindEnd::Root);
         }
         let sp = self.registers.sp();
-        let may_be_empty = arch::LEAF_MAY_BE_EMPTY && is_leaf && caller.pc != pc;
+        // What a signal interrupted may be a leaf as well.
+        let may_be_empty = arch::LEAF_MAY_BE_EMPTY && self.is_exact && caller.pc != pc;
         if caller.sp() < sp && !is_signal || caller.sp() == sp && !is_signal && !may_be_empty {
             return Err(UnwindEnd::Unreadable);
         }
@@ -299,7 +302,12 @@ impl Walk<'_> {
         let (caller_fp, return_address) = (read(0)?, read(8)?);
         let mut caller = Registers::unknown();
         caller.set(arch::FP, Some(caller_fp));
-        caller.set(arch::SP, Some(fp.wrapping_add(16)));
+        let record_end = fp.wrapping_add(16);
+        if arch::FRAME_RECORD_IS_LAST {
+            caller.set(arch::SP, Some(record_end));
+        } else {
+            caller.set_least_sp(record_end);
+        }
         caller.set(arch::RETURN_ADDRESS, Some(return_address));
         caller.pc = arch::code_address(return_address);
         Ok(caller)

@@ -84,6 +84,11 @@ impl Row {
         })
     }
 
+    /// Whether the stack pointer, from which the row counts, is not known: [`arch::FRAME_RECORD_IS_LAST`].
+    pub(super) fn lacks_sp(&self, registers: &Registers) -> bool {
+        matches!(self.cfa, Cfa::Register(arch::SP, _)) && registers.get(arch::SP).is_none()
+    }
+
     /// The registers of the caller. `eh_frame` is the section that the row comes from.
     ///
     /// # Errors
@@ -152,4 +157,33 @@ impl Row {
 fn range(expression: &UnwindExpression<usize>) -> Option<Expression> {
     let start = u32::try_from(expression.offset).ok()?;
     Some(start..start.checked_add(u32::try_from(expression.length).ok()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_common::REGS_MAX;
+
+    use super::*;
+
+    fn row(cfa: Cfa) -> Row {
+        Row {
+            cfa,
+            rules: Box::default(),
+            is_root: false,
+            is_signal: false,
+        }
+    }
+
+    /// Check that a row that counts from the stack pointer is refused where only its bound is known, and no
+    /// other row.
+    #[test]
+    fn a_row_needs_the_stack_pointer_it_counts_from() {
+        let from_sp = row(Cfa::Register(arch::SP, 16));
+        let from_fp = row(Cfa::Register(arch::FP, 16));
+        let mut registers = Registers::from_pt_regs(&[0x1000; REGS_MAX]);
+        assert!(!from_sp.lacks_sp(&registers));
+        registers.set_least_sp(0x1000);
+        assert!(from_sp.lacks_sp(&registers));
+        assert!(!from_fp.lacks_sp(&registers));
+    }
 }

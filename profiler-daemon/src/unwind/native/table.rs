@@ -23,6 +23,7 @@ use gimli::{
     UnwindSection,
 };
 
+use super::arch;
 use super::row::Row;
 use crate::process::ReadMemory;
 use crate::process::elf::{ElfLayout, Section, Segment};
@@ -109,7 +110,8 @@ impl UnwindTable {
     /// The row for an address of the object.
     pub(super) fn row(&self, context: &mut UnwindContext<usize>, address: u64) -> Option<Row> {
         let offset = EhFrameOffset(self.find(address)?);
-        let section = EhFrame::new(&self.eh_frame, NativeEndian);
+        let mut section = EhFrame::new(&self.eh_frame, NativeEndian);
+        section.set_vendor(arch::VENDOR);
         let fde = section
             .fde_from_offset(&self.bases, offset, EhFrame::cie_from_offset)
             .ok()?;

@@ -1,0 +1,144 @@
+//! The whole way from what the kernel side captured to names, for a chain of calls that is known.
+
+use profiler_daemon::kernel::stack_pointer;
+use profiler_daemon::model::{Captured, Coverage, SampleKind, StackBytes, UnwindEnd};
+use profiler_daemon::process::python::CodeSignature;
+use profiler_daemon::process::{Process, ProcessMemory, ReadMemory};
+use profiler_daemon::symbolize::Symbolizer;
+use profiler_daemon::unwind::Unwinder;
+
+use crate::harness::{Server, Watch};
+use crate::stacks::{c_server, ranges, wait_for_block};
+
+/// More than the stack of the server has.
+const STACK_BYTES: usize = 16 << 10;
+/// What the server computes with, and its callers.
+const SPINNING: [&str; 2] = ["spin (server)", "middle (server)"];
+/// Where each of its requests comes from.
+const ROOT: [&str; 2] = ["outer (server)", "main (server)"];
+
+/// Names stacks as the daemon does.
+struct Namer {
+    process: Process,
+    unwinder: Unwinder,
+    symbolizer: Symbolizer,
+    losses: Coverage,
+}
+
+impl Namer {
+    fn new(server: &Server) -> Self {
+        Self {
+            process: Process::open(server.pid()).unwrap(),
+            unwinder: Unwinder::default(),
+            symbolizer: Symbolizer::new(CodeSignature::Function),
+            losses: Coverage::default(),
+        }
+    }
+
+    /// The functions, innermost first, of a stack that must be whole.
+    fn names(&mut self, captured: &mut Captured) -> Vec<String> {
+        let stack = self
+            .unwinder
+            .unwind(&mut self.process, captured, &mut self.losses);
+        assert_eq!(stack.end, UnwindEnd::Root, "{stack:x?}");
+        let named = self
+            .symbolizer
+            .symbolize(&self.process, &stack, &mut self.losses);
+        let signatures = named.frames.iter().map(|frame| frame.signature.to_string());
+        signatures.collect()
+    }
+}
+
+/// The names of all samples of one request that computes.
+fn sampled(target: &str) -> Vec<Vec<String>> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = c_server(&directory);
+    ranges(&mut server);
+    let mut watch = Watch::new(server.pid(), target);
+    let mut client = server.connect();
+    client.get(target);
+    client.close();
+    watch.wait_for_ends(1);
+    let mut namer = Namer::new(&server);
+    let samples = watch.samples.iter_mut().map(|sample| {
+        let SampleKind::OnCpu(captured) = &mut sample.kind else {
+            panic!("the ring has on-CPU samples only");
+        };
+        namer.names(captured)
+    });
+    samples.collect()
+}
+
+/// Check that samples of a computing thread have each function by name, below what it calls.
+#[test]
+fn a_computing_thread_shows_its_chain() {
+    let stacks = sampled("/spin");
+    let count = stacks.len();
+    assert!(count >= 20, "{count} samples in 300 ms of CPU time");
+    let chain = [SPINNING, ROOT].concat();
+    let is_whole = |stack: &&Vec<String>| stack.windows(chain.len()).any(|names| names == chain);
+    let whole = stacks.iter().filter(is_whole).count();
+    assert!(whole * 10 >= count * 8, "{whole} of {count}: {stacks:#?}");
+}
+
+/// Check that a signal handler stands above the functions it interrupted.
+#[test]
+fn a_signal_handler_stands_above_what_it_interrupted() {
+    let stacks = sampled("/signal");
+    let count = stacks.len();
+    assert!(count >= 20, "{count} samples in 300 ms of CPU time");
+    let handler = [SPINNING[0], SPINNING[1], "on_signal (server)"];
+    // Two names of one function.
+    let raise = ["raise (libc.so.6)", "gsignal (libc.so.6)"];
+    let whole = stacks.iter().filter(|stack| {
+        let place = |chain: &[&str]| stack.windows(chain.len()).position(|names| names == chain);
+        let (Some(above), Some(below)) = (place(&handler), place(&ROOT)) else {
+            return false;
+        };
+        // The code that ends a handler, and what sends the signal.
+        let between = stack.get(above + handler.len()..below).unwrap_or_default();
+        between.len() >= 2 && between.last().is_some_and(|name| raise.contains(&&**name))
+    });
+    let whole = whole.count();
+    assert!(whole * 10 >= count * 8, "{whole} of {count}: {stacks:#?}");
+}
+
+/// Check that a thread blocked in a system call shows its chain, kernel functions above it.
+#[test]
+fn a_blocked_thread_shows_its_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = c_server(&directory);
+    ranges(&mut server);
+    let mut watch = Watch::new(server.pid(), "/nap");
+    let mut client = server.connect();
+    client.send(b"GET /nap HTTP/1.1\r\n\r\n");
+    let (_, state) = wait_for_block(&mut watch);
+    let sp = stack_pointer(&state.regs);
+    let mut bytes = vec![0; STACK_BYTES];
+    let read = ProcessMemory::new(server.pid())
+        .read(sp, &mut bytes)
+        .unwrap();
+    bytes.truncate(read);
+    let mut captured = Captured {
+        regs: state.regs,
+        stack: StackBytes {
+            sp,
+            bytes,
+            cut: read == STACK_BYTES,
+        },
+        kernel_frames: state.kernel_frames[..state.kernel_frame_count as usize].to_vec(),
+        python: None,
+    };
+    let names = Namer::new(&server).names(&mut captured);
+    let outer = names.iter().position(|name| name == ROOT[0]);
+    let outer = outer.unwrap_or_else(|| panic!("no {}: {names:#?}", ROOT[0]));
+    assert_eq!(names[outer..outer + 2], ROOT);
+    assert!(
+        names[outer - 1].ends_with("nanosleep (libc.so.6)"),
+        "{names:#?}"
+    );
+    assert_eq!(names[0], "__schedule [kernel]");
+    let in_kernel = |name: &String| name.contains("nanosleep") && name.ends_with("[kernel]");
+    assert!(names[..outer].iter().any(in_kernel), "{names:#?}");
+    client.response();
+}
