@@ -41,8 +41,13 @@ impl Tools {
 
     /// A new daemon with one live task; yields the task's id.
     pub(super) fn armed(&self, service: &str, endpoint: &str) -> Result<(Daemon, String)> {
+        self.armed_for(task(service, endpoint))
+    }
+
+    /// The same, with any task.
+    pub(super) fn armed_for(&self, task: TaskRequest<'_>) -> Result<(Daemon, String)> {
         let mut daemon = self.daemon()?;
-        let task_id = daemon.create_task(task(service, endpoint))?;
+        let task_id = daemon.create_task(task)?;
         let tgid = daemon.id();
         wait_until_attached(tgid, || daemon.still_running())?;
         Ok((daemon, task_id))
@@ -133,6 +138,7 @@ pub(super) fn task<'a>(service: &'a str, endpoint: &'a str) -> TaskRequest<'a> {
         duration_minutes: 15,
         dump_period_ms: 10,
         max_sampling_count: REQUESTS_PER_TASK,
+        min_duration_ms: 0,
     }
 }
 
