@@ -22,6 +22,7 @@ use crate::snapshot;
 use crate::symbolize::Symbolizer;
 use crate::timeline::{self, Grid};
 use crate::unwind::Unwinder;
+use crate::usage::release_free_memory;
 
 /// What the pipeline tells its owner.
 #[derive(Debug)]
@@ -164,6 +165,8 @@ impl Resolve {
                 self.open.clear();
                 self.symbolizer.release();
                 self.unwinder = Unwinder::default();
+                // Symbols take tens of megabytes, and the next task may be days away.
+                release_free_memory();
             }
         }
     }
