@@ -1,7 +1,7 @@
 //! What a service is measured with: nothing, profilerd, or what users would pick instead.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -112,6 +112,11 @@ impl Recording {
     pub(super) fn finish(mut self) -> Result<PathBuf> {
         self.child.still_running()?;
         self.child.signal(libc::SIGINT);
+        self.wait()
+    }
+
+    /// Yields its file once it has ended, by itself or not.
+    fn wait(mut self) -> Result<PathBuf> {
         let status = self.child.wait(WRITTEN_DEADLINE)?;
         // 3: there was nothing to profile, and the file says so.
         ensure!(
@@ -123,11 +128,19 @@ impl Recording {
 
     /// Ends it; yields what it wrote.
     pub(super) fn finish_report(self) -> Result<Report> {
-        let file = self.finish()?;
-        let text = fs::read_to_string(&file)
-            .with_context(|| format!("failed to read {}", file.display()))?;
-        read_json(&text).with_context(|| format!("{} is no report", file.display()))
+        read_report(&self.finish()?)
     }
+
+    /// What a recording wrote that has ended, or soon will, with its last request.
+    pub(super) fn full_report(self) -> Result<Report> {
+        read_report(&self.wait()?)
+    }
+}
+
+fn read_report(file: &Path) -> Result<Report> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
+    read_json(&text).with_context(|| format!("{} is no report", file.display()))
 }
 
 /// A task of a quarter of an hour, one stack every 10 ms, with as many requests as it may have.

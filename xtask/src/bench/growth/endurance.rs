@@ -1,16 +1,14 @@
 //! A day of short tasks in minutes: attach and detach, over and over, in one process.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::slice;
 
 use anyhow::{Context, Result, ensure};
-use profiler_test_support::{LocalServer, target_dir};
+use profiler_test_support::target_dir;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::SHORT;
+use super::{SHORT, while_requests_come};
 use crate::bench::load::paced_server;
 use crate::bench::statistics::median;
 use crate::bench::table::{Goal, Table};
@@ -50,7 +48,7 @@ pub(super) fn measure(table: &mut Table) -> Result<()> {
     step(&format!("growth: {RECORDINGS} recordings in one process"));
     let server = paced_server(SERVICE, SHORT)?;
     let objects = BpfObjects::count()?;
-    let rounds = while_requests_come(&server, || {
+    let rounds = while_requests_come(slice::from_ref(&server), || {
         let tgid = server.id().to_string();
         run_rounds(&["record", &RECORDINGS.to_string(), &tgid])
     })?;
@@ -62,25 +60,6 @@ fn run_rounds(args: &[&str]) -> Result<Vec<Round>> {
     let text = output(Command::new(target_dir().join("release/endurance")).args(args))?;
     let line = |line| serde_json::from_str(line).context("a round of the endurance program");
     text.lines().map(line).collect()
-}
-
-/// Puts one request after the other on the server meanwhile.
-fn while_requests_come<T>(server: &LocalServer, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let client = scope.spawn(|| -> Result<()> {
-            let mut client = server.connect(Duration::from_secs(10))?;
-            while !is_over.load(Ordering::Relaxed) {
-                let answer = client.request("GET", "/hot", "")?;
-                ensure!(answer.status == 200, "GET /hot: {}", answer.status);
-            }
-            Ok(())
-        });
-        let done = work();
-        is_over.store(true, Ordering::Relaxed);
-        client.join().expect("the client does not panic")?;
-        done
-    })
 }
 
 /// The last quarter beside the first.

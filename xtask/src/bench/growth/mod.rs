@@ -7,9 +7,12 @@ mod host;
 mod tasks;
 mod threads;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use profiler_test_support::LocalServer;
 
 use super::load::Pace;
 use super::side::Tools;
@@ -29,4 +32,27 @@ pub(super) fn measure(tools: &Tools, duration: Duration, table: &mut Table) -> R
     threads::measure(tools, duration, table)?;
     depth::measure(tools, table)?;
     endurance::measure(table)
+}
+
+/// Meanwhile each of the servers is asked for one request after the other.
+fn while_requests_come<T>(servers: &[LocalServer], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let is_over = AtomicBool::new(false);
+    let ask = &|server: &LocalServer| -> Result<()> {
+        let mut client = server.connect(Duration::from_secs(10))?;
+        while !is_over.load(Ordering::Relaxed) {
+            let answer = client.request("GET", "/hot", "")?;
+            ensure!(answer.status == 200, "GET /hot: {}", answer.status);
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let start = |server| scope.spawn(move || ask(server));
+        let clients: Vec<_> = servers.iter().map(start).collect();
+        let done = work();
+        is_over.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().expect("a client does not panic")?;
+        }
+        done
+    })
 }

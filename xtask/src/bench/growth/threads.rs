@@ -107,7 +107,7 @@ fn burst(tools: &Tools, server: &LocalServer, duration: Duration, table: &mut Ta
     step("growth: many threads, a thousand requests wanted");
     let recording = tools.recording(SERVICE, "GET:/hot", &[])?;
     put_on(server, duration)?;
-    let report = recording.finish_report()?;
+    let report = recording.full_report()?;
     let of = |it: &str| format!("{THREADS} threads, a thousand wanted: {it}");
     let profiled = report.counter("requests_profiled");
     let name = of("requests profiled");
