@@ -1,7 +1,7 @@
 //! What this process takes of the host: processor time, memory, descriptors.
 //!
 //! In:  `getrusage`, `/proc/self`
-//! Out: [`Usage`]
+//! Out: [`Usage`]; free memory, back to the host
 
 use std::fs;
 use std::io;
@@ -41,6 +41,16 @@ impl Usage {
     }
 }
 
+/// Gives the host back what the allocator keeps of freed memory: for when much was used and little will be
+/// for long. glibc does so by itself only at the end of each of its arenas.
+pub fn release_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointer is passed, and what is allocated stays where it is.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The second number: `size resident shared text lib data dt`, in pages.
 fn resident_pages(statm: &str) -> io::Result<u64> {
     let resident = statm.split_whitespace().nth(1);
@@ -73,6 +83,21 @@ mod tests {
         let after = Usage::now().unwrap();
         assert!(after.rss_bytes > before.rss_bytes);
         assert!(after.open_fds > 0);
+    }
+
+    /// Check that the host gets back what was freed, though what was allocated last is still there.
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn freed_memory_goes_back_to_the_host() {
+        const BLOCKS: usize = 65_536;
+        let mut blocks: Vec<Box<[u8; 1024]>> = (0..BLOCKS).map(|_| Box::new([1; 1024])).collect();
+        let last = blocks.pop();
+        drop(blocks);
+        let kept = Usage::now().unwrap().rss_bytes;
+        release_free_memory();
+        let released = kept.saturating_sub(Usage::now().unwrap().rss_bytes);
+        assert!(released > 32 << 20, "{released} bytes of {kept}");
+        drop(last);
     }
 
     /// Check that a text in another form is refused.

@@ -4,7 +4,8 @@
  *   kernel_cost empty     attaches a program that does nothing to the tracepoint sys_exit; prints "ready"
  *                         and stays until its input ends: what any system call tracepoint costs
  *   kernel_cost serve     prints a port; GET /switch answers nanoseconds per switch between its thread and
- *                         another one on the same CPU, GET /spin/DEPTH computes 500 ms below DEPTH frames
+ *                         another one on the same CPU; below DEPTH frames GET /spin/DEPTH computes 500 ms,
+ *                         GET /nap/DEPTH sleeps 500 times a millisecond, GET /sleep/DEPTH once 500 ms
  *
  * Build: cc -O2 -pthread kernel_cost.c */
 
@@ -116,17 +117,37 @@ static double switch_ns(void) {
 
 static volatile uint64_t sink;
 
-__attribute__((noinline)) static uint64_t spin(int depth) {
-    volatile char frame[96];
-    frame[0] = (char)depth;
-    if (depth > 0)
-        return spin(depth - 1) + (uint64_t)frame[0];
+static void spin(void) {
     uint64_t end = now_ns(CLOCK_THREAD_CPUTIME_ID) + 500000000;
     while (now_ns(CLOCK_THREAD_CPUTIME_ID) < end)
         for (int i = 0; i < 100000; i++)
             sink += (uint64_t)i;
-    return sink;
 }
+
+static void nap(void) {
+    struct timespec time = {.tv_nsec = 1000000};
+    for (int i = 0; i < 500; i++)
+        nanosleep(&time, NULL);
+}
+
+static void sleep_once(void) {
+    struct timespec time = {.tv_nsec = 500000000};
+    nanosleep(&time, NULL);
+}
+
+__attribute__((noinline)) static int below(int depth, void (*work)(void)) {
+    volatile char frame[96];
+    frame[0] = (char)depth;
+    if (depth > 0)
+        return below(depth - 1, work) + frame[0];
+    work();
+    return frame[0];
+}
+
+static const struct {
+    const char *prefix;
+    void (*work)(void);
+} WORKS[] = {{"GET /spin/", spin}, {"GET /nap/", nap}, {"GET /sleep/", sleep_once}};
 
 _Noreturn static void serve(void) {
     int listener = listen_on_loopback("kernel_cost", 8);
@@ -140,8 +161,11 @@ _Noreturn static void serve(void) {
             double value = 0;
             if (strncmp(head, "GET /switch ", 12) == 0)
                 value = switch_ns();
-            else if (strncmp(head, "GET /spin/", 10) == 0)
-                spin(atoi(head + 10));
+            for (size_t i = 0; i < sizeof WORKS / sizeof WORKS[0]; i++) {
+                size_t length = strlen(WORKS[i].prefix);
+                if (strncmp(head, WORKS[i].prefix, length) == 0)
+                    value = below(atoi(head + length), WORKS[i].work);
+            }
             int body_length = snprintf(body, sizeof body, "%.2f\n", value);
             int length = snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s",
                                   body_length, body);

@@ -43,6 +43,8 @@ pub(crate) struct TaskRequest<'a> {
     pub(crate) dump_period_ms: u32,
     /// 1 to 9.
     pub(crate) max_sampling_count: u32,
+    /// Only requests that last longer.
+    pub(crate) min_duration_ms: u32,
 }
 
 /// Fails with the way out when we are not root.
@@ -126,6 +128,11 @@ impl Daemon {
         Ok(self.task(["show", task_id, "--json"])?.contains("NOTIFIED"))
     }
 
+    /// Whether it looks at requests for the task.
+    pub(crate) fn is_armed(&self, task_id: &str) -> bool {
+        is_armed(&self.log_text(), task_id)
+    }
+
     /// Fails when it has ended, with the end of its log.
     pub(crate) fn still_running(&mut self) -> Result<()> {
         let running = self.child.still_running();
@@ -152,6 +159,8 @@ impl Daemon {
             &format!("{}ms", task.dump_period_ms),
             "--max-requests",
             &task.max_sampling_count.to_string(),
+            "--min-duration",
+            &format!("{}ms", task.min_duration_ms),
         ])?;
         let id = text.split_whitespace().find(|word| is_task_id(word));
         id.map(str::to_owned)
@@ -204,6 +213,12 @@ impl Daemon {
         let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
         format!("the end of {}:\n{}", self.log.display(), tail.join("\n"))
     }
+}
+
+/// Whether a daemon's log says that it looks at requests for the task.
+pub(crate) fn is_armed(log: &str, task_id: &str) -> bool {
+    let mut lines = log.lines();
+    lines.any(|line| line.contains(": armed ") && line.contains(task_id))
 }
 
 /// `<creation time, epoch ms>_<base64 of the service>.1`

@@ -22,6 +22,7 @@ use crate::snapshot;
 use crate::symbolize::Symbolizer;
 use crate::timeline::{self, Grids};
 use crate::unwind::Unwinder;
+use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
@@ -177,6 +178,8 @@ impl Resolve {
                 self.open.clear();
                 self.symbolizer.release();
                 self.unwinder = Unwinder::default();
+                // Symbols take tens of megabytes, and the next task may be days away.
+                release_free_memory();
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! In:  tick + `THREAD_STATES`, written by `profiler-ebpf/src/sched_switch.rs`
 //! Out: [`RawSample`] (off-CPU) to [`crate::unwind`]
-//! Lost: thread kept running during every try -> [`Counter::SamplesRaced`];
+//! Lost: thread kept running during every try, or was blocked at the tick and has run since ->
+//!       [`Counter::SamplesRaced`];
 //!       unreadable stack -> [`Counter::SamplesNoStack`];
 //!       end of a block, if the thread blocked twice since the last tick (its durations are less exact)
 //!
@@ -13,6 +14,7 @@
 //!  next tick                          ▲ still 8: the same stack holds, nothing is read
 //!  last tick                                                     ▲ · · · · looked at too late: 10,
 //!                                     but it was the same block at the tick: the stack still holds
+//!                                     (12 and blocked again: likewise)
 //!  then                                                                 10, or 12 and blocked again:
 //!                                     the end of the block is known to the nanosecond
 //! ```
@@ -134,9 +136,13 @@ impl Sampler {
                 continue;
             }
             let is_running = state.flags & thread_state_flag::ON_CPU != 0;
-            // The latest switch-in came after the tick: the thread was off its CPU at the tick.
-            let woke_since = is_running && state.ktime_ns > tick.first_ktime_ns;
-            if read(state.seq) || (woke_since && state.seq >= 2 && read(state.seq - 2)) {
+            let has_left_since = !is_running && state.ktime_ns > tick.last_ktime_ns;
+            // The latest switch-in came after the tick: the thread was off its CPU at the tick, in the
+            // block before, also if it is blocked again by now.
+            let woke_since =
+                (is_running || has_left_since) && state.in_ktime_ns > tick.first_ktime_ns;
+            let before = state.seq.checked_sub(if is_running { 2 } else { 4 });
+            if read(state.seq) || (woke_since && before.is_some_and(read)) {
                 losses.bump(Counter::SamplesUnchanged);
                 tell(tick.last_ktime_ns, SampleKind::Unchanged);
                 if let Some(end_ktime_ns) = self.end_of_block(request, tid, &state) {
@@ -144,11 +150,11 @@ impl Sampler {
                 }
                 return;
             }
-            if woke_since && state.ktime_ns > tick.last_ktime_ns {
+            if woke_since && state.in_ktime_ns > tick.last_ktime_ns {
                 break;
             }
             // Running at the tick, or still: its CPU's tick has it.
-            if is_running || state.ktime_ns > tick.last_ktime_ns {
+            if is_running || has_left_since {
                 if let Some(end_ktime_ns) = self.end_of_block(request, tid, &state) {
                     tell(end_ktime_ns, SampleKind::Ended);
                 }
@@ -433,11 +439,33 @@ mod tests {
     fn a_block_that_was_over_before_we_looked_is_counted() {
         let woken = ThreadState {
             ktime_ns: 101,
+            in_ktime_ns: 101,
             ..state(10, thread_state_flag::ON_CPU)
         };
         let (kinds, reads, losses) = ticks(vec![woken], 1);
         assert_eq!(kinds, [""]);
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (0, 1));
+    }
+
+    /// Check that a thread that woke after the tick and is blocked again was off its CPU at the tick: in the
+    /// block that was read, or else counted.
+    #[test]
+    fn a_thread_that_is_blocked_again_was_blocked_at_the_tick() {
+        let off = state(8, 0);
+        let again = |in_ktime_ns, ktime_ns| ThreadState {
+            ktime_ns,
+            in_ktime_ns,
+            ..state(12, 0)
+        };
+        let (kinds, reads, losses) = ticks(vec![off, off, again(112, 115)], 3);
+        assert_eq!(
+            kinds,
+            ["off since 80", "unchanged, ended 112", "off since 115"]
+        );
+        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (2, 0));
+        let (kinds, reads, losses) = ticks(vec![again(102, 105)], 2);
+        assert_eq!(kinds, ["", "off since 105"]);
+        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (1, 1));
     }
 
     /// Check that a thread that blocked after the tick is left to its CPU, which saw it running.
@@ -453,6 +481,7 @@ mod tests {
     fn a_thread_that_woke_during_the_tick_is_left_to_its_cpu() {
         let woken = ThreadState {
             ktime_ns: 99,
+            in_ktime_ns: 99,
             ..state(10, thread_state_flag::ON_CPU)
         };
         let (kinds, _, losses) = ticks(vec![woken], 1);

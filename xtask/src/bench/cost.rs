@@ -29,27 +29,44 @@ const SETTLE: Duration = Duration::from_secs(20);
 pub(super) fn at_rest(tools: &Tools, table: &mut Table) -> Result<()> {
     step("a daemon at rest");
     let daemon = tools.daemon()?;
-    sleep(SETTLE);
-    let cpu = CpuMeter::start(daemon.id())?;
-    sleep(REST);
-    let percent = cpu.percent()?;
-    let rss_mb = procfs::rss_mb(daemon.id())?;
-    let attached = procfs::attached(daemon.id())? as f64;
+    let rest = Rest::watch(&daemon)?;
     // 0.0 % to one decimal place.
-    table.add("daemon at rest: CPU", percent, "%", Goal::AtMost(0.05));
-    table.add(
-        "daemon at rest: resident memory",
-        rss_mb,
-        "MB",
-        Goal::AtMost(25.0),
-    );
-    table.add(
-        "daemon at rest: attached hooks",
-        attached,
-        "",
-        Goal::AtMost(0.0),
-    );
+    let name = "daemon at rest: CPU";
+    table.add(name, rest.cpu_percent, "%", Goal::AtMost(0.05));
+    let name = "daemon at rest: resident memory";
+    table.add(name, rest.rss_mb, "MB", Goal::AtMost(25.0));
+    let name = "daemon at rest: attached hooks";
+    table.add(name, rest.attached as f64, "", Goal::AtMost(0.0));
     Ok(())
+}
+
+/// What a daemon without a task takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rest {
+    /// Of one core.
+    pub(super) cpu_percent: f64,
+    pub(super) rss_mb: f64,
+    pub(super) open_fds: usize,
+    /// Links of programs, and perf events.
+    pub(super) attached: usize,
+    /// Loaded programs.
+    pub(super) programs: usize,
+}
+
+impl Rest {
+    /// Watches one that has just been started.
+    pub(super) fn watch(daemon: &Daemon) -> Result<Self> {
+        sleep(SETTLE);
+        let cpu = CpuMeter::start(daemon.id())?;
+        sleep(REST);
+        Ok(Self {
+            cpu_percent: cpu.percent()?,
+            rss_mb: procfs::rss_mb(daemon.id())?,
+            open_fds: procfs::open_fds(daemon.id())?,
+            attached: procfs::attached(daemon.id())?,
+            programs: procfs::programs(daemon.id())?.len(),
+        })
+    }
 }
 
 /// Completeness and cost of profiled requests, then kernel time per program run: under load that matches

@@ -1,16 +1,15 @@
 //! What hooks add to system calls, switches and ticks, measured where it is paid
 //! (`tests/bench/kernel_cost.c`).
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use profiler_test_support::{ChildGuard, HttpClient, LocalServer};
 
-use super::load::compile;
+use super::load::{compile, start_ready};
 use super::procfs::{self, BpfStats};
 use super::side::{Tools, UNMATCHED};
 use super::statistics::median;
@@ -84,19 +83,7 @@ fn push_calls(program: &Path, (getppid, read): &mut (Vec<f64>, Vec<f64>)) -> Res
 
 fn hold_empty(program: &Path) -> Result<ChildGuard> {
     let mut command = Command::new(program);
-    command
-        .arg("empty")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut child = ChildGuard::spawn("kernel_cost empty", &mut command)?;
-    let stdout = child.process().stdout.take().context("no output")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    ensure!(
-        line.trim() == "ready",
-        "an empty program cannot be attached"
-    );
-    Ok(child)
+    start_ready("an empty program on sys_exit", command.arg("empty"))
 }
 
 /// Switches between two threads: bare, armed, and while one of them is tagged.

@@ -2,14 +2,15 @@
 //! our own where every single latency counts.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
-use profiler_test_support::{HttpClient, LocalServer, target_dir, workspace_root};
+use anyhow::{Context, Result, bail, ensure};
+use profiler_test_support::{ChildGuard, HttpClient, LocalServer, target_dir, workspace_root};
 
 use super::statistics::percentile;
 use crate::command::{output, run};
@@ -46,10 +47,51 @@ pub(super) fn compile(name: &str) -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// Starts a program that says `ready` and then stays.
+pub(super) fn start_ready(name: &str, command: &mut Command) -> Result<ChildGuard> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = ChildGuard::spawn(name, command)?;
+    let stdout = child.process().stdout.take().context("no output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    ensure!(line.trim() == "ready", "{name} does not get ready");
+    Ok(child)
+}
+
+/// What a server does with each request before it answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// How often it sleeps.
+    pub(super) naps: u32,
+    /// For how long.
+    pub(super) nap: Duration,
+    /// How long it computes after each of them.
+    pub(super) spin: Duration,
+}
+
 /// Compiles and starts `tests/bench/hot_server.c`.
 pub(super) fn hot_server(service_name: &str) -> Result<LocalServer> {
-    let mut command = Command::new(compile("hot_server")?);
-    command.env("SW_AGENT_NAME", service_name);
+    start_hot_server(&compile("hot_server")?, service_name, &[])
+}
+
+/// The same for several services, where a request takes time.
+pub(super) fn paced_servers(service_names: &[String], pace: Pace) -> Result<Vec<LocalServer>> {
+    let program = compile("hot_server")?;
+    let us = |time: Duration| time.as_micros().to_string();
+    let options = [pace.naps.to_string(), us(pace.nap), us(pace.spin)];
+    let start = |name: &String| start_hot_server(&program, name, &options);
+    service_names.iter().map(start).collect()
+}
+
+/// The same for one service.
+pub(super) fn paced_server(service_name: &str, pace: Pace) -> Result<LocalServer> {
+    let mut servers = paced_servers(&[service_name.to_owned()], pace)?;
+    Ok(servers.remove(0))
+}
+
+fn start_hot_server(program: &Path, service_name: &str, options: &[String]) -> Result<LocalServer> {
+    let mut command = Command::new(program);
+    command.args(options).env("SW_AGENT_NAME", service_name);
     LocalServer::start("the hot server", &mut command)
 }
 

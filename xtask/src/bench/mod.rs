@@ -5,6 +5,7 @@
 
 mod cost;
 mod exactness;
+mod growth;
 mod kernel;
 mod load;
 mod procfs;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum as _;
 use profiler_test_support::target_dir;
 
 use self::side::Tools;
@@ -44,6 +46,20 @@ enum Section {
     Kernel,
     /// Tasks of a SkyWalking OAP.
     Oap,
+    /// With the host, with tasks, threads, requests and stacks, and over time.
+    Growth,
+}
+
+impl Section {
+    /// What it needs besides what every part does.
+    fn groups(self) -> &'static [Group] {
+        match self {
+            Self::Python => &[Group::Oap, Group::Bench],
+            Self::Exactness => &[Group::Bench],
+            Self::Oap => &[Group::Oap],
+            Self::Rest | Self::Native | Self::Cost | Self::Kernel | Self::Growth => &[],
+        }
+    }
 }
 
 /// Arguments of `bench`.
@@ -66,7 +82,11 @@ pub(crate) struct BenchArgs {
 /// Runs `bench`.
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     require_root("bench")?;
-    setup::ensure(&[Group::Build, Group::Test, Group::Oap, Group::Bench])?;
+    let wanted = |section| args.sections.is_empty() || args.sections.contains(&section);
+    let mut groups = vec![Group::Build, Group::Test];
+    let sections = Section::value_variants().iter().copied();
+    groups.extend(sections.filter(|it| wanted(*it)).flat_map(Section::groups));
+    setup::ensure(&groups)?;
     let folder = target_dir().join("bench");
     fs::create_dir_all(&folder)?;
     allow_many_connections()?;
@@ -86,7 +106,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     };
     let repetitions = args.repetitions.max(1);
     let duration = Duration::from_secs(args.seconds.max(1));
-    let wanted = |section| args.sections.is_empty() || args.sections.contains(&section);
     if wanted(Section::Rest) {
         cost::at_rest(&tools, &mut table)?;
     }
@@ -107,6 +126,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     if wanted(Section::Oap) {
         skywalking::measure(&tools.binary, &tools.folder, &mut table)?;
+    }
+    if wanted(Section::Growth) {
+        growth::measure(&tools, duration, &mut table)?;
     }
     print!("{}", table.to_text());
     if let Some(file) = &args.json {

@@ -105,6 +105,13 @@ fn rss_bytes(tgid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// How many descriptors the process has open.
+pub(super) fn open_fds(tgid: u32) -> Result<usize> {
+    let folder = format!("/proc/{tgid}/fd");
+    let names = fs::read_dir(&folder).with_context(|| format!("failed to read {folder}"))?;
+    Ok(names.count())
+}
+
 /// How many hooks the process holds attached: links of BPF programs and perf events. They live as file
 /// descriptors, so that their number is the number of such descriptors.
 pub(super) fn attached(tgid: u32) -> Result<usize> {

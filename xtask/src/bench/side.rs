@@ -1,7 +1,7 @@
 //! What a service is measured with: nothing, profilerd, or what users would pick instead.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -41,8 +41,13 @@ impl Tools {
 
     /// A new daemon with one live task; yields the task's id.
     pub(super) fn armed(&self, service: &str, endpoint: &str) -> Result<(Daemon, String)> {
+        self.armed_for(task(service, endpoint))
+    }
+
+    /// The same, with any task.
+    pub(super) fn armed_for(&self, task: TaskRequest<'_>) -> Result<(Daemon, String)> {
         let mut daemon = self.daemon()?;
-        let task_id = daemon.create_task(task(service, endpoint))?;
+        let task_id = daemon.create_task(task)?;
         let tgid = daemon.id();
         wait_until_attached(tgid, || daemon.still_running())?;
         Ok((daemon, task_id))
@@ -107,6 +112,11 @@ impl Recording {
     pub(super) fn finish(mut self) -> Result<PathBuf> {
         self.child.still_running()?;
         self.child.signal(libc::SIGINT);
+        self.wait()
+    }
+
+    /// Yields its file once it has ended, by itself or not.
+    fn wait(mut self) -> Result<PathBuf> {
         let status = self.child.wait(WRITTEN_DEADLINE)?;
         // 3: there was nothing to profile, and the file says so.
         ensure!(
@@ -118,11 +128,19 @@ impl Recording {
 
     /// Ends it; yields what it wrote.
     pub(super) fn finish_report(self) -> Result<Report> {
-        let file = self.finish()?;
-        let text = fs::read_to_string(&file)
-            .with_context(|| format!("failed to read {}", file.display()))?;
-        read_json(&text).with_context(|| format!("{} is no report", file.display()))
+        read_report(&self.finish()?)
     }
+
+    /// What a recording wrote that has ended, or soon will, with its last request.
+    pub(super) fn full_report(self) -> Result<Report> {
+        read_report(&self.wait()?)
+    }
+}
+
+fn read_report(file: &Path) -> Result<Report> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
+    read_json(&text).with_context(|| format!("{} is no report", file.display()))
 }
 
 /// A task of a quarter of an hour, one stack every 10 ms, with as many requests as it may have.
@@ -133,6 +151,7 @@ pub(super) fn task<'a>(service: &'a str, endpoint: &'a str) -> TaskRequest<'a> {
         duration_minutes: 15,
         dump_period_ms: 10,
         max_sampling_count: REQUESTS_PER_TASK,
+        min_duration_ms: 0,
     }
 }
 

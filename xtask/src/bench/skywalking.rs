@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::statistics::median;
 use super::table::{Goal, Table};
 use crate::command::step;
+use crate::daemon::is_armed;
 
 /// One service each: an OAP takes one task of a service at a time.
 const TASKS: u32 = 6;
@@ -105,13 +106,9 @@ impl<'a> Arming<'a> {
 
     fn look(&mut self) -> Result<()> {
         let text = fs::read_to_string(self.log)?;
-        let is_armed = |task_id: &str| {
-            let mut lines = text.lines();
-            lines.any(|line| line.contains(": armed ") && line.contains(task_id))
-        };
         let armed = self
             .waiting
-            .extract_if(.., |(task_id, _)| is_armed(task_id));
+            .extract_if(.., |(task_id, _)| is_armed(&text, task_id));
         let waited = armed.map(|(_, created)| created.elapsed().as_secs_f64());
         self.armed_s.extend(waited);
         Ok(())

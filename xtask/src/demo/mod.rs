@@ -116,6 +116,7 @@ fn create_when_free(daemon: &mut Daemon, endpoint: &str, may_overlap: bool) -> R
             duration_minutes: TASK_MINUTES,
             dump_period_ms: DUMP_PERIOD_MS,
             max_sampling_count: REQUESTS_PER_TASK,
+            min_duration_ms: 0,
         });
         match created {
             Ok(task_id) => {
