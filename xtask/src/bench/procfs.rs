@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -105,11 +106,17 @@ fn rss_bytes(tgid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// How many descriptors the process has open.
+/// How many descriptors the process holds open: the least of several readings, for some are open for a moment
+/// only, to read a file.
 pub(super) fn open_fds(tgid: u32) -> Result<usize> {
     let folder = format!("/proc/{tgid}/fd");
-    let names = fs::read_dir(&folder).with_context(|| format!("failed to read {folder}"))?;
-    Ok(names.count())
+    let mut least = usize::MAX;
+    for _ in 0..5 {
+        let names = fs::read_dir(&folder).with_context(|| format!("failed to read {folder}"))?;
+        least = least.min(names.count());
+        sleep(Duration::from_millis(20));
+    }
+    Ok(least)
 }
 
 /// How many hooks the process holds attached: links of BPF programs and perf events. They live as file

@@ -17,7 +17,7 @@ use crate::command::{cargo, output, run, step};
 const SERVICE: &str = "bench-endurance";
 /// A task a minute makes 1,440 a day.
 const ATTACHMENTS: u32 = 2000;
-const RECORDINGS: u32 = 300;
+const RECORDINGS: u32 = 200;
 /// Of memory and CPU time, for what an allocator and a busy machine add.
 const FLAT: f64 = 1.05;
 
