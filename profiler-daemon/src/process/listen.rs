@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 
+use super::descriptor::socket_inode;
 use super::procfs::Procfs;
 use crate::model::Pid;
 
@@ -96,11 +97,7 @@ pub(super) fn ports_of(procfs: &Procfs, pid: Pid, listeners: &Listeners) -> Vec<
         .take(DESCRIPTORS_MAX)
         .filter_map(|entry| {
             let target = std::fs::read_link(entry.ok()?.path()).ok()?;
-            let inode = target
-                .to_str()?
-                .strip_prefix("socket:[")?
-                .strip_suffix(']')?;
-            listeners.get(&inode.parse().ok()?).copied()
+            listeners.get(&socket_inode(&target)?).copied()
         })
         .collect();
     ports.sort_unstable();

@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod container;
+pub mod descriptor;
 pub(crate) mod elf;
 mod entry;
 mod fact;
