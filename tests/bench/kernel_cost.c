@@ -1,6 +1,7 @@
 /* What hooks cost, measured where they are paid.
  *
- *   kernel_cost calls     prints nanoseconds of getppid() and of read() of 64 bytes, least of many rounds
+ *   kernel_cost calls     prints nanoseconds of getppid(), of read() of 64 bytes of a file, and of write() and
+ *                         read() of 64 bytes on a socket together, least of many rounds
  *   kernel_cost empty     attaches a program that does nothing to the tracepoint sys_exit; prints "ready"
  *                         and stays until its input ends: what any system call tracepoint costs
  *   kernel_cost serve     prints a port; GET /switch answers nanoseconds per switch between its thread and
@@ -41,24 +42,33 @@ static void pin(void) {
     sched_setaffinity(0, sizeof set, &set);
 }
 
-static void print_calls(void) {
+static void make_call(int kind, int zero, const int *pair) {
+    static const char zeros[64];
     char bytes[64];
-    int zero = open("/dev/zero", O_RDONLY);
-    double least[2] = {1e9, 1e9};
+    if (kind == 0)
+        syscall(SYS_getppid);
+    else if (kind == 1 && read(zero, bytes, sizeof bytes) < 0)
+        exit(1);
+    else if (kind == 2 && (write(pair[0], zeros, sizeof zeros) < 0 || read(pair[1], bytes, sizeof bytes) < 0))
+        exit(1);
+}
+
+static void print_calls(void) {
+    int zero = open("/dev/zero", O_RDONLY), pair[2];
+    double least[3] = {1e9, 1e9, 1e9};
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0)
+        exit(1);
     pin();
     for (int round = 0; round < ROUNDS; round++)
-        for (int kind = 0; kind < 2; kind++) {
+        for (int kind = 0; kind < 3; kind++) {
             uint64_t start = now_ns(CLOCK_MONOTONIC);
             for (int i = 0; i < CALLS; i++)
-                if (kind == 0)
-                    syscall(SYS_getppid);
-                else if (read(zero, bytes, sizeof bytes) < 0)
-                    exit(1);
+                make_call(kind, zero, pair);
             double ns = (double)(now_ns(CLOCK_MONOTONIC) - start) / CALLS;
             if (ns < least[kind])
                 least[kind] = ns;
         }
-    printf("%.2f %.2f\n", least[0], least[1]);
+    printf("%.2f %.2f %.2f\n", least[0], least[1], least[2]);
 }
 
 static int hold_empty(void) {

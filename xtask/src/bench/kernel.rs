@@ -17,6 +17,12 @@ use super::table::{Goal, Table};
 use crate::command::{output, step};
 
 const SERVICE: &str = "bench-kernel";
+/// What `kernel_cost calls` times, in its order.
+const CALLS: [&str; 3] = [
+    "getppid",
+    "read of 64 bytes",
+    "write and read of 64 bytes on a socket",
+];
 /// Frames of about 130 bytes each: some, a whole page, and more than the 16 KiB that are copied.
 const DEPTHS: &[u32] = &[10, 40, 200];
 /// Requests of half a second for each depth.
@@ -40,7 +46,7 @@ fn server(program: &Path) -> Result<LocalServer> {
 fn calls(tools: &Tools, program: &Path, repetitions: u32, table: &mut Table) -> Result<()> {
     step("the cheapest system calls: bare, with an empty program, armed");
     let _target = server(program)?;
-    let mut sides = [const { (Vec::new(), Vec::new()) }; 3];
+    let mut sides = [const { [const { Vec::new() }; CALLS.len()] }; 3];
     for _ in 0..repetitions {
         push_calls(program, &mut sides[0])?;
         let empty = hold_empty(program)?;
@@ -51,18 +57,14 @@ fn calls(tools: &Tools, program: &Path, repetitions: u32, table: &mut Table) -> 
         drop(armed);
     }
     let [bare, empty, armed] = sides;
-    for (name, bare, empty, armed) in [
-        ("getppid", &bare.0, &empty.0, &armed.0),
-        ("read of 64 bytes", &bare.1, &empty.1, &armed.1),
-    ] {
+    for (index, name) in CALLS.iter().enumerate() {
+        let [bare, empty, armed] = [&bare[index], &empty[index], &armed[index]];
         let bare_ns = median(bare);
         table.add(format!("unrelated {name}: bare"), bare_ns, "ns", Goal::None);
         let what = format!("unrelated {name}: added by an empty program on sys_exit");
         table.add(what, added(empty, bare), "ns", Goal::None);
         let what = format!("unrelated {name}: added by profilerd, armed");
         table.add(what, added(armed, bare), "ns", Goal::AtMost(60.0));
-        let what = format!("unrelated {name}: of it more than an empty program");
-        table.add(what, added(armed, empty), "ns", Goal::None);
     }
     Ok(())
 }
@@ -73,11 +75,16 @@ fn added(with: &[f64], without: &[f64]) -> f64 {
     median(&added)
 }
 
-fn push_calls(program: &Path, (getppid, read): &mut (Vec<f64>, Vec<f64>)) -> Result<()> {
+fn push_calls(program: &Path, times: &mut [Vec<f64>; CALLS.len()]) -> Result<()> {
     let text = output(Command::new(program).arg("calls"))?;
     let mut numbers = text.split_whitespace().map(str::parse::<f64>);
-    getppid.push(numbers.next().context("no time of getppid")??);
-    read.push(numbers.next().context("no time of read")??);
+    for (name, times) in CALLS.iter().zip(times) {
+        times.push(
+            numbers
+                .next()
+                .with_context(|| format!("no time of {name}"))??,
+        );
+    }
     Ok(())
 }
 
