@@ -10,7 +10,8 @@ pub enum KernelCounter {
     RequestsSeen = 0,
     /// Heads that passed the literal prefilter of the task's rule; the daemon matches exactly.
     PrefilterPassed = 1,
-    /// Request events lost because the `REQUESTS` ring was full.
+    /// Request events lost because the `REQUESTS` ring was full, or because a hook ran in the middle of
+    /// another one of the same CPU (Linux 7.0).
     RequestRingFull = 2,
     /// On-CPU samples lost because the `SAMPLES` ring was full.
     SampleRingFull = 3,
@@ -20,9 +21,10 @@ pub enum KernelCounter {
     TagsFull = 5,
     /// A second head on a connection whose request was still unanswered (pipelining).
     PipelinedHeads = 6,
-    /// Heads on a descriptor that is not a server socket: a file, a pipe, a client connection.
+    /// Heads on a descriptor that is not a server socket: a client connection; seen by `sys_exit`, also a
+    /// file or a pipe.
     NotServerSocket = 7,
-    /// User memory that could not be read at system call exit.
+    /// User memory that could not be read after a system call had filled it.
     HeadUnreadable = 8,
     /// Stack copies that got no byte (page not resident, or no user stack).
     StackUnreadable = 9,

@@ -54,6 +54,12 @@ pub struct KernelOffsets {
     pub sock_max_ack_backlog: u32,
     /// `unix_sock.addr`.
     pub unix_addr: u32,
+    /// `sock.sk_socket`.
+    pub sock_socket: u32,
+    /// `sock.sk_shutdown`.
+    pub sock_shutdown: u32,
+    /// Distance from a `struct socket` to the number of its inode, which are allocated together.
+    pub socket_inode: u32,
 }
 
 /// Bits of [`Settings::flags`].
@@ -62,6 +68,9 @@ pub mod setting_flag {
     pub const TASK_PT_REGS: u32 = 1;
     /// The offsets from `task_files` to `unix_addr` are known: descriptors can be checked.
     pub const SOCKET_CHECK: u32 = 1 << 1;
+    /// Requests are seen by the hooks on sockets, which give the socket, and not by `sys_exit`. Comes
+    /// with `SOCKET_CHECK` and the offsets from `sock_socket` to `socket_inode`.
+    pub const SOCKET_HOOKS: u32 = 1 << 2;
 }
 
 /// How the programs behave: the global `SETTINGS`.
@@ -74,5 +83,5 @@ pub struct Settings {
     pub sample_wakeup_bytes: u32,
 }
 
-const _: () = assert!(size_of::<KernelOffsets>() == 22 * 4);
+const _: () = assert!(size_of::<KernelOffsets>() == 25 * 4);
 const _: () = assert!(size_of::<Settings>() == 8);

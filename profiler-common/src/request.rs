@@ -55,12 +55,15 @@ pub mod conn_flag {
     pub const OUTBOUND: u32 = 7 << 8;
 }
 
-/// State of one server connection: value of `CONNS`, written by `sys_exit`.
+/// State of one server connection: value of `CONNS`, written by the hooks that see requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Conn {
     /// Address of the kernel's `struct sock`: a change means the descriptor was reused.
     pub sk: u64,
+    /// Inode of that socket, which tells it from a later one at the same address; 0 where
+    /// [`crate::setting_flag::SOCKET_HOOKS`] is not set.
+    pub inode: u64,
     /// Identity of the open request, unique while the programs stay loaded; 0 if none.
     pub request_id: u64,
     /// `CLOCK_MONOTONIC` when the read that completed the request line returned.
@@ -245,6 +248,6 @@ pub struct RequestEventHeader {
 }
 
 const _: () = assert!(size_of::<ConnKey>() == 8);
-const _: () = assert!(size_of::<Conn>() == 64);
+const _: () = assert!(size_of::<Conn>() == 72);
 const _: () = assert!(size_of::<PartialHead>() == 16 + PARTIAL_HEAD_MAX_BYTES);
 const _: () = assert!(size_of::<RequestEventHeader>() == 72);

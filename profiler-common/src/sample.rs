@@ -9,7 +9,7 @@ pub const KERNEL_FRAMES_MAX: usize = 48;
 
 /// Tag of a thread that serves a profiled request: value of `THREAD_TAGS`, key tid (host).
 ///
-/// Written by `sys_exit` in the thread, removed at the request's end, by the exit hooks, and by the
+/// Written by the hooks that see requests in the thread, removed at the request's end, by the exit hooks, and by the
 /// thread's `sched_switch` once the daemon has let the request go. Only threads with a tag are ever
 /// sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,23 @@ pub(crate) mod call {
     pub(crate) const DUP: u8 = 13;
     /// `(fd, buffer, count, flags)` with `flags` in the place `recvfrom` has them.
     pub(crate) const RECEIVE: u8 = 14;
+
+    /// A meaning as an element of a set.
+    pub(crate) const fn bit(meaning: u8) -> u32 {
+        1 << (meaning & 31)
+    }
+
+    /// Calls that read bytes.
+    pub(crate) const RECEIVES: u32 = bit(READ) | bit(READ_IOVEC) | bit(READ_MESSAGE) | bit(RECEIVE);
+    /// Calls that write bytes.
+    pub(crate) const SENDS: u32 = bit(WRITE)
+        | bit(WRITE_IOVEC)
+        | bit(WRITE_MESSAGE)
+        | bit(WRITE_UNSEEN)
+        | bit(SPLICE)
+        | bit(WRITE_MESSAGES);
+    /// Calls that close or shut down.
+    pub(crate) const ENDS: u32 = bit(CLOSE) | bit(CLOSE_RANGE) | bit(SHUTDOWN) | bit(DUP);
 }
 
 /// Size of [`CALLS`]; later numbers (469 in Linux 6.18) are none of ours.

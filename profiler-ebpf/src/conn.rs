@@ -4,7 +4,8 @@
 //! IDLE --head--> OPEN --write--> RESPONDING --write--> RESPONDING
 //!  ^              | ^ read: body   |
 //!  |              +-+              | head, end of file, close, ...: END
-//!  +-------------------------------+          shutdown: END, HALF_CLOSED until close
+//!  +-------------------------------+          shutdown: END, HALF_CLOSED until close;
+//!                                             with the socket hooks forgotten like a close
 //! ```
 //!
 //! A head read while the request before it is still unanswered never opens another one: it is a
@@ -21,9 +22,9 @@ use crate::head::{self, LINE_MAX, line_status, status};
 use crate::partial::{join_piece, keep_piece};
 use crate::rule::{NO_SLOT, match_rules};
 use crate::scratch::fetch;
-use crate::socket::{same_socket, server_socket};
+use crate::socket::{names_socket, same_socket, server_socket};
 use crate::start::start_request;
-use crate::{emit, maps, read, tag};
+use crate::{emit, maps, read, socket, tag};
 
 /// Flags that outlive a request on the connection.
 const LASTING_FLAGS: u32 = conn_flag::UPGRADED | conn_flag::PARTIAL;
@@ -53,6 +54,13 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let task_mask = unsafe { (*scratch).task_mask };
     let fd = u64::from(key as u32);
+    let mut known = maps::conn(unpack(key));
+    if known.as_ref().is_some_and(|conn| socket::is_another(conn)) {
+        if forget_replaced(key) == 0 {
+            return 0;
+        }
+        known = None;
+    }
     let copied = fetch(0, LINE_MAX);
     if copied == 0 {
         count_all(task_mask, KernelCounter::HeadUnreadable);
@@ -61,7 +69,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     let line = head::line(copied);
     let begins = line_status(line);
     let mut sk;
-    if let Some(conn) = maps::conn(unpack(key)) {
+    if let Some(conn) = known {
         if conn.flags & conn_flag::PARTIAL != 0 {
             return join_piece(key, conn.sk);
         }
@@ -72,10 +80,16 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         if begins == status::NO || closing && begins == status::TOKEN {
             return 0;
         }
+        if conn.state != conn_state::HALF_CLOSED && socket::is_shut_down() {
+            // Of a Unix socket that is not seen when it happens.
+            on_close(key, EndReason::Shutdown as u64);
+            count_all(task_mask, KernelCounter::HeadAfterShutdown);
+            return 0;
+        }
         if begins == status::WHOLE && !closing {
             return on_next_head(key, line, task_mask.into());
         }
-        sk = same_socket(fd, conn.sk);
+        sk = same_socket(fd, conn.sk, conn.inode);
         if sk != conn.sk {
             sk = replace_socket(key);
         } else if conn.state == conn_state::OPEN {
@@ -97,6 +111,10 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         if begins >= status::TARGET {
             count_all(task_mask, KernelCounter::NotServerSocket);
         }
+        return 0;
+    }
+    if socket::is_shut_down() {
+        count_all(task_mask, KernelCounter::HeadAfterShutdown);
         return 0;
     }
     if begins == status::WHOLE {
@@ -127,7 +145,7 @@ pub(crate) extern "C" fn on_next_head(key: u64, line: u64, task_mask: u64) -> u6
         return 0;
     }
     let fd = u64::from(key as u32);
-    let mut sk = same_socket(fd, conn.sk);
+    let mut sk = same_socket(fd, conn.sk, conn.inode);
     if sk == conn.sk {
         end_if_tracked(key);
     } else {
@@ -149,6 +167,22 @@ fn replace_socket(key: u64) -> u64 {
     server_socket(u64::from(key as u32))
 }
 
+/// The record of a descriptor is of another socket than a socket hook was given. Ends its request
+/// and forgets it, unless the descriptor still names the record's socket: then the bytes are of
+/// another call, which io_uring finishes at the end of this one. 0 if so.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn forget_replaced(key: u64) -> u64 {
+    let Some(conn) = maps::conn(unpack(key)) else {
+        return 1;
+    };
+    if names_socket(u64::from(key as u32), conn.sk, conn.inode) != 0 {
+        return 0;
+    }
+    on_close(key, EndReason::SocketReplaced as u64);
+    1
+}
+
 /// Ends the request before the one whose head was just read. One that is not tracked needs no end:
 /// the next one overwrites it.
 #[inline(always)]
@@ -162,7 +196,12 @@ pub(crate) fn end_if_tracked(key: u64) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_end_of_file(key: u64) -> u64 {
-    if maps::conn(unpack(key)).is_some_and(|conn| conn.state == conn_state::RESPONDING) {
+    let Some(conn) = maps::conn(unpack(key)) else {
+        return 0;
+    };
+    if socket::is_another(conn) {
+        forget_replaced(key);
+    } else if conn.state == conn_state::RESPONDING {
         end_request(key, EndReason::PeerClosed as u64);
     }
     0
@@ -235,8 +274,7 @@ pub(crate) extern "C" fn end_request(key: u64, reason: u64) -> u64 {
     if conn.flags & conn_flag::TRACKED != 0 {
         tag::clear(conn.reader_tid, conn.request_id);
         if maps::take_cancel(conn.request_id) != cancel::REQUEST {
-            emit::set_header(RequestEventKind::End, conn, conn_key.fd, 0, reason as u32);
-            emit::send(0);
+            emit::end_event(conn, conn_key.fd, reason as u32);
         }
     }
     conn.flags &= LASTING_FLAGS;

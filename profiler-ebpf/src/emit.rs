@@ -24,16 +24,32 @@ pub(crate) fn flags_of(conn: &Conn) -> u32 {
     flags
 }
 
-/// Writes the header of an event about the request that is open on `conn`.
+/// Writes the header of an event about the request that is open on `conn` into the scratch.
 #[inline(always)]
-pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u32, detail: u32) {
+pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u32) {
     let Some(scratch) = maps::request_scratch() else {
         return;
     };
-    let (tgid, tid) = read::current_ids();
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
-    let header = unsafe { &mut (*scratch).header };
-    *header = RequestEventHeader {
+    unsafe { (*scratch).header = header(kind, conn, fd, flags, 0) };
+}
+
+/// Sends the end of the request that is open on `conn`.
+#[inline(always)]
+pub(crate) fn end_event(conn: &Conn, fd: i32, reason: u32) {
+    send_alone(&header(RequestEventKind::End, conn, fd, 0, reason));
+}
+
+#[inline(always)]
+fn header(
+    kind: RequestEventKind,
+    conn: &Conn,
+    fd: i32,
+    flags: u32,
+    detail: u32,
+) -> RequestEventHeader {
+    let (tgid, tid) = read::current_ids();
+    RequestEventHeader {
         kind: kind as u32,
         flags: flags | flags_of(conn),
         request_id: conn.request_id,
@@ -47,19 +63,14 @@ pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u3
         start_ktime_ns: conn.start_ktime_ns,
         last_write_ktime_ns: conn.last_write_ktime_ns,
         written_bytes: conn.written_bytes,
-    };
+    }
 }
 
 /// Writes and sends an event about a process; `fd` and `detail` as the kind has them.
 #[inline(always)]
 pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: u32) {
-    let Some(scratch) = maps::request_scratch() else {
-        return;
-    };
     let (_, tid) = read::current_ids();
-    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
-    let header = unsafe { &mut (*scratch).header };
-    *header = RequestEventHeader {
+    send_alone(&RequestEventHeader {
         kind: kind as u32,
         flags: 0,
         request_id: 0,
@@ -73,8 +84,23 @@ pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: 
         start_ktime_ns: 0,
         last_write_ktime_ns: 0,
         written_bytes: 0,
+    });
+}
+
+/// Sends a header without data. Not by way of the scratch: process hooks send too, and may interrupt a
+/// request hook.
+#[inline(always)]
+fn send_alone(header: &RequestEventHeader) {
+    // SAFETY: a header is integers without padding.
+    let record = unsafe {
+        core::slice::from_raw_parts(
+            core::ptr::from_ref(header).cast::<u8>(),
+            size_of::<RequestEventHeader>(),
+        )
     };
-    send(0);
+    if !maps::output_request(record) {
+        count(header.slot, KernelCounter::RequestRingFull);
+    }
 }
 
 /// Sends the header in the scratch and `data_len` bytes behind it; a full ring is counted.

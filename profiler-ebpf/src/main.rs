@@ -2,13 +2,13 @@
 //! captures what those threads do.
 //!
 //! ```text
-//! sys_exit ----------> REQUESTS ring, CONNS, THREAD_TAGS, THREAD_STATES
+//! sock_* or sys_exit -> REQUESTS ring, CONNS, THREAD_TAGS, THREAD_STATES
 //! sched_switch ------> THREAD_STATES   registers and kernel stack of a tagged thread at switch-out
 //! sample_on_cpu -----> SAMPLES ring    registers, kernel stack, Python chain, user stack bytes
 //! sched_process_* ---> REQUESTS ring, TARGETS, THREAD_TAGS
 //! ```
 //!
-//! Read `sys_exit.rs` first, then `conn.rs` (the request state machine) and `head.rs`.
+//! Read `sock_recv.rs` and `syscall.rs` first, then `conn.rs` (the request state machine) and `head.rs`.
 //!
 //! # Form of the programs
 //!
@@ -59,6 +59,12 @@ mod sched_switch;
 #[cfg(target_arch = "bpf")]
 mod scratch;
 #[cfg(target_arch = "bpf")]
+mod sock_recv;
+#[cfg(target_arch = "bpf")]
+mod sock_send;
+#[cfg(target_arch = "bpf")]
+mod sock_state;
+#[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod stack;
@@ -66,6 +72,8 @@ mod stack;
 mod start;
 #[cfg(target_arch = "bpf")]
 mod sys_exit;
+#[cfg(target_arch = "bpf")]
+mod syscall;
 #[cfg(target_arch = "bpf")]
 mod tag;
 

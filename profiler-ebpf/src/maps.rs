@@ -17,7 +17,7 @@ use crate::scratch::{RequestScratch, SampleScratch};
 #[map]
 static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16 * 1024, 0);
 
-/// Filter of `TARGETS` for every system call of the rest of the machine. Never reset.
+/// Filter of `TARGETS` for every event of the rest of the machine. Never reset.
 #[map]
 static TARGET_TGIDS: Array<u32> = Array::with_max_entries(FILTER_LEN, 0);
 
@@ -236,7 +236,7 @@ pub(crate) fn last_request_id() -> Option<&'static mut u64> {
         .map(|value| unsafe { &mut *value })
 }
 
-/// This CPU's work space of `sys_exit` and the process hooks.
+/// This CPU's work space of the hooks that see requests, and of the process hooks.
 #[inline(always)]
 pub(crate) fn request_scratch() -> Option<*mut RequestScratch> {
     REQUEST_SCRATCH.get_ptr_mut(0)

@@ -48,6 +48,6 @@ pub(crate) extern "C" fn on_outbound(key: u64) -> u64 {
     } else {
         0
     };
-    emit::set_header(RequestEventKind::Outbound, conn, unpack(key).fd, flags, 0);
+    emit::set_header(RequestEventKind::Outbound, conn, unpack(key).fd, flags);
     emit::send(copied)
 }

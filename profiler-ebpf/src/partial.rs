@@ -8,7 +8,7 @@ use crate::head::{self, LINE_MAX, line_status, status};
 use crate::rule::match_rules;
 use crate::scratch::fetch;
 use crate::start::start_request;
-use crate::{maps, read};
+use crate::{maps, read, socket};
 
 const _: () = assert!(LINE_MAX == PARTIAL_HEAD_MAX_BYTES as u64);
 
@@ -51,6 +51,7 @@ fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
     }
     let conn = Conn {
         sk,
+        inode: socket::inode_number(sk),
         request_id: 0,
         start_ktime_ns: 0,
         first_write_ktime_ns: 0,

@@ -5,12 +5,12 @@ use profiler_common::{
     conn_state,
 };
 
-use crate::conn::{end_request, unpack};
+use crate::conn::{end_request, forget_replaced, unpack};
 use crate::count::count;
 use crate::outbound::on_outbound;
 use crate::scratch::fetch;
 use crate::tag::{self, open_conn, set_result, set_tag};
-use crate::{emit, head, maps, read};
+use crate::{emit, head, maps, read, socket};
 
 /// Status code of `101 Switching Protocols`.
 const SWITCHING_PROTOCOLS: u64 = 101;
@@ -26,7 +26,14 @@ const INTERIM_MAX_BYTES: u64 = 64;
 #[inline(never)]
 pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
     let conn_key = unpack(key);
-    let Some(conn) = maps::conn(conn_key) else {
+    let mut known = maps::conn(conn_key);
+    if known.as_ref().is_some_and(|conn| socket::is_another(conn)) {
+        if forget_replaced(key) == 0 {
+            return 0;
+        }
+        known = None;
+    }
+    let Some(conn) = known else {
         return if seen == 0 { 0 } else { on_outbound(key) };
     };
     let mut code = 0;
@@ -94,7 +101,7 @@ pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 
         } else {
             fetch(0, RESPONSE_HEAD_MAX_BYTES as u64)
         };
-        emit::set_header(RequestEventKind::FirstWrite, conn, conn_key.fd, 0, 0);
+        emit::set_header(RequestEventKind::FirstWrite, conn, conn_key.fd, 0);
         emit::send(copied);
     }
     0

@@ -1,7 +1,9 @@
 //! Work space too large for the 512-byte BPF stack, one per CPU and kind of program.
 //!
-//! Safe to share between the functions of one program run: preemption is off while a tracing
-//! program runs, and `sample_on_cpu`, which interrupts the others, has a space of its own.
+//! Safe to share between the functions of one program run: `sample_on_cpu`, which interrupts the others, has a
+//! space of its own, and so have process hooks, which need none. Request hooks interrupt each other from
+//! Linux 7.0 on, where tracepoints do not switch preemption off any more: a socket hook takes the space for
+//! itself ([`RequestScratch::is_taken`]), and `sys_exit` still runs with preemption off.
 
 use profiler_common::{
     HEAD_MAX_BYTES, KERNEL_FRAMES_MAX, PARTIAL_HEAD_MAX_BYTES, PYTHON_FRAMES_MAX, PartialHead,
@@ -26,6 +28,10 @@ pub(crate) struct RequestScratch {
     pub(crate) task_mask: u32,
     /// `Target::flags` of the current process.
     pub(crate) target_flags: u32,
+    /// 1 while a socket hook uses the space.
+    pub(crate) is_taken: u64,
+    /// The `struct sock` that a socket hook was given.
+    pub(crate) sk: u64,
     /// Room to build a `PARTIAL_HEADS` value.
     pub(crate) partial: PartialHead,
     /// Header of the next event.

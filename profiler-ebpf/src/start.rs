@@ -12,7 +12,7 @@ use crate::head::LINE_MAX;
 use crate::rule::NO_SLOT;
 use crate::scratch::fetch;
 use crate::tag::{self, set_result, set_tag};
-use crate::{emit, maps, read};
+use crate::{emit, maps, read, socket};
 
 /// Opens a request on a connection whose previous one has ended.
 ///
@@ -61,8 +61,10 @@ pub(crate) extern "C" fn start_request(key: u64, sk: u64, slot: u64, joined: u64
 fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
     let start_ktime_ns = if request_id == 0 { 0 } else { read::ktime_ns() };
     let reader_tid = read::current_ids().1;
+    let inode = socket::inode_number(sk);
     if let Some(conn) = maps::conn(key) {
         conn.sk = sk;
+        conn.inode = inode;
         conn.request_id = request_id;
         conn.start_ktime_ns = start_ktime_ns;
         conn.first_write_ktime_ns = 0;
@@ -76,6 +78,7 @@ fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
     }
     let conn = Conn {
         sk,
+        inode,
         request_id,
         start_ktime_ns,
         first_write_ktime_ns: 0,
@@ -120,7 +123,7 @@ fn send_start(key: ConnKey, joined: u64) {
     if !setting(setting_flag::SOCKET_CHECK) {
         flags |= event_flag::SOCKET_UNCHECKED;
     }
-    emit::set_header(RequestEventKind::Start, conn, key.fd, flags, 0);
+    emit::set_header(RequestEventKind::Start, conn, key.fd, flags);
     emit::send(joined + copied);
 }
 

@@ -1,10 +1,13 @@
 //! Thread tags: a thread has one while it serves a tracked request, and only then is it sampled.
 
 use profiler_common::{
-    Conn, ConnKey, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, cancel, conn_flag,
-    conn_state, thread_state_flag,
+    Conn, ConnKey, EndReason, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, cancel,
+    conn_flag, conn_state, setting_flag, thread_state_flag,
 };
 
+use crate::conn::{end_request, pack};
+use crate::globals::setting;
+use crate::socket::names_socket;
 use crate::{maps, read};
 
 /// Results of [`set`].
@@ -43,8 +46,12 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
         && let Some(other) = open_conn(old)
         && other.state == conn_state::OPEN
     {
-        other.flags |= conn_flag::INTERLEAVED;
-        result = set_result::INTERLEAVED;
+        if is_closed(old.fd, other) {
+            end_request(pack(old.tgid, old.fd), EndReason::Closed as u64);
+        } else {
+            other.flags |= conn_flag::INTERLEAVED;
+            result = set_result::INTERLEAVED;
+        }
     }
     if maps::thread_state(tid).is_none() && !maps::insert_thread_state(tid, &RUNNING) {
         return set_result::FULL;
@@ -70,6 +77,14 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
         maps::remove_thread_state(tid);
         set_result::FULL
     }
+}
+
+/// Whether a descriptor of the current process is not the connection's any more. The socket hooks do not
+/// see every close; at `sys_exit` it was seen.
+#[inline(always)]
+fn is_closed(fd: i32, conn: &Conn) -> bool {
+    setting(setting_flag::SOCKET_HOOKS)
+        && names_socket(u64::from(fd.cast_unsigned()), conn.sk, conn.inode) == 0
 }
 
 /// The connection of a tag, if its request is still the one that is open there.

@@ -11,7 +11,7 @@ use crate::embedded::store::{Store, StoreLimits};
 use crate::embedded::task::TaskRequest;
 use crate::embedded::wire;
 use crate::kernel::{KernelTypes, RequestRecord, decode_request, decode_sample};
-use crate::model::{Pid, ProfileTask, RequestEvent, TaskId, TaskSlot, WallClock};
+use crate::model::{Pid, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock};
 use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
 
 /// Splits `len u16 | bytes` repeated; what is left over is the last part.
@@ -56,6 +56,10 @@ struct NoConns;
 impl ConnView for NoConns {
     fn conn(&self, _: Pid, _: i32) -> Option<Conn> {
         None
+    }
+
+    fn is_socket(&self, _: Pid, _: Tid, _: i32, _: u64) -> bool {
+        true
     }
 }
 

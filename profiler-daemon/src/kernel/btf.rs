@@ -11,7 +11,7 @@
 //! ```
 //!
 //! <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/btf.h>. Only what offsets need is
-//! understood: structures, unions and enumerators; every other kind is stepped over.
+//! understood: structures, unions, enumerators and names of typedefs; every other kind is stepped over.
 
 use std::collections::HashMap;
 
@@ -80,6 +80,7 @@ mod kind {
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
     pub(super) const ENUM: u32 = 6;
+    pub(super) const TYPEDEF: u32 = 8;
 }
 
 impl<'a> KernelTypes<'a> {
@@ -160,6 +161,16 @@ impl<'a> KernelTypes<'a> {
                         .and_then(|name| self.string(name))
                         .is_some_and(|string| string == name.as_bytes())
                 })
+        })
+    }
+
+    /// Whether a type has this other name: `btf_trace_x` exists where tracepoint `x` does.
+    #[must_use]
+    pub fn has_typedef(&self, name: &str) -> bool {
+        self.starts.iter().any(|&start| {
+            self.type_at(start as usize).is_some_and(|found| {
+                found.kind == kind::TYPEDEF && self.string(found.name) == Some(name.as_bytes())
+            })
         })
     }
 
@@ -350,6 +361,7 @@ mod tests {
                 if let Ok(types) = KernelTypes::parse(&damaged) {
                     let _ = types.offset_of("a", "y");
                     let _ = types.has_enumerator("E");
+                    let _ = types.has_typedef("E");
                 }
             }
         }
@@ -376,5 +388,7 @@ mod tests {
         let pid = types.offset_of("task_struct", "pid").unwrap();
         assert_eq!(types.offset_of("task_struct", "tgid"), Ok(pid + 4));
         assert!(types.has_enumerator("BPF_FUNC_ringbuf_output"));
+        assert!(types.has_typedef("btf_trace_sys_exit"));
+        assert!(!types.has_typedef("btf_trace_no_such_event"));
     }
 }

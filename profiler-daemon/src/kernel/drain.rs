@@ -34,6 +34,7 @@ impl Kernel {
     ) -> usize {
         let mut drained = 0;
         self.drained.request_bytes = 0;
+        let mut closed_range = None;
         while drained < DRAIN_MAX {
             let Some(record) = self.requests.next() else {
                 break;
@@ -43,13 +44,23 @@ impl Kernel {
             let decoded = decode_request(&record);
             drop(record);
             match decoded {
-                Ok(RequestRecord::Event(event)) => each(Ok(event)),
+                Ok(RequestRecord::Event(event)) => {
+                    closed_range = None;
+                    each(Ok(event));
+                }
                 Ok(RequestRecord::CloseRange {
                     pid,
                     first,
                     last,
                     ktime_ns,
-                }) => self.close_range(pid, first, last, ktime_ns, &mut each),
+                }) => {
+                    // The socket hooks tell of a range once for each socket in it.
+                    let range = Some((pid, first, last));
+                    if closed_range != range {
+                        self.close_range(pid, first, last, ktime_ns, &mut each);
+                    }
+                    closed_range = range;
+                }
                 Err(bad) => each(Err(bad)),
             }
         }
@@ -59,7 +70,7 @@ impl Kernel {
         drained
     }
 
-    /// Ends the requests on a closed range of descriptors, as `sys_exit` does for a single one.
+    /// Ends the requests on a closed range of descriptors, as the programs do for a single one.
     fn close_range(
         &mut self,
         pid: Pid,

@@ -56,14 +56,14 @@ pub use decode_sample::decode_sample;
 pub use drain::Drained;
 pub use error::{KernelError, MINIMUM_KERNEL};
 pub(crate) use memory_limit::raise_memory_limit;
-pub use object::{BTF_PATH, LoadOptions};
+pub use object::{BTF_PATH, LoadOptions, RequestHooks};
 pub use perf_event::try_perf_event;
 pub use probe::{Check, probe, probe_quickly};
 pub use regs::{FP, IP, SP, instruction_pointer, stack_pointer};
 pub use stats::{ProgramStats, count_runs};
 
 use maps::Maps;
-use object::{HOOKS, Link, SAMPLE_PROGRAM};
+use object::{Link, SAMPLE_PROGRAM};
 
 /// When the clock events of the CPUs began. Each ticks one period after its beginning, and then every
 /// period without drift, somewhere between these two instants.
@@ -83,6 +83,7 @@ pub struct Kernel {
     requests: RingBuf<MapData>,
     samples: RingBuf<MapData>,
     drained: Drained,
+    hooks: RequestHooks,
     log: Option<EbpfLogger<&'static dyn Log>>,
     statistics: Option<OwnedFd>,
     /// Where kernel stacks of switched-out threads begin.
@@ -107,7 +108,7 @@ impl Kernel {
     pub fn load(options: &LoadOptions) -> Result<Self, KernelError> {
         // Reads all kernel symbols, which takes as long as the verifier takes meanwhile.
         let schedule = std::thread::spawn(scheduler::schedule_range);
-        let mut ebpf = object::load(options)?;
+        let (mut ebpf, hooks) = object::load(options)?;
         let log = if options.log {
             EbpfLogger::init(&mut ebpf)
                 .inspect_err(|error| tracing::warn!(%error, "BPF log records are not forwarded"))
@@ -121,6 +122,7 @@ impl Kernel {
             requests: maps::take_ring(&mut ebpf, "REQUESTS")?,
             samples: maps::take_ring(&mut ebpf, "SAMPLES")?,
             drained: Drained::default(),
+            hooks,
             log,
             statistics: None,
             schedule: schedule.join().unwrap_or_default(),
@@ -146,13 +148,12 @@ impl Kernel {
     }
 
     fn try_attach(&mut self, period: Duration) -> Result<ClockTicks, KernelError> {
-        let (opening, others) = HOOKS.split_last().expect("HOOKS is not empty");
+        let (others, opening) = self.hooks.in_order();
         for hook in others {
             let link = object::attach_hook(&mut self.ebpf, hook)?;
             self.links.push(link);
         }
         let ticks = self.open_clocks(period)?;
-        // Last: from here on threads get tags, and everything that clears them is in place.
         let link = object::attach_hook(&mut self.ebpf, opening)?;
         self.links.push(link);
         Ok(ticks)
@@ -216,6 +217,12 @@ impl Kernel {
 
     fn drop_links(&mut self) {
         while self.links.pop().is_some() {}
+    }
+
+    /// Where requests are seen.
+    #[must_use]
+    pub fn request_hooks(&self) -> RequestHooks {
+        self.hooks
     }
 
     /// Whether the programs run.

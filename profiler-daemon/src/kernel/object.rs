@@ -1,7 +1,7 @@
 //! The embedded BPF object: loading it with what the running kernel needs, and its programs.
 //!
 //! In:  the object built by `build.rs`, the kernel's BTF
-//! Out: an [`Ebpf`] with all maps created and one program loaded per hook
+//! Out: an [`Ebpf`] with all maps created and one program loaded per hook, and which hooks see requests
 //!
 //! # Why two programs per tracepoint
 //!
@@ -16,7 +16,7 @@ use aya::programs::{
     raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
 };
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
-use profiler_common::Settings;
+use profiler_common::{KernelOffsets, Settings, setting_flag};
 
 use super::btf::KernelTypes;
 use super::error::{KernelError, check_capabilities, check_kernel_version};
@@ -41,8 +41,8 @@ pub(super) struct Hook {
     tracepoint: &'static str,
 }
 
-/// In the order they are attached: what cleans up first, what opens requests last.
-pub(super) const HOOKS: [Hook; 5] = [
+/// What watches processes and threads, and cleans up. Attached in this order.
+const PROCESS_HOOKS: &[Hook] = &[
     Hook {
         program: "process_exit",
         raw_program: "raw_exit",
@@ -63,12 +63,68 @@ pub(super) const HOOKS: [Hook; 5] = [
         raw_program: "raw_switch",
         tracepoint: "sched_switch",
     },
+];
+
+/// What sees requests where the kernel tells of each use of a socket (Linux 6.4).
+const SOCKET_HOOKS: &[Hook] = &[
     Hook {
-        program: "sys_exit",
-        raw_program: "raw_sys_exit",
-        tracepoint: "sys_exit",
+        program: "sock_state",
+        raw_program: "raw_sock_state",
+        tracepoint: "inet_sock_set_state",
+    },
+    Hook {
+        program: "sock_send",
+        raw_program: "raw_sock_send",
+        tracepoint: "sock_send_length",
+    },
+    Hook {
+        program: "sock_recv",
+        raw_program: "raw_sock_recv",
+        tracepoint: "sock_recv_length",
     },
 ];
+
+/// What sees requests elsewhere, at the price of a slower path for every system call of the machine.
+const SYSTEM_CALL_HOOKS: &[Hook] = &[Hook {
+    program: "sys_exit",
+    raw_program: "raw_sys_exit",
+    tracepoint: "sys_exit",
+}];
+
+/// Where requests are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestHooks {
+    /// At tracepoints on sockets (Linux 6.4).
+    Sockets,
+    /// At the end of every system call.
+    SystemCalls,
+}
+
+impl RequestHooks {
+    /// In the order they are attached; the last one opens requests.
+    const fn hooks(self) -> &'static [Hook] {
+        match self {
+            Self::Sockets => SOCKET_HOOKS,
+            Self::SystemCalls => SYSTEM_CALL_HOOKS,
+        }
+    }
+
+    /// All hooks but the last, which is attached when everything else is: from then on threads get tags,
+    /// and what clears them must be in place.
+    pub(super) fn in_order(self) -> (impl Iterator<Item = &'static Hook>, &'static Hook) {
+        let (opening, others) = self.hooks().split_last().expect("no list is empty");
+        (PROCESS_HOOKS.iter().chain(others), opening)
+    }
+}
+
+impl std::fmt::Display for RequestHooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sockets => "sockets",
+            Self::SystemCalls => "system calls",
+        })
+    }
+}
 
 /// How the kernel side is loaded.
 #[derive(Clone, Debug)]
@@ -88,6 +144,8 @@ pub struct LoadOptions {
     pub log: bool,
     /// Load the `raw_tp` programs even where `tp_btf` works; for tests.
     pub prefer_raw: bool,
+    /// See requests at the end of system calls even where sockets can be hooked; for tests.
+    pub prefer_sys_exit: bool,
 }
 
 impl Default for LoadOptions {
@@ -99,16 +157,19 @@ impl Default for LoadOptions {
             sample_wakeup_bytes: 1 << 20,
             log: false,
             prefer_raw: false,
+            prefer_sys_exit: false,
         }
     }
 }
 
-/// Creates the maps and loads every program; attaches nothing.
+/// Creates the maps and loads the programs; attaches nothing.
+///
+/// Requests are seen at sockets where the kernel has the tracepoints and takes the programs.
 ///
 /// # Errors
 ///
 /// Any of [`KernelError`] about privileges, kernel version, BTF, maps and programs.
-pub(super) fn load(options: &LoadOptions) -> Result<Ebpf, KernelError> {
+pub(super) fn load(options: &LoadOptions) -> Result<(Ebpf, RequestHooks), KernelError> {
     check_kernel_version()?;
     check_capabilities()?;
     raise_memory_limit();
@@ -124,26 +185,46 @@ pub(super) fn load(options: &LoadOptions) -> Result<Ebpf, KernelError> {
             path: path.clone(),
             source,
         })?;
+    let btf = Btf::parse(&bytes, Endianness::default())
+        .map_err(|error| KernelError::Object(error.into()))?;
+    drop(bytes);
+
+    if flags & setting_flag::SOCKET_HOOKS != 0 && !options.prefer_sys_exit {
+        let hooks = RequestHooks::Sockets;
+        match load_programs(options, &btf, &offsets, flags, hooks) {
+            Ok(ebpf) => return Ok((ebpf, hooks)),
+            Err(error) => tracing::warn!(%error, "requests are looked for at every system call"),
+        }
+    }
+    let hooks = RequestHooks::SystemCalls;
+    let flags = flags & !setting_flag::SOCKET_HOOKS;
+    let ebpf = load_programs(options, &btf, &offsets, flags, hooks)?;
+    Ok((ebpf, hooks))
+}
+
+fn load_programs(
+    options: &LoadOptions,
+    btf: &Btf,
+    offsets: &KernelOffsets,
+    flags: u32,
+    request_hooks: RequestHooks,
+) -> Result<Ebpf, KernelError> {
     let settings = Settings {
         flags,
         sample_wakeup_bytes: options.sample_wakeup_bytes,
     };
     let log_level: u8 = if options.log { u8::MAX } else { 0 };
-    let btf = Btf::parse(&bytes, Endianness::default())
-        .map_err(|error| KernelError::Object(error.into()))?;
-    drop(bytes);
-
     let mut ebpf = EbpfLoader::new()
-        .btf(Some(&btf))
-        .override_global("OFFSETS", &offsets, true)
+        .btf(Some(btf))
+        .override_global("OFFSETS", offsets, true)
         .override_global("SETTINGS", &settings, true)
         .override_global(aya_log::LEVEL, &log_level, false)
         .map_max_entries("REQUESTS", options.request_ring_bytes)
         .map_max_entries("SAMPLES", options.sample_ring_bytes)
         .load(OBJECT)
         .map_err(KernelError::from_load)?;
-    for hook in &HOOKS {
-        load_hook(&mut ebpf, hook, &btf, options.prefer_raw)?;
+    for hook in PROCESS_HOOKS.iter().chain(request_hooks.hooks()) {
+        load_hook(&mut ebpf, hook, btf, options.prefer_raw)?;
     }
     let program: &mut PerfEvent = program(&mut ebpf, SAMPLE_PROGRAM)?;
     program

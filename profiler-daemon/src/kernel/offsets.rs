@@ -28,8 +28,8 @@ fn page_bytes() -> u32 {
 ///
 /// # Errors
 ///
-/// A structure that nothing works without is missing. The members the socket check needs may be
-/// missing: then its flag is not set.
+/// A structure that nothing works without is missing. The members that the socket check and the socket
+/// hooks need may be missing: then their flags are not set.
 pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, u32), BtfError> {
     let task = |member| types.offset_of("task_struct", member);
     let mut offsets = KernelOffsets {
@@ -52,7 +52,12 @@ pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, 
         flags |= setting_flag::TASK_PT_REGS;
     }
     match add_socket_offsets(types, &mut offsets) {
-        Ok(()) => flags |= setting_flag::SOCKET_CHECK,
+        Ok(()) => {
+            flags |= setting_flag::SOCKET_CHECK;
+            if has_socket_hooks(types) && add_socket_hook_offsets(types, &mut offsets).is_ok() {
+                flags |= setting_flag::SOCKET_HOOKS;
+            }
+        }
         Err(error) => {
             tracing::warn!(%error, "requests are recognized by their content only");
         }
@@ -76,6 +81,30 @@ fn add_socket_offsets(
         types.offset_of("sock", "__sk_common")? + types.offset_of("sock_common", "skc_family")?;
     offsets.sock_max_ack_backlog = types.offset_of("sock", "sk_max_ack_backlog")?;
     offsets.unix_addr = types.offset_of("unix_sock", "addr")?;
+    Ok(())
+}
+
+/// Whether the kernel has the tracepoints of the socket hooks (Linux 6.4).
+fn has_socket_hooks(types: &KernelTypes<'_>) -> bool {
+    let tracepoints = [
+        "sock_recv_length",
+        "sock_send_length",
+        "inet_sock_set_state",
+    ];
+    tracepoints
+        .iter()
+        .all(|tracepoint| types.has_typedef(&format!("btf_trace_{tracepoint}")))
+}
+
+fn add_socket_hook_offsets(
+    types: &KernelTypes<'_>,
+    offsets: &mut KernelOffsets,
+) -> Result<(), BtfError> {
+    offsets.sock_socket = types.offset_of("sock", "sk_socket")?;
+    offsets.sock_shutdown = types.offset_of("sock", "sk_shutdown")?;
+    let socket = types.offset_of("socket_alloc", "socket")?;
+    let inode = types.offset_of("socket_alloc", "vfs_inode")?;
+    offsets.socket_inode = inode.saturating_sub(socket) + types.offset_of("inode", "i_ino")?;
     Ok(())
 }
 

@@ -129,9 +129,10 @@ fn programs() -> (Check, Option<Check>) {
     let loaded = Check::passed(
         LOAD,
         format!(
-            "{} programs loaded in {} ms",
+            "{} programs loaded in {} ms; requests are seen at {}",
             kernel.program_stats().len(),
-            begin.elapsed().as_millis()
+            begin.elapsed().as_millis(),
+            kernel.request_hooks()
         ),
     );
     let begin = Instant::now();

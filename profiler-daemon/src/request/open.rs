@@ -14,6 +14,9 @@ const QUIET_UNTAG_NS: u64 = 1_000_000_000;
 /// How long an end may be missing after the connection's state is gone, before it is taken as lost.
 const LOST_END_NS: u64 = 1_000_000_000;
 
+/// How often the descriptor of a request is looked at, where not every close is seen.
+const DESCRIPTOR_NS: u64 = 1_000_000_000;
+
 /// The contexts that a request's own calls carry.
 #[derive(Debug, Default)]
 pub(super) enum Outbound {
@@ -66,11 +69,14 @@ pub(super) struct OpenRequest {
     pub(super) outbound: Outbound,
     /// When the kernel's connection was first found to be gone.
     gone_since_ktime_ns: Option<u64>,
+    /// When the descriptor was looked at last.
+    descriptor_ktime_ns: u64,
 }
 
 impl OpenRequest {
     pub(super) fn new(request: ActiveRequest) -> Self {
         Self {
+            descriptor_ktime_ns: request.start_ktime_ns,
             request,
             is_counted: false,
             response: None,
@@ -103,6 +109,16 @@ impl OpenRequest {
         }
         let since = *self.gone_since_ktime_ns.get_or_insert(now_ktime_ns);
         now_ktime_ns.saturating_sub(since) > LOST_END_NS
+    }
+
+    /// Whether it is time to look at the descriptor, and what to look for is known.
+    pub(super) fn is_descriptor_due(&mut self, conn: &Conn, now_ktime_ns: u64) -> bool {
+        let is_due = conn.inode != 0
+            && now_ktime_ns.saturating_sub(self.descriptor_ktime_ns) >= DESCRIPTOR_NS;
+        if is_due {
+            self.descriptor_ktime_ns = now_ktime_ns;
+        }
+        is_due
     }
 
     /// How long the response is has been read from its head.

@@ -76,6 +76,9 @@ pub enum Action {
 pub trait ConnView {
     /// The connection behind a descriptor, if the kernel side knows it.
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn>;
+
+    /// Whether a thread's descriptor is the socket with this inode; true if that cannot be found out.
+    fn is_socket(&self, pid: Pid, tid: Tid, fd: i32, inode: u64) -> bool;
 }
 
 /// The state machine over all tasks and open requests.
@@ -321,7 +324,8 @@ impl RequestTracker {
         !ids.is_empty()
     }
 
-    /// Looks at every open request: thresholds passed, responses complete or quiet, ends lost.
+    /// Looks at every open request: thresholds passed, responses complete or quiet, ends lost, closes
+    /// that the kernel side does not see.
     pub fn on_tick(&mut self, now_ktime_ns: u64, conns: &impl ConnView, actions: &mut Vec<Action>) {
         for id in self.ids(|_| true) {
             self.look_at(id, now_ktime_ns, conns, actions);
@@ -344,7 +348,11 @@ impl RequestTracker {
             return self.drop_open(id, Counter::RequestsHandedOff, actions);
         }
         let is_lost = open.on_look(conn, now);
-        if is_lost || open.is_over(now) {
+        let is_closed = conn.is_some_and(|conn| {
+            let ActiveRequest { pid, tid, fd, .. } = open.request;
+            open.is_descriptor_due(&conn, now) && !conns.is_socket(pid, tid, fd, conn.inode)
+        });
+        if is_lost || is_closed || open.is_over(now) {
             return self.finish(id, now, None, actions);
         }
         let Some(task) = self.tasks.get(&open.request.slot) else {

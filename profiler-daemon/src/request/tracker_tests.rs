@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,13 +12,42 @@ const SLOT: TaskSlot = TaskSlot(0);
 const PID: Pid = Pid(100);
 const MS: u64 = 1_000_000;
 
-/// No connection is known to the kernel side unless a test says so.
+/// No connection is known to the kernel side unless a test says so, and its descriptor then is the socket it
+/// was.
 #[derive(Default)]
-struct Conns(HashMap<(Pid, i32), Conn>);
+struct Conns {
+    known: HashMap<(Pid, i32), Conn>,
+    /// Inodes of sockets whose descriptors have been closed.
+    closed: Vec<u64>,
+    /// How often a descriptor was looked at.
+    looks: Cell<usize>,
+}
 
 impl ConnView for Conns {
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
-        self.0.get(&(pid, fd)).copied()
+        self.known.get(&(pid, fd)).copied()
+    }
+
+    fn is_socket(&self, _: Pid, _: Tid, _: i32, inode: u64) -> bool {
+        self.looks.set(self.looks.get() + 1);
+        !self.closed.contains(&inode)
+    }
+}
+
+/// The connection of request 1; `last_write_ms` is 0 if there is no answer yet.
+fn conn(inode: u64, last_write_ms: u64, written_bytes: u64) -> Conn {
+    Conn {
+        sk: 1,
+        inode,
+        request_id: 1,
+        start_ktime_ns: 0,
+        first_write_ktime_ns: last_write_ms.min(20) * MS,
+        last_write_ktime_ns: last_write_ms * MS,
+        written_bytes,
+        reader_tid: 1,
+        state: if last_write_ms == 0 { 1 } else { 2 },
+        flags: 1,
+        slot: 0,
     }
 }
 
@@ -158,19 +188,8 @@ fn a_whole_response_finishes_without_an_end_event() {
         .is_empty()
     );
     let mut conns = Conns::default();
-    let conn = Conn {
-        sk: 1,
-        request_id: 1,
-        start_ktime_ns: 0,
-        first_write_ktime_ns: 20 * MS,
-        last_write_ktime_ns: 25 * MS,
-        written_bytes: head.len() as u64 + 5,
-        reader_tid: 1,
-        state: 2,
-        flags: 1,
-        slot: 0,
-    };
-    conns.0.insert((PID, 1), conn);
+    let written = head.len() as u64 + 5;
+    conns.known.insert((PID, 1), conn(0, 25, written));
     let mut actions = Vec::new();
     tracker.on_tick(90 * MS, &conns, &mut actions);
     assert_eq!(finished(&actions)[0].end_ktime_ns, 25 * MS);
@@ -339,25 +358,54 @@ fn a_quiet_response_is_untagged_then_finished() {
         first_write(1, 20, 10, "HTTP/1.1 200 OK\r\n\r\n"),
     );
     let mut conns = Conns::default();
-    let conn = Conn {
-        sk: 1,
-        request_id: 1,
-        start_ktime_ns: 0,
-        first_write_ktime_ns: 20 * MS,
-        last_write_ktime_ns: 20 * MS,
-        written_bytes: 10,
-        reader_tid: 1,
-        state: 2,
-        flags: 1,
-        slot: 0,
-    };
-    conns.0.insert((PID, 1), conn);
+    conns.known.insert((PID, 1), conn(0, 20, 10));
     let mut actions = Vec::new();
     tracker.on_tick(1100 * MS, &conns, &mut actions);
     assert!(matches!(actions[..], [Action::Untag { .. }]));
     assert_eq!(tracker.sampled().count(), 0);
     tracker.on_tick(11_000 * MS, &conns, &mut actions);
     assert_eq!(finished(&actions)[0].end_ktime_ns, 20 * MS);
+}
+
+/// Check that a request whose descriptor was closed unseen ends at its last write, or as unanswered, and that
+/// the descriptor is looked at once a second.
+#[test]
+fn an_unseen_close_ends_a_request() {
+    for last_write_ms in [0, 20] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        let mut conns = Conns::default();
+        conns.known.insert((PID, 1), conn(7, last_write_ms, 10));
+        let mut actions = Vec::new();
+        for look_ms in (0..3000).step_by(50) {
+            tracker.on_tick(look_ms * MS, &conns, &mut actions);
+        }
+        assert_eq!(conns.looks.get(), 2);
+        assert_eq!(tracker.open().count(), 1);
+        conns.closed.push(7);
+        tracker.on_tick(3000 * MS, &conns, &mut actions);
+        assert_eq!(tracker.open().count(), 0);
+        let ends: Vec<_> = finished(&actions).iter().map(|f| f.end_ktime_ns).collect();
+        if last_write_ms == 0 {
+            assert_eq!(ends, []);
+            assert_eq!(count(&mut tracker, Counter::RequestsUnanswered), 1);
+        } else {
+            assert_eq!(ends, [20 * MS]);
+        }
+    }
+}
+
+/// Check that no descriptor is looked at where the kernel side sees every close.
+#[test]
+fn descriptors_are_not_looked_at_where_closes_are_seen() {
+    let mut tracker = tracker(0, 5);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    let mut conns = Conns::default();
+    conns.known.insert((PID, 1), conn(0, 0, 0));
+    let mut actions = Vec::new();
+    tracker.on_tick(5000 * MS, &conns, &mut actions);
+    assert_eq!(conns.looks.get(), 0);
+    assert_eq!(tracker.open().count(), 1);
 }
 
 /// Check that the context of a request's own calls is kept, unless they name several segments.

@@ -9,7 +9,7 @@ import time
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"
 mode = sys.argv[1]
 
-if mode == "unix":
+if len(sys.argv) > 2:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(sys.argv[2])
     listener.listen(5)
@@ -83,6 +83,21 @@ def serve_two_at_once():
     second.close()
 
 
+def drop_the_first(is_reused):
+    """Closes one connection without an answer; the next one has its descriptor, or another one."""
+    first, _ = listener.accept()
+    first.recv(1000)
+    first.close()
+    if not is_reused:
+        os.dup(0)
+    second, _ = listener.accept()
+    serve(second)
+
+
+if mode == "dropped":
+    drop_the_first(is_reused=False)
+if mode == "reused":
+    drop_the_first(is_reused=True)
 if mode == "interleave":
     serve_two_at_once()
     time.sleep(60)

@@ -5,9 +5,13 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use profiler_common::{EndReason, KernelCounter, event_flag};
-use profiler_daemon::model::RequestEvent;
+use profiler_daemon::kernel::RequestHooks;
+use profiler_daemon::model::{RequestEvent, Tid};
+use profiler_daemon::process::descriptor;
+use profiler_daemon::process::procfs::Procfs;
+use tempfile::TempDir;
 
-use crate::harness::{Server, Watch};
+use crate::harness::{DEADLINE, Server, Watch};
 
 const HEAD: &[u8] = b"GET /target HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -160,19 +164,113 @@ fn requests_interleaved_on_a_thread_are_noted() {
     assert_eq!(watch.kernel.tags(), []);
 }
 
+/// The server of `calls.py` in a mode, behind a Unix socket.
+struct UnixServer {
+    directory: TempDir,
+    server: Server,
+}
+
+impl UnixServer {
+    fn start(mode: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("python3");
+        command.args(["-u", SCRIPT, mode]);
+        let server = Server::start(command.arg(directory.path().join("socket")));
+        Self { directory, server }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let client = UnixStream::connect(self.directory.path().join("socket")).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        client
+    }
+}
+
+/// Sends a request; returns the first bytes of its answer, none if the connection was closed.
+fn ask(client: &mut UnixStream) -> Vec<u8> {
+    client.write_all(HEAD).unwrap();
+    let mut answer = [0; 1000];
+    let len = client.read(&mut answer).unwrap();
+    answer[..len].to_vec()
+}
+
 /// Check that requests over a Unix socket are seen.
 #[test]
 fn requests_over_a_unix_socket_are_seen() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("socket");
-    let mut command = Command::new("python3");
-    let server = Server::start(command.args(["-u", SCRIPT, "unix"]).arg(&path));
-    let mut watch = Watch::new(server.pid(), "/target");
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(HEAD).unwrap();
-    let mut answer = [0; 16];
-    client.read_exact(&mut answer).unwrap();
-    drop(client);
+    let server = UnixServer::start("unix");
+    let mut watch = Watch::new(server.server.pid(), "/target");
+    assert_ne!(ask(&mut server.connect()), b"");
     watch.wait_for_ends(1);
     assert_eq!(watch.starts()[0].2.as_bytes(), HEAD);
+    assert_eq!(watch.ends()[0].1, EndReason::PeerClosed);
+}
+
+/// Check that a request whose Unix connection is closed unanswered has ended when its thread reads the next
+/// head, whether or not that is on the same descriptor, and that the two are not taken as interleaved.
+#[test]
+fn a_dropped_unix_connection_is_not_mixed_up_with_the_next() {
+    for (mode, reason) in [
+        ("dropped", EndReason::Closed),
+        ("reused", EndReason::SocketReplaced),
+    ] {
+        let server = UnixServer::start(mode);
+        let mut watch = Watch::new(server.server.pid(), "/target");
+        assert_eq!(ask(&mut server.connect()), b"");
+        let mut client = server.connect();
+        assert_ne!(ask(&mut client), b"");
+        drop(client);
+        watch.wait_for_ends(2);
+        let starts = watch.starts();
+        assert_eq!(starts.len(), 2, "{mode}");
+        let reason = match watch.kernel.request_hooks() {
+            RequestHooks::Sockets => reason,
+            RequestHooks::SystemCalls => EndReason::Closed,
+        };
+        let expected = [(starts[0].0, reason), (starts[1].0, EndReason::PeerClosed)];
+        assert_eq!(watch.ends(), expected, "{mode}");
+        for flags in end_flags(&watch) {
+            assert_eq!(flags & event_flag::INTERLEAVED, 0, "{mode}");
+        }
+        assert_eq!(watch.count(KernelCounter::PipelinedHeads), 0, "{mode}");
+        assert_eq!(watch.kernel.tags(), []);
+    }
+}
+
+/// Check that the record of a connection has the inode that /proc shows of its descriptor until it is closed,
+/// by which the daemon finds closes that no hook sees; at system calls each is seen, and there is none.
+#[test]
+fn the_record_of_a_connection_has_its_inode() {
+    let server = UnixServer::start("unix");
+    let pid = server.server.pid();
+    let mut watch = Watch::new(pid, "/target");
+    let mut client = server.connect();
+    assert_ne!(ask(&mut client), b"");
+    watch.wait("start", |watch| watch.starts().len() == 1);
+    let Some(&RequestEvent::Start { fd, .. }) = watch.events.first() else {
+        panic!("it is the first event");
+    };
+    let inode = watch.kernel.conn(pid, fd).unwrap().unwrap().inode;
+    if watch.kernel.request_hooks() == RequestHooks::SystemCalls {
+        return assert_eq!(inode, 0);
+    }
+    let is_open = || descriptor::is_socket(&Procfs::default(), pid, Tid(pid.0), fd, inode);
+    assert!(is_open());
+    drop(client);
+    watch.wait("close", |_| !is_open());
+}
+
+/// Check that a head read after a Unix connection's response was shut down is counted and not served.
+#[test]
+fn a_head_after_shutdown_of_a_unix_socket_opens_no_request() {
+    let server = UnixServer::start("drain");
+    let mut watch = Watch::new(server.server.pid(), "/target");
+    let mut client = server.connect();
+    assert_ne!(ask(&mut client), b"");
+    assert_eq!(ask(&mut client), b"", "the response is over");
+    watch.wait("drained head", |watch| {
+        watch.count(KernelCounter::HeadAfterShutdown) == 1
+    });
+    watch.wait_for_ends(1);
+    assert_eq!(watch.starts().len(), 1);
+    assert_eq!(watch.ends()[0].1, EndReason::Shutdown);
 }

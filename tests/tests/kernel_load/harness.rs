@@ -17,6 +17,17 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// The task slot the tests use.
 pub(crate) const SLOT: TaskSlot = TaskSlot(2);
 
+/// Has requests seen at system calls where sockets could be hooked, see [`load_options`].
+pub(crate) const SYS_EXIT: &str = "PROFILERD_TEST_SYS_EXIT";
+
+/// What the tests load: the kernel's best hooks, or `sys_exit` if the environment says so.
+pub(crate) fn load_options() -> LoadOptions {
+    LoadOptions {
+        prefer_sys_exit: std::env::var_os(SYS_EXIT).is_some(),
+        ..LoadOptions::default()
+    }
+}
+
 /// A process that dies with the test.
 pub(crate) struct Server(LocalServer);
 
@@ -105,7 +116,7 @@ pub(crate) struct Watch {
 impl Watch {
     /// Watches a process for requests whose target begins with `literal`.
     pub(crate) fn new(pid: Pid, literal: &str) -> Self {
-        Self::with_options(pid, literal, &LoadOptions::default())
+        Self::with_options(pid, literal, &load_options())
     }
 
     pub(crate) fn with_options(pid: Pid, literal: &str, options: &LoadOptions) -> Self {

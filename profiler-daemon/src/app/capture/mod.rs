@@ -29,7 +29,11 @@ use nix::sys::eventfd::EventFd;
 use profiler_common::Conn;
 
 use crate::kernel::{Kernel, KernelError, LoadOptions};
-use crate::model::{Counter, Coverage, Pid, RawSample, RequestEvent, SampleKind, TaskId, TaskSlot};
+use crate::model::{
+    Counter, Coverage, Pid, RawSample, RequestEvent, SampleKind, TaskId, TaskSlot, Tid,
+};
+use crate::process::descriptor;
+use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
 use crate::request::{Action, ConnView, RequestTracker, TrackerLimits};
 use crate::sampler::Sampler;
@@ -55,6 +59,10 @@ fn nanos(duration: Duration) -> u64 {
 impl ConnView for Kernel {
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
         Self::conn(self, pid, fd).ok().flatten()
+    }
+
+    fn is_socket(&self, pid: Pid, tid: Tid, fd: i32, inode: u64) -> bool {
+        descriptor::is_socket(&Procfs::default(), pid, tid, fd, inode)
     }
 }
 
