@@ -387,7 +387,7 @@ fn an_unseen_close_ends_a_request() {
         assert_eq!(tracker.open().count(), 0);
         let ends: Vec<_> = finished(&actions).iter().map(|f| f.end_ktime_ns).collect();
         if last_write_ms == 0 {
-            assert_eq!(ends, []);
+            assert!(ends.is_empty(), "{ends:?}");
             assert_eq!(count(&mut tracker, Counter::RequestsUnanswered), 1);
         } else {
             assert_eq!(ends, [20 * MS]);
