@@ -68,6 +68,9 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     }
     let line = head::line(copied);
     let begins = line_status(line);
+    if begins != status::NO {
+        tag::end_if_closed();
+    }
     let mut sk;
     if let Some(conn) = known {
         if conn.flags & conn_flag::PARTIAL != 0 {

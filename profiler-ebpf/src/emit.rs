@@ -37,7 +37,7 @@ pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u3
 /// Sends the end of the request that is open on `conn`.
 #[inline(always)]
 pub(crate) fn end_event(conn: &Conn, fd: i32, reason: u32) {
-    send_alone(&header(RequestEventKind::End, conn, fd, 0, reason));
+    send_alone(header(RequestEventKind::End, conn, fd, 0, reason));
 }
 
 #[inline(always)]
@@ -70,7 +70,7 @@ fn header(
 #[inline(always)]
 pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: u32) {
     let (_, tid) = read::current_ids();
-    send_alone(&RequestEventHeader {
+    send_alone(RequestEventHeader {
         kind: kind as u32,
         flags: 0,
         request_id: 0,
@@ -87,14 +87,18 @@ pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: 
     });
 }
 
-/// Sends a header without data. Not by way of the scratch: process hooks send too, and may interrupt a
-/// request hook.
+/// Sends a header without data. It has a place of its own: process hooks send too, and may interrupt a
+/// request hook that has a header ready. The stack has no room for it.
 #[inline(always)]
-fn send_alone(header: &RequestEventHeader) {
-    // SAFETY: a header is integers without padding.
+fn send_alone(header: RequestEventHeader) {
+    let Some(scratch) = maps::request_scratch() else {
+        return;
+    };
+    // SAFETY: the pointer is to this CPU's element, and a header is integers without padding.
     let record = unsafe {
+        (*scratch).alone = header;
         core::slice::from_raw_parts(
-            core::ptr::from_ref(header).cast::<u8>(),
+            (&raw const (*scratch).alone).cast::<u8>(),
             size_of::<RequestEventHeader>(),
         )
     };

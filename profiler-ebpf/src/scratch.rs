@@ -1,7 +1,7 @@
 //! Work space too large for the 512-byte BPF stack, one per CPU and kind of program.
 //!
 //! Safe to share between the functions of one program run: `sample_on_cpu`, which interrupts the others, has a
-//! space of its own, and so have process hooks, which need none. Request hooks interrupt each other from
+//! space of its own, and process hooks use [`RequestScratch::alone`] only. Request hooks interrupt each other from
 //! Linux 7.0 on, where tracepoints do not switch preemption off any more: a socket hook takes the space for
 //! itself ([`RequestScratch::is_taken`]), and `sys_exit` still runs with preemption off.
 
@@ -34,6 +34,8 @@ pub(crate) struct RequestScratch {
     pub(crate) sk: u64,
     /// Room to build a `PARTIAL_HEADS` value.
     pub(crate) partial: PartialHead,
+    /// An event without data.
+    pub(crate) alone: RequestEventHeader,
     /// Header of the next event.
     pub(crate) header: RequestEventHeader,
     /// Data of the next event; must follow the header.

@@ -46,12 +46,8 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
         && let Some(other) = open_conn(old)
         && other.state == conn_state::OPEN
     {
-        if is_closed(old.fd, other) {
-            end_request(pack(old.tgid, old.fd), EndReason::Closed as u64);
-        } else {
-            other.flags |= conn_flag::INTERLEAVED;
-            result = set_result::INTERLEAVED;
-        }
+        other.flags |= conn_flag::INTERLEAVED;
+        result = set_result::INTERLEAVED;
     }
     if maps::thread_state(tid).is_none() && !maps::insert_thread_state(tid, &RUNNING) {
         return set_result::FULL;
@@ -79,12 +75,28 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
     }
 }
 
-/// Whether a descriptor of the current process is not the connection's any more. The socket hooks do not
-/// see every close; at `sys_exit` it was seen.
-#[inline(always)]
-fn is_closed(fd: i32, conn: &Conn) -> bool {
-    setting(setting_flag::SOCKET_HOOKS)
-        && names_socket(u64::from(fd.cast_unsigned()), conn.sk, conn.inode) == 0
+/// Ends the unanswered request of the current thread's tag if its descriptor is not the connection's any
+/// more: the socket hooks do not see every close, and the thread is about to read its next head. It is
+/// called from there, and not from [`set_tag`], which lies too deep for the BPF stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn end_if_closed() -> u64 {
+    let (_, tid) = read::current_ids();
+    if !setting(setting_flag::SOCKET_HOOKS) || !maps::may_be_tagged(tid) {
+        return 0;
+    }
+    let Some(tag) = maps::thread_tag(tid) else {
+        return 0;
+    };
+    let Some(conn) = open_conn(tag) else {
+        return 0;
+    };
+    if conn.state == conn_state::OPEN
+        && names_socket(u64::from(tag.fd.cast_unsigned()), conn.sk, conn.inode) == 0
+    {
+        end_request(pack(tag.tgid, tag.fd), EndReason::Closed as u64);
+    }
+    0
 }
 
 /// The connection of a tag, if its request is still the one that is open there.
