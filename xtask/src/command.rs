@@ -73,10 +73,31 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// The cargo that runs us, in the workspace root.
+///
+/// What `cargo run` tells us of our own package is not passed on: build scripts that watch such variables
+/// (ring's) would run again each time we and the developer build in turn, and everything above them.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        if is_of_our_package(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
     command.current_dir(workspace_root());
     command
+}
+
+/// <https://doc.rust-lang.org/cargo/reference/environment-variables.html>
+fn is_of_our_package(variable: &str) -> bool {
+    [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_CRATE_",
+        "CARGO_BIN_",
+        "CARGO_PRIMARY_",
+    ]
+    .iter()
+    .any(|prefix| variable.starts_with(prefix))
 }
 
 /// Whether we have root's privileges.
@@ -91,4 +112,24 @@ fn line_of(command: &Command) -> String {
         .map(OsStr::to_string_lossy)
         .collect();
     format!("`{}`", words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that what is of our package is told from what sets up cargo.
+    #[test]
+    fn variables_of_our_package_are_told_apart() {
+        assert!(is_of_our_package("CARGO_PKG_VERSION"));
+        assert!(is_of_our_package("CARGO_MANIFEST_DIR"));
+        for kept in [
+            "CARGO",
+            "CARGO_HOME",
+            "CARGO_TARGET_DIR",
+            "CARGO_INCREMENTAL",
+        ] {
+            assert!(!is_of_our_package(kept), "{kept}");
+        }
+    }
 }
