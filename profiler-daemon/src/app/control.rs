@@ -24,7 +24,7 @@ use super::inspect::inspect;
 use super::overhead::Overhead;
 use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
-use super::statistics::StatisticsSwitch;
+use super::statistics::StatisticsKeeper;
 use crate::config::Config;
 use crate::guard::Step;
 use crate::kubernetes::watch_pods;
@@ -103,7 +103,7 @@ pub(super) async fn run(
     config: Config,
     oap_config: OapConfig,
     journal: Option<TaskJournal>,
-    statistics: Option<StatisticsSwitch>,
+    statistics: Option<StatisticsKeeper>,
     metrics: Option<TcpListener>,
 ) -> Result<()> {
     let metrics = metrics.map(MetricsServer::start).transpose()?;

@@ -19,6 +19,7 @@ mod statistics;
 mod worker;
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -30,7 +31,7 @@ use crate::metrics;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal};
-use statistics::StatisticsSwitch;
+use statistics::StatisticsKeeper;
 
 pub use record::record;
 
@@ -59,7 +60,7 @@ pub fn run_daemon(config: Config) -> Result<()> {
         .map(|folder| (folder.join("spool"), u64::from(config.limits.spool_bytes)));
     let saved = journal.iter().flat_map(TaskJournal::tasks);
     oap.known_tasks = saved.map(SavedTask::task).collect();
-    let statistics = statistics();
+    let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(&[]);
     runtime()?.block_on(control::run(config, oap, journal, statistics, metrics))
@@ -82,7 +83,7 @@ pub fn run_standalone(
     } else {
         &[]
     };
-    let statistics = statistics();
+    let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(also);
     runtime()?.block_on(async move {
@@ -103,9 +104,13 @@ pub fn run_standalone(
     })
 }
 
-/// What the overhead guard measures the programs by.
-fn statistics() -> Option<StatisticsSwitch> {
-    StatisticsSwitch::start()
+/// What the overhead guard measures the programs by; nothing if its budget is all of the host.
+fn statistics(config: &Config) -> Option<StatisticsKeeper> {
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    if config.limits.max_cpu_percent as usize >= 100 * cpus {
+        return None;
+    }
+    StatisticsKeeper::start()
         .inspect_err(|error| {
             tracing::warn!(
                 error = format!("{error:#}"),

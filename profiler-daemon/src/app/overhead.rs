@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::capture::now_ktime_ns;
-use super::statistics::StatisticsSwitch;
+use super::statistics::StatisticsKeeper;
 use crate::guard::{Budget, Guard, ProgramMeter, Reading, Step};
 use crate::usage::Usage;
 
@@ -16,26 +16,24 @@ use crate::usage::Usage;
 pub(super) struct Overhead {
     guard: Guard,
     meter: ProgramMeter,
-    switch: Option<StatisticsSwitch>,
+    keeper: Option<StatisticsKeeper>,
     last: Option<(Instant, Usage)>,
 }
 
 impl Overhead {
     /// Nothing is measured yet.
-    pub(super) fn new(budget: Budget, switch: Option<StatisticsSwitch>) -> Self {
+    pub(super) fn new(budget: Budget, keeper: Option<StatisticsKeeper>) -> Self {
         Self {
             guard: Guard::new(budget),
             meter: ProgramMeter::default(),
-            switch,
+            keeper,
             last: None,
         }
     }
 
     /// Takes a reading; `shortest` is the shortest dump period that a live task asks for.
     pub(super) fn measure(&mut self, shortest: Duration) -> Option<(Step, String)> {
-        if let Some(on) = self.meter.switch(now_ktime_ns()) {
-            self.count_runs(on);
-        }
+        self.measure_programs();
         let now = match Usage::now() {
             Ok(usage) => (Instant::now(), usage),
             Err(error) => {
@@ -56,9 +54,7 @@ impl Overhead {
 
     /// Takes the programs' run time at an instant.
     pub(super) fn on_program_time(&mut self, run_time_ns: u64, ktime_ns: u64) {
-        if self.meter.on_run_time(run_time_ns, ktime_ns) {
-            self.count_runs(false);
-        }
+        self.meter.on_run_time(run_time_ns, ktime_ns);
     }
 
     /// Why no further task can be taken on, if so.
@@ -75,16 +71,26 @@ impl Overhead {
     pub(super) fn rest(&mut self) {
         self.guard.reset();
         self.meter.reset();
-        self.count_runs(false);
         self.last = None;
     }
 
-    fn count_runs(&mut self, on: bool) {
-        if let Some(switch) = &mut self.switch
-            && let Err(error) = switch.set(on)
-        {
-            tracing::warn!(%error, "the process that has BPF programs measured is gone: from here on only the daemon itself is");
-            self.switch = None;
+    fn measure_programs(&mut self) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        let now = now_ktime_ns();
+        let talk = keeper.answer().and_then(|counted_ns| {
+            if let Some(counted_ns) = counted_ns {
+                self.meter.on_counted(counted_ns, now);
+            }
+            if self.meter.is_due(now) {
+                keeper.ask()?;
+            }
+            Ok(())
+        });
+        if let Err(error) = talk {
+            tracing::warn!(%error, "profilerd-stats is gone: from here on BPF programs are not measured");
+            self.keeper = None;
         }
     }
 }

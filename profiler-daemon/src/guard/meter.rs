@@ -1,91 +1,102 @@
 //! The rate at which BPF programs use processors, from measurements now and then.
 //!
-//! In:  run times of the programs, told once a second while a task is live
-//! Out: when to count them, and the rate
+//! In:  run times of the programs, told once a second; how long the kernel has counted them
+//! Out: when to have it count, and the rate
 //!
 //! ```text
-//!  statistics  ▁▁▁████▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁████▁▁▁▁
-//!  told           | |  |  |  |  |  |  |   | |
-//!                  ^^^ the rate until the next measurement
+//!  kernel counts  ▁▁▁█▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁█▁▁▁▁▁▁▁    a fifth of a second, every ten
+//!  told            |     |     |     |     |     |      run times move while the kernel counts, and only then
+//!                  before      after: the rate until the next measurement
 //! ```
 //!
 //! # Why
-//! While the kernel counts, every run of every BPF program of the host takes some 20 to 40 ns more, which is
-//! much for programs that end after one test. Two seconds in ten are enough for a budget of minutes.
+//! While the kernel counts, every run of every BPF program of the host takes two readings of a clock more, which
+//! is more than programs take that end after one test.
 
 use std::time::Duration;
 
 /// Between two measurements.
 const PAUSE_NS: u64 = 10_000_000_000;
-/// The switch takes effect within this.
-const SWITCHING_NS: u64 = 100_000_000;
 
 /// Says when to count, and makes a rate of what was counted.
 #[derive(Debug, Default)]
 pub struct ProgramMeter {
     state: State,
+    /// Run time told last.
+    told_ns: Option<u64>,
     /// Processor time in a time of 1.
     rate: f64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 enum State {
-    #[default]
-    New,
-    Counting {
-        since_ktime_ns: u64,
-        /// Run time and instant of the first reading that counts.
-        first: Option<(u64, u64)>,
-    },
-    Paused {
-        until_ktime_ns: u64,
+    /// Nothing is under way until this instant.
+    Paused { until_ktime_ns: u64 },
+    /// The kernel counts.
+    Counting { before_ns: u64 },
+    /// It has counted for so long, until this instant.
+    Counted {
+        before_ns: u64,
+        counted_ns: u64,
+        ktime_ns: u64,
     },
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self::Paused { until_ktime_ns: 0 }
+    }
+}
+
 impl ProgramMeter {
-    /// Whether the kernel should count from now on; `None` if nothing changes.
-    pub fn switch(&mut self, now_ktime_ns: u64) -> Option<bool> {
-        match self.state {
-            State::Paused { until_ktime_ns } if now_ktime_ns < until_ktime_ns => None,
-            State::New | State::Paused { .. } => {
-                self.state = State::Counting {
-                    since_ktime_ns: now_ktime_ns,
-                    first: None,
-                };
-                Some(true)
-            }
-            State::Counting { .. } => None,
+    /// Whether the kernel should count for a moment now.
+    pub fn is_due(&mut self, now_ktime_ns: u64) -> bool {
+        let is_idle = match self.state {
+            State::Paused { until_ktime_ns } => until_ktime_ns <= now_ktime_ns,
+            State::Counting { .. } | State::Counted { .. } => false,
+        };
+        let Some(before_ns) = self.told_ns.filter(|_| is_idle) else {
+            return false;
+        };
+        self.state = State::Counting { before_ns };
+        true
+    }
+
+    /// The kernel has counted for so long, and does not any more.
+    pub fn on_counted(&mut self, counted_ns: u64, now_ktime_ns: u64) {
+        if let State::Counting { before_ns } = self.state {
+            self.state = State::Counted {
+                before_ns,
+                counted_ns,
+                ktime_ns: now_ktime_ns,
+            };
         }
     }
 
-    /// Takes the programs' run time at an instant; true if the kernel should not count any more.
-    pub fn on_run_time(&mut self, run_time_ns: u64, ktime_ns: u64) -> bool {
-        let State::Counting {
-            since_ktime_ns,
-            first,
-        } = &mut self.state
+    /// Takes the programs' run time at an instant.
+    pub fn on_run_time(&mut self, run_time_ns: u64, ktime_ns: u64) {
+        self.told_ns = Some(run_time_ns);
+        let State::Counted {
+            before_ns,
+            counted_ns,
+            ktime_ns: counted_ktime_ns,
+        } = self.state
         else {
-            return false;
+            return;
         };
-        if ktime_ns < since_ktime_ns.saturating_add(SWITCHING_NS) {
-            return false;
+        if ktime_ns < counted_ktime_ns {
+            return; // waited in a queue meanwhile
         }
-        let Some((before_ns, at_ns)) = *first else {
-            *first = Some((run_time_ns, ktime_ns));
-            return false;
-        };
-        let elapsed_ns = ktime_ns.saturating_sub(at_ns).max(1);
-        self.rate = run_time_ns.saturating_sub(before_ns) as f64 / elapsed_ns as f64;
+        self.rate = run_time_ns.saturating_sub(before_ns) as f64 / counted_ns.max(1) as f64;
         self.state = State::Paused {
             until_ktime_ns: ktime_ns.saturating_add(PAUSE_NS),
         };
-        true
     }
 
     /// Processor time of the programs in a while, by the latest measurement; none before the first.
     #[must_use]
     pub fn used_in(&self, elapsed: Duration) -> Duration {
-        elapsed.mul_f64(self.rate.max(0.0))
+        elapsed.mul_f64(self.rate)
     }
 
     /// The programs are gone.
@@ -100,23 +111,23 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    /// Check that two readings while the kernel counts make a rate, and that it then pauses.
+    /// Check that what was counted makes a rate, once it is told, and that the next measurement comes later.
     #[test]
-    fn two_readings_make_a_rate() {
+    fn what_was_counted_makes_a_rate() {
         let mut meter = ProgramMeter::default();
-        assert_eq!(meter.switch(S), Some(true));
-        assert_eq!(meter.switch(2 * S), None);
-        assert!(
-            !meter.on_run_time(7, S + 1),
-            "may be from before the switch"
-        );
-        assert!(!meter.on_run_time(1_000, 2 * S));
-        assert!(meter.on_run_time(1_000 + S / 50, 3 * S));
+        assert!(!meter.is_due(S), "nothing to compare with");
+        meter.on_run_time(1_000, S);
+        assert!(meter.is_due(S));
+        assert!(!meter.is_due(S), "it is under way");
+        meter.on_run_time(3_000, S + S / 10);
+        meter.on_counted(S / 5, 2 * S);
+        meter.on_run_time(4_000, 2 * S - 1);
+        assert_eq!(meter.used_in(Duration::from_secs(10)), Duration::ZERO);
+        meter.on_run_time(1_000 + S / 250, 2 * S + 1);
         let used = meter.used_in(Duration::from_secs(10));
         assert_eq!(used, Duration::from_millis(200));
-        assert!(!meter.on_run_time(9 * S, 4 * S), "nothing is counted now");
-        assert_eq!(meter.switch(12 * S), None);
-        assert_eq!(meter.switch(13 * S), Some(true));
+        assert!(!meter.is_due(11 * S));
+        assert!(meter.is_due(13 * S));
         assert_eq!(meter.used_in(Duration::from_secs(10)), used);
     }
 
@@ -124,9 +135,10 @@ mod tests {
     #[test]
     fn a_count_from_zero_is_no_negative_rate() {
         let mut meter = ProgramMeter::default();
-        meter.switch(0);
         meter.on_run_time(5 * S, S);
-        meter.on_run_time(3, 2 * S);
+        assert!(meter.is_due(S));
+        meter.on_counted(S, 2 * S);
+        meter.on_run_time(3, 3 * S);
         assert_eq!(meter.used_in(Duration::from_secs(1)), Duration::ZERO);
     }
 }

@@ -155,7 +155,8 @@ fn finished(daemon: &Daemon, task_id: &str) -> Value {
 #[test]
 fn the_keeper_of_statistics_can_do_nothing_else() {
     needs_root!();
-    let mut daemon = Daemon::standalone();
+    let budget = [("PROFILERD_LIMITS_MAX_CPU_PERCENT", "2")];
+    let mut daemon = Daemon::standalone_with(":memory:", &budget);
     let keeper = wait_until("the keeper of statistics", DEADLINE, || {
         daemon.still_running()?;
         Ok(keeper_of(daemon.id()))
