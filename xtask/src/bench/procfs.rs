@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,23 +15,36 @@ use serde_json::Value;
 use crate::command::output;
 
 /// Counts program runs and their time while it lives: costs each run two clock reads.
+///
+/// By descriptor, so that a benchmark that is killed does not leave them on for the next one.
 #[derive(Debug)]
-pub(super) struct BpfStats;
+#[expect(dead_code, reason = "held to be closed")]
+pub(super) struct BpfStats(OwnedFd);
 
-const BPF_STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+/// `BPF_ENABLE_STATS` of `bpf(2)`, minimum kernel 5.8.
+const BPF_ENABLE_STATS: i32 = 32;
+/// `BPF_STATS_RUN_TIME`, the only kind there is.
+const BPF_STATS_RUN_TIME: u32 = 0;
 
 impl BpfStats {
-    /// Switches the statistics on; minimum kernel 5.1.
+    /// Switches the statistics on.
     pub(super) fn enable() -> Result<Self> {
-        fs::write(BPF_STATS, "1").with_context(|| format!("failed to write {BPF_STATS}"))?;
-        Ok(Self)
-    }
-}
-
-impl Drop for BpfStats {
-    fn drop(&mut self) {
-        // Nothing to do about a failure: it was writable a moment ago.
-        let _ = fs::write(BPF_STATS, "0");
+        let kind = [BPF_STATS_RUN_TIME];
+        // SAFETY: the attribute is read only, and has the size that is given.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_ENABLE_STATS,
+                kind.as_ptr(),
+                size_of_val(&kind),
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error())
+                .context("failed to have the kernel count BPF programs");
+        }
+        // SAFETY: the call has just given us this descriptor.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 }
 
