@@ -172,7 +172,7 @@ pub(super) struct Table {
     pub(super) figures: Vec<Figure>,
     pub(super) comparisons: Vec<Comparison>,
     pub(super) exactness: Vec<Exactness>,
-    /// With `kernel.bpf_stats_enabled`, which itself costs each run two clock reads.
+    /// While the kernel counts them ([`super::procfs::BpfStats`]), which costs each run two clock reads.
     pub(super) programs: Vec<Program>,
 }
 
