@@ -56,19 +56,32 @@ impl Arch {
     /// The emulator, all but kernel and initramfs; no virtualization, so that it runs everywhere.
     pub(super) fn qemu(self) -> Command {
         let (program, machine, console): (_, &[&str], _) = match self {
-            Self::X86_64 => ("qemu-system-x86_64", &["-cpu", "max"], "ttyS0"),
+            // One thread for both processors: with a thread each, a processor can still run instructions that the
+            // other one has just rewritten. The kernel, which does that when a tracepoint is armed, panics then.
+            Self::X86_64 => (
+                "qemu-system-x86_64",
+                &["-cpu", "max", "-accel", "tcg,thread=single"],
+                "ttyS0",
+            ),
             // Pointer authentication by a hash that emulates quickly: the one of the architecture takes most
             // of the time otherwise.
             Self::Aarch64 => (
                 "qemu-system-aarch64",
-                &["-machine", "virt", "-cpu", "max,pauth-impdef=on"],
+                &[
+                    "-machine",
+                    "virt",
+                    "-cpu",
+                    "max,pauth-impdef=on",
+                    "-accel",
+                    "tcg",
+                ],
                 "ttyAMA0",
             ),
         };
         let mut command = Command::new(program);
         command
             .args(machine)
-            .args(["-accel", "tcg", "-m", "2048", "-smp", "2"])
+            .args(["-m", "2048", "-smp", "2"])
             .args(["-append", &format!("console={console} quiet panic=-1")])
             .args(["-nographic", "-no-reboot", "-monitor", "none"])
             .args(["-nic", "none"]);
