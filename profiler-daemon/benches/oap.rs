@@ -88,7 +88,7 @@ async fn measure(oap: &str) {
         name: name(n),
         instance: "host:1".to_owned(),
     });
-    handle.set_services(services.map(|service| (service, Vec::new(), String::new())));
+    handle.set_services(services.map(|service| (service, Arc::default(), String::new())));
     let task = loop {
         if let Some(OapEvent::Task(task)) = events.recv().await {
             break task;

@@ -105,7 +105,7 @@ fn client(config: OapConfig, instances: &[&str]) -> (OapHandle, Receiver<OapEven
 
 fn serve(handle: &OapHandle, instances: &[&str]) {
     let instances = instances.iter().map(|instance| {
-        let properties = vec![("language".to_owned(), "python".to_owned())];
+        let properties = [("language".to_owned(), "python".to_owned())].into();
         (service(instance), properties, String::new())
     });
     handle.set_services(instances);

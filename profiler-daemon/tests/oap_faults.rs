@@ -45,7 +45,7 @@ fn client(address: SocketAddr) -> (OapHandle, Receiver<OapEvent>) {
         batch_snapshots: 100,
         ..OapConfig::new(vec![address.to_string()])
     });
-    handle.set_services([(service(), Vec::new(), String::new())]);
+    handle.set_services([(service(), Arc::default(), String::new())]);
     (handle, events)
 }
 
@@ -347,7 +347,7 @@ async fn one_instance_asks_for_its_service() {
         instance: n.to_string(),
     };
     let instances = || (0..INSTANCES).map(instance);
-    handle.set_services(instances().map(|service| (service, Vec::new(), String::new())));
+    handle.set_services(instances().map(|service| (service, Arc::default(), String::new())));
     let of = |state: &State, n: &str| {
         let queries = state.queries.iter();
         queries.filter(|q| q.service_instance == n).count()
@@ -400,7 +400,7 @@ async fn one_that_is_never_answered_holds_up_no_other() {
         instance: "two".to_owned(),
     };
     let instances = [service(), other];
-    handle.set_services(instances.map(|service| (service, Vec::new(), String::new())));
+    handle.set_services(instances.map(|service| (service, Arc::default(), String::new())));
     handle.report(segment("a", 3)).unwrap();
     let of = |state: &State, instance: &str| {
         let queries = state.queries.iter();
@@ -467,7 +467,7 @@ async fn known_tasks_stay_known() {
         ..OapConfig::new(vec![address.to_string()])
     };
     let (first, mut events) = OapClient::spawn(config.clone());
-    first.set_services([(service(), Vec::new(), String::new())]);
+    first.set_services([(service(), Arc::default(), String::new())]);
     let OapEvent::Task(task) = next(&mut events).await else {
         panic!("no task");
     };
@@ -484,12 +484,12 @@ async fn known_tasks_stay_known() {
     };
     let of = |state: &State, name: &str| state.queries.iter().filter(|q| q.service == name).count();
     for round in 1..=2 {
-        handle.set_services([(other.clone(), Vec::new(), String::new())]);
+        handle.set_services([(other.clone(), Arc::default(), String::new())]);
         fake.until("the other's questions", |state| {
             of(state, "other") >= 3 * round
         })
         .await;
-        handle.set_services([(service(), Vec::new(), String::new())]);
+        handle.set_services([(service(), Arc::default(), String::new())]);
         fake.until("ours", |state| of(state, "shop") >= 3 * round)
             .await;
     }

@@ -6,6 +6,7 @@ mod fake_oap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fake_oap::{DEADLINE, Fake};
@@ -107,7 +108,7 @@ fn client(address: SocketAddr, tls: Option<TlsConfig>) -> (OapHandle, Receiver<O
         name: "shop".to_owned(),
         instance: "one".to_owned(),
     };
-    handle.set_services([(service, Vec::new(), String::new())]);
+    handle.set_services([(service, Arc::default(), String::new())]);
     (handle, events)
 }
 
@@ -271,7 +272,7 @@ async fn a_wrong_port_is_explained() {
             name: "shop".to_owned(),
             instance: "one".to_owned(),
         };
-        handle.set_services([(service, Vec::new(), String::new())]);
+        handle.set_services([(service, Arc::default(), String::new())]);
         while next(&mut events).await != OapEvent::Connected {}
         fake.until("a heartbeat", |state| state.beats > 0).await;
     }

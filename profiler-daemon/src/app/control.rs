@@ -187,7 +187,7 @@ impl Control {
                 let services = self.table.instances().map(|identity| {
                     (
                         identity.service.clone(),
-                        identity.properties.clone(),
+                        Arc::clone(&identity.properties),
                         identity.layer.clone(),
                     )
                 });

@@ -107,7 +107,7 @@ impl Row {
             workload: property("workload"),
             unit: property("systemd unit"),
             ports: process.listen_ports.clone(),
-            properties: identity.properties.clone(),
+            properties: identity.properties.to_vec(),
             tags: identity.tags.clone(),
             profilable: reason.is_none(),
             reason,

@@ -202,7 +202,7 @@ impl OapHandle {
     /// Tasks are asked for, and heartbeats sent, for exactly these.
     pub fn set_services(
         &self,
-        services: impl IntoIterator<Item = (Service, Vec<(String, String)>, String)>,
+        services: impl IntoIterator<Item = (Service, Arc<[(String, String)]>, String)>,
     ) {
         let services: Vec<Reporting> = services
             .into_iter()

@@ -33,7 +33,7 @@ pub struct Reporting {
     /// Names, at most 70 characters each.
     pub service: Service,
     /// Properties in the order they are sent.
-    pub properties: Vec<(String, String)>,
+    pub properties: Arc<[(String, String)]>,
     /// SkyWalking layer; empty means `GENERAL`.
     pub layer: String,
 }
@@ -41,7 +41,7 @@ pub struct Reporting {
 impl Reporting {
     /// Cuts the names as OAP does.
     #[must_use]
-    pub fn new(service: Service, properties: Vec<(String, String)>, layer: String) -> Self {
+    pub fn new(service: Service, properties: Arc<[(String, String)]>, layer: String) -> Self {
         Self {
             service: cut_service(&service),
             properties,
@@ -61,7 +61,7 @@ pub(super) fn cut_service(service: &Service) -> Service {
 /// What an instance was told.
 #[derive(Debug)]
 struct Told {
-    properties: Vec<(String, String)>,
+    properties: Arc<[(String, String)]>,
     beats: u32,
 }
 
@@ -141,7 +141,7 @@ impl Beats {
         let are_properties_due = beats.is_multiple_of(self.properties_every)
             || told.is_none_or(|told| told.properties != reporting.properties);
         let now_told = Told {
-            properties: reporting.properties.clone(),
+            properties: Arc::clone(&reporting.properties),
             beats: beats.wrapping_add(1),
         };
         self.told.insert(service.clone(), now_told);
@@ -241,7 +241,7 @@ mod tests {
             ("ipv4", "10.0.0.2"),
         ];
         let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
-        let properties = properties.map(own).to_vec();
+        let properties = properties.map(own).into();
         let long = Service {
             name: "s".repeat(80),
             instance: "i".repeat(80),

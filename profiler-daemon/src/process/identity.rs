@@ -8,6 +8,7 @@
 //! Names are cut here, as OAP cuts them, so that a task's names and the table's are the same texts.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::agent::AgentLanguage;
 use super::cgroup::Container;
@@ -37,15 +38,15 @@ pub struct Identity {
     pub layer: String,
     /// What gave the service its name.
     pub rule: IdentityRule,
-    /// Instance properties, in the order they are sent.
-    pub properties: Vec<(String, String)>,
+    /// Instance properties, in the order they are sent. Shared with who reports them.
+    pub properties: Arc<[(String, String)]>,
     /// Tags of the spans that are reported for it.
     pub tags: Vec<(String, String)>,
 }
 
 impl Identity {
     /// Before anything is known.
-    pub(super) const fn unknown() -> Self {
+    pub(super) fn unknown() -> Self {
         Self {
             service: Service {
                 name: String::new(),
@@ -54,7 +55,7 @@ impl Identity {
             uncut: None,
             layer: String::new(),
             rule: IdentityRule::Program,
-            properties: Vec::new(),
+            properties: Arc::default(),
             tags: Vec::new(),
         }
     }
@@ -133,7 +134,7 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
     let tags = pairs(|rule| &rule.tags);
     let name = cut(&full, SERVICE_MAX).to_owned();
     Identity {
-        properties: property::properties(&facts, pairs(|rule| &rule.properties), &tags),
+        properties: property::properties(&facts, pairs(|rule| &rule.properties), &tags).into(),
         service: Service {
             instance: cut(&instance, SERVICE_MAX).to_owned(),
             name: name.clone(),
