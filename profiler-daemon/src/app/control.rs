@@ -4,6 +4,7 @@
 //! Out: [`Command`]s to the pipeline; segments, coverage and finish reports to [`crate::oap`]
 //! Lost: a task that cannot run is reported as finished, with the reason in its coverage
 
+mod budget;
 mod observe;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -26,11 +27,9 @@ use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
 use super::statistics::StatisticsKeeper;
 use crate::config::Config;
-use crate::guard::Step;
 use crate::kubernetes::watch_pods;
 use crate::metrics::{MetricsServer, Questions};
 use crate::model::clock::unix_ms_now;
-use crate::model::date;
 use crate::model::{
     Counter, Coverage, Pid, ProfileTask, ProfiledSegment, Service, TaskId, TaskSlot,
 };
@@ -39,6 +38,7 @@ use crate::output::explain_nothing;
 use crate::process::{Pods, ProcessTable};
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
+use budget::period_note;
 use observe::Observed;
 
 /// How often starts and ends of tasks are looked at while there are any.
@@ -113,6 +113,9 @@ pub(super) async fn run(
     }
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
+    if statistics.is_some() {
+        pipeline.send(Command::TellProgramTime);
+    }
     let control = Control {
         oap,
         pipeline,
@@ -321,52 +324,6 @@ impl Control {
         let lasts_ms = i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX);
         self.journal(|journal| journal.started(&task, now_ms.saturating_add(lasts_ms)));
         self.run_for(task, lasts);
-    }
-
-    /// Gives up what has to be when tasks cost too much.
-    fn mind_overhead(&mut self) {
-        let Some(shortest) = self.shortest_period() else {
-            return;
-        };
-        let Some((step, reason)) = self.overhead.measure(shortest) else {
-            return;
-        };
-        match step {
-            Step::Stretch(times) | Step::Relax(times) => {
-                tracing::warn!(times, "dump periods are multiplied: {reason}");
-                self.pipeline.send(Command::Stretch(times));
-                for live in self.live.values().filter(|live| !live.ending) {
-                    self.note_guard(live, period_note(&live.task, times, &reason));
-                }
-            }
-            Step::EndNewest => {
-                let live = self.live.values_mut().filter(|live| !live.ending);
-                let Some(live) = live.max_by_key(|live| live.began) else {
-                    return;
-                };
-                tracing::warn!(task_id = %live.task.task_id, "the task that began last is ended: {reason}");
-                let now = Instant::now();
-                live.instances.values_mut().for_each(|ends| *ends = now);
-                let task_id = live.task.task_id.clone();
-                let text = format!("cut short by the overhead guard: {reason}");
-                self.note_guard(&self.live[&task_id], text);
-            }
-        }
-    }
-
-    fn note_guard(&self, live: &Live, text: String) {
-        self.pipeline.send(Command::Note {
-            slot: live.slot,
-            counter: Some(Counter::GuardSteps),
-            text,
-        });
-    }
-
-    /// The shortest dump period that a live task asks for.
-    fn shortest_period(&self) -> Option<Duration> {
-        let live = self.live.values().filter(|live| !live.ending);
-        let shortest_ms = live.map(|live| live.task.dump_period_ms).min()?;
-        Some(Duration::from_millis(shortest_ms.into()))
     }
 
     /// Ends what runs at an instance, late, when another task begins there: as agents do.
@@ -687,15 +644,6 @@ impl Control {
         }
         result
     }
-}
-
-/// What the coverage of a task says of a dump period that it did not ask for.
-fn period_note(task: &ProfileTask, times: u32, reason: &str) -> String {
-    let (asked_ms, now) = (task.dump_period_ms, date::utc(unix_ms_now()));
-    let period_ms = u64::from(asked_ms) * u64::from(times);
-    format!(
-        "from {now} on one snapshot every {period_ms} ms, the task asks for {asked_ms}: {reason}"
-    )
 }
 
 /// The coverage of a task that is not carried out.

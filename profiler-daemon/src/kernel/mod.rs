@@ -246,10 +246,7 @@ impl Kernel {
     /// Time in all runs of the programs while the kernel counted them, in nanoseconds.
     #[must_use]
     pub fn program_time_ns(&self) -> u64 {
-        self.program_stats()
-            .iter()
-            .map(|stats| stats.run_time_ns)
-            .sum()
+        stats::run_time_ns(&self.ebpf)
     }
 
     /// What the loaded programs cost.

@@ -40,6 +40,14 @@ pub(super) fn program_stats(ebpf: &Ebpf) -> Vec<ProgramStats> {
     stats
 }
 
+/// Time in all runs of all loaded programs.
+pub(super) fn run_time_ns(ebpf: &Ebpf) -> u64 {
+    let infos = ebpf
+        .programs()
+        .filter_map(|(_, program)| program.info().ok());
+    infos.map(|info| info.run_time().as_nanos() as u64).sum()
+}
+
 /// Counts runs and times of all BPF programs of the machine while the descriptor is open. Costs
 /// about 20 ns per run: for measurements only.
 ///

@@ -67,6 +67,8 @@ pub(in crate::app) enum Command {
     },
     /// Make dump periods so many times as long as the tasks ask for.
     Stretch(u32),
+    /// Tell the programs' run times, once a second: somebody has the kernel count them.
+    TellProgramTime,
     /// End all tasks at once and leave.
     Shutdown,
 }

@@ -90,6 +90,7 @@ pub(in crate::app) struct Capture {
     live: HashMap<TaskSlot, Live>,
     /// Dump periods are so many times as long as the tasks ask for.
     stretch: u32,
+    tells_program_time: bool,
     clock: GridTimer,
     looked_ktime_ns: u64,
     published_ktime_ns: u64,
@@ -119,6 +120,7 @@ impl Capture {
             runtimes: HashMap::new(),
             live: HashMap::new(),
             stretch: 1,
+            tells_program_time: false,
             clock,
             looked_ktime_ns: 0,
             published_ktime_ns: 0,
@@ -283,7 +285,7 @@ impl Capture {
                     self.send(Work::Publish(task_id, coverage));
                 }
             }
-            if let Some(kernel) = &self.kernel {
+            if let Some(kernel) = self.kernel.as_ref().filter(|_| self.tells_program_time) {
                 self.send(Work::ProgramTime(kernel.program_time_ns(), now));
             }
         }

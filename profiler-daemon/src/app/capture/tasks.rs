@@ -87,6 +87,7 @@ impl Capture {
                     );
                 }
             }
+            Command::TellProgramTime => self.tells_program_time = true,
             Command::Shutdown => {
                 self.leaving = true;
                 let now = now_ktime_ns();

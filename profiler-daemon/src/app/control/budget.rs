@@ -1,0 +1,71 @@
+//! Keeps tasks within the budget: carries out the steps of the overhead guard and tells of them.
+//!
+//! In:  [`Step`]s of [`super::Overhead`]
+//! Out: [`Command`]s to the pipeline; a note in the coverage of each task that a step concerns
+//! Lost: nothing
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Command, Control, Live};
+use crate::guard::Step;
+use crate::model::clock::unix_ms_now;
+use crate::model::{Counter, ProfileTask, date};
+
+impl Control {
+    /// Gives up what has to be when tasks cost too much.
+    pub(super) fn mind_overhead(&mut self) {
+        let Some(shortest) = self.shortest_period() else {
+            return;
+        };
+        let Some((step, reason)) = self.overhead.measure(shortest) else {
+            return;
+        };
+        match step {
+            Step::Stretch(times) | Step::Relax(times) => {
+                tracing::warn!(times, "dump periods are multiplied: {reason}");
+                self.pipeline.send(Command::Stretch(times));
+                for live in self.live.values().filter(|live| !live.ending) {
+                    self.note_guard(live, period_note(&live.task, times, &reason));
+                }
+            }
+            Step::EndNewest => {
+                let live = self.live.values_mut().filter(|live| !live.ending);
+                let Some(live) = live.max_by_key(|live| live.began) else {
+                    return;
+                };
+                tracing::warn!(task_id = %live.task.task_id, "the task that began last is ended: {reason}");
+                let now = Instant::now();
+                live.instances.values_mut().for_each(|ends| *ends = now);
+                let task_id = live.task.task_id.clone();
+                let text = format!("cut short by the overhead guard: {reason}");
+                self.note_guard(&self.live[&task_id], text);
+            }
+        }
+    }
+
+    pub(super) fn note_guard(&self, live: &Live, text: String) {
+        self.pipeline.send(Command::Note {
+            slot: live.slot,
+            counter: Some(Counter::GuardSteps),
+            text,
+        });
+    }
+
+    /// The shortest dump period that a live task asks for.
+    pub(super) fn shortest_period(&self) -> Option<Duration> {
+        let live = self.live.values().filter(|live| !live.ending);
+        let shortest_ms = live.map(|live| live.task.dump_period_ms).min()?;
+        Some(Duration::from_millis(shortest_ms.into()))
+    }
+}
+
+/// What the coverage of a task says of a dump period that it did not ask for.
+pub(super) fn period_note(task: &ProfileTask, times: u32, reason: &str) -> String {
+    let (asked_ms, now) = (task.dump_period_ms, date::utc(unix_ms_now()));
+    let period_ms = u64::from(asked_ms) * u64::from(times);
+    format!(
+        "from {now} on one snapshot every {period_ms} ms, the task asks for {asked_ms}: {reason}"
+    )
+}
