@@ -28,8 +28,8 @@ pub use rule::{
     LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag, target_flag,
 };
 pub use sample::{
-    KERNEL_FRAMES_MAX, REGS_MAX, STACK_COPY_MAX_BYTES, SampleHeader, ThreadState, ThreadTag,
-    sample_flag, thread_state_flag,
+    KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, REGS_MAX, STACK_COPY_MAX_BYTES,
+    SampleHeader, ThreadState, ThreadTag, sample_flag, thread_state_flag,
 };
 
 /// Implements `aya::Pod` for types that have no padding and accept every bit pattern.

@@ -7,6 +7,12 @@ pub const STACK_COPY_MAX_BYTES: usize = 16 * 1024;
 /// Most kernel frames kept with a sample.
 pub const KERNEL_FRAMES_MAX: usize = 48;
 
+/// Kernel stacks of a thread stored in [`KERNEL_STACKS_WINDOW_NS`]. Unwinding one takes 1 to 2 us, most of what a
+/// switch of a tagged thread costs.
+pub const KERNEL_STACKS_MAX: u32 = 100;
+/// See [`KERNEL_STACKS_MAX`].
+pub const KERNEL_STACKS_WINDOW_NS: u64 = 10_000_000;
+
 /// Tag of a thread that serves a profiled request: value of `THREAD_TAGS`, key tid (host).
 ///
 /// Written by the hooks that see requests in the thread, removed at the request's end, by the exit hooks, and by the
@@ -33,6 +39,8 @@ pub mod thread_state_flag {
     pub const ON_CPU: u32 = 1;
     /// The thread was preempted, not blocked: it waits for a CPU.
     pub const RUNNABLE: u32 = 1 << 1;
+    /// The kernel stack was not stored: the thread switches too often, see [`super::KERNEL_STACKS_MAX`].
+    pub const KERNEL_STACK_SKIPPED: u32 = 1 << 2;
 }
 
 /// Registers of a tagged thread at its last switch-out: value of `THREAD_STATES`, key tid (host).
@@ -48,6 +56,12 @@ pub struct ThreadState {
     pub ktime_ns: u64,
     /// `CLOCK_MONOTONIC` of the latest switch-in.
     pub in_ktime_ns: u64,
+    /// `CLOCK_MONOTONIC` since which `stacks_in_window` counts.
+    pub window_ktime_ns: u64,
+    /// Kernel stacks stored since then.
+    pub stacks_in_window: u32,
+    /// Zero.
+    pub pad: u32,
     /// `task_struct.__state` at switch-out.
     pub prev_state: u32,
     /// [`thread_state_flag`] bits.
@@ -115,5 +129,5 @@ pub struct SampleHeader {
 }
 
 const _: () = assert!(size_of::<ThreadTag>() == 24);
-const _: () = assert!(size_of::<ThreadState>() == 40 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
+const _: () = assert!(size_of::<ThreadState>() == 56 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
 const _: () = assert!(size_of::<SampleHeader>() == 56 + 8 * REGS_MAX);

@@ -2,7 +2,7 @@
 //!
 //! The program runs at every context switch of the machine; it looks at two counts in an array and
 //! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the
-//! thread entered the kernel and its kernel stack, or removes the tag of a request the daemon has let
+//! thread entered the kernel and its kernel stack (of a thread that switches all the time only some), or removes the tag of a request the daemon has let
 //! go. The user stack is not touched: while the thread stays switched out the daemon can read it
 //! whenever it likes, and sees by `ThreadState::seq` whether the thread ran meanwhile.
 //!
@@ -16,7 +16,9 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::bpf_get_stack;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use profiler_common::{KERNEL_FRAMES_MAX, ThreadState, thread_state_flag};
+use profiler_common::{
+    KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, ThreadState, thread_state_flag,
+};
 
 use crate::arch::REGS_WORDS;
 use crate::globals::offset;
@@ -79,6 +81,31 @@ fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) 
             read::copy_kernel(state.regs.as_mut_ptr().cast(), 8 * REGS_WORDS as u64, regs);
         }
     }
+    if may_store_stack(state) {
+        store_stack(ctx, state);
+    } else {
+        state.kernel_frame_count = 0;
+        state.flags |= thread_state_flag::KERNEL_STACK_SKIPPED;
+    }
+    write_seq(state, (seq | 1) + 1);
+}
+
+/// Whether the thread may have another kernel stack unwound in this window of time.
+#[inline(always)]
+fn may_store_stack(state: &mut ThreadState) -> bool {
+    if state.ktime_ns - state.window_ktime_ns > KERNEL_STACKS_WINDOW_NS {
+        state.window_ktime_ns = state.ktime_ns;
+        state.stacks_in_window = 0;
+    }
+    if state.stacks_in_window >= KERNEL_STACKS_MAX {
+        return false;
+    }
+    state.stacks_in_window += 1;
+    true
+}
+
+#[inline(always)]
+fn store_stack(ctx: &impl EbpfContext, state: &mut ThreadState) {
     // SAFETY: the buffer has the size that is given.
     let bytes = unsafe {
         bpf_get_stack(
@@ -89,7 +116,6 @@ fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) 
         )
     };
     state.kernel_frame_count = if bytes > 0 { bytes as u32 / 8 } else { 0 };
-    write_seq(state, (seq | 1) + 1);
 }
 
 /// Volatile, so that the number is really odd while the rest is written.

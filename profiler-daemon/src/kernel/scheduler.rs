@@ -83,6 +83,9 @@ mod tests {
         let mut state = ThreadState {
             seq: 2,
             in_ktime_ns: 0,
+            window_ktime_ns: 0,
+            stacks_in_window: 0,
+            pad: 0,
             ktime_ns: 0,
             prev_state: 0,
             flags: 0,

@@ -63,6 +63,8 @@ pub enum Counter {
     SamplesRaced,
     /// Samples without readable user stack.
     SamplesNoStack,
+    /// Samples of blocked threads without their kernel frames: the thread blocks too often.
+    KernelStacksSkipped,
     /// Samples lost because the unwinding queue was full.
     SamplesQueueFull,
     /// Samples of requests that were already gone.
@@ -257,6 +259,11 @@ const TABLE: &[(Counter, &str, &str)] = &[
         Counter::SamplesNoStack,
         "samples_no_stack",
         "samples without readable user stack",
+    ),
+    (
+        Counter::KernelStacksSkipped,
+        "kernel_stacks_skipped",
+        "samples of blocked threads without their kernel frames: the thread blocks too often",
     ),
     (
         Counter::SamplesQueueFull,

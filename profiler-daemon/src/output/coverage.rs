@@ -113,6 +113,7 @@ pub fn is_loss(counter: Counter) -> bool {
             | C::SamplesRingFull
             | C::SamplesRaced
             | C::SamplesNoStack
+            | C::KernelStacksSkipped
             | C::SamplesQueueFull
             | C::TicksLate
             | C::StacksCut

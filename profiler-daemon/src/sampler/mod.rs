@@ -5,6 +5,7 @@
 //! Lost: thread kept running during every try, or was blocked at the tick and has run since ->
 //!       [`Counter::SamplesRaced`];
 //!       unreadable stack -> [`Counter::SamplesNoStack`];
+//!       kernel frames, if the thread blocks thousands of times a second -> [`Counter::KernelStacksSkipped`];
 //!       end of a block, if the thread blocked twice since the last tick (its durations are less exact)
 //!
 //! ```text
@@ -168,6 +169,9 @@ impl Sampler {
             if stack.bytes.is_empty() {
                 losses.bump(Counter::SamplesNoStack);
             }
+            if state.flags & thread_state_flag::KERNEL_STACK_SKIPPED != 0 {
+                losses.bump(Counter::KernelStacksSkipped);
+            }
             if let Some(end_ktime_ns) = self.end_of_block(request, tid, &state) {
                 tell(end_ktime_ns, SampleKind::Ended);
             }
@@ -281,6 +285,9 @@ mod tests {
             seq,
             ktime_ns: 10 * seq,
             in_ktime_ns: 0,
+            window_ktime_ns: 0,
+            stacks_in_window: 0,
+            pad: 0,
             prev_state: 1,
             flags,
             tgid: 1,

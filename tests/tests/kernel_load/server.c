@@ -1,6 +1,8 @@
 /* A server for the kernel tests: one connection at a time, one request each. Prints its port, then
  * the addresses of spin, middle, outer and what follows them. */
+#define _GNU_SOURCE
 #include <netinet/in.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -34,6 +36,33 @@ __attribute__((noinline)) void middle(void) {
     sink += room[0];
 }
 
+/* Blocks and wakes thousands of times, by bytes to and fro between two processes on one CPU. */
+static void flip(void) {
+    int to[2], from[2];
+    char byte = 0;
+    cpu_set_t before, one;
+    sched_getaffinity(0, sizeof(before), &before);
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    sched_setaffinity(0, sizeof(one), &one);
+    if (pipe(to) != 0 || pipe(from) != 0) return;
+    if (fork() == 0) {
+        while (read(to[0], &byte, 1) == 1 && byte == 0) write(from[1], &byte, 1);
+        _exit(0);
+    }
+    for (int i = 0; i < 30000; i++) {
+        write(to[1], &byte, 1);
+        read(from[0], &byte, 1);
+    }
+    byte = 1;
+    write(to[1], &byte, 1);
+    for (int i = 0; i < 2; i++) {
+        close(to[i]);
+        close(from[i]);
+    }
+    sched_setaffinity(0, sizeof(before), &before);
+}
+
 __attribute__((noinline)) void outer(const char *request) {
     volatile char room[32];
     room[0] = 2;
@@ -42,6 +71,8 @@ __attribute__((noinline)) void outer(const char *request) {
         nanosleep(&time, 0);
     } else if (memcmp(request, "GET /signal", 11) == 0) {
         raise(SIGUSR1);
+    } else if (memcmp(request, "GET /flip", 9) == 0) {
+        flip();
     } else {
         middle();
     }

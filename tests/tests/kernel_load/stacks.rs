@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use profiler_common::{KernelCounter, ThreadState, thread_state_flag};
+use profiler_common::{KERNEL_STACKS_MAX, KernelCounter, ThreadState, thread_state_flag};
 use profiler_daemon::kernel::{instruction_pointer, stack_pointer};
 use profiler_daemon::model::{SampleKind, Tid};
 use profiler_daemon::process::{ProcessMemory, ReadMemory};
@@ -153,6 +153,35 @@ fn a_state_tells_running_from_blocked() {
         state.flags & (thread_state_flag::ON_CPU | thread_state_flag::RUNNABLE),
         0
     );
+    client.response();
+}
+
+/// Check that of a thread that switches all the time only so many kernel stacks are stored, and that the
+/// state says so.
+#[test]
+fn a_thread_that_blocks_all_the_time_has_few_kernel_stacks() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = c_server(&directory);
+    ranges(&mut server);
+    let mut watch = Watch::new(server.pid(), "/flip");
+    let mut client = server.connect();
+    client.send(b"GET /flip HTTP/1.1\r\n\r\n");
+    watch.wait("start", |watch| watch.starts().len() == 1);
+    let tid = watch.starts()[0].1;
+    watch.wait("switch without a kernel stack", |watch| {
+        let state = watch.kernel.thread_state(tid).unwrap();
+        let skipped = thread_state_flag::KERNEL_STACK_SKIPPED;
+        let Some(state) = state.filter(|state| state.seq % 2 == 0 && state.flags & skipped != 0)
+        else {
+            return false;
+        };
+        assert_eq!(state.kernel_frame_count, 0);
+        assert_eq!(
+            state.stacks_in_window, KERNEL_STACKS_MAX,
+            "before that they are stored"
+        );
+        true
+    });
     client.response();
 }
 
