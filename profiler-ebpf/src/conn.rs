@@ -15,16 +15,18 @@
 
 use profiler_common::{
     ConnKey, EndReason, KernelCounter, RequestEventKind, cancel, conn_flag, conn_state,
+    setting_flag,
 };
 
 use crate::count::count_all;
+use crate::globals::setting;
 use crate::head::{self, LINE_MAX, line_status, status};
 use crate::partial::{join_piece, keep_piece};
 use crate::rule::{NO_SLOT, match_rules};
 use crate::scratch::fetch;
 use crate::socket::{names_socket, same_socket, server_socket};
 use crate::start::start_request;
-use crate::{emit, maps, read, socket, tag};
+use crate::{emit, maps, socket, tag};
 
 /// Flags that outlive a request on the connection.
 const LASTING_FLAGS: u32 = conn_flag::UPGRADED | conn_flag::PARTIAL;
@@ -52,7 +54,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         return 0;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
-    let task_mask = unsafe { (*scratch).task_mask };
+    let (task_mask, tid) = unsafe { ((*scratch).task_mask, (*scratch).tid as u32) };
     let fd = u64::from(key as u32);
     let mut known = maps::conn(unpack(key));
     if known.as_ref().is_some_and(|conn| socket::is_another(conn)) {
@@ -68,7 +70,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     }
     let line = head::line(copied);
     let begins = line_status(line);
-    if begins != status::NO {
+    if begins != status::NO && setting(setting_flag::SOCKET_HOOKS) && maps::may_be_tagged(tid) {
         tag::end_if_closed();
     }
     let mut sk;
@@ -76,7 +78,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         if conn.flags & conn_flag::PARTIAL != 0 {
             return join_piece(key, conn.sk);
         }
-        if conn.state == conn_state::OPEN && conn.reader_tid != read::current_ids().1 {
+        if conn.state == conn_state::OPEN && conn.reader_tid != tid {
             conn.flags |= conn_flag::HANDED_OFF;
         }
         let closing = conn.state == conn_state::OPEN || conn.state == conn_state::HALF_CLOSED;
@@ -90,7 +92,19 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
             return 0;
         }
         if begins == status::WHOLE && !closing {
-            return on_next_head(key, line, task_mask.into());
+            // Its previous request has been answered. Most are of no task: those get their record without a
+            // look at the socket.
+            let slot = match_rules(task_mask.into(), line);
+            if slot != NO_SLOT {
+                return on_wanted_head(key, slot, task_mask.into());
+            }
+            if conn.flags & conn_flag::TRACKED != 0 {
+                end_request(key, EndReason::NextHead as u64);
+            }
+            conn.state = conn_state::OPEN;
+            conn.flags = 0;
+            conn.reader_tid = tid;
+            return 0;
         }
         sk = same_socket(fd, conn.sk, conn.inode);
         if sk != conn.sk {
@@ -127,26 +141,13 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     }
 }
 
-/// A head on a connection whose previous request has been answered.
-///
-/// Most are of no task, so that is found out first, and such a request gets its record without a look
-/// at the socket.
+/// A head that a task wants, on a connection whose previous request has been answered.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn on_next_head(key: u64, line: u64, task_mask: u64) -> u64 {
-    let slot = match_rules(task_mask, line);
+pub(crate) extern "C" fn on_wanted_head(key: u64, slot: u64, task_mask: u64) -> u64 {
     let Some(conn) = maps::conn(unpack(key)) else {
         return 0;
     };
-    if slot == NO_SLOT {
-        if conn.flags & conn_flag::TRACKED != 0 {
-            end_request(key, EndReason::NextHead as u64);
-        }
-        conn.state = conn_state::OPEN;
-        conn.flags = 0;
-        conn.reader_tid = read::current_ids().1;
-        return 0;
-    }
     let fd = u64::from(key as u32);
     let mut sk = same_socket(fd, conn.sk, conn.inode);
     if sk == conn.sk {

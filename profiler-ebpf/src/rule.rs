@@ -2,7 +2,7 @@
 
 use profiler_common::{KernelCounter, LITERAL_MAX_BYTES, MAX_TASKS, rule_flag};
 
-use crate::count::{count, count_all};
+use crate::count::count;
 use crate::{head, maps};
 
 /// No task wants the request.
@@ -13,7 +13,6 @@ pub(crate) const NO_SLOT: u64 = 0xff;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn match_rules(task_mask: u64, line: u64) -> u64 {
-    count_all(task_mask as u32, KernelCounter::RequestsSeen);
     let mut matched = NO_SLOT;
     let mut slot = 0;
     while slot < u64::from(MAX_TASKS) {
@@ -26,7 +25,7 @@ pub(crate) extern "C" fn match_rules(task_mask: u64, line: u64) -> u64 {
     matched
 }
 
-/// Gives the request to a slot if its bit is set, its rule passes and no lower slot has it.
+/// Counts the head for a slot and gives it the request if its bit is set, its rule passes and no lower slot has it.
 /// Returns the slot that has it now. On its own for the reason given at `count_bit`.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -34,6 +33,7 @@ pub(crate) extern "C" fn match_slot(task_mask: u64, slot: u64, line: u64, matche
     if task_mask >> (slot & 63) & 1 == 0 {
         return matched;
     }
+    count(slot as u32, KernelCounter::RequestsSeen);
     let flags = rule_passes(slot, line);
     if flags == 0 {
         return matched;

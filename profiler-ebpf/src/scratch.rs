@@ -30,6 +30,8 @@ pub(crate) struct RequestScratch {
     pub(crate) target_flags: u32,
     /// 1 while a socket hook uses the space.
     pub(crate) is_taken: u64,
+    /// The current thread, host pid namespace.
+    pub(crate) tid: u64,
     /// The `struct sock` that a socket hook was given.
     pub(crate) sk: u64,
     /// Room to build a `PARTIAL_HEADS` value.

@@ -54,7 +54,7 @@ fn handle(
     if meaning == call::NONE {
         return 0;
     }
-    let (tgid, _) = read::current_ids();
+    let (tgid, tid) = read::current_ids();
     let Some(target) = maps::target(tgid) else {
         return 0;
     };
@@ -66,6 +66,7 @@ fn handle(
     }
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &mut *scratch };
+    scratch.tid = u64::from(tid);
     scratch.task_mask = target.task_mask;
     scratch.target_flags = target.flags;
     let call = Call {

@@ -82,7 +82,7 @@ impl Registers {
 /// of another hook's program.
 #[inline(always)]
 pub(crate) fn at_socket(sk: u64, meanings: u32) -> Option<(&'static mut RequestScratch, Call)> {
-    let (tgid, _) = read::current_ids();
+    let (tgid, tid) = read::current_ids();
     let target = maps::target(tgid)?;
     let registers = Registers(read::current_user_regs()? as *const u64);
     let meaning = meaning(u64::from(registers.number()));
@@ -98,6 +98,7 @@ pub(crate) fn at_socket(sk: u64, meanings: u32) -> Option<(&'static mut RequestS
         return None;
     }
     scratch.is_taken = 1;
+    scratch.tid = u64::from(tid);
     scratch.task_mask = target.task_mask;
     scratch.target_flags = target.flags;
     scratch.sk = sk;

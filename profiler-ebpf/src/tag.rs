@@ -2,11 +2,10 @@
 
 use profiler_common::{
     Conn, ConnKey, EndReason, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, cancel,
-    conn_flag, conn_state, setting_flag, thread_state_flag,
+    conn_flag, conn_state, thread_state_flag,
 };
 
 use crate::conn::{end_request, pack};
-use crate::globals::setting;
 use crate::socket::names_socket;
 use crate::{maps, read};
 
@@ -85,9 +84,6 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
 #[inline(never)]
 pub(crate) extern "C" fn end_if_closed() -> u64 {
     let (_, tid) = read::current_ids();
-    if !setting(setting_flag::SOCKET_HOOKS) || !maps::may_be_tagged(tid) {
-        return 0;
-    }
     let Some(tag) = maps::thread_tag(tid) else {
         return 0;
     };
