@@ -2,8 +2,9 @@
  *
  *   kernel_cost calls     prints nanoseconds of getppid(), of read() of 64 bytes of a file, and of write() and
  *                         read() of 64 bytes on a socket together, least of many rounds
- *   kernel_cost empty     attaches a program that does nothing to the tracepoint sys_exit; prints "ready"
- *                         and stays until its input ends: what any system call tracepoint costs
+ *   kernel_cost empty TRACEPOINT...
+ *                         attaches a program that does nothing to each of them; prints "ready" and stays until
+ *                         its input ends: what the kernel itself takes for a tracepoint
  *   kernel_cost serve     prints a port; GET /switch answers nanoseconds per switch between its thread and
  *                         another one on the same CPU; below DEPTH frames GET /spin/DEPTH computes 500 ms,
  *                         GET /nap/DEPTH sleeps 500 times a millisecond, GET /sleep/DEPTH once 500 ms
@@ -71,7 +72,7 @@ static void print_calls(void) {
     printf("%.2f %.2f %.2f\n", least[0], least[1], least[2]);
 }
 
-static int hold_empty(void) {
+static int hold_empty(char **tracepoints) {
     struct bpf_insn program[] = {
         {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = 0},
         {.code = BPF_JMP | BPF_EXIT},
@@ -82,12 +83,14 @@ static int hold_empty(void) {
     load.insn_cnt = 2;
     load.license = (uint64_t)(uintptr_t)"GPL";
     int fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load);
-    union bpf_attr open_it = {0};
-    open_it.raw_tracepoint.name = (uint64_t)(uintptr_t)"sys_exit";
-    open_it.raw_tracepoint.prog_fd = (uint32_t)fd;
-    if (fd < 0 || syscall(SYS_bpf, BPF_RAW_TRACEPOINT_OPEN, &open_it, sizeof open_it) < 0) {
-        perror("kernel_cost: bpf");
-        return 1;
+    for (; *tracepoints != NULL; tracepoints++) {
+        union bpf_attr open_it = {0};
+        open_it.raw_tracepoint.name = (uint64_t)(uintptr_t)*tracepoints;
+        open_it.raw_tracepoint.prog_fd = (uint32_t)fd;
+        if (fd < 0 || syscall(SYS_bpf, BPF_RAW_TRACEPOINT_OPEN, &open_it, sizeof open_it) < 0) {
+            perror(*tracepoints);
+            return 1;
+        }
     }
     puts("ready");
     fflush(stdout);
@@ -191,8 +194,8 @@ int main(int argc, char **argv) {
         print_calls();
         return 0;
     }
-    if (argc == 2 && strcmp(argv[1], "empty") == 0)
-        return hold_empty();
+    if (argc > 2 && strcmp(argv[1], "empty") == 0)
+        return hold_empty(argv + 2);
     if (argc == 2 && strcmp(argv[1], "serve") == 0)
         serve();
     fprintf(stderr, "usage: kernel_cost calls|empty|serve\n");
