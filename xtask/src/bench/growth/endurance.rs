@@ -2,6 +2,8 @@
 
 use std::process::Command;
 use std::slice;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use profiler_test_support::target_dir;
@@ -20,6 +22,8 @@ const ATTACHMENTS: u32 = 2000;
 const RECORDINGS: u32 = 200;
 /// Of memory and CPU time, for what an allocator and a busy machine add.
 const FLAT: f64 = 1.05;
+/// The kernel frees what has no user left some time later.
+const FREED_DEADLINE: Duration = Duration::from_secs(10);
 
 /// One round of `tests/src/bin/endurance.rs`.
 #[derive(Clone, Debug, Deserialize)]
@@ -117,7 +121,12 @@ impl BpfObjects {
     }
 
     fn add_difference(&self, table: &mut Table) -> Result<()> {
-        let now = Self::count()?;
+        let deadline = Instant::now() + FREED_DEADLINE;
+        let mut now = Self::count()?;
+        while (now.programs > self.programs || now.maps > self.maps) && Instant::now() < deadline {
+            sleep(Duration::from_millis(200));
+            now = Self::count()?;
+        }
         for (what, before, now) in [
             ("programs", self.programs, now.programs),
             ("maps", self.maps, now.maps),
