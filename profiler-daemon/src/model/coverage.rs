@@ -55,6 +55,8 @@ pub enum Counter {
     SamplesOnCpu,
     /// Off-CPU samples taken.
     SamplesOffCpu,
+    /// Off-CPU samples of the block that followed the one at the tick, which was over before it could be read.
+    SamplesLate,
     /// Dump periods in which a blocked thread had not run since the one before.
     SamplesUnchanged,
     /// On-CPU samples lost to a full ring buffer.
@@ -239,6 +241,11 @@ const TABLE: &[(Counter, &str, &str)] = &[
         Counter::SamplesOffCpu,
         "samples_off_cpu",
         "off-CPU samples taken",
+    ),
+    (
+        Counter::SamplesLate,
+        "samples_late",
+        "off-CPU samples of the block that followed the one at the tick, which was over before it could be read",
     ),
     (
         Counter::SamplesUnchanged,

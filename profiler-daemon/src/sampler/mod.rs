@@ -2,8 +2,10 @@
 //!
 //! In:  tick + `THREAD_STATES`, written by `profiler-ebpf/src/sched_switch.rs`
 //! Out: [`RawSample`] (off-CPU) to [`crate::unwind`]
-//! Lost: thread kept running during every try, or was blocked at the tick and has run since ->
+//! Lost: thread kept running during every try, or was blocked at the tick and runs by now ->
 //!       [`Counter::SamplesRaced`];
+//!       block at the tick that is over, of a thread that is in the next one by now: that one is told, with its own
+//!       time -> [`Counter::SamplesLate`];
 //!       unreadable stack -> [`Counter::SamplesNoStack`];
 //!       kernel frames, if the thread blocks thousands of times a second -> [`Counter::KernelStacksSkipped`];
 //!       end of a block, if the thread blocked twice since the last tick (its durations are less exact)
@@ -15,7 +17,8 @@
 //!  next tick                          ▲ still 8: the same stack holds, nothing is read
 //!  last tick                                                     ▲ · · · · looked at too late: 10,
 //!                                     but it was the same block at the tick: the stack still holds
-//!                                     (12 and blocked again: likewise)
+//!                                     (12 and blocked again: likewise; if the block was not read before, the
+//!                                     new one is)
 //!  then                                                                 10, or 12 and blocked again:
 //!                                     the end of the block is known to the nanosecond
 //! ```
@@ -151,11 +154,12 @@ impl Sampler {
                 }
                 return;
             }
-            if woke_since && state.in_ktime_ns > tick.last_ktime_ns {
+            let is_late = woke_since && state.in_ktime_ns > tick.last_ktime_ns;
+            if is_late && is_running {
                 break;
             }
             // Running at the tick, or still: its CPU's tick has it.
-            if is_running || has_left_since {
+            if !is_late && (is_running || has_left_since) {
                 if let Some(end_ktime_ns) = self.end_of_block(request, tid, &state) {
                     tell(end_ktime_ns, SampleKind::Ended);
                 }
@@ -183,6 +187,9 @@ impl Sampler {
             };
             self.read.insert(tid, block);
             losses.bump(Counter::SamplesOffCpu);
+            if is_late {
+                losses.bump(Counter::SamplesLate);
+            }
             let captured = Captured {
                 regs: state.regs,
                 stack,
@@ -193,7 +200,7 @@ impl Sampler {
                 since_ktime_ns: state.ktime_ns,
                 captured: Box::new(captured),
             };
-            return tell(tick.last_ktime_ns, kind);
+            return tell(tick.last_ktime_ns.max(state.ktime_ns), kind);
         }
         losses.bump(Counter::SamplesRaced);
     }
@@ -317,7 +324,10 @@ mod tests {
     fn draw(found: &[RawSample]) -> String {
         let word = |sample: &RawSample| match sample.kind {
             SampleKind::OnCpu(_) => "on".to_owned(),
-            SampleKind::OffCpu { since_ktime_ns, .. } => format!("off since {since_ktime_ns}"),
+            SampleKind::OffCpu { since_ktime_ns, .. } => {
+                assert!(since_ktime_ns <= sample.ktime_ns);
+                format!("off since {since_ktime_ns}")
+            }
             SampleKind::Unchanged => "unchanged".to_owned(),
             SampleKind::Ended => format!("ended {}", sample.ktime_ns),
         };
@@ -455,7 +465,7 @@ mod tests {
     }
 
     /// Check that a thread that woke after the tick and is blocked again was off its CPU at the tick: in the
-    /// block that was read, or else counted.
+    /// block that was read, or else its next block is told, which began after the tick.
     #[test]
     fn a_thread_that_is_blocked_again_was_blocked_at_the_tick() {
         let off = state(8, 0);
@@ -471,8 +481,9 @@ mod tests {
         );
         assert_eq!((reads, losses.get(Counter::SamplesRaced)), (2, 0));
         let (kinds, reads, losses) = ticks(vec![again(102, 105)], 2);
-        assert_eq!(kinds, ["", "off since 105"]);
-        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (1, 1));
+        assert_eq!(kinds, ["off since 105", "unchanged"]);
+        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (1, 0));
+        assert_eq!(losses.get(Counter::SamplesLate), 1);
     }
 
     /// Check that a thread that blocked after the tick is left to its CPU, which saw it running.
