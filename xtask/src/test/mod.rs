@@ -33,7 +33,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     run_all(args.filter.as_deref(), None)
 }
 
-/// Kernels of every `ci`: a minute and a half each, emulated. The oldest and the newest one are left to
+/// Kernels of every `ci`: one to two minutes each, emulated. The oldest and the newest one are left to
 /// `cargo xtask vm`.
 const CI_KERNELS: [&str; 2] = ["6.1", "6.12"];
 
