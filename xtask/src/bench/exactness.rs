@@ -2,7 +2,8 @@
 //!
 //! A recording takes a few requests of one endpoint, one after the other, while none, half or all of the
 //! CPUs compute something else. py-spy, which knows neither requests nor their ends, is asked for the mean
-//! over all of them; the share of periods and the jitter cannot be had from it.
+//! over all of them; the share of periods and the jitter cannot be had from it. SkyWalking's Python agent profiles
+//! the requests of a task of its own, and its OAP, which is ours, analyses what it reports.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,8 +16,9 @@ use anyhow::{Context, Result};
 use profiler_test_support::{ChildGuard, SampleService};
 use serde::Deserialize;
 
+use super::agent::AgentStage;
 use super::load::{Until, latencies_ms};
-use super::side::Tools;
+use super::side::{REQUESTS_PER_TASK, Tools};
 use super::statistics::{median, percentile};
 use super::table::{Exactness, Goal, Table};
 use crate::command::step;
@@ -88,6 +90,7 @@ struct DurationError {
 /// Adds a row for each load, case and tool.
 pub(super) fn measure(tools: &Tools, table: &mut Table) -> Result<()> {
     let cpus = thread::available_parallelism()?.get();
+    let agents = AgentStage::start(tools)?;
     for (load, busy) in [("idle", 0), ("half busy", cpus / 2), ("all busy", cpus)] {
         step(&format!("exactness, CPUs {load}"));
         let _others: Vec<ChildGuard> = (0..busy).map(|_| spinner()).collect::<Result<_>>()?;
@@ -96,6 +99,8 @@ pub(super) fn measure(tools: &Tools, table: &mut Table) -> Result<()> {
             add(row("profilerd", load, path, &seen), table);
             let seen = spied(tools, method, path)?;
             add(row("py-spy", load, path, &seen), table);
+            let seen = by_agent(tools, &agents, method, path)?;
+            add(row("Python agent", load, path, &seen), table);
         }
         let seen = mixed(tools)?;
         add(row("profilerd", load, MIXED, &seen), table);
@@ -141,17 +146,37 @@ fn spinner() -> Result<ChildGuard> {
 
 /// Runs the service with a fresh file of truths.
 fn start(tools: &Tools) -> Result<(SampleService, PathBuf)> {
-    let truth = tools.folder.join("truth.jsonl");
-    if truth.exists() {
-        fs::remove_file(&truth)?;
-    }
+    let truth = fresh_truth(tools)?;
     let python = Command::new("python3");
     let service = SampleService::start_script(python, "exact_service.py", SERVICE, Some(&truth))?;
     Ok((service, truth))
 }
 
+/// Where the service writes its own times; nothing is there yet.
+fn fresh_truth(tools: &Tools) -> Result<PathBuf> {
+    let truth = tools.folder.join("truth.jsonl");
+    if truth.exists() {
+        fs::remove_file(&truth)?;
+    }
+    Ok(truth)
+}
+
 fn ask(server: SocketAddr, method: &str, path: &str) -> Result<()> {
     latencies_ms(server, method, path, Until::Requests(REQUESTS)).map(drop)
+}
+
+/// One endpoint, by the Python agent: as many requests as its task may have.
+fn by_agent(tools: &Tools, agents: &AgentStage, method: &str, path: &str) -> Result<Seen> {
+    let truth = fresh_truth(tools)?;
+    let process = agents.with_task("exact_service.py", path, Some(&truth))?;
+    let requests = Until::Requests(REQUESTS_PER_TASK);
+    latencies_ms(process.service.address(), method, path, requests)?;
+    let report = agents.report(&process, REQUESTS_PER_TASK as usize)?;
+    Ok(Seen {
+        // It does not say how many there should be.
+        periods: None,
+        ..seen_in(&report, &requests_of(&truth)?)
+    })
 }
 
 /// One endpoint, by profilerd.

@@ -3,6 +3,7 @@
 //! Bare and profiled repetitions alternate, each profiled one with a new daemon, so that a machine that
 //! becomes slower or hotter meanwhile changes both sides alike. "Bare" is without any daemon.
 
+mod agent;
 mod cost;
 mod exactness;
 mod growth;
@@ -54,8 +55,7 @@ impl Section {
     /// What it needs besides what every part does.
     fn groups(self) -> &'static [Group] {
         match self {
-            Self::Python => &[Group::Oap, Group::Bench],
-            Self::Exactness => &[Group::Bench],
+            Self::Python | Self::Exactness => &[Group::Oap, Group::Bench],
             Self::Oap => &[Group::Oap],
             Self::Rest | Self::Native | Self::Cost | Self::Kernel | Self::Growth => &[],
         }

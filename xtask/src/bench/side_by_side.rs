@@ -3,28 +3,20 @@
 //! Each repetition measures every side once, and the order turns by one from repetition to repetition, so
 //! that no side always follows the same other one. A ratio is to the bare measurement of its repetition.
 
-use std::cell::Cell;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use profiler_test_support::{SampleService, python_agent_command, wait_until};
+use profiler_test_support::SampleService;
 
+use super::agent::AgentStage;
 use super::load::{Load, Until, hot_load, hot_server, load};
 use super::procfs::{CpuMeter, rss_mb};
-use super::side::{Tools, UNMATCHED, task};
+use super::side::{Tools, UNMATCHED};
 use super::statistics::Spread;
 use super::table::{Comparison, Goal, Row, Table};
 use crate::command::step;
-use crate::daemon::Daemon;
-
-/// From the creation of a task until an agent that starts afterwards has got it.
-const AGENT_DEADLINE: Duration = Duration::from_secs(30);
-/// An agent begins to profile some time after it has got its task.
-const AGENT_ARMS: Duration = Duration::from_millis(1000);
 
 /// What is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,34 +293,20 @@ fn measure(
 struct PythonStage<'a> {
     tools: &'a Tools,
     plain: SampleService,
+    agents: AgentStage,
     with_agent: SampleService,
-    /// Takes what agents report; profiles nothing.
-    oap: Daemon,
-    /// Given to agents so far.
-    tasks: Cell<u32>,
 }
 
 impl<'a> PythonStage<'a> {
     const SERVICE: &'static str = "bench-python";
 
     fn start(tools: &'a Tools) -> Result<Self> {
-        // Processes of agents are another service here than the one they report, so that their tasks are
-        // theirs alone.
-        let config = tools.folder.join("agents-alone.yaml");
-        fs::write(
-            &config,
-            "services: [{match: {command: sample_service}, service: not-an-agent}]\n",
-        )?;
-        let config = config.to_str().context("a path that is no text")?;
-        let log = tools.folder.join("profilerd-oap.log");
-        let oap = Daemon::start_with(&tools.binary, &log, &["--config", config])?;
-        let agent = python_agent_command(oap.address(), "bench-agent-1");
+        let agents = AgentStage::start(tools)?;
         Ok(Self {
             tools,
             plain: SampleService::start(Path::new("python3"), Self::SERVICE, None)?,
-            with_agent: SampleService::start_by(agent, "bench-agent", None)?,
-            oap,
-            tasks: Cell::new(0),
+            with_agent: agents.without_task("bench-agent")?,
+            agents,
         })
     }
 
@@ -337,8 +315,9 @@ impl<'a> PythonStage<'a> {
         let service = match side {
             Side::Agent => &self.with_agent,
             Side::AgentTask => {
-                with_task = self.agent_with_task(workload.target)?;
-                &with_task
+                let target = workload.target;
+                with_task = self.agents.with_task("sample_service.py", target, None)?;
+                &with_task.service
             }
             _ => &self.plain,
         };
@@ -349,19 +328,5 @@ impl<'a> PythonStage<'a> {
             record_options: &[],
         };
         measure(self.tools, target, side, workload)
-    }
-
-    /// A new process under the agent, which takes a task at its start. A service runs one task at a time.
-    fn agent_with_task(&self, target: &str) -> Result<SampleService> {
-        self.tasks.update(|count| count + 1);
-        let name = format!("bench-agent-task-{}", self.tasks.get());
-        let task_id = self.oap.create_task(task(&name, target))?;
-        let agent = python_agent_command(self.oap.address(), &format!("{name}-1"));
-        let service = SampleService::start_by(agent, &name, None)?;
-        wait_until("the agent to take its task", AGENT_DEADLINE, || {
-            Ok(self.oap.is_notified(&task_id)?.then_some(()))
-        })?;
-        sleep(AGENT_ARMS);
-        Ok(service)
     }
 }

@@ -129,7 +129,7 @@ impl Exactness {
         };
         let wrong = self.wrong.map_or(String::new(), |count| count.to_string());
         format!(
-            "{:<13} {:<10} {:<10} {:>8} {periods:>8} {jitter:>11} {:>7.1} {:>7.1} {:>7.1} {:>7} {wrong:>6}",
+            "{:<13} {:<10} {:<12} {:>8} {periods:>8} {jitter:>11} {:>7.1} {:>7.1} {:>7.1} {:>7} {wrong:>6}",
             self.case,
             self.load,
             self.tool,
@@ -146,7 +146,7 @@ fn write_exactness(rows: &[Exactness], text: &mut String) {
     let _ = writeln!(
         text,
         "\nexactness at 10 ms, beside the service's own times (errors of durations in ms; jitter of snapshots in ms)\n\
-         {:<13} {:<10} {:<10} {:>8} {:>8} {:>11} {:>7} {:>7} {:>7} {:>7} {:>6}",
+         {:<13} {:<10} {:<12} {:>8} {:>8} {:>11} {:>7} {:>7} {:>7} {:>7} {:>6}",
         "endpoint",
         "CPUs",
         "",
