@@ -66,8 +66,9 @@ int main(void) {
     mount_at("proc", "/proc");
     mount_at("sysfs", "/sys");
     mount_at("devtmpfs", "/dev");
-    mount_at("tmpfs", "/tmp");
     mount_at("tmpfs", "/run");
+    /* Not mounted: a working copy may lie below it, whose files are in the initramfs then. */
+    mkdir("/tmp", 01777);
     int console = open("/dev/console", O_RDWR);
     if (console >= 0)
         for (int fd = 0; fd < 3; fd++)
