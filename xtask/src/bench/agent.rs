@@ -18,7 +18,7 @@ const TAKEN_DEADLINE: Duration = Duration::from_secs(30);
 /// An agent begins to profile some time after it has got its task.
 const ARMS: Duration = Duration::from_millis(1000);
 /// Segments and snapshots come some time after the answer.
-const REPORTED_DEADLINE: Duration = Duration::from_secs(20);
+const REPORTED_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Starts processes under the agent.
 pub(super) struct AgentStage {
