@@ -7,7 +7,7 @@ use profiler_common::{KERNEL_STACKS_MAX, KernelCounter, ThreadState, thread_stat
 use profiler_daemon::kernel::{instruction_pointer, stack_pointer};
 use profiler_daemon::model::{SampleKind, Tid};
 use profiler_daemon::process::{ProcessMemory, ReadMemory};
-use profiler_tests::{C_SERVER, build_c_server, skip};
+use profiler_tests::{C_SERVER, build_c_server};
 
 use crate::harness::{SLOT, Server, Watch};
 
@@ -168,12 +168,13 @@ fn a_thread_that_blocks_all_the_time_has_few_kernel_stacks() {
     client.send(b"GET /flip HTTP/1.1\r\n\r\n");
     watch.wait("start", |watch| watch.starts().len() == 1);
     let tid = watch.starts()[0].1;
-    let mut is_skipped = false;
+    let (mut is_skipped, mut most) = (false, 0);
     watch.wait("switch without a kernel stack", |watch| {
         let state = watch.kernel.thread_state(tid).unwrap();
         let skipped = thread_state_flag::KERNEL_STACK_SKIPPED;
-        let state = state.filter(|state| state.seq % 2 == 0 && state.flags & skipped != 0);
-        if let Some(state) = state {
+        let state = state.filter(|state| state.seq % 2 == 0);
+        most = state.map_or(most, |state| most.max(state.stacks_in_window));
+        if let Some(state) = state.filter(|state| state.flags & skipped != 0) {
             assert_eq!(state.kernel_frame_count, 0);
             assert_eq!(
                 state.stacks_in_window, KERNEL_STACKS_MAX,
@@ -184,9 +185,8 @@ fn a_thread_that_blocks_all_the_time_has_few_kernel_stacks() {
         is_skipped || !watch.ends().is_empty()
     });
     client.response();
-    if !is_skipped {
-        skip!("this machine does not switch {KERNEL_STACKS_MAX} times in 10 ms");
-    }
+    // An emulated machine may not switch as often: nothing is left out then.
+    assert!(is_skipped || most < KERNEL_STACKS_MAX, "{most} stored");
 }
 
 /// Name of the kernel function an address lies in.
