@@ -7,7 +7,7 @@ pub const STACK_COPY_MAX_BYTES: usize = 16 * 1024;
 /// Most kernel frames kept with a sample.
 pub const KERNEL_FRAMES_MAX: usize = 48;
 
-/// Kernel stacks of a thread stored in [`KERNEL_STACKS_WINDOW_NS`]. Unwinding one takes 1 to 2 us, most of what a
+/// Kernel stacks of a thread stored in [`KERNEL_STACKS_WINDOW_NS`]. Unwinding one takes some 2 us, most of what a
 /// switch of a tagged thread costs.
 pub const KERNEL_STACKS_MAX: u32 = 100;
 /// See [`KERNEL_STACKS_MAX`].
