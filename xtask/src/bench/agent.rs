@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use profiler_test_support::{SampleService, python_agent_command, wait_until};
 
+use super::read_until;
 use super::side::{Tools, task};
 use crate::daemon::Daemon;
 use crate::report::Report;
@@ -75,19 +76,12 @@ impl AgentStage {
         Ok(WithTask { service, task_id })
     }
 
-    /// What the agent has reported, once it is of so many requests or nothing more comes.
+    /// What the agent has reported, once it is of so many requests or time is up: what is missing then is missed.
     pub(super) fn report(&self, of: &WithTask, requests: usize) -> Result<Report> {
-        let mut report = self.result(of)?;
-        let whole = wait_until("the agent's report", REPORTED_DEADLINE, || {
-            report = self.result(of)?;
-            Ok((report.segments.len() >= requests).then_some(()))
-        });
-        // What is missing then is missed.
-        drop(whole);
-        Ok(report)
-    }
-
-    fn result(&self, of: &WithTask) -> Result<Report> {
-        Report::from_json(&self.oap.result(&of.task_id)?)
+        read_until(
+            REPORTED_DEADLINE,
+            || Report::from_json(&self.oap.result(&of.task_id)?),
+            |report| report.segments.len() >= requests,
+        )
     }
 }

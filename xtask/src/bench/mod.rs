@@ -19,7 +19,8 @@ mod table;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum as _;
@@ -77,6 +78,25 @@ pub(crate) struct BenchArgs {
     /// Also write the figures to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// Between two readings of [`read_until`].
+const READ_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Reads until it is enough, for so long; yields the last reading, enough or not.
+fn read_until<T>(
+    deadline: Duration,
+    mut read: impl FnMut() -> Result<T>,
+    is_enough: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        let reading = read()?;
+        if is_enough(&reading) || Instant::now() >= end {
+            return Ok(reading);
+        }
+        sleep(READ_INTERVAL);
+    }
 }
 
 /// Runs `bench`.

@@ -293,8 +293,9 @@ fn measure(
 struct PythonStage<'a> {
     tools: &'a Tools,
     plain: SampleService,
-    agents: AgentStage,
+    // Before the OAP it reports to, so that it ends first.
     with_agent: SampleService,
+    agents: AgentStage,
 }
 
 impl<'a> PythonStage<'a> {

@@ -2,8 +2,7 @@
 
 use std::process::Command;
 use std::slice;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use profiler_test_support::target_dir;
@@ -12,6 +11,7 @@ use serde_json::Value;
 
 use super::{SHORT, while_requests_come};
 use crate::bench::load::paced_server;
+use crate::bench::read_until;
 use crate::bench::statistics::median;
 use crate::bench::table::{Goal, Table};
 use crate::command::{cargo, output, run, step};
@@ -121,12 +121,9 @@ impl BpfObjects {
     }
 
     fn add_difference(&self, table: &mut Table) -> Result<()> {
-        let deadline = Instant::now() + FREED_DEADLINE;
-        let mut now = Self::count()?;
-        while (now.programs > self.programs || now.maps > self.maps) && Instant::now() < deadline {
-            sleep(Duration::from_millis(200));
-            now = Self::count()?;
-        }
+        let now = read_until(FREED_DEADLINE, Self::count, |now| {
+            now.programs <= self.programs && now.maps <= self.maps
+        })?;
         for (what, before, now) in [
             ("programs", self.programs, now.programs),
             ("maps", self.maps, now.maps),
