@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Instant;
 
-use profiler_common::{KERNEL_STACKS_MAX, KernelCounter, ThreadState, thread_state_flag};
+use profiler_common::{
+    KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, KernelCounter, ThreadState, thread_state_flag,
+};
 use profiler_daemon::kernel::{instruction_pointer, stack_pointer};
 use profiler_daemon::model::{SampleKind, Tid};
 use profiler_daemon::process::{ProcessMemory, ReadMemory};
@@ -156,6 +159,9 @@ fn a_state_tells_running_from_blocked() {
     client.response();
 }
 
+/// How often the server's `/flip` blocks.
+const FLIPS: u128 = 10_000;
+
 /// Check that of a thread that switches all the time only so many kernel stacks are stored, and that the
 /// state says so.
 #[test]
@@ -165,28 +171,34 @@ fn a_thread_that_blocks_all_the_time_has_few_kernel_stacks() {
     ranges(&mut server);
     let mut watch = Watch::new(server.pid(), "/flip");
     let mut client = server.connect();
+    let begin = Instant::now();
     client.send(b"GET /flip HTTP/1.1\r\n\r\n");
     watch.wait("start", |watch| watch.starts().len() == 1);
     let tid = watch.starts()[0].1;
-    let (mut is_skipped, mut most) = (false, 0);
-    watch.wait("switch without a kernel stack", |watch| {
+    let mut is_skipped = false;
+    watch.wait("response", |watch| {
         let state = watch.kernel.thread_state(tid).unwrap();
-        let skipped = thread_state_flag::KERNEL_STACK_SKIPPED;
-        let state = state.filter(|state| state.seq % 2 == 0);
-        most = state.map_or(most, |state| most.max(state.stacks_in_window));
-        if let Some(state) = state.filter(|state| state.flags & skipped != 0) {
-            assert_eq!(state.kernel_frame_count, 0);
-            assert_eq!(
-                state.stacks_in_window, KERNEL_STACKS_MAX,
-                "before that they are stored"
-            );
-            is_skipped = true;
+        if let Some(state) = state.filter(|state| state.seq % 2 == 0) {
+            assert!(state.stacks_in_window <= KERNEL_STACKS_MAX);
+            if state.flags & thread_state_flag::KERNEL_STACK_SKIPPED != 0 {
+                assert_eq!(state.kernel_frame_count, 0);
+                assert_eq!(
+                    state.stacks_in_window, KERNEL_STACKS_MAX,
+                    "before that they are stored"
+                );
+                is_skipped = true;
+            }
         }
-        is_skipped || !watch.ends().is_empty()
+        !watch.responses().is_empty()
     });
     client.response();
-    // An emulated machine may not switch as often: nothing is left out then.
-    assert!(is_skipped || most < KERNEL_STACKS_MAX, "{most} stored");
+    // On an emulated machine a window may end before, or just after, its stacks are used up: then there are
+    // few states without one, and all may be gone before they are read.
+    let flips_in_window = FLIPS * u128::from(KERNEL_STACKS_WINDOW_NS) / begin.elapsed().as_nanos();
+    assert!(
+        is_skipped || flips_in_window < 4 * u128::from(KERNEL_STACKS_MAX),
+        "{flips_in_window} times blocked in a window"
+    );
 }
 
 /// Name of the kernel function an address lies in.
