@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Command, Control, Live};
+use super::tasks::Live;
+use super::{Command, Control};
 use crate::guard::Step;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, ProfileTask, date};

@@ -1,0 +1,331 @@
+//! The rules of tasks: which is refused, when one starts, what it runs for, when it ends.
+//!
+//! In:  tasks from an OAP and from the journal, the time
+//! Out: [`Command`]s to the pipeline; ends to the OAP and to the journal
+//! Lost: a task that cannot run is reported as finished, with the reason in its coverage
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use profiler_common::MAX_TASKS;
+use tokio::time::Instant;
+
+use super::budget::period_note;
+use super::{Command, Control};
+use crate::model::clock::unix_ms_now;
+use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
+use crate::output::explain_nothing;
+use crate::request::Endpoint;
+use crate::state::{SavedTask, TaskJournal};
+
+/// A task in a slot.
+pub(super) struct Live {
+    pub(super) slot: TaskSlot,
+    /// As one of the instances has got it.
+    pub(super) task: ProfileTask,
+    /// Coverage is kept per task; this instance reports it.
+    pub(super) reporter: Service,
+    /// Instances that run it, with the time it ends for them.
+    pub(super) instances: BTreeMap<Service, Instant>,
+    /// Instances it is over for; they are reported when the slot is done.
+    pub(super) ended: Vec<Service>,
+    pub(super) watched: HashSet<Pid>,
+    pub(super) began: Instant,
+    pub(super) ending: bool,
+    /// It is over but for requests whose segments are not known yet.
+    pub(super) done: Option<Coverage>,
+}
+
+impl Live {
+    /// Runs at the instance, or did until a moment ago.
+    fn is_at(&self, service: &Service) -> bool {
+        self.instances.contains_key(service) || self.ended.contains(service)
+    }
+}
+
+impl Control {
+    pub(super) fn on_task(&mut self, task: ProfileTask) {
+        tracing::info!(
+            task_id = %task.task_id, service = task.service.name,
+            instance = task.service.instance, endpoint = task.endpoint, "task received"
+        );
+        let live = self.live.values();
+        let running = live
+            .filter(|live| live.is_at(&task.service))
+            .map(|live| &live.task);
+        let waiting = self
+            .waiting
+            .iter()
+            .filter(|other| other.service == task.service);
+        let mut others = running.chain(waiting);
+        if let Some(other) = others.find(|other| other.overlaps(&task)) {
+            if other.task_id != task.task_id {
+                let reason = format!(
+                    "a service runs one task at a time, and {} came before for the same time",
+                    other.task_id
+                );
+                self.refuse(&task, reason);
+            }
+            return;
+        }
+        if task.start_unix_ms > unix_ms_now() {
+            // A restart must not forget it: it may not be delivered again.
+            self.journal(|journal| journal.received(&task));
+        }
+        self.waiting.push(task);
+        self.step();
+    }
+
+    /// Reports the end of a task at an instance.
+    pub(super) fn tell_end(&self, task_id: TaskId, service: Service, coverage: Coverage) {
+        // It may have to go to disk.
+        tokio::task::block_in_place(|| self.oap.finish(task_id, service, coverage));
+    }
+
+    /// Starts what is due and ends what is over.
+    pub(super) fn step(&mut self) {
+        let now_ms = unix_ms_now();
+        let (due, waiting): (Vec<_>, Vec<_>) = self
+            .waiting
+            .drain(..)
+            .partition(|task| task.start_unix_ms <= now_ms);
+        self.waiting = waiting;
+        for task in due {
+            self.start(task);
+        }
+        let now = Instant::now();
+        for live in self.live.values_mut() {
+            let over: Vec<Service> = live
+                .instances
+                .iter()
+                .filter(|(_, ends)| **ends <= now)
+                .map(|(service, _)| service.clone())
+                .collect();
+            for service in over {
+                live.instances.remove(&service);
+                live.ended.push(service);
+            }
+            if live.instances.is_empty() && !live.ending {
+                live.ending = true;
+                self.pipeline.send(Command::EndTask { slot: live.slot });
+            }
+        }
+    }
+
+    fn start(&mut self, task: ProfileTask) {
+        let now_ms = unix_ms_now();
+        let late_ms = now_ms.saturating_sub(task.start_unix_ms);
+        if late_ms > i64::try_from(task.duration.as_millis()).unwrap_or(i64::MAX) {
+            return self.refuse(&task, format!("the task's time was over {late_ms} ms ago"));
+        }
+        let refusal = self
+            .shortest_period()
+            .and_then(|it| self.overhead.refusal(it));
+        if let Some(reason) = refusal.filter(|_| !self.live.contains_key(&task.task_id)) {
+            return self.refuse(&task, reason);
+        }
+        let lasts = task.duration;
+        let lasts_ms = i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX);
+        self.journal(|journal| journal.started(&task, now_ms.saturating_add(lasts_ms)));
+        self.run_for(task, lasts);
+    }
+
+    /// Ends what runs at an instance, late, when another task begins there: as agents do.
+    fn make_way(&mut self, next: &TaskId, service: &Service) {
+        for (task_id, live) in &mut self.live {
+            if let Some(ends) = live.instances.get_mut(service)
+                && task_id != next
+            {
+                *ends = Instant::now();
+                let text = format!(
+                    "cut short at {}: the next task, {next}, began",
+                    service.instance
+                );
+                self.pipeline.send(Command::Note {
+                    slot: live.slot,
+                    counter: None,
+                    text,
+                });
+            }
+        }
+    }
+
+    /// Runs a task at an instance for so long.
+    pub(super) fn run_for(&mut self, task: ProfileTask, lasts: Duration) {
+        let ends = Instant::now() + lasts;
+        let (task_id, service) = (task.task_id.clone(), task.service.clone());
+        if let Some(live) = self.live.get_mut(&task_id) {
+            live.instances.insert(service.clone(), ends);
+        } else {
+            let endpoint = match Endpoint::parse(&task.endpoint) {
+                Ok(endpoint) => endpoint,
+                Err(error) => return self.refuse(&task, error.to_string()),
+            };
+            let used: HashSet<u32> = self.live.values().map(|live| live.slot.0).collect();
+            let Some(slot) = (0..MAX_TASKS)
+                .find(|slot| !used.contains(slot))
+                .map(TaskSlot)
+            else {
+                return self.refuse(&task, format!("{MAX_TASKS} tasks are live already"));
+            };
+            let live = Live {
+                slot,
+                task: task.clone(),
+                reporter: service.clone(),
+                instances: BTreeMap::from([(service.clone(), ends)]),
+                ended: Vec::new(),
+                watched: HashSet::new(),
+                began: Instant::now(),
+                ending: false,
+                done: None,
+            };
+            self.live.insert(task_id.clone(), live);
+            let times = self.overhead.stretch();
+            let stretched =
+                (times > 1).then(|| period_note(&task, times, "the overhead guard is at work"));
+            self.observed.started += 1;
+            self.pipeline.send(Command::StartTask {
+                slot,
+                task: Box::new(task),
+                endpoint: Box::new(endpoint),
+            });
+            if let Some(text) = stretched {
+                self.note_guard(&self.live[&task_id], text);
+            }
+        }
+        self.make_way(&task_id, &service);
+        self.watch_new(&task_id);
+    }
+
+    /// Goes on with the tasks of the daemon before.
+    pub(super) fn resume(&mut self) {
+        let now_ms = unix_ms_now();
+        let saved: Vec<SavedTask> = self
+            .journal
+            .iter()
+            .flat_map(TaskJournal::tasks)
+            .cloned()
+            .collect();
+        for saved in saved.into_iter().filter(|saved| !saved.is_over) {
+            let (task, service) = (saved.task(), saved.service());
+            let task_id = task.task_id.clone();
+            if saved.is_waiting && now_ms <= saved.ends_unix_ms {
+                tracing::info!(%task_id, instance = service.instance, "task is still to start");
+                self.waiting.push(task);
+                continue;
+            }
+            let Ok(left_ms @ 1..) = u64::try_from(saved.ends_unix_ms - now_ms) else {
+                tracing::warn!(%task_id, "a task ended while profilerd did not run");
+                let mut coverage = Coverage::default();
+                coverage.note("cut short: profilerd did not run when the task's time was over");
+                self.journal(|journal| journal.ended(&task_id, &service));
+                self.tell_end(task_id, service, coverage);
+                continue;
+            };
+            tracing::info!(%task_id, instance = service.instance, used = saved.used, "task continued");
+            self.run_for(task, Duration::from_millis(left_ms));
+            if let Some(live) = self.live.get(&task_id) {
+                self.pipeline.send(Command::UsePlaces {
+                    slot: live.slot,
+                    service,
+                    count: saved.used,
+                });
+                self.pipeline.send(Command::Note {
+                    slot: live.slot,
+                    counter: None,
+                    text: "profilerd was started again while the task ran, and counts from there"
+                        .to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Writes to the journal, if one is kept.
+    pub(super) fn journal(&mut self, write: impl FnOnce(&mut TaskJournal)) {
+        if let Some(journal) = &mut self.journal {
+            tokio::task::block_in_place(|| write(journal));
+        }
+    }
+
+    pub(super) fn refuse(&mut self, task: &ProfileTask, reason: String) {
+        tracing::warn!(task_id = %task.task_id, reason, "task refused");
+        self.observed.refused += 1;
+        let (task_id, service) = (task.task_id.clone(), task.service.clone());
+        self.journal(|journal| {
+            journal.received(task);
+            journal.ended(&task_id, &service);
+        });
+        self.tell_end(task_id, service, not_run(&reason));
+    }
+
+    /// Ends a task that is done once nothing of it can come any more.
+    pub(super) fn finish_if_settled(&mut self, task_id: &TaskId) {
+        if self.bindings.is_waiting(task_id) {
+            return;
+        }
+        let done = self.live.get_mut(task_id).and_then(|live| live.done.take());
+        if let Some(coverage) = done {
+            let coverage = self.completed(task_id, coverage);
+            self.observed.totals.update(task_id, &coverage);
+            if let Some(live) = self.live.get(task_id) {
+                log_end(task_id, live, &coverage);
+            }
+            self.finish(task_id, &coverage);
+        }
+    }
+
+    /// What the pipeline counted, with what bindings and the OAP's clock add.
+    pub(super) fn completed(&self, task_id: &TaskId, mut coverage: Coverage) -> Coverage {
+        self.bindings.add_to(task_id, &mut coverage);
+        if let Some(text) = self.oap.clock_skew() {
+            coverage.note(text);
+        }
+        coverage
+    }
+
+    pub(super) fn finish(&mut self, task_id: &TaskId, coverage: &Coverage) {
+        self.bindings.forget(task_id);
+        self.observed.totals.end(task_id);
+        let Some(live) = self.live.remove(task_id) else {
+            return;
+        };
+        for service in live.instances.into_keys().chain(live.ended) {
+            let own = if service == live.reporter {
+                coverage.clone()
+            } else {
+                Coverage::default()
+            };
+            // One that is cut short goes on with the next start.
+            if live.ending {
+                self.journal(|journal| journal.ended(task_id, &service));
+            }
+            self.tell_end(task_id.clone(), service, own);
+        }
+        if self.live.is_empty() {
+            self.overhead.rest();
+            self.pipeline.send(Command::Stretch(1));
+        }
+    }
+}
+
+/// The coverage of a task that is not carried out.
+pub(super) fn not_run(reason: &str) -> Coverage {
+    let mut coverage = Coverage::default();
+    coverage.note(format!("not run: {reason}"));
+    coverage
+}
+
+/// A SkyWalking OAP has no place for what was seen and lost, so the log tells it.
+fn log_end(task_id: &TaskId, live: &Live, coverage: &Coverage) {
+    let report = coverage.to_report();
+    let moved = report.counters.iter().filter(|&(_, &count)| count > 0);
+    let counts: Vec<String> = moved
+        .map(|(name, count)| format!("{name}={count}"))
+        .collect();
+    let notes = report.notes.join("; ");
+    tracing::info!(%task_id, counts = counts.join(" "), notes, "task done");
+    if coverage.get(Counter::RequestsProfiled) == 0 {
+        let reason = explain_nothing(&live.reporter.name, &live.task.endpoint, &report);
+        tracing::warn!(%task_id, "no request was profiled. {reason}");
+    }
+}

@@ -1,0 +1,131 @@
+use std::path::Path;
+
+use tokio::time::Instant;
+
+use super::*;
+use crate::model::Service;
+use crate::model::clock::unix_ms_now;
+use crate::state::StateFolder;
+
+fn control(pipeline: Pipeline, oap: OapHandle, journal: Option<TaskJournal>) -> Control {
+    Control {
+        oap,
+        pipeline,
+        table: ProcessTable::new(Vec::new()),
+        pods: None,
+        waiting: Vec::new(),
+        live: HashMap::new(),
+        journal,
+        clashes_told: HashSet::new(),
+        bindings: Bindings::spawn(&Config::default()).unwrap(),
+        overhead: Overhead::new(Config::default().budget(), None),
+        observed: Observed::default(),
+        questions: Questions::default(),
+    }
+}
+
+/// Nothing is captured, and no OAP is there.
+fn idle(state: &Path) -> Control {
+    let (oap, _) = OapClient::spawn(OapConfig::new(vec!["127.0.0.1:1".to_owned()]));
+    let (pipeline, _) = Pipeline::with_resolve(|| {}).unwrap();
+    let folder = StateFolder::open(state).unwrap();
+    let journal = TaskJournal::open(folder, unix_ms_now()).unwrap();
+    control(pipeline, oap, Some(journal))
+}
+
+/// For a minute.
+fn task(id: &str, service: &str, start_unix_ms: i64) -> ProfileTask {
+    ProfileTask {
+        task_id: TaskId(id.to_owned()),
+        service: Service {
+            name: service.to_owned(),
+            instance: "one".to_owned(),
+        },
+        endpoint: "/".to_owned(),
+        duration: Duration::from_secs(60),
+        min_duration_threshold_ms: 0,
+        dump_period_ms: 10,
+        max_sampling_count: 5,
+        start_unix_ms,
+        create_unix_ms: start_unix_ms,
+    }
+}
+
+fn is_ending(control: &Control, id: &str) -> Option<bool> {
+    let live = control.live.get(&TaskId(id.to_owned()));
+    live.map(|live| live.ending)
+}
+
+/// Tasks that are over, and those that are not.
+fn saved(control: &Control, is_over: bool) -> Vec<String> {
+    let tasks = control.journal.as_ref().unwrap().tasks();
+    let tasks = tasks.filter(|saved| saved.is_over == is_over);
+    tasks.map(|saved| saved.task().task_id.0).collect()
+}
+
+/// Check that a task for the time of another one is refused, that one of another service runs beside it,
+/// and that the next one waits for its start and ends what runs late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_runs_one_task_at_a_time() {
+    let state = tempfile::tempdir().unwrap();
+    let mut control = idle(state.path());
+    let now = unix_ms_now();
+    let late = now - 55_000; // its time is over in five seconds; it runs for a minute all the same
+    control.on_task(task("late", "shop", late));
+    control.on_task(task("late", "shop", late));
+    control.on_task(task("same", "shop", now));
+    control.on_task(task("beside", "stock", now));
+    control.on_task(task("next", "shop", late + 60_001));
+    assert_eq!(is_ending(&control, "late"), Some(false));
+    assert_eq!(is_ending(&control, "beside"), Some(false));
+    assert_eq!(control.waiting.len(), 1);
+    assert_eq!(saved(&control, true), ["same"]);
+    assert_eq!(saved(&control, false), ["late", "beside", "next"]);
+    let seen = control.observe().tasks;
+    assert_eq!((seen.live, seen.started), (2, 2));
+    assert_eq!((seen.waiting, seen.refused), (1, 1));
+
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while is_ending(&control, "next").is_none() && Instant::now() < deadline {
+        tokio::time::sleep(STEP).await;
+        control.step();
+    }
+    assert_eq!(is_ending(&control, "next"), Some(false));
+    assert_eq!(is_ending(&control, "late"), Some(true));
+    assert_eq!(is_ending(&control, "beside"), Some(false));
+}
+
+/// Check that a restart goes on with what runs until its end, still waits for what is to start, and ends
+/// what was over meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_goes_on() {
+    let state = tempfile::tempdir().unwrap();
+    let now = unix_ms_now();
+    let mut before = idle(state.path());
+    before.on_task(task("runs", "shop", now));
+    before.on_task(task("waits", "shop", now + 3_600_000));
+    let over = task("over", "stock", now - 70_000);
+    before.journal(|journal| journal.started(&over, now - 1));
+    drop(before);
+    let mut after = idle(state.path());
+    after.resume();
+    assert_eq!(is_ending(&after, "runs"), Some(false));
+    let runs = &after.live[&TaskId("runs".to_owned())];
+    let ends = runs.instances.values().next().unwrap();
+    assert!(*ends <= Instant::now() + Duration::from_secs(60));
+    assert_eq!(after.waiting, [task("waits", "shop", now + 3_600_000)]);
+    assert_eq!(saved(&after, true), ["over"]);
+}
+
+/// Check that the daemon ends with the reason when a thread of the pipeline does not live on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_pipeline_ends_the_daemon() {
+    let (oap, oap_events) = OapClient::spawn(OapConfig::new(vec!["127.0.0.1:1".to_owned()]));
+    let (pipeline, events) = Pipeline::with_resolve(|| panic!("an unheard-of stack")).unwrap();
+    let control = control(pipeline, oap, None);
+    let result = control.run(oap_events, events, STEP).await;
+    assert_eq!(
+        result.unwrap_err().to_string(),
+        "the resolve thread panicked: an unheard-of stack"
+    );
+}
