@@ -220,9 +220,16 @@ impl Sampler {
         }
     }
 
-    /// Forgets a thread whose request is over, or whose sample did not reach the unwinder.
-    pub fn forget(&mut self, tid: Tid) {
-        self.read.remove(&tid);
+    /// Forgets what a thread did in a request that is over, or whose sample did not reach the unwinder.
+    pub fn forget(&mut self, tid: Tid, request: RequestId) {
+        // The thread may be at its next request.
+        if self
+            .read
+            .get(&tid)
+            .is_some_and(|block| block.request == request)
+        {
+            self.read.remove(&tid);
+        }
     }
 }
 

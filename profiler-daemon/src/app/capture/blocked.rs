@@ -7,7 +7,7 @@ use profiler_common::ThreadState;
 
 use super::Capture;
 use crate::kernel::Kernel;
-use crate::model::{Pid, PythonChain, TaskSlot, Tid};
+use crate::model::{Pid, PythonChain, RawSample, TaskSlot, Tid};
 use crate::process::ProcessMemory;
 use crate::process::python::PythonRuntime;
 use crate::sampler::{ChainWalker, ThreadStates, Tick, Watched};
@@ -36,7 +36,8 @@ impl ChainWalker for Walker<'_> {
 }
 
 impl Capture {
-    pub(super) fn sample_blocked(&mut self, tick: Tick) {
+    /// Adds what the threads of open requests did at a tick, those that were not running.
+    pub(super) fn sample_blocked(&mut self, tick: Tick, found: &mut Vec<RawSample>) {
         let watched: Vec<(TaskSlot, Watched)> = self
             .tracker
             .sampled()
@@ -56,25 +57,14 @@ impl Capture {
             walker: &mut self.walker,
             runtimes: &self.runtimes,
         };
-        let mut found = Vec::new();
         for (slot, watched) in watched {
             let Some(kernel) = &self.kernel else { return };
             let Some(losses) = self.tracker.coverage_mut(slot) else {
                 continue;
             };
             let memory = ProcessMemory::new(watched.pid);
-            self.sampler.sample(
-                watched,
-                tick,
-                kernel,
-                &memory,
-                &mut walker,
-                losses,
-                &mut found,
-            );
-        }
-        for sample in found {
-            self.send_sample(sample);
+            self.sampler
+                .sample(watched, tick, kernel, &memory, &mut walker, losses, found);
         }
     }
 }

@@ -5,16 +5,17 @@
 //! Lost: full queue -> [`Counter::SamplesQueueFull`]; late tick -> [`Counter::TicksLate`];
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
-//! [`tasks`] obeys, [`blocked`] samples at a tick, [`clock`] follows the sampling grid, [`count`]
-//! translates the kernel side's counts, [`message`] holds what comes in and goes out, [`observe`] tells how
-//! the thread is doing. Nothing is loaded while no task is live, and the thread then sleeps in `poll`
-//! without a timeout.
+//! [`tasks`] obeys, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick, [`clock`]
+//! follows the sampling grid, [`count`] translates the kernel side's counts, [`message`] holds what comes in and
+//! goes out, [`observe`] tells how the thread is doing. Nothing is loaded
+//! while no task is live, and the thread then sleeps in `poll` without a timeout.
 
 mod blocked;
 mod clock;
 mod count;
 mod message;
 mod observe;
+mod round;
 mod tasks;
 
 use std::collections::HashMap;
@@ -23,23 +24,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use profiler_common::Conn;
 
 use crate::kernel::{Kernel, KernelError, LoadOptions};
-use crate::model::{
-    Counter, Coverage, Pid, RawSample, RequestEvent, SampleKind, TaskId, TaskSlot, Tid,
-};
+use crate::model::{Counter, Coverage, Pid, TaskId, TaskSlot, Tid};
 use crate::process::descriptor;
 use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
-use crate::request::{Action, ConnView, RequestTracker, TrackerLimits};
+use crate::request::{ConnView, RequestTracker, TrackerLimits};
 use crate::sampler::Sampler;
-use crate::timeline::Grids;
 use crate::unwind::python::PythonWalker;
-use clock::{GridTimer, wall_clock};
+use clock::GridTimer;
 use count::add_kernel_counts;
 
 pub(super) use clock::now_ktime_ns;
@@ -138,8 +136,7 @@ impl Capture {
                 has_obeyed = true;
             }
             if self.kernel.is_some() {
-                self.drain();
-                self.tick()?;
+                self.round()?;
                 if has_obeyed {
                     self.look(now_ktime_ns());
                 }
@@ -184,93 +181,8 @@ impl Capture {
         }
     }
 
-    fn drain(&mut self) {
-        let Some(kernel) = &mut self.kernel else {
-            return;
-        };
-        let clock = wall_clock();
-        let mut events = Vec::new();
-        let mut samples = Vec::new();
-        let mut bad = 0;
-        kernel.drain_requests(|event| match event {
-            Ok(event) => events.push(event),
-            Err(error) => {
-                tracing::debug!(%error, "bad request record");
-                bad += 1;
-            }
-        });
-        // After the requests: every sample of a request that ended above is in the ring by now.
-        kernel.drain_samples(|sample| match sample {
-            Ok(sample) => samples.push(sample),
-            Err(error) => {
-                tracing::debug!(%error, "bad sample record");
-                bad += 1;
-            }
-        });
-        self.state.on_drained(kernel.drained());
-        let mut actions = Vec::new();
-        for event in events {
-            self.on_process_event(&event, &mut actions);
-            self.tracker.on_event(event, clock, &mut actions);
-        }
-        let (finished, now): (Vec<_>, Vec<_>) = actions
-            .into_iter()
-            .partition(|a| matches!(a, Action::Finish(_)));
-        self.act(now);
-        for sample in samples {
-            self.send_sample(sample);
-        }
-        self.act(finished);
-        if bad > 0 {
-            self.count_all(Counter::BadRecords, bad);
-        }
-    }
-
-    fn on_process_event(&mut self, event: &RequestEvent, actions: &mut Vec<Action>) {
-        match *event {
-            RequestEvent::Fork { parent, child } => {
-                if let Some(python) = self.runtimes.get(&parent).cloned() {
-                    self.runtimes.insert(child, python);
-                }
-                for (slot, live) in &mut self.live {
-                    if let Some(service) = self.tracker.service_of(*slot, parent).cloned() {
-                        self.tracker.add_target(*slot, child, service);
-                        live.targets.push(child);
-                    }
-                }
-                self.send(Work::Forked(parent, child));
-            }
-            RequestEvent::Exec { pid } | RequestEvent::Exit { pid } => {
-                let lives = matches!(event, RequestEvent::Exec { .. });
-                self.tracker.on_process_gone(pid, now_ktime_ns(), actions);
-                self.runtimes.remove(&pid);
-                self.walker.forget(pid);
-                self.kernel_do(|kernel| {
-                    kernel.set_python(pid, None)?;
-                    kernel.forget_process(pid)
-                });
-                // Finished requests of the process are still to be resolved: forget it after them.
-                let finished = std::mem::take(actions);
-                self.act(finished);
-                self.send(Work::ForgetProcess(pid, lives));
-            }
-            _ => {}
-        }
-    }
-
-    fn tick(&mut self) -> Result<()> {
-        let due = self.clock.due()?;
-        if !due.has_fired {
-            return Ok(());
-        }
-        if due.is_late {
-            self.count_all(Counter::TicksLate, 1);
-        }
-        // Those we were too late for included: a thread that has been blocked all the time is known at
-        // each of them.
-        for tick in due.ticks {
-            self.sample_blocked(tick);
-        }
+    /// What is done every so often while ticks come.
+    fn look_at_times(&mut self) {
         let now = now_ktime_ns();
         if now.saturating_sub(self.looked_ktime_ns) >= LOOK_NS {
             self.looked_ktime_ns = now;
@@ -289,7 +201,6 @@ impl Capture {
                 self.send(Work::ProgramTime(kernel.program_time_ns(), now));
             }
         }
-        Ok(())
     }
 
     /// Looks at open requests and at tasks whose time is over.
@@ -326,65 +237,6 @@ impl Capture {
         for slot in self.live.keys() {
             if let Some(coverage) = self.tracker.coverage_mut(*slot) {
                 coverage.add(counter, n);
-            }
-        }
-    }
-
-    fn act(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Begin(request) => {
-                    let asked = self.live.get(&request.slot).map(|live| live.period);
-                    let asked_ns = asked.map_or(self.clock.grid().period_ns, nanos);
-                    let grids = Grids::new(self.grid_of(request.slot), asked_ns);
-                    self.send(Work::Begin(request, grids));
-                }
-                Action::Drop { id, tid } => {
-                    self.sampler.forget(tid);
-                    self.kernel_do(|kernel| kernel.cancel(id));
-                    self.send(Work::Drop(id));
-                }
-                Action::Untag { id, tid } => {
-                    self.sampler.forget(tid);
-                    self.kernel_do(|kernel| kernel.untag(id));
-                }
-                Action::CountOnly { slot, on } => {
-                    self.kernel_do(|kernel| kernel.set_count_only(slot, on));
-                }
-                Action::Finish(finished) => {
-                    let request = &finished.request;
-                    let (slot, pid, tid, id) = (request.slot, request.pid, request.tid, request.id);
-                    self.sampler.forget(tid);
-                    if finished.reason.is_none() {
-                        // The kernel side does not know yet that it is over.
-                        self.kernel_do(|kernel| kernel.cancel(id));
-                    }
-                    if let Some(service) = self.tracker.service_of(slot, pid).cloned() {
-                        self.send(Work::Finish(finished, service));
-                    }
-                }
-            }
-        }
-    }
-
-    fn send_sample(&mut self, sample: RawSample) {
-        let (tid, id) = (sample.tid, sample.request);
-        let (is_end, has_stack) = match sample.kind {
-            SampleKind::OnCpu(_) | SampleKind::OffCpu { .. } => (false, true),
-            SampleKind::Unchanged => (false, false),
-            SampleKind::Ended => (true, false),
-        };
-        if let Err(TrySendError::Full(_)) = self.work.try_send(Work::Sample(sample)) {
-            if is_end {
-                return; // one end is less exact, and no period is lost
-            }
-            if has_stack {
-                // The next tick must not say "as before" of a stack that never arrived.
-                self.sampler.forget(tid);
-            }
-            let slot = self.tracker.sampled().find(|r| r.id == id).map(|r| r.slot);
-            if let Some(coverage) = slot.and_then(|slot| self.tracker.coverage_mut(slot)) {
-                coverage.bump(Counter::SamplesQueueFull);
             }
         }
     }

@@ -1,0 +1,186 @@
+//! One round of the capture thread: what the kernel side has to tell, and what the tick finds, in the order in
+//! which it is lost.
+//!
+//! In:  rings of [`crate::kernel`], ticks
+//! Out: [`Work`] to [`super::super::resolve`]
+//! Lost: see [`super`]
+
+use anyhow::Result;
+use crossbeam_channel::TrySendError;
+
+use super::clock::{now_ktime_ns, wall_clock};
+use super::{Capture, Work, nanos};
+use crate::model::{Counter, Pid, RawSample, RequestEvent, SampleKind};
+use crate::request::Action;
+use crate::timeline::Grids;
+
+impl Capture {
+    /// Takes what the kernel side has to tell, looks at blocked threads if a tick is due, and passes all of it on.
+    pub(super) fn round(&mut self) -> Result<()> {
+        let due = self.clock.due()?;
+        if due.is_late {
+            self.count_all(Counter::TicksLate, 1);
+        }
+        let (actions, gone) = self.take_requests();
+        let (finished, now): (Vec<_>, Vec<_>) = actions
+            .into_iter()
+            .partition(|action| matches!(action, Action::Finish(_)));
+        // Before anything that takes time: the ring keeps its samples, but a thread that waits for its CPU may
+        // run again at any moment. Ticks that we are too late for are looked at as well: a thread that has
+        // been blocked all the time is known at each of them.
+        let mut blocked = Vec::new();
+        for tick in due.ticks {
+            self.sample_blocked(tick, &mut blocked);
+        }
+        // After the requests: every sample of a request that has ended is in the ring by now.
+        let running = self.take_samples();
+        self.act(now);
+        for sample in running.into_iter().chain(blocked) {
+            self.send_sample(sample);
+        }
+        self.act(finished);
+        // Their last requests need what is known of them until here.
+        for (pid, lives) in gone {
+            self.send(Work::ForgetProcess(pid, lives));
+        }
+        if due.has_fired {
+            self.look_at_times();
+        }
+        Ok(())
+    }
+
+    /// What request events lead to, and the processes that have ended or run another program (`true`).
+    fn take_requests(&mut self) -> (Vec<Action>, Vec<(Pid, bool)>) {
+        let (mut actions, mut gone) = (Vec::new(), Vec::new());
+        let Some(kernel) = &mut self.kernel else {
+            return (actions, gone);
+        };
+        let clock = wall_clock();
+        let mut events = Vec::new();
+        let mut bad = 0;
+        kernel.drain_requests(|event| match event {
+            Ok(event) => events.push(event),
+            Err(error) => {
+                tracing::debug!(%error, "bad request record");
+                bad += 1;
+            }
+        });
+        for event in events {
+            gone.extend(self.on_process_event(&event, &mut actions));
+            self.tracker.on_event(event, clock, &mut actions);
+        }
+        self.count_all(Counter::BadRecords, bad);
+        (actions, gone)
+    }
+
+    fn take_samples(&mut self) -> Vec<RawSample> {
+        let mut samples = Vec::new();
+        let Some(kernel) = &mut self.kernel else {
+            return samples;
+        };
+        let mut bad = 0;
+        kernel.drain_samples(|sample| match sample {
+            Ok(sample) => samples.push(sample),
+            Err(error) => {
+                tracing::debug!(%error, "bad sample record");
+                bad += 1;
+            }
+        });
+        self.state.on_drained(kernel.drained());
+        self.count_all(Counter::BadRecords, bad);
+        samples
+    }
+
+    /// Yields a process that is not what it was, and whether it lives on.
+    fn on_process_event(
+        &mut self,
+        event: &RequestEvent,
+        actions: &mut Vec<Action>,
+    ) -> Option<(Pid, bool)> {
+        match *event {
+            RequestEvent::Fork { parent, child } => {
+                if let Some(python) = self.runtimes.get(&parent).cloned() {
+                    self.runtimes.insert(child, python);
+                }
+                for (slot, live) in &mut self.live {
+                    if let Some(service) = self.tracker.service_of(*slot, parent).cloned() {
+                        self.tracker.add_target(*slot, child, service);
+                        live.targets.push(child);
+                    }
+                }
+                self.send(Work::Forked(parent, child));
+                None
+            }
+            RequestEvent::Exec { pid } | RequestEvent::Exit { pid } => {
+                self.tracker.on_process_gone(pid, now_ktime_ns(), actions);
+                self.runtimes.remove(&pid);
+                self.walker.forget(pid);
+                self.kernel_do(|kernel| {
+                    kernel.set_python(pid, None)?;
+                    kernel.forget_process(pid)
+                });
+                Some((pid, matches!(event, RequestEvent::Exec { .. })))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Begin(request) => {
+                    let asked = self.live.get(&request.slot).map(|live| live.period);
+                    let asked_ns = asked.map_or(self.clock.grid().period_ns, nanos);
+                    let grids = Grids::new(self.grid_of(request.slot), asked_ns);
+                    self.send(Work::Begin(request, grids));
+                }
+                Action::Drop { id, tid } => {
+                    self.sampler.forget(tid, id);
+                    self.kernel_do(|kernel| kernel.cancel(id));
+                    self.send(Work::Drop(id));
+                }
+                Action::Untag { id, tid } => {
+                    self.sampler.forget(tid, id);
+                    self.kernel_do(|kernel| kernel.untag(id));
+                }
+                Action::CountOnly { slot, on } => {
+                    self.kernel_do(|kernel| kernel.set_count_only(slot, on));
+                }
+                Action::Finish(finished) => {
+                    let request = &finished.request;
+                    let (slot, pid, tid, id) = (request.slot, request.pid, request.tid, request.id);
+                    self.sampler.forget(tid, id);
+                    if finished.reason.is_none() {
+                        // The kernel side does not know yet that it is over.
+                        self.kernel_do(|kernel| kernel.cancel(id));
+                    }
+                    if let Some(service) = self.tracker.service_of(slot, pid).cloned() {
+                        self.send(Work::Finish(finished, service));
+                    }
+                }
+            }
+        }
+    }
+
+    fn send_sample(&mut self, sample: RawSample) {
+        let (tid, id) = (sample.tid, sample.request);
+        let (is_end, has_stack) = match sample.kind {
+            SampleKind::OnCpu(_) | SampleKind::OffCpu { .. } => (false, true),
+            SampleKind::Unchanged => (false, false),
+            SampleKind::Ended => (true, false),
+        };
+        if let Err(TrySendError::Full(_)) = self.work.try_send(Work::Sample(sample)) {
+            if is_end {
+                return; // one end is less exact, and no period is lost
+            }
+            if has_stack {
+                // The next tick must not say "as before" of a stack that never arrived.
+                self.sampler.forget(tid, id);
+            }
+            let slot = self.tracker.sampled().find(|r| r.id == id).map(|r| r.slot);
+            if let Some(coverage) = slot.and_then(|slot| self.tracker.coverage_mut(slot)) {
+                coverage.bump(Counter::SamplesQueueFull);
+            }
+        }
+    }
+}
