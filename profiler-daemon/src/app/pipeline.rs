@@ -11,7 +11,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
-use super::capture::{Capture, CaptureState, Command};
+use super::capture::{Capture, CaptureState, Command, WaitingBytes};
 use super::resolve::{PipelineEvent, Resolve};
 use super::worker::{self, Worker};
 use crate::config::{CodeSignature as Setting, Config};
@@ -38,6 +38,7 @@ impl Pipeline {
         // Commands come from our own control task, a few per task and process.
         let (commands, receive_commands) = unbounded();
         let (send_work, work) = bounded(config.limits.sample_queue as usize);
+        let waiting = Arc::new(WaitingBytes::default());
         let (send_events, events) = mpsc::channel(EVENTS_MAX);
         let wake = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
@@ -59,6 +60,7 @@ impl Pipeline {
             receive_commands,
             Arc::clone(&wake),
             send_work,
+            Arc::clone(&waiting),
             options,
             limits,
             Arc::clone(&state),
@@ -73,7 +75,7 @@ impl Pipeline {
         })?;
         let resolve = Worker::spawn("resolve", move || {
             // Built here: symbol caches are not shared between threads.
-            Resolve::new(work, send_events, signature).run();
+            Resolve::new(work, waiting, send_events, signature).run();
             Ok(())
         })?;
         let pipeline = Self {

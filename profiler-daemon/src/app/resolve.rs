@@ -11,7 +11,7 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
-use super::capture::Work;
+use super::capture::{WaitingBytes, Work};
 use crate::model::{
     ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, Pid, ProfiledSegment,
     RawSample, RequestId, SampleKind, Service, Stack, TaskId, TaskSlot, TimedStack,
@@ -75,6 +75,7 @@ impl Open {
 /// State of the thread.
 pub(super) struct Resolve {
     pub(super) work: Receiver<Work>,
+    waiting: Arc<WaitingBytes>,
     pub(super) events: mpsc::Sender<PipelineEvent>,
     unwinder: Unwinder,
     symbolizer: Symbolizer,
@@ -87,11 +88,13 @@ pub(super) struct Resolve {
 impl Resolve {
     pub(super) fn new(
         work: Receiver<Work>,
+        waiting: Arc<WaitingBytes>,
         events: mpsc::Sender<PipelineEvent>,
         code_signature: CodeSignature,
     ) -> Self {
         Self {
             work,
+            waiting,
             events,
             unwinder: Unwinder::default(),
             symbolizer: Symbolizer::new(code_signature),
@@ -145,7 +148,10 @@ impl Resolve {
                     open.grids.change(since_ktime_ns, grid);
                 }
             }
-            Work::Sample(sample) => self.on_sample(sample),
+            Work::Sample(sample) => {
+                self.waiting.remove(&sample);
+                self.on_sample(sample);
+            }
             Work::Drop(id) => {
                 self.open.remove(&id);
             }

@@ -322,7 +322,7 @@ impl Default for Limits {
             max_cpu_percent: 2,
             max_memory_mb: 512,
             max_open_requests: 256,
-            sample_queue: 1024,
+            sample_queue: 4096,
             snapshot_queue: 108_000,
             snapshot_memory_bytes: 128 << 20,
             requests_ring_bytes: 1 << 20,

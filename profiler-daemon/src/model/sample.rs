@@ -77,6 +77,24 @@ pub struct RawSample {
     pub kind: SampleKind,
 }
 
+impl RawSample {
+    /// Memory it takes, near enough to bound what waits.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let captured = match &self.kind {
+            SampleKind::OnCpu(captured) | SampleKind::OffCpu { captured, .. } => captured,
+            SampleKind::Unchanged | SampleKind::Ended => return size_of::<Self>(),
+        };
+        let python = captured.python.as_ref();
+        let python_frames = python.map_or(0, |python| python.frames.len());
+        size_of::<Self>()
+            + size_of::<Captured>()
+            + captured.stack.bytes.len()
+            + size_of_val(&captured.kernel_frames[..])
+            + python_frames * size_of::<PythonFrameRecord>()
+    }
+}
+
 /// A symbolized sample in its place in time.
 #[derive(Clone, Debug)]
 pub struct TimedStack {

@@ -7,7 +7,7 @@
 //!
 //! [`tasks`] obeys, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick, [`clock`]
 //! follows the sampling grid, [`count`] translates the kernel side's counts, [`message`] holds what comes in and
-//! goes out, [`observe`] tells how the thread is doing. Nothing is loaded
+//! goes out, [`waiting`] bounds the memory of that, [`observe`] tells how the thread is doing. Nothing is loaded
 //! while no task is live, and the thread then sleeps in `poll` without a timeout.
 
 mod blocked;
@@ -17,6 +17,7 @@ mod message;
 mod observe;
 mod round;
 mod tasks;
+mod waiting;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -43,6 +44,7 @@ use count::add_kernel_counts;
 pub(super) use clock::now_ktime_ns;
 pub(super) use message::{Command, Work};
 pub(super) use observe::CaptureState;
+pub(super) use waiting::WaitingBytes;
 
 /// How often open requests are looked at.
 const LOOK_NS: u64 = 50_000_000;
@@ -78,6 +80,7 @@ pub(in crate::app) struct Capture {
     pub(in crate::app) commands: Receiver<Command>,
     pub(in crate::app) wake: Arc<EventFd>,
     pub(in crate::app) work: Sender<Work>,
+    waiting: Arc<WaitingBytes>,
     pub(in crate::app) options: LoadOptions,
     state: Arc<CaptureState>,
     kernel: Option<Kernel>,
@@ -100,6 +103,7 @@ impl Capture {
         commands: Receiver<Command>,
         wake: Arc<EventFd>,
         work: Sender<Work>,
+        waiting: Arc<WaitingBytes>,
         options: LoadOptions,
         limits: TrackerLimits,
         state: Arc<CaptureState>,
@@ -109,6 +113,7 @@ impl Capture {
             commands,
             wake,
             work,
+            waiting,
             options,
             state,
             kernel: None,

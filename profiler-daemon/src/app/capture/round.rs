@@ -169,18 +169,31 @@ impl Capture {
             SampleKind::Unchanged => (false, false),
             SampleKind::Ended => (true, false),
         };
-        if let Err(TrySendError::Full(_)) = self.work.try_send(Work::Sample(sample)) {
-            if is_end {
-                return; // one end is less exact, and no period is lost
+        if self.try_send(sample) || is_end {
+            return; // without an end a duration is less exact, and no period is lost
+        }
+        if has_stack {
+            // The next tick must not say "as before" of a stack that never arrived.
+            self.sampler.forget(tid, id);
+        }
+        let slot = self.tracker.sampled().find(|r| r.id == id).map(|r| r.slot);
+        if let Some(coverage) = slot.and_then(|slot| self.tracker.coverage_mut(slot)) {
+            coverage.bump(Counter::SamplesQueueFull);
+        }
+    }
+
+    /// Queues a sample for the resolve thread; `false` if there is no room for it.
+    fn try_send(&self, sample: RawSample) -> bool {
+        if !self.waiting.try_add(&sample) {
+            return false;
+        }
+        match self.work.try_send(Work::Sample(sample)) {
+            Err(TrySendError::Full(Work::Sample(sample))) => {
+                self.waiting.remove(&sample);
+                false
             }
-            if has_stack {
-                // The next tick must not say "as before" of a stack that never arrived.
-                self.sampler.forget(tid, id);
-            }
-            let slot = self.tracker.sampled().find(|r| r.id == id).map(|r| r.slot);
-            if let Some(coverage) = slot.and_then(|slot| self.tracker.coverage_mut(slot)) {
-                coverage.bump(Counter::SamplesQueueFull);
-            }
+            // Without a resolve thread the daemon is leaving.
+            Ok(()) | Err(_) => true,
         }
     }
 }
