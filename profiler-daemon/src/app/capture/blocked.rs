@@ -36,8 +36,8 @@ impl ChainWalker for Walker<'_> {
 }
 
 impl Capture {
-    /// Adds what the threads of open requests did at a tick, those that were not running.
-    pub(super) fn sample_blocked(&mut self, tick: Tick, found: &mut Vec<RawSample>) {
+    /// What the threads of open requests did at a tick, those that were not running.
+    pub(super) fn sample_blocked(&mut self, tick: Tick) -> Vec<RawSample> {
         let watched: Vec<(TaskSlot, Watched)> = self
             .tracker
             .sampled()
@@ -57,14 +57,25 @@ impl Capture {
             walker: &mut self.walker,
             runtimes: &self.runtimes,
         };
+        let mut found = Vec::new();
+        let Some(kernel) = &self.kernel else {
+            return found;
+        };
         for (slot, watched) in watched {
-            let Some(kernel) = &self.kernel else { return };
             let Some(losses) = self.tracker.coverage_mut(slot) else {
                 continue;
             };
             let memory = ProcessMemory::new(watched.pid);
-            self.sampler
-                .sample(watched, tick, kernel, &memory, &mut walker, losses, found);
+            self.sampler.sample(
+                watched,
+                tick,
+                kernel,
+                &memory,
+                &mut walker,
+                losses,
+                &mut found,
+            );
         }
+        found
     }
 }

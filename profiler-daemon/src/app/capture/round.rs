@@ -26,18 +26,19 @@ impl Capture {
             .into_iter()
             .partition(|action| matches!(action, Action::Finish(_)));
         // Before anything that takes time: the ring keeps its samples, but a thread that waits for its CPU may
-        // run again at any moment. Ticks that we are too late for are looked at as well: a thread that has
-        // been blocked all the time is known at each of them.
-        let mut blocked = Vec::new();
-        for tick in due.ticks {
-            self.sample_blocked(tick, &mut blocked);
+        // run again at any moment.
+        let mut ticks = due.ticks.into_iter();
+        let blocked = ticks.next().map(|tick| self.sample_blocked(tick));
+        self.act(now);
+        self.send_samples(blocked.unwrap_or_default());
+        // We are too late for these. Still, a thread that has been blocked all the time is known at each.
+        for tick in ticks {
+            let blocked = self.sample_blocked(tick);
+            self.send_samples(blocked);
         }
         // After the requests: every sample of a request that has ended is in the ring by now.
         let running = self.take_samples();
-        self.act(now);
-        for sample in running.into_iter().chain(blocked) {
-            self.send_sample(sample);
-        }
+        self.send_samples(running);
         self.act(finished);
         // Their last requests need what is known of them until here.
         for (pid, lives) in gone {
@@ -159,6 +160,12 @@ impl Capture {
                     }
                 }
             }
+        }
+    }
+
+    fn send_samples(&mut self, samples: Vec<RawSample>) {
+        for sample in samples {
+            self.send_sample(sample);
         }
     }
 
