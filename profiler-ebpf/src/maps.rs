@@ -4,6 +4,7 @@
 //! entry meanwhile: all fields are integers, so the worst is a count or time of either writer. A
 //! reference must not be kept over a call that looks up the same entry to change it.
 
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use profiler_common::{
@@ -76,6 +77,10 @@ static SAMPLE_SCRATCH: PerCpuArray<SampleScratch> = PerCpuArray::with_max_entrie
 /// Request events.
 #[map]
 static REQUESTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Unread bytes in `REQUESTS` that wake the daemon; 0: each event does that finds it asleep.
+#[map]
+static REQUEST_WAKEUP: Array<u32> = Array::with_max_entries(1, 0);
 
 /// On-CPU samples.
 #[map]
@@ -248,10 +253,21 @@ pub(crate) fn sample_scratch() -> Option<*mut SampleScratch> {
     SAMPLE_SCRATCH.get_ptr_mut(0)
 }
 
-/// Writes a request event and wakes the daemon; false if the ring is full.
+/// Writes a request event, and wakes the daemon unless it comes by itself soon; false if the ring is full.
 #[inline(always)]
 pub(crate) fn output_request(bytes: &[u8]) -> bool {
-    REQUESTS.output::<[u8]>(bytes, 0).is_ok()
+    // SAFETY: the daemon writes the whole word.
+    let wakeup = REQUEST_WAKEUP
+        .get_ptr(0)
+        .map_or(0, |bytes| unsafe { core::ptr::read_volatile(bytes) });
+    let flags = if wakeup == 0 {
+        0
+    } else if REQUESTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= u64::from(wakeup) {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
+    REQUESTS.output::<[u8]>(bytes, u64::from(flags)).is_ok()
 }
 
 /// Writes a sample; false if the ring is full.
@@ -263,5 +279,5 @@ pub(crate) fn output_sample(bytes: &[u8], flags: u64) -> bool {
 /// Bytes in `SAMPLES` that the daemon has not read yet.
 #[inline(always)]
 pub(crate) fn unread_sample_bytes() -> u64 {
-    SAMPLES.query(u64::from(aya_ebpf::bindings::BPF_RB_AVAIL_DATA))
+    SAMPLES.query(u64::from(BPF_RB_AVAIL_DATA))
 }

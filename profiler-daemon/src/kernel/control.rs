@@ -53,6 +53,20 @@ impl Kernel {
         self.maps.set_rule(slot.0, &rule)
     }
 
+    /// Says how many unread bytes of request events wake the reader; with 0 each event does that finds it
+    /// asleep. Whoever drains the ring at every dump period needs no more than to be told before it is full.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn set_request_wakeup(&mut self, bytes: u32) -> Result<(), KernelError> {
+        if self.request_wakeup_bytes != bytes {
+            self.maps.set_request_wakeup(bytes)?;
+            self.request_wakeup_bytes = bytes;
+        }
+        Ok(())
+    }
+
     /// Empties a slot: no request passes its rule any more, no process belongs to it, its counters
     /// are zero.
     ///

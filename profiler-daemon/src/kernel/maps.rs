@@ -124,6 +124,7 @@ pub(super) struct Maps {
     pub(super) states: Table<u32, ThreadState>,
     pub(super) python: Table<u32, PythonProcess>,
     rules: Array<MapData, Rule>,
+    request_wakeup: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
     tagged_tids: Filter,
     target_tgids: Filter,
@@ -145,6 +146,9 @@ impl Maps {
             states: Table::take(ebpf, "THREAD_STATES")?,
             python: Table::take(ebpf, "PYTHON_PROCS")?,
             rules: take(ebpf, RULES)?.try_into().map_err(error(RULES))?,
+            request_wakeup: take(ebpf, REQUEST_WAKEUP)?
+                .try_into()
+                .map_err(error(REQUEST_WAKEUP))?,
             tagged_tids: Filter::take(ebpf, "TAGGED_TIDS")?,
             target_tgids: Filter::take(ebpf, "TARGET_TGIDS")?,
             counters: take(ebpf, COUNTERS)?.try_into().map_err(error(COUNTERS))?,
@@ -157,6 +161,12 @@ impl Maps {
 
     pub(super) fn set_rule(&mut self, slot: u32, rule: &Rule) -> Result<(), KernelError> {
         self.rules.set(slot, rule, 0).map_err(error(RULES))
+    }
+
+    pub(super) fn set_request_wakeup(&mut self, bytes: u32) -> Result<(), KernelError> {
+        self.request_wakeup
+            .set(0, bytes, 0)
+            .map_err(error(REQUEST_WAKEUP))
     }
 
     /// Tells the programs that a process may be in the target set.
@@ -200,6 +210,7 @@ impl Maps {
 }
 
 const RULES: &str = "RULES";
+const REQUEST_WAKEUP: &str = "REQUEST_WAKEUP";
 const COUNTERS: &str = "COUNTERS";
 
 /// A ring buffer by name.

@@ -83,6 +83,8 @@ pub struct Kernel {
     requests: RingBuf<MapData>,
     samples: RingBuf<MapData>,
     drained: Drained,
+    /// As the programs know it.
+    request_wakeup_bytes: u32,
     hooks: RequestHooks,
     log: Option<EbpfLogger<&'static dyn Log>>,
     statistics: Option<OwnedFd>,
@@ -122,6 +124,7 @@ impl Kernel {
             requests: maps::take_ring(&mut ebpf, "REQUESTS")?,
             samples: maps::take_ring(&mut ebpf, "SAMPLES")?,
             drained: Drained::default(),
+            request_wakeup_bytes: 0,
             hooks,
             log,
             statistics: None,

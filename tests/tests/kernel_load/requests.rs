@@ -1,5 +1,8 @@
 //! Requests as the state machine sees them.
 
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use profiler_common::{EndReason, KernelCounter, event_flag};
 use profiler_daemon::kernel::{LoadOptions, RequestHooks};
 use profiler_daemon::model::RequestEvent;
@@ -311,6 +314,36 @@ fn a_full_ring_is_counted() {
     let before = watch.starts().len();
     client.get("/last");
     watch.wait("start", |watch| watch.starts().len() > before);
+}
+
+/// Check that a reader who sleeps is woken at once, when enough is unread, or not at all, as it wants, and that
+/// nothing is lost to it.
+#[test]
+fn a_sleeping_reader_is_woken_when_it_wants_to() {
+    /// Many times as long as two requests take.
+    const SLEEP_MS: u16 = 3000;
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/");
+    let mut client = server.connect();
+    let mut count = 0;
+    for (unread_bytes, wakes) in [(0, true), (1 << 19, false), (1, true)] {
+        watch.kernel.set_request_wakeup(unread_bytes).unwrap();
+        let requests = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200)); // the reader sleeps by then
+            client.get("/first");
+            client.get("/second");
+            client
+        });
+        let mut fds = [PollFd::new(watch.kernel.request_fd(), PollFlags::POLLIN)];
+        let begin = Instant::now();
+        poll(&mut fds, PollTimeout::from(SLEEP_MS)).unwrap();
+        // Who wakes by himself finds the events as well.
+        let is_woken = begin.elapsed() < Duration::from_millis(SLEEP_MS.into());
+        assert_eq!(is_woken, wakes, "{unread_bytes} bytes");
+        client = requests.join().unwrap();
+        count += 2;
+        watch.wait("answer", |watch| watch.responses().len() == count);
+    }
 }
 
 /// Check that the calls of a request are shipped with it, up to a number and before the answer, and only

@@ -75,6 +75,11 @@ impl GridTimer {
         Duration::from_nanos(self.grid.period_ns)
     }
 
+    /// Whether the next tick is told within so long.
+    pub(super) fn tells_within(&self, ns: u64) -> bool {
+        !self.is_resting && self.grid.period_ns <= ns
+    }
+
     /// Follows the clocks of the CPUs.
     ///
     /// # Errors

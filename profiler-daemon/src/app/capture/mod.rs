@@ -48,6 +48,8 @@ pub(super) use waiting::WaitingBytes;
 
 /// How often open requests are looked at.
 const LOOK_NS: u64 = 50_000_000;
+/// How long request events may wait to be read.
+const EVENTS_WAIT_NS: u64 = 20_000_000;
 /// How often live coverage is published.
 const PUBLISH_NS: u64 = 1_000_000_000;
 
@@ -149,6 +151,7 @@ impl Capture {
             if self.kernel.is_some() {
                 self.clock
                     .set_needed(self.tracker.oldest_start_ktime_ns())?;
+                self.mind_wakeups();
             }
             self.note_state();
             if self.leaving && self.live.is_empty() {
@@ -176,6 +179,17 @@ impl Capture {
             let _count = self.wake.read();
         }
         Ok(())
+    }
+
+    /// While ticks come often, request events wait for the next: each wake-up is paid for by the thread that the
+    /// event is of. The ring tells before it is full.
+    fn mind_wakeups(&mut self) {
+        let unread_bytes = if self.clock.tells_within(EVENTS_WAIT_NS) {
+            self.options.request_ring_bytes / 4
+        } else {
+            0
+        };
+        self.kernel_do(|kernel| kernel.set_request_wakeup(unread_bytes));
     }
 
     fn kernel_do(&mut self, operation: impl FnOnce(&mut Kernel) -> Result<(), KernelError>) {
