@@ -61,12 +61,12 @@ struct Open {
 impl Open {
     /// The thread ran again: its stack while it was blocked held until then.
     fn end_block(&mut self, ktime_ns: u64) {
-        let Some(blocked) = self.blocked.take() else {
+        let Some(blocked) = &self.blocked else {
             return;
         };
         // Samples of its CPU may have come in between.
         let mut samples = self.samples.iter_mut().rev();
-        if let Some(last) = samples.find(|sample| Arc::ptr_eq(&sample.stack, &blocked)) {
+        if let Some(last) = samples.find(|sample| Arc::ptr_eq(&sample.stack, blocked)) {
             last.until_ktime_ns = last.ktime_ns.max(ktime_ns);
         }
     }

@@ -61,7 +61,7 @@ pub enum Counter {
     SamplesUnchanged,
     /// On-CPU samples lost to a full ring buffer.
     SamplesRingFull,
-    /// Off-CPU reads given up because the thread kept running.
+    /// Off-CPU samples of threads that were blocked at the tick and ran again before they were read.
     SamplesRaced,
     /// Samples without readable user stack.
     SamplesNoStack,
@@ -260,7 +260,7 @@ const TABLE: &[(Counter, &str, &str)] = &[
     (
         Counter::SamplesRaced,
         "samples_raced",
-        "off-CPU reads given up because the thread kept running",
+        "samples of threads that were blocked at the tick and ran again before they were read",
     ),
     (
         Counter::SamplesNoStack,
@@ -275,7 +275,7 @@ const TABLE: &[(Counter, &str, &str)] = &[
     (
         Counter::SamplesQueueFull,
         "samples_queue_full",
-        "samples lost because the unwinding queue was full",
+        "samples lost because what waits for unwinding was too many or too large",
     ),
     (
         Counter::SamplesOrphaned,

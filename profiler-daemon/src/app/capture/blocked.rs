@@ -1,4 +1,4 @@
-//! Samples of the threads that a tick finds blocked.
+//! Samples of the threads that a tick finds blocked, and the look ahead of it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,11 +6,12 @@ use std::sync::Arc;
 use profiler_common::ThreadState;
 
 use super::Capture;
+use super::clock::now_ktime_ns;
 use crate::kernel::Kernel;
-use crate::model::{Pid, PythonChain, RawSample, TaskSlot, Tid};
+use crate::model::{Coverage, Pid, PythonChain, RawSample, TaskSlot, Tid};
 use crate::process::ProcessMemory;
 use crate::process::python::PythonRuntime;
-use crate::sampler::{ChainWalker, ThreadStates, Tick, Watched};
+use crate::sampler::{ChainWalker, Sampler, Sources, ThreadStates, Tick, Watched};
 use crate::unwind::python::PythonWalker;
 
 impl ThreadStates for Kernel {
@@ -38,6 +39,37 @@ impl ChainWalker for Walker<'_> {
 impl Capture {
     /// What the threads of open requests did at a tick, those that were not running.
     pub(super) fn sample_blocked(&mut self, tick: Tick) -> Vec<RawSample> {
+        let mut found = Vec::new();
+        self.each_watched(|sampler, watched, sources, losses| {
+            sampler.sample(watched, tick, sources, losses, &mut found);
+        });
+        found
+    }
+
+    /// Reads what the next tick may find over. Yields the ends of blocks, as far as they are known by now.
+    pub(super) fn look_ahead(&mut self) -> Vec<RawSample> {
+        let begin_ktime_ns = now_ktime_ns();
+        let mut found = Vec::new();
+        self.each_watched(|sampler, watched, sources, _| {
+            sampler.look_ahead(watched, sources, &mut found);
+        });
+        let look_ns = now_ktime_ns().saturating_sub(begin_ktime_ns);
+        self.ahead.on_look(look_ns);
+        found
+    }
+
+    fn each_watched(
+        &mut self,
+        mut look: impl FnMut(
+            &mut Sampler,
+            Watched,
+            &mut Sources<'_, Kernel, ProcessMemory, Walker<'_>>,
+            &mut Coverage,
+        ),
+    ) {
+        let Some(kernel) = &self.kernel else {
+            return;
+        };
         let watched: Vec<(TaskSlot, Watched)> = self
             .tracker
             .sampled()
@@ -57,25 +89,17 @@ impl Capture {
             walker: &mut self.walker,
             runtimes: &self.runtimes,
         };
-        let mut found = Vec::new();
-        let Some(kernel) = &self.kernel else {
-            return found;
-        };
         for (slot, watched) in watched {
             let Some(losses) = self.tracker.coverage_mut(slot) else {
                 continue;
             };
-            let memory = ProcessMemory::new(watched.pid);
-            self.sampler.sample(
-                watched,
-                tick,
-                kernel,
-                &memory,
-                &mut walker,
-                losses,
-                &mut found,
-            );
+            let mut sources = Sources {
+                states: kernel,
+                memory: &ProcessMemory::new(watched.pid),
+                walker: &mut walker,
+                now_ktime_ns,
+            };
+            look(&mut self.sampler, watched, &mut sources, losses);
         }
-        found
     }
 }

@@ -75,6 +75,12 @@ impl GridTimer {
         Duration::from_nanos(self.grid.period_ns)
     }
 
+    /// The tick that is told next, `CLOCK_MONOTONIC`; none while the timer rests or does not run.
+    pub(super) fn next_tick(&self) -> Option<u64> {
+        let runs = !self.is_resting && self.grid.period_ns != u64::MAX;
+        runs.then_some(self.next_ktime_ns)
+    }
+
     /// Whether the next tick is told within so long.
     pub(super) fn tells_within(&self, ns: u64) -> bool {
         !self.is_resting && self.grid.period_ns <= ns

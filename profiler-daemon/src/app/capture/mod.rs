@@ -5,11 +5,12 @@
 //! Lost: full queue -> [`Counter::SamplesQueueFull`]; late tick -> [`Counter::TicksLate`];
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
-//! [`tasks`] obeys, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick, [`clock`]
-//! follows the sampling grid, [`count`] translates the kernel side's counts, [`message`] holds what comes in and
+//! [`tasks`] obeys, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick
+//! and looks [`ahead`] of it, [`clock`] follows the sampling grid, [`count`] translates the kernel side's counts, [`message`] holds what comes in and
 //! goes out, [`waiting`] bounds the memory of that, [`observe`] tells how the thread is doing. Nothing is loaded
 //! while no task is live, and the thread then sleeps in `poll` without a timeout.
 
+mod ahead;
 mod blocked;
 mod clock;
 mod count;
@@ -38,6 +39,7 @@ use crate::process::python::PythonRuntime;
 use crate::request::{ConnView, RequestTracker, TrackerLimits};
 use crate::sampler::Sampler;
 use crate::unwind::python::PythonWalker;
+use ahead::AheadTimer;
 use clock::GridTimer;
 use count::add_kernel_counts;
 
@@ -95,6 +97,7 @@ pub(in crate::app) struct Capture {
     stretch: u32,
     tells_program_time: bool,
     clock: GridTimer,
+    ahead: AheadTimer,
     looked_ktime_ns: u64,
     published_ktime_ns: u64,
     leaving: bool,
@@ -127,6 +130,7 @@ impl Capture {
             stretch: 1,
             tells_program_time: false,
             clock,
+            ahead: AheadTimer::new()?,
             looked_ktime_ns: 0,
             published_ktime_ns: 0,
             leaving: false,
@@ -151,6 +155,8 @@ impl Capture {
             if self.kernel.is_some() {
                 self.clock
                     .set_needed(self.tracker.oldest_start_ktime_ns())?;
+                self.ahead
+                    .arm(self.clock.next_tick(), self.clock.period())?;
                 self.mind_wakeups();
             }
             self.note_state();
@@ -164,6 +170,7 @@ impl Capture {
         let mut fds = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         if let Some(kernel) = &self.kernel {
             fds.push(PollFd::new(self.clock.as_fd(), PollFlags::POLLIN));
+            fds.push(PollFd::new(self.ahead.as_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(kernel.request_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(kernel.sample_fd(), PollFlags::POLLIN));
         }

@@ -27,10 +27,15 @@ impl Capture {
             .partition(|action| matches!(action, Action::Finish(_)));
         // Before anything that takes time: the ring keeps its samples, but a thread that waits for its CPU may
         // run again at any moment.
+        let is_ahead = self.ahead.has_fired() && due.ticks.is_empty();
         let mut ticks = due.ticks.into_iter();
-        let blocked = ticks.next().map(|tick| self.sample_blocked(tick));
+        let blocked = match ticks.next() {
+            Some(tick) => self.sample_blocked(tick),
+            None if is_ahead => self.look_ahead(),
+            None => Vec::new(),
+        };
         self.act(now);
-        self.send_samples(blocked.unwrap_or_default());
+        self.send_samples(blocked);
         // We are too late for these. Still, a thread that has been blocked all the time is known at each.
         for tick in ticks {
             let blocked = self.sample_blocked(tick);
