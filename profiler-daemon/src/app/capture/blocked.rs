@@ -8,9 +8,10 @@ use profiler_common::ThreadState;
 use super::Capture;
 use super::clock::now_ktime_ns;
 use crate::kernel::Kernel;
-use crate::model::{Coverage, Pid, PythonChain, RawSample, TaskSlot, Tid};
+use crate::model::{ActiveRequest, Coverage, Pid, PythonChain, RawSample, TaskSlot, Tid};
 use crate::process::ProcessMemory;
 use crate::process::python::PythonRuntime;
+use crate::request::Action;
 use crate::sampler::{ChainWalker, Sampler, Sources, ThreadStates, Tick, Watched};
 use crate::unwind::python::PythonWalker;
 
@@ -36,11 +37,29 @@ impl ChainWalker for Walker<'_> {
     }
 }
 
+fn watch(request: &ActiveRequest) -> (TaskSlot, Watched) {
+    let watched = Watched {
+        request: request.id,
+        start_ktime_ns: request.start_ktime_ns,
+        pid: request.pid,
+        tid: request.tid,
+    };
+    (request.slot, watched)
+}
+
 impl Capture {
-    /// What the threads of open requests did at a tick, those that were not running.
-    pub(super) fn sample_blocked(&mut self, tick: Tick) -> Vec<RawSample> {
+    /// What the threads of requests did at a tick, those that were not running: of open requests, and of those
+    /// that `actions` are about to finish and that were open at it.
+    pub(super) fn sample_blocked(&mut self, tick: Tick, actions: &[Action]) -> Vec<RawSample> {
+        let mut watched = self.watched();
+        watched.extend(actions.iter().filter_map(|action| match action {
+            Action::Finish(over) if over.end_ktime_ns > tick.last_ktime_ns => {
+                Some(watch(&over.request))
+            }
+            _ => None,
+        }));
         let mut found = Vec::new();
-        self.each_watched(|sampler, watched, sources, losses| {
+        self.each(watched, |sampler, watched, sources, losses| {
             sampler.sample(watched, tick, sources, losses, &mut found);
         });
         found
@@ -50,7 +69,7 @@ impl Capture {
     pub(super) fn look_ahead(&mut self) -> Vec<RawSample> {
         let begin_ktime_ns = now_ktime_ns();
         let mut found = Vec::new();
-        self.each_watched(|sampler, watched, sources, _| {
+        self.each(self.watched(), |sampler, watched, sources, _| {
             sampler.look_ahead(watched, sources, &mut found);
         });
         let look_ns = now_ktime_ns().saturating_sub(begin_ktime_ns);
@@ -58,8 +77,14 @@ impl Capture {
         found
     }
 
-    fn each_watched(
+    /// Threads of open requests.
+    fn watched(&self) -> Vec<(TaskSlot, Watched)> {
+        self.tracker.sampled().map(watch).collect()
+    }
+
+    fn each(
         &mut self,
+        watched: Vec<(TaskSlot, Watched)>,
         mut look: impl FnMut(
             &mut Sampler,
             Watched,
@@ -70,21 +95,6 @@ impl Capture {
         let Some(kernel) = &self.kernel else {
             return;
         };
-        let watched: Vec<(TaskSlot, Watched)> = self
-            .tracker
-            .sampled()
-            .map(|r| {
-                (
-                    r.slot,
-                    Watched {
-                        request: r.id,
-                        start_ktime_ns: r.start_ktime_ns,
-                        pid: r.pid,
-                        tid: r.tid,
-                    },
-                )
-            })
-            .collect();
         let mut walker = Walker {
             walker: &mut self.walker,
             runtimes: &self.runtimes,

@@ -10,6 +10,7 @@ use crossbeam_channel::TrySendError;
 
 use super::clock::{now_ktime_ns, wall_clock};
 use super::{Capture, Work, nanos};
+use crate::kernel::Drained;
 use crate::model::{Counter, Pid, RawSample, RequestEvent, SampleKind};
 use crate::request::Action;
 use crate::timeline::Grids;
@@ -21,28 +22,32 @@ impl Capture {
         if due.is_late {
             self.count_all(Counter::TicksLate, 1);
         }
-        let (actions, gone) = self.take_requests();
-        let (finished, now): (Vec<_>, Vec<_>) = actions
-            .into_iter()
-            .partition(|action| matches!(action, Action::Finish(_)));
+        let (mut actions, mut gone) = self.take_requests();
         // Before anything that takes time: the ring keeps its samples, but a thread that waits for its CPU may
         // run again at any moment.
         let is_ahead = self.ahead.has_fired() && due.ticks.is_empty();
         let mut ticks = due.ticks.into_iter();
         let blocked = match ticks.next() {
-            Some(tick) => self.sample_blocked(tick),
+            Some(tick) => self.sample_blocked(tick, &actions),
             None if is_ahead => self.look_ahead(),
             None => Vec::new(),
         };
+        // Requests right before samples: a sample is of one that is known, and those of one that has ended are all
+        // in the ring.
+        let (more, more_gone) = self.take_requests();
+        actions.extend(more);
+        gone.extend(more_gone);
+        let running = self.take_samples();
+        let (finished, now): (Vec<_>, Vec<_>) = actions
+            .into_iter()
+            .partition(|action| matches!(action, Action::Finish(_)));
         self.act(now);
         self.send_samples(blocked);
         // We are too late for these. Still, a thread that has been blocked all the time is known at each.
         for tick in ticks {
-            let blocked = self.sample_blocked(tick);
+            let blocked = self.sample_blocked(tick, &finished);
             self.send_samples(blocked);
         }
-        // After the requests: every sample of a request that has ended is in the ring by now.
-        let running = self.take_samples();
         self.send_samples(running);
         self.act(finished);
         // Their last requests need what is known of them until here.
@@ -70,6 +75,10 @@ impl Capture {
                 tracing::debug!(%error, "bad request record");
                 bad += 1;
             }
+        });
+        self.state.on_drained(Drained {
+            sample_bytes: 0, // not read yet
+            ..kernel.drained()
         });
         for event in events {
             gone.extend(self.on_process_event(&event, &mut actions));
