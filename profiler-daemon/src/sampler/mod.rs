@@ -14,8 +14,8 @@
 //!  thread    ──run──┐ switch-out: seq 8, registers                      ┌ switch-in: seq 10 ──run──
 //!                   └───────────────────── blocked ─────────────────────┘
 //!  ahead of a tick     ▲ copy entry (8), read stack; nothing is told
-//!  tick                    ▲ still 8: the read was consistent, told (if the block began after the look ahead:
-//!                            read stack, copy entry again)
+//!  tick                    ▲ still 8: the read was consistent, told
+//!                            (not read ahead: read stack, copy entry again)
 //!  next tick                          ▲ still 8: the same stack holds
 //!  last tick                                                     ▲ · · · · looked at too late: 10,
 //!                                     but it was the same block at the tick: the stack still holds

@@ -5,10 +5,11 @@
 //! Lost: full queue -> [`Counter::SamplesQueueFull`]; late tick -> [`Counter::TicksLate`];
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
-//! [`tasks`] obeys, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick
-//! and looks [`ahead`] of it, [`clock`] follows the sampling grid, [`count`] translates the kernel side's counts, [`message`] holds what comes in and
-//! goes out, [`waiting`] bounds the memory of that, [`observe`] tells how the thread is doing. Nothing is loaded
-//! while no task is live, and the thread then sleeps in `poll` without a timeout.
+//! [`tasks`] obeys, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick and looks
+//! [`ahead`] of it, [`clock`] follows the sampling grid, [`count`] translates the kernel side's counts,
+//! [`message`] holds what comes in and goes out, [`waiting`] bounds the memory of that, [`observe`] tells how
+//! the thread is doing. Nothing is loaded while no task is live, and the thread then sleeps in `poll` without a
+//! timeout.
 
 mod ahead;
 mod blocked;
