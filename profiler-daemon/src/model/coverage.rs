@@ -67,7 +67,7 @@ pub enum Counter {
     SamplesNoStack,
     /// Samples of blocked threads without their kernel frames: the thread blocks too often.
     KernelStacksSkipped,
-    /// Samples lost because the unwinding queue was full.
+    /// Samples lost because what waits for unwinding was too many or too large.
     SamplesQueueFull,
     /// Samples of requests that were already gone.
     SamplesOrphaned,

@@ -30,6 +30,14 @@ impl ReadMemory for Thread {
 }
 
 impl Thread {
+    /// What is found of it, one look after the other.
+    fn new(states: Vec<ThreadState>) -> Self {
+        Self {
+            states: RefCell::new(states),
+            reads: Cell::new(0),
+        }
+    }
+
     fn sources<'a>(&'a self, walker: &'a mut NoPython) -> Sources<'a, Self, Self, NoPython> {
         Sources {
             states: self,
@@ -97,10 +105,7 @@ fn draw(found: &[RawSample]) -> String {
 
 /// Ticks at 100, 110, 120 ...; `state(n, _)` switched at 10 * n.
 fn ticks(states: Vec<ThreadState>, n: u64) -> (Vec<String>, u32, Coverage) {
-    let thread = Thread {
-        states: RefCell::new(states),
-        reads: Cell::new(0),
-    };
+    let thread = Thread::new(states);
     let (mut sampler, mut walker) = (Sampler::default(), NoPython);
     let mut losses = Coverage::default();
     let ticks = (0..n)
@@ -265,10 +270,7 @@ fn a_thread_that_woke_during_the_tick_is_left_to_its_cpu() {
 /// Check that a tick before the request is not sampled.
 #[test]
 fn a_tick_before_the_request_is_not_its() {
-    let thread = Thread {
-        states: RefCell::new(vec![state(8, 0)]),
-        reads: Cell::new(0),
-    };
+    let thread = Thread::new(vec![state(8, 0)]);
     let mut losses = Coverage::default();
     let mut found = Vec::new();
     let (at, mut walker) = (at(99), NoPython);
@@ -279,14 +281,20 @@ fn a_tick_before_the_request_is_not_its() {
 
 /// What a look ahead of the tick at 100 finds, and then the tick; with the number of reads.
 fn ahead_and_at(states: Vec<ThreadState>) -> (String, String, u32, Coverage) {
-    let thread = Thread {
-        states: RefCell::new(states),
-        reads: Cell::new(0),
-    };
+    read_by_and_at(|| 97, states)
+}
+
+/// The same with a look ahead that has read at another time.
+fn read_by_and_at(
+    now_ktime_ns: fn() -> u64,
+    states: Vec<ThreadState>,
+) -> (String, String, u32, Coverage) {
+    let thread = Thread::new(states);
     let (mut sampler, mut walker) = (Sampler::default(), NoPython);
     let (mut ahead, mut found) = (Vec::new(), Vec::new());
     let mut losses = Coverage::default();
     let sources = &mut thread.sources(&mut walker);
+    sources.now_ktime_ns = now_ktime_ns;
     sampler.look_ahead(watched(), sources, &mut ahead);
     sampler.sample(watched(), at(100), sources, &mut losses, &mut found);
     (draw(&ahead), draw(&found), thread.reads.get(), losses)
@@ -329,21 +337,11 @@ fn a_read_that_was_not_over_when_the_thread_ran_is_not_told() {
     let (_, found, _, losses) = ahead_and_at(vec![state(8, 0), woken(101)]);
     assert_eq!(found, "off since 80, ended 101");
     assert_eq!(losses.get(Counter::SamplesRaced), 0);
-    let late = |states| {
-        let thread = Thread {
-            states: RefCell::new(states),
-            reads: Cell::new(0),
-        };
-        let (mut sampler, mut walker) = (Sampler::default(), NoPython);
-        let (mut found, mut losses) = (Vec::new(), Coverage::default());
-        let mut sources = thread.sources(&mut walker);
-        sources.now_ktime_ns = || 102;
-        sampler.look_ahead(watched(), &mut sources, &mut found);
-        sampler.sample(watched(), at(100), &mut sources, &mut losses, &mut found);
-        (draw(&found), losses.get(Counter::SamplesRaced))
-    };
-    assert_eq!(late(vec![state(8, 0), woken(101)]), (String::new(), 1));
-    assert_eq!(late(vec![state(8, 0), woken(103)]).1, 0);
+    let (ahead, found, _, losses) = read_by_and_at(|| 102, vec![state(8, 0), woken(101)]);
+    assert_eq!((&*ahead, &*found), ("", ""));
+    assert_eq!(losses.get(Counter::SamplesRaced), 1);
+    let (.., losses) = read_by_and_at(|| 102, vec![state(8, 0), woken(103)]);
+    assert_eq!(losses.get(Counter::SamplesRaced), 0);
 }
 
 /// Check that nothing is told of a block that no tick falls into, and that one read before is not read again.
@@ -373,10 +371,7 @@ fn a_look_ahead_tells_the_end_of_a_block() {
         in_ktime_ns: 104,
         ..state(12, 0)
     };
-    let thread = Thread {
-        states: RefCell::new(vec![off, off, next]),
-        reads: Cell::new(0),
-    };
+    let thread = Thread::new(vec![off, off, next]);
     let (mut sampler, mut walker) = (Sampler::default(), NoPython);
     let (mut found, mut losses) = (Vec::new(), Coverage::default());
     let sources = &mut thread.sources(&mut walker);

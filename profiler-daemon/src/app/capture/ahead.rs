@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
+
+use super::clock::new_timer;
 
 /// Time between a look at few threads and the tick: some times as long as a timer is late on a busy host.
 const LEAD_NS: u64 = 500_000;
@@ -30,12 +32,8 @@ impl AheadTimer {
     ///
     /// The system has no descriptor left.
     pub(super) fn new() -> Result<Self> {
-        let timer = TimerFd::new(
-            ClockId::CLOCK_MONOTONIC,
-            TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
-        );
         Ok(Self {
-            timer: timer.context("failed to create the timer ahead of ticks")?,
+            timer: new_timer().context("failed to create the timer ahead of ticks")?,
             tick_ktime_ns: None,
             look_ns: 0,
         })

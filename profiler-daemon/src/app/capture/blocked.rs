@@ -82,6 +82,7 @@ impl Capture {
         self.tracker.sampled().map(watch).collect()
     }
 
+    /// Looks at each thread with what there is to look at it with.
     fn each(
         &mut self,
         watched: Vec<(TaskSlot, Watched)>,

@@ -49,12 +49,8 @@ impl GridTimer {
     ///
     /// The system has no descriptor left.
     pub(super) fn new() -> Result<Self> {
-        let timer = TimerFd::new(
-            ClockId::CLOCK_MONOTONIC,
-            TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
-        );
         Ok(Self {
-            timer: timer.context("failed to create the tick's timer")?,
+            timer: new_timer().context("failed to create the tick's timer")?,
             grid: Grid {
                 origin_ktime_ns: 0,
                 period_ns: u64::MAX,
@@ -199,6 +195,14 @@ impl AsFd for GridTimer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
+}
+
+/// A timer by `CLOCK_MONOTONIC` that does not run; reading it never waits.
+pub(super) fn new_timer() -> nix::Result<TimerFd> {
+    TimerFd::new(
+        ClockId::CLOCK_MONOTONIC,
+        TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+    )
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
