@@ -80,7 +80,7 @@ pub struct ThreadState {
 pub mod sample_flag {
     /// The user stack is longer than [`super::STACK_COPY_MAX_BYTES`]; its outer part is missing.
     pub const STACK_CUT: u32 = 1;
-    /// The stack copy stopped at a page that could not be read.
+    /// The stack copy stopped at a page that could not be read, or found no other.
     pub const STACK_PARTIAL: u32 = 1 << 1;
     /// The Python chain is longer than the frames copied; `python_next` is the next frame.
     pub const PYTHON_CUT: u32 = 1 << 2;
@@ -97,7 +97,7 @@ pub mod sample_flag {
 /// First bytes of every record in `SAMPLES`, one tick of one tagged thread that was running.
 ///
 /// ```text
-/// | SampleHeader | kernel u64 x n | PythonFrameRecord x m | stack bytes from sp upwards |
+/// | SampleHeader | kernel u64 x n | PythonFrameRecord x m | stack bytes from sp + stack_skipped_bytes upwards |
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -120,8 +120,9 @@ pub struct SampleHeader {
     pub python_frame_count: u32,
     /// Stack bytes that follow.
     pub stack_bytes: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Bytes from `sp` on that could not be read and do not follow: pages that the thread has never
+    /// written.
+    pub stack_skipped_bytes: u32,
     /// Address of the first Python frame not copied, 0 if the chain is whole.
     pub python_next: u64,
     /// User registers as words of the architecture's `struct pt_regs`.

@@ -192,6 +192,7 @@ impl Recording {
             regs: self.regs,
             stack: StackBytes {
                 sp,
+                skipped: 0,
                 bytes: copied,
                 cut: true,
             },

@@ -4,7 +4,7 @@
 //! one lookup. Otherwise one record is built in the CPU's scratch and written to `SAMPLES`:
 //!
 //! ```text
-//! | SampleHeader | kernel u64 x n | PythonFrameRecord x m | stack bytes from sp upwards |
+//! | SampleHeader | kernel u64 x n | PythonFrameRecord x m | stack bytes |
 //! ```
 //!
 //! The registers are those with which the thread last entered the kernel; for a tick in user code
@@ -106,6 +106,7 @@ fn try_sample(
     }
     flags |= python_flags;
     let (python_frames, python_next) = (scratch.python_frames, scratch.python_next);
+    let stack_skipped_bytes = scratch.stack_skipped_bytes;
     // SAFETY: the header is the first part of the aligned byte array.
     let header = unsafe { &mut *scratch.bytes.as_mut_ptr().cast::<SampleHeader>() };
     header.request_id = tag.request_id;
@@ -117,7 +118,7 @@ fn try_sample(
     header.kernel_frame_count = (kernel_bytes / 8) as u32;
     header.python_frame_count = python_frames;
     header.stack_bytes = stack_bytes as u32;
-    header.pad = 0;
+    header.stack_skipped_bytes = stack_skipped_bytes as u32;
     header.python_next = python_next;
     send(scratch, at + stack_bytes)?;
     count(tag.slot, KernelCounter::SamplesTaken);

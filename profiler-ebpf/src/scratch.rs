@@ -70,6 +70,8 @@ pub(crate) struct SampleScratch {
     pub(crate) python_frames: u32,
     /// Result of the Python walk: `sample_flag` bits.
     pub(crate) python_flags: u32,
+    /// Result of the stack copy: bytes from `sp` on that could not be read.
+    pub(crate) stack_skipped_bytes: u64,
     /// The Python frame being read.
     pub(crate) python_frame: [u8; PYTHON_FRAME_BYTES],
     /// The record: header, kernel frames, Python frames, stack bytes, without gaps.

@@ -88,6 +88,7 @@ fn captured(data: &[u8], code: &Range<u64>) -> Captured {
         regs,
         stack: StackBytes {
             sp: STACK,
+            skipped: 0,
             bytes: words.flat_map(u64::to_ne_bytes).collect(),
             cut: true,
         },

@@ -73,6 +73,7 @@ pub fn decode_sample(bytes: &[u8]) -> Result<RawSample, BadRecord> {
         kind: SampleKind::OnCpu(Box::new(Captured {
             stack: StackBytes {
                 sp: stack_pointer(&header.regs),
+                skipped: header.stack_skipped_bytes,
                 bytes: stack.to_vec(),
                 cut: has(sample_flag::STACK_CUT),
             },
@@ -94,7 +95,7 @@ fn read_header(reader: &mut Reader<'_>) -> Option<SampleHeader> {
         kernel_frame_count: reader.u32()?,
         python_frame_count: reader.u32()?,
         stack_bytes: reader.u32()?,
-        pad: reader.u32()?,
+        stack_skipped_bytes: reader.u32()?,
         python_next: reader.u64()?,
         regs: [0; REGS_MAX],
     };
@@ -130,7 +131,7 @@ mod tests {
             kernel.len() as u32,
             python.len() as u32,
             stack.len() as u32,
-            0,
+            0x30,
         ] {
             bytes.extend(word.to_ne_bytes());
         }
@@ -163,6 +164,7 @@ mod tests {
         };
         assert_eq!(captured.kernel_frames, [1, 2]);
         assert_eq!(captured.regs[0], 0x1000);
+        assert_eq!(captured.stack.skipped, 0x30);
         assert_eq!(captured.stack.bytes, b"stack");
         assert!(captured.stack.cut);
         let python = captured.python.unwrap();

@@ -6,11 +6,14 @@ use profiler_common::{PythonFrameRecord, REGS_MAX};
 
 use super::{Pid, RequestId, Tid};
 
-/// User stack bytes from `sp` upwards.
+/// User stack bytes at and above the stack pointer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackBytes {
-    /// Address of the first byte.
+    /// The stack pointer.
     pub sp: u64,
+    /// Bytes from `sp` on that could not be read then, and hold nothing that tells the callers; `bytes`
+    /// begin above them.
+    pub skipped: u32,
     /// The bytes.
     pub bytes: Vec<u8>,
     /// More stack exists above the last byte.

@@ -316,6 +316,7 @@ fn read_stack(buffer: &mut Vec<u8>, memory: &impl ReadMemory, sp: u64) -> StackB
     let n = memory.read(sp, buffer).unwrap_or(0);
     StackBytes {
         sp,
+        skipped: 0,
         bytes: buffer[..n].to_vec(),
         cut: n == STACK_READ_MAX_BYTES,
     }

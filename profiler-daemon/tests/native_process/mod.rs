@@ -194,6 +194,7 @@ pub(crate) fn capture(pid: Pid, regs: &[u64; REGS_MAX], most: usize) -> Captured
         regs: *regs,
         stack: StackBytes {
             sp,
+            skipped: 0,
             cut: read == most,
             bytes,
         },

@@ -1,5 +1,6 @@
 //! The whole way from what the kernel side captured to names, for a chain of calls that is known.
 
+use profiler_common::KernelCounter;
 use profiler_daemon::kernel::stack_pointer;
 use profiler_daemon::model::{Captured, Coverage, SampleKind, StackBytes, UnwindEnd};
 use profiler_daemon::process::python::CodeSignature;
@@ -49,8 +50,16 @@ impl Namer {
     }
 }
 
-/// The names of all samples of one request that computes.
-fn sampled(target: &str) -> Vec<Vec<String>> {
+/// A sample of a request that computes.
+#[derive(Debug)]
+struct Sampled {
+    names: Vec<String>,
+    /// Stack bytes that could not be copied.
+    skipped: u32,
+}
+
+/// All samples of one request that computes.
+fn sampled(target: &str) -> Vec<Sampled> {
     let directory = tempfile::tempdir().unwrap();
     let mut server = c_server(&directory);
     ranges(&mut server);
@@ -64,33 +73,44 @@ fn sampled(target: &str) -> Vec<Vec<String>> {
         let SampleKind::OnCpu(captured) = &mut sample.kind else {
             panic!("the ring has on-CPU samples only");
         };
-        namer.names(captured)
+        Sampled {
+            names: namer.names(captured),
+            skipped: captured.stack.skipped,
+        }
     });
-    samples.collect()
+    let samples = samples.collect();
+    assert_eq!(watch.count(KernelCounter::StackUnreadable), 0);
+    samples
+}
+
+/// Whether these functions call each other in the stack, innermost first.
+fn has_chain(stack: &[String], chain: &[&str]) -> bool {
+    stack.windows(chain.len()).any(|names| names == chain)
 }
 
 /// Check that samples of a computing thread have each function by name, below what it calls.
 #[test]
 fn a_computing_thread_shows_its_chain() {
-    let stacks = sampled("/spin");
-    let count = stacks.len();
+    let samples = sampled("/spin");
+    let count = samples.len();
     assert!(count >= 20, "{count} samples in 300 ms of CPU time");
     let chain = [SPINNING, ROOT].concat();
-    let is_whole = |stack: &&Vec<String>| stack.windows(chain.len()).any(|names| names == chain);
-    let whole = stacks.iter().filter(is_whole).count();
-    assert!(whole * 10 >= count * 8, "{whole} of {count}: {stacks:#?}");
+    let is_whole = |sample: &&Sampled| has_chain(&sample.names, &chain);
+    let whole = samples.iter().filter(is_whole).count();
+    assert!(whole * 10 >= count * 8, "{whole} of {count}: {samples:#?}");
 }
 
 /// Check that a signal handler stands above the functions it interrupted.
 #[test]
 fn a_signal_handler_stands_above_what_it_interrupted() {
-    let stacks = sampled("/signal");
-    let count = stacks.len();
+    let samples = sampled("/signal");
+    let count = samples.len();
     assert!(count >= 20, "{count} samples in 300 ms of CPU time");
     let handler = [SPINNING[0], SPINNING[1], "on_signal (server)"];
     // Two names of one function.
     let raise = ["raise (libc.so.6)", "gsignal (libc.so.6)"];
-    let whole = stacks.iter().filter(|stack| {
+    let whole = samples.iter().filter(|sample| {
+        let stack = &sample.names;
         let place = |chain: &[&str]| stack.windows(chain.len()).position(|names| names == chain);
         let (Some(above), Some(below)) = (place(&handler), place(&ROOT)) else {
             return false;
@@ -100,7 +120,21 @@ fn a_signal_handler_stands_above_what_it_interrupted() {
         between.len() >= 2 && between.last().is_some_and(|name| raise.contains(&&**name))
     });
     let whole = whole.count();
-    assert!(whole * 10 >= count * 8, "{whole} of {count}: {stacks:#?}");
+    assert!(whole * 10 >= count * 8, "{whole} of {count}: {samples:#?}");
+}
+
+/// Check that a thread whose stack pointer is in pages it has not written yet shows its chain.
+#[test]
+fn a_stack_that_begins_in_unwritten_pages_is_whole() {
+    let samples = sampled("/hollow");
+    let chain = [&["hollow (server)", "shallow (server)"], &ROOT[..]].concat();
+    let hollow = |sample: &&Sampled| sample.skipped > 0;
+    let hollow: Vec<_> = samples.iter().filter(hollow).collect();
+    assert!(hollow.len() >= 5, "{samples:#?}");
+    assert!(
+        hollow.iter().all(|sample| has_chain(&sample.names, &chain)),
+        "{hollow:#?}"
+    );
 }
 
 /// Check that a thread blocked in a system call shows its chain, kernel functions above it.
@@ -123,6 +157,7 @@ fn a_blocked_thread_shows_its_chain() {
         regs: state.regs,
         stack: StackBytes {
             sp,
+            skipped: 0,
             bytes,
             cut: read == STACK_BYTES,
         },

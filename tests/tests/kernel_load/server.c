@@ -6,9 +6,12 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#define PAGE 4096UL
 
 static volatile unsigned long sink;
 
@@ -63,6 +66,21 @@ static void flip(void) {
     sched_setaffinity(0, sizeof(before), &before);
 }
 
+/* Computes with its stack pointer in pages that were never written, as far as the kernel knows. */
+__attribute__((noinline)) static void hollow(void) {
+    volatile char room[3 * PAGE];
+    for (long i = 1; i < 100000000; i++) sink = (sink + i) / 3;
+    room[0] = 1;
+}
+
+__attribute__((noinline)) static void shallow(void) {
+    /* The page below the frame has the return addresses of what is called. */
+    unsigned long end = ((unsigned long)__builtin_frame_address(0) & -PAGE) - PAGE;
+    madvise((void *)(end - 4 * PAGE), 4 * PAGE, MADV_DONTNEED);
+    hollow();
+    sink++;
+}
+
 __attribute__((noinline)) void outer(const char *request) {
     volatile char room[32];
     room[0] = 2;
@@ -73,6 +91,8 @@ __attribute__((noinline)) void outer(const char *request) {
         raise(SIGUSR1);
     } else if (memcmp(request, "GET /flip", 9) == 0) {
         flip();
+    } else if (memcmp(request, "GET /hollow", 11) == 0) {
+        shallow();
     } else {
         middle();
     }

@@ -44,6 +44,7 @@ mod tests {
             regs: [0; REGS_MAX],
             stack: StackBytes {
                 sp: 0,
+                skipped: 0,
                 bytes: vec![0; stack_bytes],
                 cut: false,
             },

@@ -90,6 +90,7 @@ mod tests {
     fn run(bytes: &[u8], initial: Option<u64>) -> Result<u64, UnwindEnd> {
         let stack = StackBytes {
             sp: 0x1000,
+            skipped: 0,
             bytes: [0x77_u64, 0x88].map(u64::to_ne_bytes).concat(),
             cut: false,
         };

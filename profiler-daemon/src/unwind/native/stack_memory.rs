@@ -49,6 +49,8 @@ impl<'m> StackMemory<'m> {
             return Ok(());
         }
         match &self.beyond {
+            // Nobody had written there; since then the thread may have.
+            _ if self.is_skipped(address) => Err(UnwindEnd::Unreadable),
             Some(memory) => memory
                 .read_exact(address, buffer)
                 .map_err(|_| UnwindEnd::Unreadable),
@@ -58,8 +60,14 @@ impl<'m> StackMemory<'m> {
     }
 
     fn copied(&self, address: u64, bytes: usize) -> Option<&[u8]> {
-        let start = usize::try_from(address.checked_sub(self.stack.sp)?).ok()?;
+        let start = address.checked_sub(self.stack.sp)?;
+        let start = usize::try_from(start.checked_sub(self.stack.skipped.into())?).ok()?;
         self.stack.bytes.get(start..start.checked_add(bytes)?)
+    }
+
+    fn is_skipped(&self, address: u64) -> bool {
+        let start = address.checked_sub(self.stack.sp);
+        start.is_some_and(|start| start < self.stack.skipped.into())
     }
 }
 
@@ -85,6 +93,7 @@ mod tests {
     fn stack(cut: bool) -> StackBytes {
         StackBytes {
             sp: 0x1000,
+            skipped: 0,
             bytes: (0..16).collect(),
             cut,
         }
@@ -109,6 +118,25 @@ mod tests {
         };
         let memory = StackMemory::new(&whole, None);
         assert_eq!(memory.read_u64(0x1010), Err(UnwindEnd::Unreadable));
+    }
+
+    /// Check that bytes below the copy are not taken from live memory, and that the copy is where it was.
+    #[test]
+    fn skipped_bytes_are_unreadable() {
+        let stack = StackBytes {
+            skipped: 0x20,
+            ..stack(true)
+        };
+        let memory = StackMemory::new(&stack, Some(&Live));
+        for address in [0x1000, 0x1018] {
+            assert_eq!(memory.read_u64(address), Err(UnwindEnd::Unreadable));
+        }
+        assert_eq!(
+            memory.read_u64(0x1020),
+            Ok(u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7]))
+        );
+        assert_eq!(memory.read_u64(0x1030), Ok(0x1030));
+        assert_eq!(memory.read_u64(0xff8), Ok(0xff8));
     }
 
     /// Check that live memory serves what the copy lacks, and nothing that it has.
