@@ -12,6 +12,7 @@ use profiler_common::{
     PythonThread, Rule, Target, ThreadState, ThreadTag, cancel,
 };
 
+use crate::globals::sample_wakeup_bytes;
 use crate::scratch::{RequestScratch, SampleScratch};
 
 /// Processes of the live tasks, by tgid.
@@ -260,24 +261,26 @@ pub(crate) fn output_request(bytes: &[u8]) -> bool {
     let wakeup = REQUEST_WAKEUP
         .get_ptr(0)
         .map_or(0, |bytes| unsafe { core::ptr::read_volatile(bytes) });
-    let flags = if wakeup == 0 {
+    output(&REQUESTS, bytes, u64::from(wakeup))
+}
+
+/// Writes a sample; false if the ring is full. The daemon is woken only when enough is unread: it drains the
+/// ring at every dump period anyway, and a wake-up in the tick would be paid by the profiled thread.
+#[inline(always)]
+pub(crate) fn output_sample(bytes: &[u8]) -> bool {
+    output(&SAMPLES, bytes, sample_wakeup_bytes())
+}
+
+/// Writes a record, and wakes the daemon if `wakeup_bytes` are unread then; 0: whenever it waits for one. False
+/// if the ring is full.
+#[inline(always)]
+fn output(ring: &RingBuf, bytes: &[u8], wakeup_bytes: u64) -> bool {
+    let flags = if wakeup_bytes == 0 {
         0
-    } else if REQUESTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= u64::from(wakeup) {
+    } else if ring.query(u64::from(BPF_RB_AVAIL_DATA)) + bytes.len() as u64 >= wakeup_bytes {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
     };
-    REQUESTS.output::<[u8]>(bytes, u64::from(flags)).is_ok()
-}
-
-/// Writes a sample; false if the ring is full.
-#[inline(always)]
-pub(crate) fn output_sample(bytes: &[u8], flags: u64) -> bool {
-    SAMPLES.output::<[u8]>(bytes, flags).is_ok()
-}
-
-/// Bytes in `SAMPLES` that the daemon has not read yet.
-#[inline(always)]
-pub(crate) fn unread_sample_bytes() -> u64 {
-    SAMPLES.query(u64::from(BPF_RB_AVAIL_DATA))
+    ring.output::<[u8]>(bytes, u64::from(flags)).is_ok()
 }

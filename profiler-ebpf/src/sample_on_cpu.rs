@@ -11,7 +11,6 @@
 //! that is the tick itself. Minimum kernel: 5.8 (ring buffer).
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::bpf_get_stack;
 use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
@@ -22,7 +21,6 @@ use profiler_common::{
 
 use crate::arch::{REGS_WORDS, SP};
 use crate::count::count;
-use crate::globals::sample_wakeup_bytes;
 use crate::python::walk_python;
 use crate::scratch::{SAMPLE_BYTES, SampleScratch};
 use crate::stack::copy_user_stack;
@@ -141,21 +139,15 @@ fn write_registers(scratch: &mut SampleScratch) -> Result<u64, KernelCounter> {
     Ok(unsafe { core::ptr::read_volatile(words.cast::<u64>().add(SP)) })
 }
 
-/// Writes the record. The daemon is woken only when enough is unread: it drains the ring at every
-/// dump period anyway, and a wake-up in the tick would be paid by the profiled thread.
+/// Writes the record.
 #[inline(always)]
 fn send(scratch: &SampleScratch, len: u64) -> Result<(), KernelCounter> {
     if len > SAMPLE_BYTES as u64 {
         return Err(KernelCounter::MapUpdateFailed);
     }
-    let flags = if maps::unread_sample_bytes() + len >= sample_wakeup_bytes() {
-        BPF_RB_FORCE_WAKEUP
-    } else {
-        BPF_RB_NO_WAKEUP
-    };
     // SAFETY: len <= SAMPLE_BYTES.
     let record = unsafe { core::slice::from_raw_parts(scratch.bytes.as_ptr(), len as usize) };
-    if maps::output_sample(record, u64::from(flags)) {
+    if maps::output_sample(record) {
         Ok(())
     } else {
         Err(KernelCounter::SampleRingFull)
