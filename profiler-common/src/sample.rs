@@ -120,8 +120,8 @@ pub struct SampleHeader {
     pub python_frame_count: u32,
     /// Stack bytes that follow.
     pub stack_bytes: u32,
-    /// Bytes from `sp` on that could not be read and do not follow: pages that the thread has never
-    /// written.
+    /// Bytes from `sp` on that could not be read and do not follow: as a rule pages that the thread has
+    /// not written yet.
     pub stack_skipped_bytes: u32,
     /// Address of the first Python frame not copied, 0 if the chain is whole.
     pub python_next: u64,

@@ -11,8 +11,8 @@ use super::{Pid, RequestId, Tid};
 pub struct StackBytes {
     /// The stack pointer.
     pub sp: u64,
-    /// Bytes from `sp` on that could not be read then, and hold nothing that tells the callers; `bytes`
-    /// begin above them.
+    /// Bytes from `sp` on that could not be read then, as a rule because the thread has not written there yet;
+    /// `bytes` begin above them.
     pub skipped: u32,
     /// The bytes.
     pub bytes: Vec<u8>,
