@@ -3,6 +3,8 @@
 //! Whatever the program does between the entry of a function and its return, its callers are the same.
 //! This covers every prologue and epilogue on the way, the procedure linkage table, the dynamic
 //! linker's resolver, the vDSO and string functions written in assembly.
+//!
+//! And stops one where it cannot be stepped to: in the system call that ends a signal handler.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 #![cfg(target_arch = "x86_64")]
@@ -12,7 +14,7 @@ mod native_process;
 use std::collections::{BTreeSet, HashMap};
 use std::process::Command;
 
-use native_process::{Program, STACK_BYTES, capture, wait_for};
+use native_process::{Program, Running, STACK_BYTES, capture, wait_for};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid as TracedPid;
@@ -66,6 +68,14 @@ fn registers(traced: TracedPid) -> [u64; REGS_MAX] {
     words
 }
 
+/// Takes hold of a process.
+fn attach(running: &Running) -> TracedPid {
+    let traced = TracedPid::from_raw(running.pid().0.cast_signed());
+    ptrace::attach(traced).unwrap();
+    waitpid(traced, None).unwrap();
+    traced
+}
+
 fn step(traced: TracedPid) {
     ptrace::step(traced, None).unwrap();
     let status = waitpid(traced, None).unwrap();
@@ -84,9 +94,7 @@ fn callers_are_found_at_every_instruction() {
     wait_for("the program has stopped itself", || {
         std::fs::read_to_string(&stat).unwrap().contains(") T ")
     });
-    let traced = TracedPid::from_raw(running.pid().0.cast_signed());
-    ptrace::attach(traced).unwrap();
-    waitpid(traced, None).unwrap();
+    let traced = attach(&running);
     let mut steps = 0..STEPS_MAX;
     while registers(traced)[16] != functions["stepped"] {
         steps.next().expect("the function is reached");
@@ -133,4 +141,36 @@ fn callers_are_found_at_every_instruction() {
     for part in ["step", "libc", "ld-linux", "[vdso]"] {
         assert!(seen(part), "{part} in {objects:?}");
     }
+}
+
+/// Check that a thread in the system call that ends a signal handler has the callers that the handler
+/// interrupted.
+#[test]
+fn callers_are_found_in_the_end_of_a_signal_handler() {
+    let program = Program::build("signal.c", &[]);
+    let mut running = program.start(&["raise"]);
+    running.wait_blocked(1, &[libc::SYS_read]);
+    let truth = running.ask_gdb().into_values().next().unwrap();
+    let handler = truth.names.iter().position(|name| name == "handler");
+    let callers = &truth.pcs[handler.unwrap() + 1..];
+
+    let mut process = running.process();
+    let traced = attach(&running);
+    running.write_byte();
+    let regs = loop {
+        ptrace::syscall(traced, None).unwrap();
+        waitpid(traced, None).unwrap();
+        let regs = registers(traced);
+        if regs[15] == libc::SYS_rt_sigreturn as u64 {
+            break regs;
+        }
+    };
+    let captured = capture(running.pid(), &regs, STACK_BYTES);
+    let unwound = NativeUnwinder::new().unwind(&mut process, &captured, None);
+    let pcs = unwound
+        .frames
+        .iter()
+        .map(|frame| frame.address + u64::from(!frame.is_exact));
+    assert_eq!(pcs.collect::<Vec<_>>(), callers, "{:?}", truth.names);
+    assert_eq!(unwound.end, UnwindEnd::Root);
 }

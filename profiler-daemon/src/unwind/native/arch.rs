@@ -79,6 +79,12 @@ impl Registers {
     }
 }
 
+/// Whether the registers are those of a thread in the system call that ends a signal handler; if not, the
+/// code before the pc is not [`SIGRETURN_CODE`].
+pub(super) fn may_be_in_sigreturn(words: &[u64; REGS_MAX]) -> bool {
+    words[PT_REGS_CALL] == SIGRETURN
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use gimli::Vendor;
@@ -106,6 +112,10 @@ mod x86_64 {
         [10, 12, 11, 5, 13, 14, 4, 19, 9, 8, 7, 6, 3, 2, 1, 0, 16];
     /// Word of `struct pt_regs` that has rip.
     pub(super) const PT_REGS_PC: usize = 16;
+    /// `orig_ax`: the number of the system call that the thread is in.
+    pub(super) const PT_REGS_CALL: usize = 15;
+    /// `__NR_rt_sigreturn`.
+    pub(super) const SIGRETURN: u64 = 15;
     const PT_REGS_CS: usize = 17;
     /// Code segment of 64-bit programs, `__USER_CS`.
     const USER_CS: u64 = 0x33;
@@ -172,6 +182,10 @@ mod aarch64 {
     };
     /// Word of `struct user_pt_regs` that has the pc.
     pub(super) const PT_REGS_PC: usize = 32;
+    /// x8: the number of a system call, if the thread is in one.
+    pub(super) const PT_REGS_CALL: usize = 8;
+    /// `__NR_rt_sigreturn`.
+    pub(super) const SIGRETURN: u64 = 139;
     const PT_REGS_PSTATE: usize = 33;
     /// `PSR_MODE32_BIT`.
     const MODE_32: u64 = 0x10;

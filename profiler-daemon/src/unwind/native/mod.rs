@@ -13,7 +13,8 @@
 //!    caller's stack pointer; a caller whose rules count from it is left by its frame pointer as well.
 //!
 //! A return address is looked up at the byte before it: a call may be the last instruction of its
-//! function. The leaf and a frame interrupted by a signal are looked up where they are.
+//! function. The leaf and a frame interrupted by a signal are looked up where they are; a leaf in the
+//! system call that ends a signal handler, where the code before that call begins.
 //!
 //! # Termination
 //! Each frame must lie above the one before. Only a signal may move to another stack. In any case
@@ -142,6 +143,9 @@ impl NativeUnwinder {
             frames: Vec::with_capacity(64),
         };
         let end = if arch::is_native(&captured.regs) {
+            if arch::may_be_in_sigreturn(&captured.regs) {
+                walk.back_to_sigreturn();
+            }
             walk.run()
         } else {
             walk.push(walk.registers.pc, true);
@@ -221,7 +225,7 @@ impl Walk<'_> {
                 let caller = row.caller(&self.registers, &self.memory, table.eh_frame());
                 (caller, is_signal)
             }
-            None if self.is_sigreturn() => (self.interrupted(), true),
+            None if self.is_sigreturn(pc) => (self.interrupted(), true),
             None => (self.frame_pointer_caller(), false),
         };
         // The return address of a signal handler is the first byte of the code that ends it.
@@ -262,8 +266,20 @@ impl Walk<'_> {
         }
     }
 
-    fn is_sigreturn(&self) -> bool {
-        let pc = self.registers.pc;
+    /// Where a thread returns to from the system call that ends a signal handler is not code of the handler's
+    /// end any more, and belongs to what follows by chance. The thread never gets there.
+    fn back_to_sigreturn(&mut self) {
+        let start = self
+            .registers
+            .pc
+            .wrapping_sub(arch::SIGRETURN_CODE.len() as u64);
+        if self.is_sigreturn(start) {
+            self.registers.pc = start;
+        }
+    }
+
+    /// Whether the code that ends a signal handler begins there.
+    fn is_sigreturn(&self, pc: u64) -> bool {
         let mut code = [0; arch::SIGRETURN_CODE.len()];
         // Code does not change: live memory will do.
         let is_read = self.memory.read(pc, &mut code).is_ok()
