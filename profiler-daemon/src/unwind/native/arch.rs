@@ -79,8 +79,8 @@ impl Registers {
     }
 }
 
-/// Whether the registers are those of a thread in the system call that ends a signal handler; if not, the
-/// code before the pc is not [`SIGRETURN_CODE`].
+/// Whether the registers may be those of a thread in the system call that ends a signal handler. It is in it
+/// if [`SIGRETURN_CODE`] stands before the pc.
 pub(super) fn may_be_in_sigreturn(words: &[u64; REGS_MAX]) -> bool {
     words[PT_REGS_CALL] == SIGRETURN
 }
