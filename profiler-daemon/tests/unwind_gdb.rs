@@ -4,10 +4,10 @@
 
 mod native_process;
 
-use native_process::{Program, Running, STACK_BYTES, Truth, capture};
+use native_process::{Program, Running, STACK_BYTES, Truth, capture, pc};
 use profiler_daemon::model::UnwindEnd;
 use profiler_daemon::process::{Process, ReadMemory};
-use profiler_daemon::unwind::{NativeFrame, NativeUnwinder};
+use profiler_daemon::unwind::NativeUnwinder;
 
 const BLOCKING: &[i64] = &[
     libc::SYS_read,
@@ -16,11 +16,6 @@ const BLOCKING: &[i64] = &[
     libc::SYS_restart_syscall,
     libc::SYS_futex,
 ];
-
-/// The pc of a frame, as gdb gives it.
-fn pc(frame: &NativeFrame) -> u64 {
-    frame.address + u64::from(!frame.is_exact)
-}
 
 /// Unwinds all threads and expects gdb's frames, from the leaf to the root.
 fn expect_gdb_frames(running: &Running) -> Vec<Truth> {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use profiler_common::REGS_MAX;
 use profiler_daemon::model::{Captured, Pid, StackBytes};
 use profiler_daemon::process::{Process, ProcessMemory, ReadMemory};
+use profiler_daemon::unwind::NativeFrame;
 
 /// Most stack bytes copied, as for a sample of a running thread.
 pub(crate) const STACK_BYTES: usize = 16 * 1024;
@@ -161,6 +162,11 @@ pub(crate) fn ask_gdb(pid: Pid) -> BTreeMap<u32, Truth> {
     }
     assert!(!threads.is_empty(), "{output}");
     threads
+}
+
+/// The pc of a frame, as gdb gives it.
+pub(crate) fn pc(frame: &NativeFrame) -> u64 {
+    frame.address + u64::from(!frame.is_exact)
 }
 
 /// What gdb says about a thread.

@@ -83,9 +83,9 @@ fn sampled(target: &str) -> Vec<Sampled> {
     samples
 }
 
-/// Whether these functions call each other in the stack, innermost first.
-fn has_chain(stack: &[String], chain: &[&str]) -> bool {
-    stack.windows(chain.len()).any(|names| names == chain)
+/// Where in the stack these functions call each other, innermost first.
+fn place(stack: &[String], chain: &[&str]) -> Option<usize> {
+    stack.windows(chain.len()).position(|names| names == chain)
 }
 
 /// Check that samples of a computing thread have each function by name, below what it calls.
@@ -95,7 +95,7 @@ fn a_computing_thread_shows_its_chain() {
     let count = samples.len();
     assert!(count >= 20, "{count} samples in 300 ms of CPU time");
     let chain = [SPINNING, ROOT].concat();
-    let is_whole = |sample: &&Sampled| has_chain(&sample.names, &chain);
+    let is_whole = |sample: &&Sampled| place(&sample.names, &chain).is_some();
     let whole = samples.iter().filter(is_whole).count();
     assert!(whole * 10 >= count * 8, "{whole} of {count}: {samples:#?}");
 }
@@ -111,8 +111,7 @@ fn a_signal_handler_stands_above_what_it_interrupted() {
     let raise = ["raise (libc.so.6)", "gsignal (libc.so.6)"];
     let whole = samples.iter().filter(|sample| {
         let stack = &sample.names;
-        let place = |chain: &[&str]| stack.windows(chain.len()).position(|names| names == chain);
-        let (Some(above), Some(below)) = (place(&handler), place(&ROOT)) else {
+        let (Some(above), Some(below)) = (place(stack, &handler), place(stack, &ROOT)) else {
             return false;
         };
         // The code that ends a handler, and what sends the signal.
@@ -131,10 +130,8 @@ fn a_stack_that_begins_in_unwritten_pages_is_whole() {
     let hollow = |sample: &&Sampled| sample.skipped > 0;
     let hollow: Vec<_> = samples.iter().filter(hollow).collect();
     assert!(hollow.len() >= 5, "{samples:#?}");
-    assert!(
-        hollow.iter().all(|sample| has_chain(&sample.names, &chain)),
-        "{hollow:#?}"
-    );
+    let is_whole = |sample: &&Sampled| place(&sample.names, &chain).is_some();
+    assert!(hollow.iter().all(is_whole), "{hollow:#?}");
 }
 
 /// Check that a thread blocked in a system call shows its chain, kernel functions above it.
