@@ -4,7 +4,7 @@
 
 mod native_process;
 
-use native_process::{Program, Running, STACK_BYTES, Truth, capture, pc};
+use native_process::{Program, Running, STACK_BYTES, Truth, capture, pcs};
 use profiler_daemon::model::UnwindEnd;
 use profiler_daemon::process::{Process, ReadMemory};
 use profiler_daemon::unwind::NativeUnwinder;
@@ -27,8 +27,7 @@ fn expect_gdb_frames(running: &Running) -> Vec<Truth> {
     for (tid, truth) in &truths {
         let captured = capture(running.pid(), &truth.regs, STACK_BYTES);
         let unwound = unwinder.unwind(&mut process, &captured, Some(&memory));
-        let pcs: Vec<u64> = unwound.frames.iter().map(pc).collect();
-        assert_eq!(pcs, truth.pcs, "thread {tid}: {:?}", truth.names);
+        assert_eq!(pcs(&unwound), truth.pcs, "thread {tid}: {:?}", truth.names);
         assert_eq!(unwound.end, UnwindEnd::Root, "thread {tid}");
         assert!(unwound.frames[0].is_exact);
     }
@@ -102,7 +101,7 @@ fn a_cut_stack_says_so() {
         let captured = capture(running.pid(), &truth.regs, 4096);
         let cut = unwinder.unwind(&mut process, &captured, None);
         assert_eq!(cut.end, UnwindEnd::StackCut);
-        let pcs: Vec<u64> = cut.frames.iter().map(pc).collect();
+        let pcs = pcs(&cut);
         assert!(pcs.len() > 2 && pcs.len() < truth.pcs.len());
         assert_eq!(pcs, truth.pcs[..pcs.len()]);
         let whole = unwinder.unwind(&mut process, &captured, Some(&memory));

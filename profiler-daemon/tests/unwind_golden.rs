@@ -21,7 +21,7 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use native_process::{Program, STACK_BYTES, capture, fixture};
+use native_process::{Program, STACK_BYTES, capture, fixture, pcs};
 use profiler_common::REGS_MAX;
 use profiler_daemon::model::{AddrFrame, Captured, Coverage, Pid, Stack, StackBytes, UnwindEnd};
 use profiler_daemon::process::python::CodeSignature;
@@ -271,10 +271,6 @@ fn the_recorded_program_equals_gdb() {
     let mut process = running.process();
     let captured = capture(running.pid(), &truth.regs, STACK_BYTES);
     let unwound = NativeUnwinder::new().unwind(&mut process, &captured, None);
-    let frames = unwound.frames.iter();
-    let pcs: Vec<u64> = frames
-        .map(|frame| frame.address + u64::from(!frame.is_exact))
-        .collect();
-    assert_eq!(pcs, truth.pcs, "{:?}", truth.names);
+    assert_eq!(pcs(&unwound), truth.pcs, "{:?}", truth.names);
     assert_eq!(unwound.end, UnwindEnd::Root);
 }

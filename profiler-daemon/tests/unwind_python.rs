@@ -5,7 +5,7 @@
 mod native_process;
 mod python_process;
 
-use native_process::{STACK_BYTES, ask_gdb, capture};
+use native_process::{STACK_BYTES, ask_gdb, capture, pcs};
 use profiler_daemon::model::{Coverage, FrameKind, Stack, UnwindEnd};
 use profiler_daemon::process::Process;
 use profiler_daemon::process::python::{CodeSignature, PythonRuntime};
@@ -34,13 +34,9 @@ fn stacks_of_cpython_are_whole() {
             let truth = &gdb[&thread.tid];
             let captured = capture(pid, &truth.regs, STACK_BYTES);
             let unwound = unwinder.unwind(&mut process, &captured, Some(&memory));
-            let frames = unwound.frames.iter();
-            let pcs: Vec<u64> = frames
-                .map(|frame| frame.address + u64::from(!frame.is_exact))
-                .collect();
             // gdb shows the return address of zero at a root that is not marked otherwise.
             let expected = truth.pcs.strip_suffix(&[0]).unwrap_or(&truth.pcs);
-            assert_eq!(pcs, expected, "{context}: {:?}", truth.names);
+            assert_eq!(pcs(&unwound), expected, "{context}: {:?}", truth.names);
             assert_eq!(unwound.end, UnwindEnd::Root, "{context}");
 
             let runtime = process.python.as_ref().unwrap();

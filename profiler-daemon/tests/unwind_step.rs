@@ -14,7 +14,7 @@ mod native_process;
 use std::collections::{BTreeSet, HashMap};
 use std::process::Command;
 
-use native_process::{Program, Running, STACK_BYTES, capture, pc, wait_for};
+use native_process::{Program, Running, STACK_BYTES, capture, pcs, wait_for};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid as TracedPid;
@@ -167,7 +167,6 @@ fn callers_are_found_in_the_end_of_a_signal_handler() {
     };
     let captured = capture(running.pid(), &regs, STACK_BYTES);
     let unwound = NativeUnwinder::new().unwind(&mut process, &captured, None);
-    let pcs: Vec<u64> = unwound.frames.iter().map(pc).collect();
-    assert_eq!(pcs, callers, "{:?}", truth.names);
+    assert_eq!(pcs(&unwound), callers, "{:?}", truth.names);
     assert_eq!(unwound.end, UnwindEnd::Root);
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use profiler_common::REGS_MAX;
 use profiler_daemon::model::{Captured, Pid, StackBytes};
 use profiler_daemon::process::{Process, ProcessMemory, ReadMemory};
-use profiler_daemon::unwind::NativeFrame;
+use profiler_daemon::unwind::Unwound;
 
 /// Most stack bytes copied, as for a sample of a running thread.
 pub(crate) const STACK_BYTES: usize = 16 * 1024;
@@ -164,9 +164,12 @@ pub(crate) fn ask_gdb(pid: Pid) -> BTreeMap<u32, Truth> {
     threads
 }
 
-/// The pc of a frame, as gdb gives it.
-pub(crate) fn pc(frame: &NativeFrame) -> u64 {
-    frame.address + u64::from(!frame.is_exact)
+/// The pcs of a stack, as gdb gives them.
+pub(crate) fn pcs(unwound: &Unwound) -> Vec<u64> {
+    let frames = unwound.frames.iter();
+    frames
+        .map(|frame| frame.address + u64::from(!frame.is_exact))
+        .collect()
 }
 
 /// What gdb says about a thread.
