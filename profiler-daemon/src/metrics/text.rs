@@ -168,12 +168,12 @@ impl Page<'_> {
         ];
         self.rings(
             "profilerd_ring_used_bytes",
-            "most bytes that one read of the ring buffer found, of the reads of about a second",
+            "largest backlog found by one read during the last second",
             rings.map(|(name, ring): (_, &RingObservation)| (name, ring.used_bytes)),
         )?;
         self.rings(
             "profilerd_ring_peak_bytes",
-            "most bytes that one read of the ring buffer found since the start",
+            "largest backlog found by one read since the start",
             rings.map(|(name, ring)| (name, ring.peak_bytes)),
         )?;
         self.rings(

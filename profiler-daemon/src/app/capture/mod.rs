@@ -189,8 +189,8 @@ impl Capture {
         Ok(())
     }
 
-    /// While ticks come often, request events wait for the next: each wake-up is paid for by the thread that the
-    /// event is of. The ring tells before it is full.
+    /// At dump periods up to 20 ms, events are read at the next tick: a wake-up would run in the profiled thread and
+    /// delay it. The ring wakes the daemon before it is full.
     fn mind_wakeups(&mut self) {
         let unread_bytes = if self.clock.tells_within(EVENTS_WAIT_NS) {
             self.options.request_ring_bytes / 4

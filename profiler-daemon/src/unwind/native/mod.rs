@@ -266,8 +266,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Where a thread returns to from the system call that ends a signal handler is not code of the handler's
-    /// end any more, and belongs to what follows by chance. The thread never gets there.
+    /// In `rt_sigreturn` the saved pc points past the restorer, into an unrelated function that the thread never
+    /// runs: looks up the restorer instead.
     fn back_to_sigreturn(&mut self) {
         let start = self
             .registers
