@@ -7,7 +7,7 @@ use crate::model::{
     CaptureObservation, Counter, DeliveryObservation, Observation, ProcessObservation,
     RingObservation, TaskObservation,
 };
-use crate::output::{clean, counts_text, is_loss, periods_text, row};
+use crate::output::{clean, counts_text, periods_text, row};
 
 /// What `profilerd status` prints: figures by subject, losses marked by `!` and left out if they are 0.
 pub(super) fn text(observation: &Observation, now_ms: i64) -> String {
@@ -26,7 +26,7 @@ pub(super) fn text(observation: &Observation, now_ms: i64) -> String {
     if let Some(periods) = periods_text(counters) {
         text.push_str(&format!("  {periods}\n"));
     }
-    let losses = Counter::all().filter(|&counter| is_loss(counter));
+    let losses = Counter::all().filter(|counter| counter.is_loss());
     let absent = losses
         .filter(|counter| counters.get(counter.name()).is_none_or(|&n| n == 0))
         .count();

@@ -2,12 +2,13 @@
 //!
 //! Reading order: [`task`] (what to profile), [`request`] (what was seen), [`sample`] (one
 //! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`binding`] (below which
-//! segment), [`coverage`] (what was lost and why), [`observation`] (the daemon itself), [`clock`] (kernel time
-//! to wall time).
+//! segment), [`counter`] and [`coverage`] (what was lost and why), [`observation`] (the daemon itself),
+//! [`clock`] (kernel time to wall time).
 
 pub mod backoff;
 pub mod binding;
 pub mod clock;
+pub mod counter;
 pub mod coverage;
 pub mod date;
 pub mod name;
@@ -23,7 +24,8 @@ pub mod totals;
 
 pub use binding::{AgentNames, AgentSpan, Binding, BoundBy, Unbound};
 pub use clock::WallClock;
-pub use coverage::{Counter, Coverage};
+pub use counter::{Counter, Subject};
+pub use coverage::Coverage;
 pub use observation::{
     CaptureObservation, DeliveryObservation, Observation, ProcessObservation, RingObservation,
     TaskObservation,

@@ -39,17 +39,16 @@ pub fn periods_text(counts: &BTreeMap<String, u64>) -> Option<String> {
 #[must_use]
 pub fn counts_text(counts: &BTreeMap<String, u64>) -> String {
     let mut text = String::new();
-    let mut subject = "";
+    let mut subject = None;
     for counter in Counter::all() {
         let n = count_of(counts, counter);
         if n == 0 || matches!(counter, Counter::PeriodsExpected | Counter::PeriodsSampled) {
             continue;
         }
-        if subject != subject_of(counter) {
-            subject = subject_of(counter);
-            text.push_str(&format!("  {subject}\n"));
+        if subject.replace(counter.subject()) != Some(counter.subject()) {
+            text.push_str(&format!("  {}\n", counter.subject().text()));
         }
-        text.push_str(&row(n, is_loss(counter), counter.text()));
+        text.push_str(&row(n, counter.is_loss(), counter.text()));
     }
     let is_unknown = |name: &str| Counter::from_name(name).is_none();
     let unknown = counts
@@ -79,60 +78,6 @@ pub fn row(figure: impl Display, is_loss: bool, text: &str) -> String {
 /// Rounded down, so that 100.0 means all.
 fn percent(part: u64, whole: u64) -> f64 {
     (part as f64 * 1000.0 / whole as f64).floor() / 10.0
-}
-
-/// The heading a counter stands under; counters are declared in this order.
-fn subject_of(counter: Counter) -> &'static str {
-    match counter {
-        c if c <= Counter::RequestsWithoutStack => "requests",
-        c if c <= Counter::BadRecords => "connections and events",
-        c if c <= Counter::TicksLate => "samples",
-        c if c <= Counter::FramesUnknown => "stacks",
-        c if c <= Counter::SegmentQueriesFailed => "delivery",
-        _ => "limits",
-    }
-}
-
-/// Whether a count means that something that was asked for is missing or uncertain.
-#[must_use]
-pub fn is_loss(counter: Counter) -> bool {
-    use Counter as C;
-    matches!(
-        counter,
-        C::RequestsOverOpenLimit
-            | C::RequestsUnanswered
-            | C::RequestsHandedOff
-            | C::RequestsInterleaved
-            | C::RequestsWithoutStack
-            | C::HeadsMalformed
-            | C::PipelinedHeads
-            | C::HeadsUnreadable
-            | C::PartialHeadsDropped
-            | C::RequestEventsLost
-            | C::BadRecords
-            | C::SamplesRingFull
-            | C::SamplesRaced
-            | C::SamplesNoStack
-            | C::KernelStacksSkipped
-            | C::SamplesQueueFull
-            | C::TicksLate
-            | C::StacksCut
-            | C::StacksNoUnwindInfo
-            | C::StacksUnreadable
-            | C::StacksTooDeep
-            | C::PythonMergeMismatch
-            | C::PythonPartial
-            | C::PythonNameUnreadable
-            | C::FramesUnknown
-            | C::SnapshotsLost
-            | C::SegmentsSynthetic
-            | C::SegmentQueriesFailed
-            | C::TagsFull
-            | C::MapUpdatesFailed
-            | C::ProcessesUnsupported
-            | C::ProcessesLeftToAgent
-            | C::GuardSteps
-    )
 }
 
 #[cfg(test)]

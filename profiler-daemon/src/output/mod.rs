@@ -26,7 +26,7 @@ use anyhow::{Context, Result};
 
 use crate::model::ProfileReport;
 
-pub use coverage::{counts_text, coverage_text, is_loss, periods_text, row};
+pub use coverage::{counts_text, coverage_text, periods_text, row};
 pub use explain::{explain, explain_nothing};
 pub use file::{check_target, write_file};
 pub use text::clean;
