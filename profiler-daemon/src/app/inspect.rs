@@ -6,7 +6,7 @@ use super::capture::Command;
 use crate::model::{Counter, Pid, Service, TaskSlot};
 use crate::process::procfs::Procfs;
 use crate::process::python::{PythonError, PythonRuntime};
-use crate::process::{RequestModel, Runtime};
+use crate::process::{RequestModel, Runtime, stand_in};
 
 /// The commands that add a process to a task, with what is known about its runtime. `None` if its
 /// interpreter still starts (ask again) or the process has just ended. Reads the process's memory,
@@ -54,7 +54,8 @@ pub(super) fn inspect(
 
 /// Whether there is nothing left of a process to look at.
 fn is_gone(pid: Pid) -> bool {
-    Procfs::default()
-        .stat(pid)
-        .map_or(true, |stat| stat.is_dead)
+    let procfs = Procfs::default();
+    procfs.stat(pid).map_or(true, |stat| {
+        stat.is_dead && !stand_in::lives_on(&procfs, pid)
+    })
 }

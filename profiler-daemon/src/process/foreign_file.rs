@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
+use super::stand_in::door;
 use crate::model::Pid;
 
 /// Entries of a folder that are looked at.
@@ -56,14 +57,14 @@ pub(super) fn names(pid: Pid, folder: &Path) -> Vec<String> {
 
 /// Where a process stands: relative paths on its command line begin there.
 pub(super) fn working_folder(pid: Pid) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/cwd"))
+    fs::read_link(format!("/proc/{}/cwd", door(pid)))
 }
 
 fn open(pid: Pid, path: &Path, flags: OFlag) -> io::Result<File> {
     let root = File::options()
         .read(true)
         .custom_flags(OFlag::O_PATH.bits() | OFlag::O_DIRECTORY.bits())
-        .open(format!("/proc/{pid}/root"))?;
+        .open(format!("/proc/{}/root", door(pid)))?;
     let how = OpenHow::new()
         .flags(flags | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);

@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Error, Read};
 
+use super::stand_in::door;
 use crate::model::Pid;
 
 /// Most of `/proc/PID/maps` that is read; a line is about 100 bytes.
@@ -44,7 +45,7 @@ impl MappedImage {
 pub(crate) fn mapped_images(pid: Pid) -> Result<Vec<MappedImage>, Error> {
     let maps = File::open(maps_path(pid))?.take(MAPS_BYTES_MAX);
     // Fails for kernel threads, which have no mappings either.
-    let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let executable = fs::read_link(format!("/proc/{}/exe", door(pid))).unwrap_or_default();
     let mut images = Vec::new();
     let mut seen = HashSet::new();
     for line in BufReader::new(maps).split(b'\n') {
@@ -65,7 +66,7 @@ pub(crate) fn mapped_images(pid: Pid) -> Result<Vec<MappedImage>, Error> {
 
 /// The file that [`mapped_images`] reads, for error messages.
 pub(crate) fn maps_path(pid: Pid) -> String {
-    format!("/proc/{pid}/maps")
+    format!("/proc/{}/maps", door(pid))
 }
 
 /// Address and path of a line that maps the first byte of a file.

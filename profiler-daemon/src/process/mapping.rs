@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Error, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::stand_in::door;
 use crate::model::Pid;
 
 /// Most bytes of `/proc/PID/maps` that are read; a line is about 100 bytes, and the kernel's limit
@@ -62,13 +63,20 @@ impl Mapping {
 
     /// Where the kernel shows the file itself, whatever has become of its path.
     pub(crate) fn file_path(&self, pid: Pid) -> String {
-        format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end)
+        let door = door(pid);
+        format!("/proc/{door}/map_files/{:x}-{:x}", self.start, self.end)
     }
 
     /// Whether it is the kernel's vDSO image.
     #[must_use]
     pub fn is_vdso(&self) -> bool {
         !self.is_file() && self.path == VDSO
+    }
+
+    /// Whether it is the C library or what belongs to it, by its name: the loader, the thread library.
+    #[must_use]
+    pub fn is_c_library(&self) -> bool {
+        is_c_library(self.file_name())
     }
 
     /// Parses a line of `/proc/PID/maps`; `None` if it is not one, or not executable.
@@ -98,6 +106,21 @@ impl Mapping {
     }
 }
 
+/// Whether a file is, by its name, the C library or what belongs to it: the loader, the thread library.
+#[must_use]
+pub fn is_c_library(file_name: &str) -> bool {
+    const NAMES: [&str; 7] = [
+        "libc.so",
+        "libc-2.",
+        "libpthread",
+        "ld-linux",
+        "ld-2.",
+        "ld-musl-",
+        "libc.musl-",
+    ];
+    NAMES.iter().any(|name| file_name.starts_with(name))
+}
+
 /// The executable mappings of a process at one moment.
 #[derive(Clone, Debug)]
 pub struct Mappings {
@@ -113,7 +136,7 @@ impl Mappings {
     ///
     /// `/proc/PID/maps` cannot be read: the process is gone or belongs to someone else.
     pub fn read(pid: Pid) -> Result<Self, Error> {
-        let path = format!("/proc/{pid}/maps");
+        let path = format!("/proc/{}/maps", door(pid));
         let open = || Self::parse(File::open(&path)?);
         open().map_err(|error| Error::new(error.kind(), format!("failed to read {path}: {error}")))
     }

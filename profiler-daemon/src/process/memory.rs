@@ -4,6 +4,7 @@ use std::io::{Error, ErrorKind, IoSliceMut};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 
+use super::stand_in::door;
 use crate::model::Pid;
 
 /// Something that can be read like a process's memory: a process, or recorded bytes in a test.
@@ -60,16 +61,14 @@ pub trait ReadMemory {
 /// Memory of a live process, by `process_vm_readv(2)`. Needs `CAP_SYS_PTRACE`.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessMemory {
-    pid: nix::unistd::Pid,
+    pid: Pid,
 }
 
 impl ProcessMemory {
     /// Memory of this process; the process is not touched until a read.
     #[must_use]
     pub fn new(pid: Pid) -> Self {
-        Self {
-            pid: nix::unistd::Pid::from_raw(pid.0.cast_signed()),
-        }
+        Self { pid }
     }
 }
 
@@ -82,9 +81,10 @@ impl ReadMemory for ProcessMemory {
             base,
             len: buffer.len(),
         }];
+        let thread = nix::unistd::Pid::from_raw(door(self.pid).0.cast_signed());
         // One remote vector that runs into an unreadable page is cut there, at page granularity.
         Ok(process_vm_readv(
-            self.pid,
+            thread,
             &mut [IoSliceMut::new(buffer)],
             &remote,
         )?)

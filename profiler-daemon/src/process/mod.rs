@@ -34,6 +34,7 @@ mod property;
 pub mod python;
 pub mod runtime;
 mod sock_diag;
+pub(crate) mod stand_in;
 pub mod table;
 pub mod target;
 

@@ -20,6 +20,7 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::LazyLock;
 
+use super::stand_in::door;
 use super::{Mapping, ProcessMemory, ReadMemory};
 use crate::model::Pid;
 
@@ -80,7 +81,10 @@ impl ObjectFile {
         let path = mapping.path.strip_suffix(" (deleted)");
         let path = path.unwrap_or(&mapping.path);
         Self::from_path(&mapping.file_path(pid), None)
-            .or_else(|_| Self::from_path(&format!("/proc/{pid}/root{path}"), Some(mapping.inode)))
+            .or_else(|_| {
+                let path = format!("/proc/{}/root{path}", door(pid));
+                Self::from_path(&path, Some(mapping.inode))
+            })
             .or_else(|_| Self::from_path(path, Some(mapping.inode)))
             .map_err(|error| Error::new(error.kind(), format!("failed to open {path}: {error}")))
     }

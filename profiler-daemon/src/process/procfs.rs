@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use super::stand_in::door;
 use crate::model::Pid;
 
 /// A command line longer than this is cut; the program and script stand at its beginning.
@@ -32,7 +33,8 @@ pub struct Stat {
     /// `startstack`: where the stack began. It is random per exec, so with the name it tells one
     /// program of a process from the next; 0 without the right to look.
     pub start_stack: u64,
-    /// The state is zombie or dead: there is no memory any more.
+    /// The state is zombie or dead: there is no memory any more, unless other threads live on
+    /// ([`super::stand_in`]).
     pub is_dead: bool,
     /// It is a thread of the kernel.
     pub is_kernel: bool,
@@ -63,9 +65,15 @@ impl Procfs {
         &self.root
     }
 
-    /// Path of a file of a process.
+    /// Path of a file of a process; of one whose main thread has left, as another thread shows it.
     #[must_use]
     pub fn path(&self, pid: Pid, file: &str) -> PathBuf {
+        self.own_path(door(pid), file)
+    }
+
+    /// Path of a file of the process's main thread, dead or alive.
+    #[must_use]
+    pub fn own_path(&self, pid: Pid, file: &str) -> PathBuf {
         self.root.join(pid.to_string()).join(file)
     }
 
@@ -82,13 +90,13 @@ impl Procfs {
             .collect())
     }
 
-    /// `stat` of a process.
+    /// `stat` of a process: of its main thread, whose start is the process's.
     ///
     /// # Errors
     ///
     /// The process is gone, or the text is not what proc(5) says.
     pub fn stat(&self, pid: Pid) -> io::Result<Stat> {
-        let bytes = read_bounded(&self.path(pid, "stat"), STAT_MAX_BYTES)?;
+        let bytes = read_bounded(&self.own_path(pid, "stat"), STAT_MAX_BYTES)?;
         parse_stat(&String::from_utf8_lossy(&bytes))
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of stat"))
     }

@@ -36,6 +36,7 @@ use super::namespace::{Members, Namespaces};
 use super::pod::Pods;
 use super::procfs::{Procfs, Stat};
 use super::runtime::Runtime;
+use super::stand_in;
 use crate::config::ServiceRule;
 use crate::model::{Pid, Service};
 
@@ -126,6 +127,7 @@ impl ProcessTable {
         let mut changes = Changes::default();
         self.scans = self.scans.wrapping_add(1);
         let pids = self.procfs.pids()?;
+        stand_in::refresh(&self.procfs);
         let mut gone = std::mem::take(&mut self.processes);
         let others = std::mem::take(&mut self.others);
         // Processes whose identity may have become another one.
@@ -153,7 +155,7 @@ impl ProcessTable {
             let Ok(stat) = self.procfs.stat(pid) else {
                 continue; // it has just ended
             };
-            if stat.is_dead || stat.is_kernel {
+            if stat.is_kernel || stat.is_dead && !stand_in::lives_on(&self.procfs, pid) {
                 self.others.insert(pid);
                 continue;
             }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::{Pid, Tid};
 use crate::process::python::innermost_tid;
+use crate::process::stand_in::door;
 
 /// Most bytes of a map that are read. node writes about 100 bytes per function, some 50,000 times.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -50,7 +51,10 @@ impl PerfMap {
     pub(crate) fn new(pid: Pid) -> Self {
         let own_pid = innermost_tid(pid, Tid(pid.0)).ok();
         Self {
-            path: own_pid.map(|own_pid| format!("/proc/{pid}/root/tmp/perf-{own_pid}.map")),
+            path: own_pid.map(|own_pid| {
+                let door = door(pid);
+                format!("/proc/{door}/root/tmp/perf-{own_pid}.map")
+            }),
             uid: fs::metadata(format!("/proc/{pid}"))
                 .ok()
                 .map(|metadata| metadata.uid()),
