@@ -98,7 +98,7 @@ pub fn examine() -> Vec<Finding> {
 pub fn require() -> Result<()> {
     let quick = kernel::probe_quickly().into_iter().map(Finding::from);
     let missing: Vec<String> = quick
-        .chain([foreign_memory()])
+        .chain([foreign_memory(), pid_namespace()])
         .filter(|finding| finding.needed && !finding.ok)
         .map(|finding| {
             format!(
@@ -183,19 +183,33 @@ fn kernel_symbols() -> Finding {
     }
 }
 
-/// The kernel tells process ids of the host; from a container's own namespace they name nothing.
+/// The kernel tells process ids of the host; in a container's own namespace they name other processes or
+/// none, so no request would ever be found to belong to one that is seen there.
 fn pid_namespace() -> Finding {
+    pid_namespace_of(fs::metadata("/proc/self/ns/pid").map(|metadata| metadata.st_ino()))
+}
+
+fn pid_namespace_of(inode: std::io::Result<u64>) -> Finding {
     const NAME: &str = "host's process ids";
-    match fs::metadata("/proc/self/ns/pid").map(|metadata| metadata.st_ino()) {
+    match inode {
         Ok(HOST_PID_NAMESPACE) => Finding::good(NAME, "in the host's pid namespace"),
         Ok(_) => Finding::bad(
             NAME,
-            "in a pid namespace of its own: only its processes are seen",
-            "run the container with the host's pid namespace (hostPID: true, --pid=host) to see \
-             the host's processes",
+            "in a pid namespace of its own: the kernel names processes by the host's ids, so no request \
+             would be seen",
+            "run the container with the host's pid namespace (Kubernetes hostPID: true, docker \
+             --pid=host); a host that is itself a container cannot have its processes profiled from inside",
         ),
         Err(error) => Finding::bad(NAME, format!("unknown: {error}"), "mount /proc"),
     }
+    .needed()
+}
+
+/// Why nothing here can be profiled although the processes are seen, if that is so.
+#[must_use]
+pub fn foreign_pid_namespace() -> Option<String> {
+    let finding = pid_namespace();
+    (!finding.ok).then(|| format!("{}; {}", finding.detail, finding.fix))
 }
 
 /// `none [integrity] confidentiality`; the file is absent without the security module.
@@ -234,6 +248,16 @@ mod tests {
             assert!(!finding.detail.is_empty(), "{finding:?}");
             assert_eq!(finding.ok, finding.fix.is_empty(), "{finding:?}");
         }
+    }
+
+    /// Check that a pid namespace of its own is a reason not to start, and says what to do.
+    #[test]
+    fn a_pid_namespace_of_its_own_is_fatal() {
+        assert!(pid_namespace_of(Ok(HOST_PID_NAMESPACE)).ok);
+        let own = pid_namespace_of(Ok(4_026_532_000));
+        assert!(own.needed && !own.ok, "{own:?}");
+        assert!(own.fix.contains("hostPID: true"), "{own:?}");
+        assert!(pid_namespace_of(Err(std::io::Error::other("x"))).needed);
     }
 
     /// Check that the chosen mode is read.
