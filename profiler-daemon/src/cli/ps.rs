@@ -12,10 +12,11 @@ use terminal_size::{Width, terminal_size};
 use super::ConfigArgs;
 use super::columns::columns_within;
 use crate::config::KubernetesSettings;
+use crate::doctor::foreign_pid_namespace;
 use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::output::clean;
 use crate::process::table::Process;
-use crate::process::{Agent, Container, ProcessTable, RequestModel, Runtime};
+use crate::process::{Agent, Container, NamedFrames, ProcessTable, RequestModel, Runtime};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -26,6 +27,7 @@ Examples:
 NAMED BY tells what gave the service its name: a rule of the configuration, the SkyWalking agent in
 it, a variable of the process, its Kubernetes workload, container, systemd unit, or its program.
 AGENT is the SkyWalking agent, with whether its own profiler is on.
+PROFILABLE tells what one gets: yes, no, or native frames only, with the reason below the table.
 A screen that is too narrow cuts the widest columns; a pipe does not.")]
 pub(super) struct PsArgs {
     #[command(flatten)]
@@ -63,14 +65,20 @@ struct Row {
     profilable: bool,
     /// Why not.
     reason: Option<String>,
+    /// Whose functions have names in its stacks: `all` or `native`.
+    frames: Option<&'static str>,
+    /// Why only those.
+    frames_reason: Option<&'static str>,
 }
 
 impl Row {
-    fn new(process: &Process) -> Self {
+    /// `obstacle` is why nothing can be profiled here, if that is so.
+    fn new(process: &Process, obstacle: Option<&str>) -> Self {
         let runtime = match &process.runtime {
             Some(runtime) => Ok(runtime.clone()),
             None => Runtime::detect(process.pid),
         };
+        let named_frames = runtime.as_ref().ok().map(Runtime::named_frames);
         let (runtime, reason) = match runtime {
             Ok(runtime) => {
                 let reason = match runtime.request_model() {
@@ -80,6 +88,12 @@ impl Row {
                 (Some(runtime.to_string()), reason)
             }
             Err(error) => (None, Some(format!("cannot be looked at: {error}"))),
+        };
+        let reason = obstacle.map(str::to_owned).or(reason);
+        let (frames, frames_reason) = match named_frames {
+            Some(NamedFrames::All) => (Some("all"), None),
+            Some(NamedFrames::NativeOnly(why)) => (Some("native"), Some(why)),
+            None => (None, None),
         };
         let identity = &process.identity;
         let property = |key: &str| {
@@ -111,6 +125,8 @@ impl Row {
             tags: identity.tags.clone(),
             profilable: reason.is_none(),
             reason,
+            frames,
+            frames_reason,
         }
     }
 
@@ -129,8 +145,17 @@ impl Row {
                 .map(Agent::to_string)
                 .unwrap_or_default(),
             within.cloned().unwrap_or_default(),
-            if self.profilable { "yes" } else { "no" }.to_owned(),
+            self.gets().to_owned(),
         ]
+    }
+
+    /// What one gets of it.
+    fn gets(&self) -> &'static str {
+        match (self.profilable, self.frames_reason) {
+            (false, _) => "no",
+            (true, None) => "yes",
+            (true, Some(_)) => "frames: native only",
+        }
     }
 }
 
@@ -142,7 +167,10 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
         .scan()
         .context("failed to list the processes in /proc")?;
     let shown = table.iter().filter(|p| args.all || p.may_serve());
-    let rows: Vec<Row> = shown.map(Row::new).collect();
+    let obstacle = foreign_pid_namespace();
+    let rows: Vec<Row> = shown
+        .map(|process| Row::new(process, obstacle.as_deref()))
+        .collect();
     if !nix::unistd::geteuid().is_root() {
         eprintln!("profilerd: not root: processes of other users are seen only in part");
     }
@@ -185,6 +213,11 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
         .collect();
     for reason in reasons {
         super::print(&format!("not profilable: {reason}\n"))?;
+    }
+    let profiled = rows.iter().filter(|row| row.profilable);
+    let reasons: BTreeSet<&str> = profiled.filter_map(|row| row.frames_reason).collect();
+    for reason in reasons {
+        super::print(&format!("frames: native only: {reason}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

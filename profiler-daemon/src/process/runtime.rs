@@ -59,6 +59,15 @@ pub enum RequestModel {
     Unsupported(&'static str),
 }
 
+/// Whose functions have names in the stacks of a runtime's threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedFrames {
+    /// All.
+    All,
+    /// Only those of machine code; the sentence says why.
+    NativeOnly(&'static str),
+}
+
 impl Runtime {
     /// Finds out what a process runs.
     ///
@@ -131,6 +140,28 @@ impl Runtime {
             Self::CPython(_) | Self::Jvm { .. } | Self::Ruby | Self::Php | Self::Native => {
                 RequestModel::ThreadPerRequest
             }
+        }
+    }
+}
+
+impl Runtime {
+    /// Whose functions have names in the stacks of its threads.
+    #[must_use]
+    pub fn named_frames(&self) -> NamedFrames {
+        match self {
+            Self::CPython(version) if !version.is_supported() => NamedFrames::NativeOnly(
+                "functions of Python code have names from CPython 3.11 to 3.14 only",
+            ),
+            Self::Jvm { .. } => NamedFrames::NativeOnly(
+                "functions of Java code have no names yet, only those of the JVM and of native libraries",
+            ),
+            Self::Ruby => NamedFrames::NativeOnly(
+                "functions of Ruby code have no names yet, only those of the interpreter",
+            ),
+            Self::Php => NamedFrames::NativeOnly(
+                "functions of PHP code have no names yet, only those of the interpreter",
+            ),
+            Self::CPython(_) | Self::Go { .. } | Self::Node | Self::Native => NamedFrames::All,
         }
     }
 }

@@ -69,6 +69,12 @@ impl PythonVersion {
         micro: 0,
     };
 
+    /// Whether the frames of such an interpreter can be read.
+    #[must_use]
+    pub fn is_supported(&self) -> bool {
+        self.major == 3 && (11..=14).contains(&self.minor)
+    }
+
     /// From `PY_VERSION_HEX`: one byte each for major, minor, micro, release level and serial.
     #[must_use]
     pub fn from_hex(hex: u64) -> Self {
