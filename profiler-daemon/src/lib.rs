@@ -1,6 +1,6 @@
 //! profilerd as a library: the pipeline of docs/architecture.md, one module per arrow.
 //!
-//! `model` holds the nouns; the stages import `model` and `process`, never each other; only `app`
+//! `model` holds the nouns; the stages import `model`, `process` and [`frames`], never each other; only `app`
 //! wires them. Heavy dependencies have one door each: aya in [`kernel`], blazesym in [`symbolize`],
 //! tonic in [`oap`] and [`embedded`], clap in [`cli`], rustls in [`kubernetes`], prometheus-client in
 //! [`metrics`].
@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod embedded;
+pub mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;

@@ -81,6 +81,7 @@ hostile! {
     object: 200,
     stack: 200,
     python_memory: 2000,
+    python_methods: 2000,
 }
 
 /// Check that each entry point has a test here, a fuzz target and seeds, and that none is left over.

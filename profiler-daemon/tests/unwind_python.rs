@@ -6,7 +6,8 @@ mod native_process;
 mod python_process;
 
 use native_process::{STACK_BYTES, ask_gdb, capture, pcs};
-use profiler_daemon::model::{Coverage, FrameKind, Stack, UnwindEnd};
+use profiler_daemon::frames::{FrameSet, kind_of};
+use profiler_daemon::model::{Coverage, Frame, FrameKind, Stack, UnwindEnd};
 use profiler_daemon::process::Process;
 use profiler_daemon::process::python::{CodeSignature, PythonRuntime};
 use profiler_daemon::symbolize::Symbolizer;
@@ -51,8 +52,17 @@ fn stacks_of_cpython_are_whole() {
             let mut losses = Coverage::default();
             let stack = symbolizer.symbolize(&process, &stack, &mut losses);
             let kinds: Vec<FrameKind> = stack.frames.iter().map(|frame| frame.kind).collect();
-            assert_eq!(kinds[0], FrameKind::Native, "{context}");
-            assert_eq!(kinds.last(), Some(&FrameKind::Native), "{context}");
+            assert_eq!(kinds[0], FrameKind::CLibrary, "{context}");
+            // Of a shared libpython the C library's `clone`, of a static one's main thread `_start`.
+            let root = kinds.last();
+            let is_start =
+                [FrameKind::CLibrary, FrameKind::RuntimeInternal].contains(root.unwrap());
+            assert!(is_start, "{context}: {root:?}");
+            assert!(
+                !kinds.contains(&FrameKind::Native),
+                "{context}: {:#?}",
+                stack.frames
+            );
             let functions = stack.frames.iter();
             let functions: Vec<&str> = functions
                 .filter(|frame| frame.kind == FrameKind::Python)
@@ -67,6 +77,29 @@ fn stacks_of_cpython_are_whole() {
             assert!(functions.len() >= thread.frames.len().min(100), "{context}");
             let read = &stack.frames[0].signature;
             assert!(read.ends_with("(libc.so.6)"), "{context}: {read}");
+
+            let call = Frame::new("[system call read]", FrameKind::Activity);
+            let with_call = [&[call], &stack.frames[..]].concat();
+            let shown = FrameSet::Application.apply(&with_call);
+            let shown: Vec<&str> = shown.iter().map(|frame| &*frame.signature).collect();
+            assert_eq!(
+                shown[..2],
+                ["[system call read]", "os.read"],
+                "{context}: {shown:#?}"
+            );
+            let is_inner = |name: &&&str| name.contains("python3") || name.contains("(libc.so");
+            assert_eq!(shown.iter().find(is_inner), None, "{context}: {shown:#?}");
+            let python = |names: &[&str]| -> Vec<String> {
+                let names = names
+                    .iter()
+                    .filter(|name| kind_of(name) == FrameKind::Python);
+                names
+                    .filter(|name| !name.starts_with("os."))
+                    .map(ToString::to_string)
+                    .collect()
+            };
+            let all: Vec<&str> = stack.frames.iter().map(|frame| &*frame.signature).collect();
+            assert_eq!(python(&shown), python(&all), "{context}");
         }
     }
 }

@@ -69,13 +69,14 @@ impl Pipeline {
             Setting::Function => CodeSignature::Function,
             Setting::Line => CodeSignature::Line,
         };
+        let frames = config.frames;
         let capture = Worker::spawn("capture", move || {
             worker::raise_priority();
             capture.run()
         })?;
         let resolve = Worker::spawn("resolve", move || {
             // Built here: symbol caches are not shared between threads.
-            Resolve::new(work, waiting, send_events, signature).run();
+            Resolve::new(work, waiting, send_events, signature, frames).run();
             Ok(())
         })?;
         let pipeline = Self {

@@ -12,9 +12,12 @@ use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
 use super::capture::{WaitingBytes, Work};
+use crate::frames::{FrameSet, activity};
+use crate::kernel;
 use crate::model::{
-    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, Pid, ProfiledSegment,
-    RawSample, RequestId, SampleKind, Service, Stack, TaskId, TaskSlot, TimedStack,
+    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, Pid,
+    ProfiledSegment, RawSample, RequestId, SampleKind, Service, Stack, TaskId, TaskSlot,
+    TimedStack,
 };
 use crate::process::Process;
 use crate::process::python::{CodeSignature, PythonRuntime};
@@ -79,6 +82,7 @@ pub(super) struct Resolve {
     pub(super) events: mpsc::Sender<PipelineEvent>,
     unwinder: Unwinder,
     symbolizer: Symbolizer,
+    frames: FrameSet,
     processes: HashMap<Pid, Process>,
     runtimes: HashMap<Pid, Arc<PythonRuntime>>,
     open: HashMap<RequestId, Open>,
@@ -91,6 +95,7 @@ impl Resolve {
         waiting: Arc<WaitingBytes>,
         events: mpsc::Sender<PipelineEvent>,
         code_signature: CodeSignature,
+        frames: FrameSet,
     ) -> Self {
         Self {
             work,
@@ -98,6 +103,7 @@ impl Resolve {
             events,
             unwinder: Unwinder::default(),
             symbolizer: Symbolizer::new(code_signature),
+            frames,
             processes: HashMap::new(),
             runtimes: HashMap::new(),
             open: HashMap::new(),
@@ -226,14 +232,14 @@ impl Resolve {
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))
             }
             SampleKind::OnCpu(captured) => {
-                let stack = self.resolve(request, pid, captured);
+                let stack = self.resolve(request, pid, captured, false);
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))
             }
             SampleKind::OffCpu {
                 since_ktime_ns,
                 captured,
             } => {
-                let stack = self.resolve(request, pid, captured);
+                let stack = self.resolve(request, pid, captured, true);
                 if let Some(open) = self.open.get_mut(&request) {
                     open.blocked.clone_from(&stack);
                 }
@@ -258,13 +264,19 @@ impl Resolve {
         request: RequestId,
         pid: Pid,
         mut captured: Box<Captured>,
+        is_off_cpu: bool,
     ) -> Option<Arc<Stack<Frame>>> {
         let start = Instant::now();
         self.open_process(pid);
         let process = self.processes.get_mut(&pid)?;
         let losses = &mut self.open.get_mut(&request)?.losses;
         let stack = self.unwinder.unwind(process, &mut captured, losses);
-        let stack = self.symbolizer.symbolize(process, &stack, losses);
+        let mut stack = self.symbolizer.symbolize(process, &stack, losses);
+        if !stack.frames.is_empty()
+            && let Some(activity) = activity_of(&stack, &captured, is_off_cpu)
+        {
+            stack.frames.insert(0, activity);
+        }
         tracing::trace!(%pid, elapsed = ?start.elapsed(), "stack resolved");
         Some(Arc::new(stack))
     }
@@ -284,7 +296,7 @@ impl Resolve {
         let stretched_ns = open.grids.stretched_period_ns(finished.end_ktime_ns);
         let task_id = finished.request.task_id.clone();
         let slot = finished.request.slot;
-        match snapshot::build(finished, &timeline, service.clone()) {
+        match snapshot::build(finished, &timeline, service.clone(), self.frames) {
             Ok(mut segment) => {
                 if let Some(period_ns) = stretched_ns {
                     let period_ms = (period_ns / 1_000_000).to_string();
@@ -324,4 +336,13 @@ impl Resolve {
         // Fails only when the owner is gone, and then the daemon is leaving.
         let _gone = self.events.blocking_send(event);
     }
+}
+
+/// What the thread is in inside the kernel, as the innermost frame.
+fn activity_of(stack: &Stack<Frame>, captured: &Captured, is_off_cpu: bool) -> Option<Frame> {
+    let kernel = stack.frames.iter().filter(|f| f.kind == FrameKind::Kernel);
+    let names: Vec<&str> = kernel.map(|f| &*f.signature).collect();
+    let call = kernel::system_call(&captured.regs);
+    let activity = activity::of_thread(&names, call, is_off_cpu)?;
+    Some(Frame::new(activity.to_string(), FrameKind::Activity))
 }

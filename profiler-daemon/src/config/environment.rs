@@ -10,6 +10,7 @@ use super::{
     AgentProfiler, CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest,
     parse_metrics, range, state_folder,
 };
+use crate::frames::FrameSet;
 
 /// Sets one value from text.
 type Setter = fn(&mut Config, &str) -> Result<(), String>;
@@ -143,6 +144,10 @@ const VARIABLES: &[(&str, Setter)] = &[
                 ("line", CodeSignature::Line),
             ],
         )?;
+        Ok(())
+    }),
+    ("PROFILERD_FRAMES", |config, text| {
+        config.frames = choose(text, &FrameSet::ALL.map(|set| (set.name(), set)))?;
         Ok(())
     }),
     ("PROFILERD_LOG_LEVEL", |config, text| {

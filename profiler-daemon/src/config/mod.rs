@@ -24,6 +24,7 @@ use serde::Deserialize;
 
 use crate::embedded::store::StoreLimits;
 use crate::embedded::{DataDir, EmbeddedConfig};
+use crate::frames::FrameSet;
 use crate::guard::Budget;
 use crate::oap::graphql::GraphqlClient;
 use crate::oap::{OapConfig, QueueRoom, TlsConfig};
@@ -104,6 +105,8 @@ pub struct Config {
     pub standalone: StandaloneSettings,
     /// What the text of a stack frame stands for.
     pub code_signature: CodeSignature,
+    /// Which frames of a stack are shown and sent.
+    pub frames: FrameSet,
     /// What is logged.
     #[serde(deserialize_with = "file::section")]
     pub log: LogSettings,
@@ -288,6 +291,7 @@ impl Default for Config {
             state_dir: Some(PathBuf::from(STATE_DIR)),
             standalone: Default::default(),
             code_signature: Default::default(),
+            frames: Default::default(),
             log: Default::default(),
             metrics: None,
         }
@@ -549,6 +553,7 @@ mod tests {
             "retention_days",
             "max_bytes",
             "code_signature",
+            "frames",
             "level",
             "metrics",
             "api_server",

@@ -62,4 +62,5 @@ targets! {
     process::object,
     process::stack,
     process::python_memory,
+    process::python_methods,
 }

@@ -10,9 +10,10 @@ use profiler_common::REGS_MAX;
 
 use crate::kernel::{IP, SP};
 use crate::model::{Captured, Coverage, Pid, PythonRef, StackBytes, UnwindEnd};
+use crate::process::image::{Headers, PF_W, PF_X, PT_LOAD, Segment};
 use crate::process::python::{
     CodeNames, CodeSignature, DEBUG_OFFSETS_BYTES, Layout, PythonNamer, PythonRuntime,
-    PythonVersion,
+    PythonVersion, read_methods,
 };
 use crate::process::{Process, ReadMemory};
 use crate::symbolize::Symbolizer;
@@ -184,6 +185,44 @@ pub fn python_memory(data: &[u8]) {
         };
         namer.frame(&memory, &runtime, python, &mut losses);
         let _ = codes.line(&memory, &runtime, python);
+    }
+}
+
+/// The writable segment of an interpreter's image, at [`IMAGE`]: arrays of methods and what points at them.
+pub fn python_methods(data: &[u8]) {
+    let segment = |flags, address, bytes| Segment {
+        kind: PT_LOAD,
+        flags,
+        address,
+        bytes,
+    };
+    let end = IMAGE + data.len() as u64;
+    let segments = vec![
+        segment(PF_X, CODE, IMAGE - CODE),
+        segment(PF_W, IMAGE, end - IMAGE),
+    ];
+    let names = read_methods(&Placed(data), &Headers::of(CODE..end, segments));
+    assert!(names.len() <= data.len() / 32);
+}
+
+/// Where the code of the made-up image lies.
+const CODE: u64 = 0x1_0000;
+/// Where its data lie.
+const IMAGE: u64 = 0x2_0000;
+
+/// Bytes from [`IMAGE`] on.
+struct Placed<'a>(&'a [u8]);
+
+impl ReadMemory for Placed<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let at = address.checked_sub(IMAGE).map(|at| at as usize);
+        let bytes = at.and_then(|at| self.0.get(at..)).unwrap_or_default();
+        if bytes.is_empty() {
+            return Err(Error::from(ErrorKind::InvalidInput));
+        }
+        let n = bytes.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&bytes[..n]);
+        Ok(n)
     }
 }
 

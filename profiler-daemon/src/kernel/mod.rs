@@ -59,7 +59,7 @@ pub(crate) use memory_limit::raise_memory_limit;
 pub use object::{BTF_PATH, LoadOptions, RequestHooks};
 pub use perf_event::try_perf_event;
 pub use probe::{Check, probe, probe_quickly};
-pub use regs::{FP, IP, SP, instruction_pointer, stack_pointer};
+pub use regs::{FP, IP, SP, instruction_pointer, stack_pointer, system_call};
 pub use stats::{ProgramStats, count_runs};
 
 use maps::Maps;

@@ -62,8 +62,16 @@ impl From<&PythonFrameRecord> for PythonRef {
 pub enum FrameKind {
     /// Kernel.
     Kernel,
+    /// What the thread is in inside the kernel, in one frame: `[system call read]`.
+    Activity,
     /// Machine code of the process.
     Native,
+    /// Machine code that starts threads and enters the kernel for others: the C library, the vDSO.
+    CLibrary,
+    /// Machine code of an interpreter or virtual machine itself.
+    RuntimeInternal,
+    /// A function of the language that is machine code of the interpreter, under its name in the language.
+    Builtin,
     /// CPython bytecode.
     Python,
     /// The mark that stands for frames left out (`...`).
@@ -77,4 +85,19 @@ pub struct Frame {
     pub signature: Arc<str>,
     /// Kind of code.
     pub kind: FrameKind,
+    /// Name in the language of a function of the interpreter's own code, such as `time.sleep` for
+    /// `time_sleep (libpython3.12.so.1.0)`: see [`crate::frames`].
+    pub label: Option<Arc<str>>,
+}
+
+impl Frame {
+    /// A frame without a label.
+    #[must_use]
+    pub fn new(signature: impl Into<Arc<str>>, kind: FrameKind) -> Self {
+        Self {
+            signature: signature.into(),
+            kind,
+            label: None,
+        }
+    }
 }

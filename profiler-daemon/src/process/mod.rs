@@ -17,7 +17,7 @@ mod fact;
 mod foreign_file;
 pub(crate) mod go_build;
 pub mod identity;
-mod image;
+pub(crate) mod image;
 mod instance;
 mod jvm;
 pub mod listen;

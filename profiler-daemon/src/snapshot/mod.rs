@@ -8,12 +8,14 @@
 //! OAP builds one tree per distinct root frame and loses the time between two of them. A stack whose
 //! walk ended early begins at some inner frame; the outer frames of the nearest whole stack of the
 //! same request that contains that frame are put under it. If none does, the stack hangs below the
-//! common root by a `...` frame.
+//! common root by a `...` frame; so does one that has nothing but frames of the interpreter, where only
+//! those of the application are shown.
 
 use std::sync::Arc;
 
+use crate::frames::FrameSet;
 use crate::model::{
-    Binding, Counter, FinishedRequest, Frame, ProfiledSegment, Service, Snapshot, Stack,
+    Binding, Counter, FinishedRequest, Frame, FrameKind, ProfiledSegment, Service, Snapshot, Stack,
     TimedStack, UnwindEnd,
 };
 use crate::timeline::Timeline;
@@ -35,14 +37,10 @@ pub fn build(
     mut request: FinishedRequest,
     timeline: &Timeline,
     service: Service,
+    frames: FrameSet,
 ) -> Result<ProfiledSegment, Box<FinishedRequest>> {
     let clock = request.request.clock;
-    let whole = timeline
-        .samples
-        .iter()
-        .map(|s| &s.stack)
-        .filter(|s| s.end == UnwindEnd::Root);
-    let whole: Vec<&Arc<Stack<Frame>>> = whole.collect();
+    let stacks = Stacks::new(&timeline.samples, frames);
     let mut snapshots: Vec<Snapshot> = Vec::with_capacity(timeline.samples.len());
     let mut previous: Option<(&Arc<Stack<Frame>>, Signatures)> = None;
     for sample in thin(&timeline.samples) {
@@ -52,7 +50,7 @@ pub fn build(
         // A blocked thread repeats its stack; share it instead of building it again.
         let stack = match &previous {
             Some((same, built)) if Arc::ptr_eq(same, &sample.stack) => built.clone(),
-            _ => root_first(&sample.stack, &whole),
+            _ => stacks.root_first(&sample.stack),
         };
         previous = Some((&sample.stack, stack.clone()));
         let sequence = i32::try_from(snapshots.len()).expect("at most SNAPSHOTS_MAX snapshots");
@@ -94,43 +92,79 @@ fn thin(samples: &[TimedStack]) -> impl Iterator<Item = &TimedStack> {
         .map(|(_, s)| s)
 }
 
-fn root_first(stack: &Stack<Frame>, whole: &[&Arc<Stack<Frame>>]) -> Arc<[Arc<str>]> {
-    let own = stack.frames.iter().rev().map(|f| f.signature.clone());
-    if stack.end == UnwindEnd::Root {
-        return own.collect();
+/// Builds stacks as they are sent: with their roots mended, and of their frames those that are wanted.
+struct Stacks<'a> {
+    /// The stacks of the request that reach their root.
+    whole: Vec<&'a Arc<Stack<Frame>>>,
+    set: FrameSet,
+    /// The outermost frame of a whole stack, and the root that is shown of that stack.
+    root: Option<(&'a Frame, Frame)>,
+}
+
+impl<'a> Stacks<'a> {
+    fn new(samples: &'a [TimedStack], set: FrameSet) -> Self {
+        let stacks = samples.iter().map(|s| &s.stack);
+        let whole: Vec<_> = stacks.filter(|s| s.end == UnwindEnd::Root).collect();
+        let is_language = |s: &&&Arc<Stack<Frame>>| {
+            let mut frames = s.frames.iter();
+            frames.any(|f| f.kind == FrameKind::Python)
+        };
+        let first = whole.iter().find(is_language).or(whole.first());
+        let root = first.and_then(|stack| {
+            let shown = set.apply(&stack.frames).pop()?;
+            Some((stack.frames.last()?, shown))
+        });
+        Self { whole, set, root }
     }
-    let Some(outermost) = stack.frames.last() else {
-        return own.collect();
-    };
-    // The nearest whole stack that contains our outermost frame tells what called it.
-    let callers = whole.iter().find_map(|candidate| {
-        let position = candidate
-            .frames
-            .iter()
-            .rposition(|f| f.signature == outermost.signature)?;
-        Some(&candidate.frames[position + 1..])
-    });
-    match (callers, whole.first().and_then(|s| s.frames.last())) {
-        (Some(callers), _) => callers
-            .iter()
-            .rev()
-            .map(|f| f.signature.clone())
-            .chain(own)
-            .collect(),
-        (None, Some(root)) => [root.signature.clone(), Arc::from(ELLIPSIS)]
-            .into_iter()
-            .chain(own)
-            .collect(),
-        (None, None) => own.collect(),
+
+    fn root_first(&self, stack: &Stack<Frame>) -> Signatures {
+        let own = &stack.frames;
+        let (mut shown, is_below_root) = match (stack.end, own.last()) {
+            (UnwindEnd::Root, Some(outermost)) => (self.set.apply(own), self.is_root(outermost)),
+            (_, Some(outermost)) => match self.callers_of(outermost) {
+                Some(callers) => {
+                    let mended = [own, callers].concat();
+                    let is_below_root = mended.last().is_some_and(|f| self.is_root(f));
+                    (self.set.apply(&mended), is_below_root)
+                }
+                None => (self.set.apply(own), true),
+            },
+            (_, None) => (Vec::new(), false),
+        };
+        // Nothing of the application was on the stack: without its root it would be a tree of its own, and
+        // the time between the trees would be lost.
+        if let Some((_, root)) = &self.root
+            && is_below_root
+            && shown.last() != Some(root)
+        {
+            shown.push(Frame::new(ELLIPSIS, FrameKind::Elided));
+            shown.push(root.clone());
+        }
+        let root_first = shown.iter().rev();
+        root_first
+            .map(|frame| Arc::clone(&frame.signature))
+            .collect()
+    }
+
+    fn is_root(&self, frame: &Frame) -> bool {
+        let root = self.root.as_ref();
+        root.is_some_and(|(outermost, _)| outermost.signature == frame.signature)
+    }
+
+    /// The frames outside of a frame, in the nearest whole stack that contains it.
+    fn callers_of(&self, frame: &Frame) -> Option<&'a [Frame]> {
+        self.whole.iter().find_map(|candidate| {
+            let mut frames = candidate.frames.iter();
+            let position = frames.rposition(|f| f.signature == frame.signature)?;
+            Some(&candidate.frames[position + 1..])
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        ActiveRequest, Coverage, FrameKind, Pid, RequestId, TaskId, TaskSlot, Tid, WallClock,
-    };
+    use crate::model::{ActiveRequest, Coverage, Pid, RequestId, TaskId, TaskSlot, Tid, WallClock};
 
     const MS: u64 = 1_000_000;
 
@@ -170,10 +204,7 @@ mod tests {
         let frames = names
             .into_iter()
             .rev()
-            .map(|n| Frame {
-                signature: n.into(),
-                kind: FrameKind::Native,
-            })
+            .map(|n| Frame::new(n, FrameKind::Native))
             .collect();
         let end = if cut {
             UnwindEnd::StackCut
@@ -184,11 +215,18 @@ mod tests {
     }
 
     fn segment(samples: Vec<TimedStack>) -> Result<ProfiledSegment, Box<FinishedRequest>> {
+        segment_of(samples, FrameSet::All)
+    }
+
+    fn segment_of(
+        samples: Vec<TimedStack>,
+        frames: FrameSet,
+    ) -> Result<ProfiledSegment, Box<FinishedRequest>> {
         let service = Service {
             name: "shop".into(),
             instance: "i".into(),
         };
-        build(finished(100), &Timeline { samples }, service)
+        build(finished(100), &Timeline { samples }, service, frames)
     }
 
     fn stacks(segment: &ProfiledSegment) -> Vec<String> {
@@ -218,6 +256,47 @@ mod tests {
     fn a_cut_stack_gets_its_callers_back() {
         let segment = segment(vec![at(0, "main>a>b>c"), at(10, "?>b>d"), at(20, "?>z")]).unwrap();
         assert_eq!(stacks(&segment), ["main>a>b>c", "main>a>b>d", "main>...>z"]);
+    }
+
+    /// Check that the frames of the application come at the same times as all, and that a stack with none of
+    /// them hangs below the root of the others, as it does among all frames.
+    #[test]
+    fn the_set_of_frames_changes_no_time() {
+        let mark = |mut sample: TimedStack| {
+            let stack = Arc::get_mut(&mut sample.stack).unwrap();
+            for frame in &mut stack.frames {
+                frame.kind = match &*frame.signature {
+                    "clone" => FrameKind::CLibrary,
+                    "run" | "wait" => FrameKind::RuntimeInternal,
+                    _ => FrameKind::Python,
+                };
+            }
+            sample
+        };
+        let samples = [
+            at(0, "clone>run>main>a"),
+            at(10, "clone>run>wait"),
+            at(20, "clone>run>main>a>wait"),
+            at(30, "?>a>b"),
+            at(40, "?>wait"),
+        ];
+        let samples: Vec<TimedStack> = samples.into_iter().map(mark).collect();
+        let all = segment_of(samples.clone(), FrameSet::All).unwrap();
+        let application = segment_of(samples, FrameSet::Application).unwrap();
+        assert_eq!(
+            stacks(&application),
+            [
+                "main>a",
+                "main>...>run",
+                "main>a",
+                "main>a>b",
+                "main>...>run"
+            ]
+        );
+        let times = |segment: &ProfiledSegment| -> Vec<i64> {
+            segment.snapshots.iter().map(|s| s.unix_ms).collect()
+        };
+        assert_eq!(times(&application), times(&all));
     }
 
     /// Check that a request without any stack is given back with its reason.

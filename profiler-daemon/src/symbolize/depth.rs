@@ -1,7 +1,5 @@
 //! Keeps deep stacks within what OAP's analysis is given, with both of their ends.
 
-use std::sync::Arc;
-
 use crate::model::{Frame, FrameKind};
 
 /// Most frames of a stack that is reported, as SkyWalking's agents limit it.
@@ -17,10 +15,7 @@ pub(super) fn limit(frames: &mut Vec<Frame>) -> bool {
     }
     let leaf_side = STACK_FRAMES_MAX / 2;
     let root_side = STACK_FRAMES_MAX - leaf_side - 1;
-    let mark = Frame {
-        signature: Arc::from(ELIDED),
-        kind: FrameKind::Elided,
-    };
+    let mark = Frame::new(ELIDED, FrameKind::Elided);
     frames.splice(leaf_side..frames.len() - root_side, [mark]);
     true
 }
@@ -30,10 +25,7 @@ mod tests {
     use super::*;
 
     fn frames(count: usize) -> Vec<Frame> {
-        let frame = |n: usize| Frame {
-            signature: n.to_string().into(),
-            kind: FrameKind::Native,
-        };
+        let frame = |n: usize| Frame::new(n.to_string(), FrameKind::Native);
         (0..count).map(frame).collect()
     }
 

@@ -26,8 +26,8 @@ use std::sync::Arc;
 pub use depth::STACK_FRAMES_MAX;
 
 use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, Pid, Stack, UnwindEnd};
-use crate::process::Process;
-use crate::process::python::{CodeSignature, PythonNamer};
+use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
+use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
 use object_symbols::ObjectSymbols;
 pub(crate) use perf_map::PerfMap;
@@ -61,7 +61,7 @@ struct Name {
 impl Name {
     fn new(signature: Arc<str>, kind: FrameKind, is_unknown: bool) -> Self {
         Self {
-            frame: Frame { signature, kind },
+            frame: Frame::new(signature, kind),
             is_unknown,
         }
     }
@@ -71,6 +71,19 @@ struct ProcessNames {
     generation: u64,
     names: HashMap<u64, Name>,
     perf_map: Option<PerfMap>,
+    /// The interpreter's own code, once an address was asked for.
+    own_code: Option<OwnCode>,
+}
+
+impl ProcessNames {
+    fn own_code(&mut self, process: &Process) -> &OwnCode {
+        self.own_code.get_or_insert_with(|| {
+            let python = process.python.as_ref();
+            python.map_or_else(OwnCode::default, |python| {
+                OwnCode::read(&process.memory, python)
+            })
+        })
+    }
 }
 
 impl std::fmt::Debug for Symbolizer {
@@ -98,6 +111,10 @@ impl Symbolizer {
         self.kernel.load();
         for mapping in process.mappings.as_slice().iter().take(PREPARED_MAX) {
             self.objects.load(process, mapping);
+        }
+        self.check_names(process);
+        if let Some(known) = self.processes.get_mut(&process.pid) {
+            known.own_code(process).prepare(&process.memory);
         }
     }
 
@@ -166,11 +183,13 @@ impl Symbolizer {
             generation,
             names: HashMap::new(),
             perf_map: None,
+            own_code: None,
         });
         let is_recompiled = known.perf_map.as_mut().is_some_and(PerfMap::refresh);
         if known.generation != generation || is_recompiled || known.names.len() >= NAMES_MAX {
             known.generation = generation;
             known.names.clear();
+            known.own_code = None;
         }
     }
 
@@ -210,7 +229,10 @@ impl Symbolizer {
                 let function = self.objects.name(process, mapping, address);
                 let object = mapping.file_name();
                 let signature = signature::native(function.as_deref(), object);
-                Name::new(signature, FrameKind::Native, function.is_none())
+                let (kind, label) = self.kind(process, mapping, address, function.as_deref());
+                let mut name = Name::new(signature, kind, function.is_none());
+                name.frame.label = label;
+                name
             }
             // Anonymous memory: generated code.
             Some(_) => {
@@ -233,5 +255,28 @@ impl Symbolizer {
             known.names.insert(address, name.clone());
         }
         name
+    }
+
+    /// What kind of code lies at an address of an object, and what its function is called in the language
+    /// whose interpreter it belongs to.
+    fn kind(
+        &mut self,
+        process: &Process,
+        mapping: &Mapping,
+        address: u64,
+        function: Option<&str>,
+    ) -> (FrameKind, Option<Arc<str>>) {
+        if let Some(known) = self.processes.get_mut(&process.pid) {
+            let own_code = known.own_code(process);
+            if own_code.contains(address) {
+                let label = own_code.label(&process.memory, address, function);
+                return (FrameKind::RuntimeInternal, label);
+            }
+        }
+        if mapping.is_c_library() || mapping.is_vdso() {
+            (FrameKind::CLibrary, None)
+        } else {
+            (FrameKind::Native, None)
+        }
     }
 }

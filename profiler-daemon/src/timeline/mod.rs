@@ -146,10 +146,7 @@ mod tests {
 
     /// A stack with one letter for each function, the outermost first.
     fn at(ms: u64, names: &str) -> TimedStack {
-        let frame = |name: char| Frame {
-            signature: name.to_string().into(),
-            kind: FrameKind::Native,
-        };
+        let frame = |name: char| Frame::new(name.to_string(), FrameKind::Native);
         let frames = names.chars().rev().map(frame).collect();
         let stack = Arc::new(Stack {
             frames,

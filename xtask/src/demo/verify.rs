@@ -92,11 +92,12 @@ fn post_problems(segments: &[&Segment]) -> Vec<String> {
     expect("total of method2", 40, &|s| total_ms(&s.trees, "method2"));
     expect("total of method1", 20, &|s| total_ms(&s.trees, "method1"));
     for segment in segments {
+        problems.extend(inner_frames(segment));
         for chain in [
             &["do_POST", "method3", "method2", "method1"][..],
-            // Below the language frames: the C library's sleep, and the kernel's.
-            &["do_POST", "method3", "*nanosleep"],
-            &["do_POST", "*schedule"],
+            // Below the language frames: the builtin by its name in Python, and what it waits for.
+            &["do_POST", "method3", "sleep", "*nanosleep"],
+            &["do_POST", "sleep", "*nanosleep"],
         ] {
             if !has_chain(&segment.trees, chain) {
                 problems.push(format!(
@@ -145,6 +146,28 @@ fn busy_problems(segments: &[&Segment]) -> Vec<String> {
     problems
 }
 
+/// Frames of the interpreter, of thread start and of the kernel, which are not the application's.
+fn inner_frames(segment: &Segment) -> Option<String> {
+    let is_inner = |frame: &&String| {
+        [
+            "_PyEval_",
+            "_start",
+            "clone",
+            "pthread",
+            "do_syscall_64",
+            "el0_svc",
+        ]
+        .iter()
+        .any(|name| frame.starts_with(name))
+    };
+    let mut frames = segment
+        .snapshots
+        .iter()
+        .flat_map(|snapshot| &snapshot.stack);
+    let frame = frames.find(is_inner)?;
+    Some(format!("segment {} shows {frame}", segment.segment_id))
+}
+
 /// Whether the functions lie on one path in this order, others between them allowed.
 fn has_chain(nodes: &[Node], chain: &[&str]) -> bool {
     let Some((first, rest)) = chain.split_first() else {
@@ -184,9 +207,9 @@ mod tests {
     fn report(method3_ms: i64, inner_ms: i64) -> Report {
         let sleep = || {
             node(
-                "clock_nanosleep (libc.so.6)",
+                "time.sleep",
                 10,
-                vec![node("schedule (kernel)", 10, vec![])],
+                vec![node("[system call clock_nanosleep]", 10, vec![])],
             )
         };
         let method1 = node("s.method1:5", 20, vec![sleep()]);
@@ -206,7 +229,7 @@ mod tests {
                     {"sequence": 0, "time_ms": 0, "stack": ["a"]},
                     {"sequence": 1, "time_ms": 10, "stack": ["a"]},
                 ],
-                "trees": [node("_start (python3)", duration_ms, vec![tree])],
+                "trees": [node("threading.Thread._bootstrap:1", duration_ms, vec![tree])],
             })
         };
         Report::from_json(&json!({
@@ -234,6 +257,17 @@ mod tests {
                 "GET:/busy: self time of outer is 80.0 % of the request, expected 66.7 %",
                 "GET:/busy: self time of inner is 20.0 % of the request, expected 33.3 %",
             ]
+        );
+    }
+
+    /// Check that a frame of the interpreter itself is seen.
+    #[test]
+    fn frames_of_the_interpreter_are_named() {
+        let mut report = report(60, 95);
+        report.segments[0].snapshots[0].stack[0] = "_PyEval_Vector (python3.11)".to_owned();
+        assert_eq!(
+            problems(&report),
+            ["POST:/: segment x shows _PyEval_Vector (python3.11)"]
         );
     }
 

@@ -9,6 +9,8 @@ const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 const CLASS_64: u8 = 2;
 const DATA_NATIVE: u8 = if cfg!(target_endian = "little") { 1 } else { 2 };
 pub(crate) const PT_LOAD: u32 = 1;
+/// `p_flags` of an executable segment.
+pub(crate) const PF_X: u32 = 1;
 /// `p_flags` of a writable segment.
 pub(crate) const PF_W: u32 = 2;
 const HEADER_BYTES: usize = 64;
@@ -37,12 +39,23 @@ pub(crate) struct Headers {
     /// Added to an address of the file to get one of the process.
     pub(super) bias: u64,
     /// Addresses that the image's segments span.
-    pub(super) span: Range<u64>,
+    pub(crate) span: Range<u64>,
     /// All segments.
     pub(crate) segments: Vec<Segment>,
 }
 
 impl Headers {
+    /// Headers of an image that a test has made up.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of(span: Range<u64>, segments: Vec<Segment>) -> Self {
+        Self {
+            machine: 0,
+            bias: 0,
+            span,
+            segments,
+        }
+    }
+
     /// Reads the headers of the image whose file offset 0 is mapped at `base`.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use crate::process::ReadMemory;
 
-pub(crate) use header::{Headers, PF_W, PT_LOAD};
+pub(crate) use header::{Headers, PF_W, PF_X, PT_LOAD, Segment};
 
 const PT_DYNAMIC: u32 = 2;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;

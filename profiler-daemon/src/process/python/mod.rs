@@ -9,7 +9,8 @@
 //! against a recorded description of its structures, not against a running process.
 //!
 //! Reading order: `layout.rs` (offsets), `locate.rs` (symbols), `eval_loop.rs`, `thread.rs`, `code.rs`
-//! with `string.rs`, `line_table.rs` and `module.rs`, then `name.rs`. The walk along the frames is in
+//! with `string.rs`, `line_table.rs` and `module.rs`, then `name.rs`; `own_code.rs` and `method.rs` (the
+//! functions in C). The walk along the frames is in
 //! [`crate::unwind::python`].
 
 mod code;
@@ -20,9 +21,11 @@ mod jump;
 mod layout;
 mod line_table;
 mod locate;
+mod method;
 mod module;
 mod name;
 mod object;
+mod own_code;
 mod string;
 mod thread;
 
@@ -39,7 +42,11 @@ pub use error::PythonError;
 pub use layout::{CodeLayout, Layout, LayoutError};
 use locate::Located;
 pub use locate::find_version;
+#[cfg(feature = "fuzzing")]
+pub(crate) use method::read as read_methods;
 pub use name::{CodeSignature, PythonNamer};
+pub(crate) use own_code::OwnCode;
+pub use own_code::is_interpreter;
 pub use thread::innermost_tid;
 pub(crate) use thread::{ThreadState, find_thread};
 

@@ -62,10 +62,7 @@ impl PythonNamer {
                 Arc::from("[unknown] (python)")
             }
         };
-        Some(Frame {
-            signature,
-            kind: FrameKind::Python,
-        })
+        Some(Frame::new(signature, FrameKind::Python))
     }
 
     /// Drops what is remembered about a process.
