@@ -75,7 +75,7 @@ fn a_foreign_process_is_recorded_into_a_foreign_folder() {
     command
         .args(["record", "--endpoint", "POST:/", "--max-requests", "1"])
         .args(["--pid", &service.id().to_string()])
-        .args(["--format", "json", "-o"])
+        .args(["--frames", "all", "--format", "json", "-o"])
         .arg(&result)
         .stdout(Stdio::null());
     let mut recording = ChildGuard::spawn("profilerd record", &mut command).unwrap();

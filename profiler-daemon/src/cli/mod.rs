@@ -14,6 +14,7 @@ mod doctor;
 mod format;
 mod ps;
 mod record;
+mod shell;
 mod status;
 mod status_text;
 pub mod task;

@@ -76,16 +76,35 @@ fn endpoint(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn run(args: &RecordArgs, level: Option<&str>) -> Result<ExitCode> {
-    let config = super::load(&args.config, level, "warn")?;
+    let mut config = super::load(&args.config, level, "warn")?;
+    if let Some(frames) = args.output.frames {
+        config.frames = frames;
+    }
     doctor::require()?;
     let line = Line::new();
     let report = app::record(&config, &args.request(), &line)?;
     line.0.finish_and_clear();
     let mut out = BufWriter::new(stdout().lock());
-    Ok(ExitCode::from(args.output.deliver(&report, &mut out)?))
+    Ok(ExitCode::from(args.output.deliver(
+        &report,
+        &args.again(),
+        &mut out,
+    )?))
 }
 
 impl RecordArgs {
+    /// The command that records the same once more.
+    fn again(&self) -> Vec<String> {
+        let mut words = vec!["profilerd", "record", "--endpoint", &self.endpoint];
+        let pid = self.pid.map(|pid| pid.to_string());
+        match (&pid, &self.service) {
+            (Some(pid), _) => words.extend(["--pid", pid]),
+            (None, Some(service)) => words.extend(["--service", service]),
+            (None, None) => {}
+        }
+        words.into_iter().map(str::to_owned).collect()
+    }
+
     fn request(&self) -> RecordRequest {
         let target = match self.pid {
             Some(pid) => RecordTarget::Pid(Pid(pid)),

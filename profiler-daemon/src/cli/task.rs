@@ -21,7 +21,10 @@ use crate::embedded::{TaskClient, wire};
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, ProfileReport};
 use crate::oap::graphql::GraphqlClient;
+use crate::output::reduce;
 
+/// The OAP of a `profilerd standalone` on this host.
+const OAP_DEFAULT: &str = "127.0.0.1:11800";
 /// Time between two looks at a task that is waited for.
 const WAIT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for an instance to take a task before saying that none has.
@@ -44,7 +47,7 @@ struct TargetArgs {
         long,
         global = true,
         value_name = "HOST:PORT",
-        default_value = "127.0.0.1:11800",
+        default_value = OAP_DEFAULT,
         value_parser = text::address
     )]
     oap: String,
@@ -225,9 +228,10 @@ impl Oap {
 }
 
 async fn execute(args: &TaskArgs, out: &mut dyn Write) -> Result<u8> {
-    let mut oap = Oap::connect(&args.target).await?;
+    let target = &args.target;
+    let mut oap = Oap::connect(target).await?;
     match &args.command {
-        Command::Create(args) => create(&mut oap, args, out).await,
+        Command::Create(args) => create(&mut oap, target, args, out).await,
         Command::List(args) => {
             let tasks = oap.list(&args.service, &args.endpoint).await?;
             let text = match args.json {
@@ -248,12 +252,38 @@ async fn execute(args: &TaskArgs, out: &mut dyn Write) -> Result<u8> {
         }
         Command::Result(args) => {
             let report = oap.result(&args.task).await?;
-            args.output.deliver(&report, out)
+            deliver(report, target, &args.output, out)
         }
     }
 }
 
-async fn create(oap: &mut Oap, args: &CreateArgs, out: &mut dyn Write) -> Result<u8> {
+/// Writes the result of a task.
+fn deliver(
+    mut report: ProfileReport,
+    target: &TargetArgs,
+    output: &OutputArgs,
+    out: &mut dyn Write,
+) -> Result<u8> {
+    if let Some(frames) = output.frames {
+        reduce(&mut report, frames);
+    }
+    let mut again = ["profilerd", "task", "result", &report.task.task_id]
+        .map(str::to_owned)
+        .to_vec();
+    match &target.graphql {
+        Some(url) => again.extend(["--graphql".to_owned(), url.clone()]),
+        None if target.oap != OAP_DEFAULT => again.extend(["--oap".to_owned(), target.oap.clone()]),
+        None => {}
+    }
+    output.deliver(&report, &again, out)
+}
+
+async fn create(
+    oap: &mut Oap,
+    target: &TargetArgs,
+    args: &CreateArgs,
+    out: &mut dyn Write,
+) -> Result<u8> {
     let request = pb::CreateTaskRequest {
         service: args.service.clone(),
         endpoint: args.endpoint.clone(),
@@ -275,7 +305,7 @@ async fn create(oap: &mut Oap, args: &CreateArgs, out: &mut dyn Write) -> Result
     eprintln!("task {}", task.task_id);
     wait(oap, &task).await?;
     let report = oap.result(&task.task_id).await?;
-    args.output.deliver(&report, out)
+    deliver(report, target, &args.output, out)
 }
 
 /// Waits until the task is over, with a live line on a terminal.

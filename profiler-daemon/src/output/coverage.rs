@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use crate::model::{Counter, CoverageReport};
+use crate::model::{Counter, CoverageReport, ProfileReport};
 
 use super::text::clean;
 
@@ -20,6 +20,44 @@ pub fn coverage_text(coverage: &CoverageReport) -> String {
         (None, false) => format!("coverage:\n{body}"),
         (Some(periods), _) => format!("coverage: {periods}\n{body}"),
     }
+}
+
+/// What of a task was lost or is uncertain, for people: empty if nothing is.
+#[must_use]
+pub fn losses_text(coverage: &CoverageReport) -> String {
+    let mut text = String::new();
+    for counter in Counter::all().filter(|counter| counter.is_loss()) {
+        let n = count_of(&coverage.counters, counter);
+        if n > 0 {
+            text.push_str(&row(n, true, counter.text()));
+        }
+    }
+    for note in &coverage.notes {
+        text.push_str(&format!("  note: {}\n", clean(note)));
+    }
+    text
+}
+
+/// How much of what was asked for a report has, in one line.
+#[must_use]
+pub fn closing_text(report: &ProfileReport) -> String {
+    let counts = &report.coverage.counters;
+    let profiled = report.segments.len();
+    let mut text = match count_of(counts, Counter::RequestsMatched) {
+        // An OAP has no place for it.
+        0 => format!(
+            "profiled {profiled} request{}",
+            if profiled == 1 { "" } else { "s" }
+        ),
+        matched => format!("profiled {profiled} of {matched} matching requests"),
+    };
+    let expected = count_of(counts, Counter::PeriodsExpected);
+    if expected > 0 {
+        let seen = percent(count_of(counts, Counter::PeriodsSampled), expected);
+        text.push_str(&format!("; {seen:.1} % of their time was seen"));
+    }
+    text.push('\n');
+    text
 }
 
 /// How many dump periods of profiled requests have a snapshot, if any request was profiled.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Format, write};
+use super::{View, write};
 use crate::model::ProfileReport;
 
 /// Only the owner: stacks and endpoints tell about an application what not every user may know.
@@ -35,17 +35,18 @@ pub fn check_target(path: &Path) -> Result<()> {
 /// # Errors
 ///
 /// Those of [`check_target`] and [`write`], and those of the file system.
-pub fn write_file(report: &ProfileReport, format: Format, path: &Path) -> Result<()> {
+pub fn write_file(report: &ProfileReport, view: impl Into<View>, path: &Path) -> Result<()> {
+    let view = view.into();
     check_target(path)?;
     let is_special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
     if is_special {
         let file = OpenOptions::new().write(true).open(path);
         let file = file.with_context(|| format!("failed to open {}", path.display()))?;
-        return write(report, format, &mut BufWriter::new(file));
+        return write(report, view, &mut BufWriter::new(file));
     }
     let temporary = Temporary::create(path)?;
     let mut out = BufWriter::new(&temporary.file);
-    write(report, format, &mut out)
+    write(report, view, &mut out)
         .and_then(|()| out.flush().context("failed to write the last bytes"))
         .and_then(|()| temporary.file.sync_all().context("failed to sync"))
         .with_context(|| format!("failed to write {}", path.display()))?;
@@ -89,6 +90,7 @@ fn folder(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Format;
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::sample;

@@ -13,22 +13,27 @@ mod coverage;
 mod explain;
 mod file;
 mod folded;
+mod merged;
 mod pprof;
+mod reduce;
+mod style;
 mod svg;
 mod text;
 mod tree;
 mod weight;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::model::ProfileReport;
 
-pub use coverage::{counts_text, coverage_text, periods_text, row};
+pub use coverage::{closing_text, counts_text, coverage_text, losses_text, periods_text, row};
 pub use explain::{explain, explain_nothing};
 pub use file::{check_target, write_file};
+pub use reduce::reduce;
+use style::Style;
 pub use text::clean;
 
 /// Form of a result.
@@ -82,38 +87,58 @@ impl Format {
     }
 }
 
+/// Share of the time below which the functions of a tree are not shown unless asked for: what they tell
+/// does not pay for its line.
+pub const MIN_PERCENT: f64 = 1.0;
+
+/// A form, and what of a report is shown in it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct View {
+    /// The form.
+    pub format: Format,
+    /// One tree for each request instead of one for all.
+    pub each: bool,
+    /// Functions with a smaller share of the time, in percent, are left out of trees and counted.
+    pub min_percent: f64,
+}
+
+impl From<Format> for View {
+    fn from(format: Format) -> Self {
+        Self {
+            format,
+            each: false,
+            min_percent: MIN_PERCENT,
+        }
+    }
+}
+
 /// Writes a report. Lines are as long as their content; see [`print`] for terminals.
 ///
 /// # Errors
 ///
 /// If `out` fails, or a flame graph is asked for and there is no stack to draw.
-pub fn write(report: &ProfileReport, format: Format, out: &mut dyn Write) -> Result<()> {
-    write_styled(report, format, tree::Style::PLAIN, out)
+pub fn write(report: &ProfileReport, view: impl Into<View>, out: &mut dyn Write) -> Result<()> {
+    write_styled(report, view.into(), Style::PLAIN, out)
 }
 
-/// Writes a report to an `out` that leads to standard output: the lines of a tree fit the terminal,
-/// if there is one.
+/// Writes a report to an `out` that leads to standard output: the lines of a tree fit the terminal, and have
+/// its colours, if there is one.
 ///
 /// # Errors
 ///
 /// Those of [`write`].
-pub fn print(report: &ProfileReport, format: Format, out: &mut dyn Write) -> Result<()> {
-    let style = if io::stdout().is_terminal() {
-        tree::Style::of_terminal()
-    } else {
-        tree::Style::PLAIN
-    };
-    write_styled(report, format, style, out)
+pub fn print(report: &ProfileReport, view: impl Into<View>, out: &mut dyn Write) -> Result<()> {
+    write_styled(report, view.into(), Style::of_stdout(), out)
 }
 
 fn write_styled(
     report: &ProfileReport,
-    format: Format,
-    style: tree::Style,
+    view: View,
+    style: Style,
     out: &mut dyn Write,
 ) -> Result<()> {
-    match format {
-        Format::Tree => tree::write(report, style, out),
+    match view.format {
+        Format::Tree => tree::write(report, view, style, out),
         Format::Folded => folded::write(report, out),
         Format::Svg => svg::write(report, out),
         Format::Pprof => pprof::write(report, out),

@@ -1,58 +1,69 @@
-//! Turns a report into text for people: per request a call tree, at the end the coverage.
+//! Turns a report into text for people: one call tree of all requests, or one of each, and what was lost.
 //!
 //! ```text
-//! GET:/a  60 ms  status 200                            one head per request
-//!   total ms  self ms  count
-//!         60        0      7  main                     a chain of only children stays in one column,
-//!         50       20      5  +- a                     so that sixty frames need no sixty indents;
-//!         30       30      3  |  b                     callees of one caller: the longest first
-//!         10       10      2  `- c
+//! GET:/a of shop: 2 requests profiled, one stack per 10 ms     what was asked
+//! mean 55.0 ms, worst 60 ms (2023-11-14 22:13:20.123 UTC, trace t1), status 200
+//!   mean ms  worst ms   self ms   count  share
+//!      55.0        60       5.0      14  ########## 100 %  main     a chain of only children stays in one
+//!      45.0        50      20.0      10  ########    81 %  +- a     column, so that sixty frames need no
+//!      25.0        30      25.0       6  #####       45 %  |  b     sixty indents;
+//!       5.0        10       5.0       4  #            9 %  `- c     callees of one caller: the longest first
+//! profiled 2 of 2 matching requests; 100.0 % of their time was seen
 //! ```
+//!
+//! Functions below [`View::min_percent`] of the time are left out and counted; so are those between the root
+//! and the first function that does more than call the next one.
+//!
+//! The times of one request are OAP's own. Those of several are means over all of them: a request that
+//! never came through a function counts with zero.
 
 use std::io::Write;
 
 use anyhow::{Context, Result};
 
-use super::coverage::coverage_text;
+use super::View;
+use super::coverage::{closing_text, losses_text};
+use super::merged::{Node, merge};
+use super::style::Style;
 use super::text::{clean, fit};
 use crate::model::date::utc;
-use crate::model::{ProfileReport, SegmentReport, TreeNode};
+use crate::model::{ProfileReport, SegmentReport};
 
 /// Columns that branches may take; beyond, the oldest ones are left out.
 const INDENT_MAX_CHARS: usize = 48;
 /// Least columns for a name, however narrow the terminal is.
 const NAME_MIN_CHARS: usize = 24;
+/// Fewest functions at the root that are worth a line which counts them.
+const TRUNK_SKIPPED_MIN: usize = 2;
+/// Columns of the bar.
+const BAR_CHARS: usize = 10;
 
-/// How lines are laid out.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Style {
-    /// Columns of the terminal; `None` cuts nothing.
-    width: Option<usize>,
-}
-
-impl Style {
-    /// For files and pipes.
-    pub(super) const PLAIN: Self = Self { width: None };
-
-    /// For the terminal that we run in.
-    pub(super) fn of_terminal() -> Self {
-        let size = terminal_size::terminal_size();
-        Self {
-            width: size.map(|(width, _)| usize::from(width.0)),
-        }
-    }
-}
-
-pub(super) fn write(report: &ProfileReport, style: Style, out: &mut dyn Write) -> Result<()> {
+pub(super) fn write(
+    report: &ProfileReport,
+    view: View,
+    style: Style,
+    out: &mut dyn Write,
+) -> Result<()> {
     let mut text = head(report);
-    for segment in &report.segments {
-        text.push('\n');
-        write_segment(segment, style, &mut text);
+    match report.segments.as_slice() {
+        [] => {}
+        [segment] => write_segment(segment, view, style, &mut text),
+        segments if view.each => {
+            for segment in segments {
+                text.push('\n');
+                write_segment(segment, view, style, &mut text);
+            }
+        }
+        segments => write_all(segments, view, style, &mut text),
     }
-    let coverage = coverage_text(&report.coverage);
-    if !coverage.is_empty() {
+    let losses = losses_text(&report.coverage);
+    if !losses.is_empty() {
         text.push('\n');
-        text.push_str(&coverage);
+        text.push_str(&losses);
+    }
+    if !report.task.endpoint.is_empty() {
+        text.push('\n');
+        text.push_str(&closing_text(report));
     }
     out.write_all(text.as_bytes())
         .context("failed to write the call trees")
@@ -80,53 +91,171 @@ fn head(report: &ProfileReport) -> String {
     text
 }
 
-fn write_segment(segment: &SegmentReport, style: Style, text: &mut String) {
-    let status = segment.status;
-    let status = status.map_or_else(String::new, |status| format!("  status {status}"));
+/// One tree of all requests.
+fn write_all(segments: &[SegmentReport], view: View, style: Style, text: &mut String) {
+    let total_ms = segments
+        .iter()
+        .fold(0_i64, |sum, s| sum.saturating_add(s.duration_ms));
+    let requests = segments.len();
+    let mean_ms = total_ms as f64 / requests as f64;
+    text.push_str(&format!("mean {mean_ms:.1} ms"));
+    if let Some(worst) = segments.iter().max_by_key(|s| s.duration_ms) {
+        let facts = [vec![utc(worst.start_ms)], ids(worst)].concat().join(", ");
+        text.push_str(&format!(", worst {} ms ({facts})", worst.duration_ms));
+    }
+    text.push_str(&statuses(segments));
+    text.push('\n');
+    Rows::new(requests, view, style, text).write(&merge(segments));
+}
+
+/// The tree of one request, under its own facts.
+fn write_segment(segment: &SegmentReport, view: View, style: Style, text: &mut String) {
     text.push_str(&format!(
-        "{}  {} ms{status}\n",
+        "{}  {} ms{}\n",
         clean(&segment.endpoint),
-        segment.duration_ms
+        segment.duration_ms,
+        statuses(std::slice::from_ref(segment))
     ));
     let mut facts = vec![
         utc(segment.start_ms),
         format!("{} snapshots", segment.snapshots.len()),
     ];
-    for (name, value) in [
+    facts.extend(ids(segment));
+    text.push_str(&format!("  {}\n", facts.join(", ")));
+    Rows::new(1, view, style, text).write(&merge([segment]));
+}
+
+/// What names a request elsewhere.
+fn ids(segment: &SegmentReport) -> Vec<String> {
+    let ids = [
         ("instance", &segment.service_instance),
         ("segment", &segment.segment_id),
         ("trace", &segment.trace_id),
-    ] {
-        if !value.is_empty() {
-            facts.push(format!("{name} {}", clean(value)));
-        }
-    }
-    text.push_str(&format!("  {}\n", facts.join(", ")));
-    if segment.trees.is_empty() {
-        text.push_str("  no call tree: there are no snapshots\n");
-        return;
-    }
-    text.push_str("  total ms   self ms   count\n");
-    for tree in by_duration(&segment.trees) {
-        Rows { style, text }.write(tree, &mut String::new(), "");
+    ];
+    let given = ids.into_iter().filter(|(_, value)| !value.is_empty());
+    given
+        .map(|(name, value)| format!("{name} {}", clean(value)))
+        .collect()
+}
+
+/// `, status 200`, `, status 200 and 503`; empty if none is known.
+fn statuses(segments: &[SegmentReport]) -> String {
+    let mut known: Vec<u16> = segments.iter().filter_map(|s| s.status).collect();
+    known.sort_unstable();
+    known.dedup();
+    let known: Vec<String> = known.iter().map(u16::to_string).collect();
+    match known.as_slice() {
+        [] => String::new(),
+        known => format!(", status {}", known.join(" and ")),
     }
 }
 
-/// The longest first; equals stay in the order in which they were first seen.
-fn by_duration(nodes: &[TreeNode]) -> Vec<&TreeNode> {
-    let mut sorted: Vec<&TreeNode> = nodes.iter().collect();
-    sorted.sort_by_key(|node| std::cmp::Reverse(node.duration_ms));
-    sorted
+/// What was left out for being short.
+#[derive(Default)]
+struct Folded {
+    nodes: usize,
+    total_ms: i64,
 }
 
+/// The rows of one forest.
 struct Rows<'a> {
+    requests: usize,
+    view: View,
     style: Style,
     text: &'a mut String,
+    /// Milliseconds of the whole forest.
+    whole_ms: i64,
+    folded: Folded,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    fn new(requests: usize, view: View, style: Style, text: &'a mut String) -> Self {
+        Self {
+            requests,
+            view,
+            style,
+            text,
+            whole_ms: 0,
+            folded: Folded::default(),
+        }
+    }
+
+    fn write(mut self, forest: &[Node<'_>]) {
+        if forest.is_empty() {
+            self.text
+                .push_str("  no call tree: there are no snapshots\n");
+            return;
+        }
+        self.whole_ms = forest
+            .iter()
+            .fold(0_i64, |sum, node| sum.saturating_add(node.total_ms));
+        self.text.push_str(if self.requests == 1 {
+            "\n  total ms   self ms   count  share\n"
+        } else {
+            "\n   mean ms  worst ms   self ms   count  share\n"
+        });
+        for tree in self.long(forest) {
+            self.trunk(tree);
+        }
+        let Folded { nodes, total_ms } = self.folded;
+        if nodes > 0 {
+            self.text.push_str(&format!(
+                "  {nodes} function{} below {} %, {total_ms} ms in all, not shown (--min-percent 0)\n",
+                if nodes == 1 { "" } else { "s" },
+                self.view.min_percent,
+            ));
+        }
+    }
+
+    /// The nodes that are long enough to be shown; the others are counted.
+    fn long<'n, 's>(&mut self, nodes: &'n [Node<'s>]) -> Vec<&'n Node<'s>> {
+        let least_ms = self.least_ms();
+        let (long, short): (Vec<_>, Vec<_>) = nodes
+            .iter()
+            .partition(|node| self.whole_ms <= 0 || node.total_ms as f64 >= least_ms);
+        for node in short {
+            self.folded.nodes += count(node);
+            self.folded.total_ms = self.folded.total_ms.saturating_add(node.total_ms);
+        }
+        long
+    }
+
+    /// A tree from its root on. Functions at its beginning that only call the next one are counted, but for
+    /// the first: they say little more than how a server calls its handlers.
+    fn trunk(&mut self, tree: &Node<'_>) {
+        let mut chain = vec![tree];
+        let mut children = self.long(&tree.children);
+        while let [only] = children.as_slice()
+            && self.only_calls(chain[chain.len() - 1])
+        {
+            chain.push(only);
+            children = self.long(&only.children);
+        }
+        let skipped = chain.len().saturating_sub(2);
+        for (index, node) in chain.iter().enumerate() {
+            let is_between = (1..=skipped).contains(&index);
+            if !is_between || skipped < TRUNK_SKIPPED_MIN {
+                self.row(node, "", "");
+            } else if index == 1 {
+                let width = self.numbers(node).chars().count();
+                let line = format!("\u{22ee} {skipped} functions that only call the next one");
+                self.text.push_str(&format!("{:width$}{line}\n", ""));
+            }
+        }
+        self.branches(&children, &mut String::new());
+    }
+
+    /// Whether nothing of a node's time is its own.
+    fn only_calls(&self, node: &Node<'_>) -> bool {
+        self.view.min_percent > 0.0 && (node.self_ms as f64) < self.least_ms()
+    }
+
+    fn least_ms(&self) -> f64 {
+        self.view.min_percent / 100.0 * self.whole_ms as f64
+    }
+
     /// A node and what is below it. `indent` is what stands before the names of this column.
-    fn write(&mut self, node: &TreeNode, indent: &mut String, branch: &str) {
+    fn tree(&mut self, node: &Node<'_>, indent: &mut String, branch: &str) {
         let (mut node, mut branch) = (node, branch);
         loop {
             self.row(node, indent, branch);
@@ -139,78 +268,234 @@ impl Rows<'_> {
                 });
                 branch = "";
             }
-            match node.children.as_slice() {
-                [] => return,
+            match self.long(&node.children).as_slice() {
                 [only] => node = only,
-                children => {
-                    let last = children.len() - 1;
-                    for (index, child) in by_duration(children).into_iter().enumerate() {
-                        let length = indent.len();
-                        let branch = if index == last { "└─ " } else { "├─ " };
-                        self.write(child, indent, branch);
-                        indent.truncate(length);
-                    }
-                    return;
-                }
+                children => return self.branches(children, indent),
             }
         }
     }
 
-    fn row(&mut self, node: &TreeNode, indent: &str, branch: &str) {
+    /// The callees of one caller, or the only one that is long enough.
+    fn branches(&mut self, children: &[&Node<'_>], indent: &mut String) {
+        if let [only] = children {
+            return self.tree(only, indent, "");
+        }
+        for (index, child) in children.iter().enumerate() {
+            let length = indent.len();
+            let is_last = index + 1 == children.len();
+            self.tree(child, indent, if is_last { "└─ " } else { "├─ " });
+            indent.truncate(length);
+        }
+    }
+
+    fn row(&mut self, node: &Node<'_>, indent: &str, branch: &str) {
         let chars = indent.chars().count() + branch.chars().count();
         let (dots, skipped) = match chars.checked_sub(INDENT_MAX_CHARS) {
             Some(over) if over > 0 => ("\u{2026}", over + 1),
             _ => ("", 0),
         };
-        let numbers = format!(
-            "{:>10}{:>10}{:>8}  ",
-            node.duration_ms, node.self_ms, node.count
-        );
+        let numbers = self.numbers(node);
         let lines: String = indent.chars().chain(branch.chars()).skip(skipped).collect();
-        let name = clean(&node.code_signature);
+        let name = clean(node.signature);
         let name = match self.style.width {
             Some(width) => {
-                let used = numbers.len() + chars.min(INDENT_MAX_CHARS);
+                let used = numbers.chars().count() + chars.min(INDENT_MAX_CHARS);
                 fit(&name, width.saturating_sub(used).max(NAME_MIN_CHARS))
             }
             None => name,
         };
+        let name = self.style.paint(&name, node.signature);
         self.text
             .push_str(&format!("{numbers}{dots}{lines}{name}\n"));
     }
+
+    /// Everything before the name.
+    fn numbers(&self, node: &Node<'_>) -> String {
+        let times = if self.requests == 1 {
+            format!("{:>10}{:>10}", node.total_ms, node.self_ms)
+        } else {
+            let mean = |sum_ms: i64| sum_ms as f64 / self.requests as f64;
+            format!(
+                "{:>10.1}{:>10}{:>10.1}",
+                mean(node.total_ms),
+                node.worst_ms,
+                mean(node.self_ms)
+            )
+        };
+        let share = share_of(node.total_ms, self.whole_ms);
+        format!(
+            "{times}{:>8}  {} {:>3.0} %  ",
+            node.count,
+            bar(share),
+            (share * 100.0).floor()
+        )
+    }
+}
+
+/// How many nodes there are, those below included.
+fn count(node: &Node<'_>) -> usize {
+    1 + node.children.iter().map(count).sum::<usize>()
+}
+
+/// From 0 to 1.
+fn share_of(part_ms: i64, whole_ms: i64) -> f64 {
+    if whole_ms <= 0 {
+        return 0.0;
+    }
+    (part_ms as f64 / whole_ms as f64).clamp(0.0, 1.0)
+}
+
+/// A share as a bar of [`BAR_CHARS`] columns, in eighths of one.
+fn bar(share: f64) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (share * 8.0 * BAR_CHARS as f64).round() as usize;
+    let full = "█".repeat(eighths / 8);
+    format!("{:<BAR_CHARS$}", full + EIGHTHS[eighths % 8])
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::{Format, sample};
     use super::*;
+    use crate::model::TreeNode;
 
-    fn text(report: &ProfileReport, width: Option<usize>) -> String {
+    fn text_of(report: &ProfileReport, view: View, width: Option<usize>) -> String {
+        let style = Style {
+            width,
+            ..Style::PLAIN
+        };
         let mut out = Vec::new();
-        write(report, Style { width }, &mut out).unwrap();
+        write(report, view, style, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
-    /// Check the whole text of a small report.
+    fn text(report: &ProfileReport, width: Option<usize>) -> String {
+        text_of(report, Format::Tree.into(), width)
+    }
+
+    /// Two requests; the second is 100 ms longer in `b` and never comes to `c`.
+    fn two_requests() -> ProfileReport {
+        let mut report = sample::report();
+        let mut stacks: Vec<&[&str]> = vec![&["main", "a"]; 3];
+        stacks.extend(vec![&["main", "a", "b"][..]; 14]);
+        let mut second = sample::segment("s2", &stacks);
+        second.status = Some(503);
+        report.segments.push(second);
+        let counters = &mut report.coverage.counters;
+        counters.insert("requests_matched".to_owned(), 2);
+        report
+    }
+
+    /// Check the whole text of a report with one request, whose numbers are OAP's.
     #[test]
     fn a_small_report_reads_well() {
-        insta::assert_snapshot!(text(&sample::report(), Some(80)), @r"
+        insta::assert_snapshot!(text(&sample::report(), Some(100)), @r"
         GET:/a<b of shop: 1 request profiled, one stack per 10 ms
-
-        GET:/a<b  60 ms  status 200
+        GET:/a<b  60 ms, status 200
           2023-11-14 22:13:20.123 UTC, 7 snapshots, instance shop-1, segment s1, trace t1
-          total ms   self ms   count
-                60        10       7  main
-                40        20       5  ├─ a
-                20        20       3  │  b
-                10        10       2  └─ c
 
-        coverage: 7 of 7 dump periods of profiled requests have a snapshot (100.0 %)
-          requests
-                   3  request heads read by processes of the task's service
-                   1  requests whose endpoint matched
-                   1  matched requests that were profiled and reported
+          total ms   self ms   count  share
+                60        10       7  ██████████ 100 %  main
+                40        20       5  ██████▋     66 %  ├─ a
+                20        20       3  ███▍        33 %  │  b
+                10        10       2  █▋          16 %  └─ c
+
+        profiled 1 of 1 matching requests; 100.0 % of their time was seen
         ");
+    }
+
+    /// Check that several requests are one tree of means, with the worst request of each function.
+    #[test]
+    fn several_requests_are_one_tree() {
+        insta::assert_snapshot!(text(&two_requests(), Some(100)), @r"
+        GET:/a<b of shop: 2 requests profiled, one stack per 10 ms
+        mean 110.0 ms, worst 160 ms (2023-11-14 22:13:20.123 UTC, instance shop-1, segment s2, trace t1), status 200 and 503
+
+           mean ms  worst ms   self ms   count  share
+             110.0       160       5.0      24  ██████████ 100 %  main
+             100.0       160      25.0      22  █████████▏  90 %  ├─ a
+              75.0       130      75.0      17  ██████▉     68 %  │  b
+               5.0        10       5.0       2  ▌            4 %  └─ c
+
+        profiled 2 of 2 matching requests; 100.0 % of their time was seen
+        ");
+    }
+
+    /// Check that functions at the root that only call the next one are counted, and shown if asked for.
+    #[test]
+    fn the_trunk_is_short() {
+        let mut report = sample::report();
+        let stack: &[&str] = &["run", "loop", "serve", "handle", "work", "leaf"];
+        let own = &stack[..5];
+        report.segments = vec![sample::segment("s", &[stack, stack, own, own])];
+        let names = |text: &str| -> Vec<String> {
+            let rows = text.lines().filter_map(|line| line.split(" %  ").nth(1));
+            rows.map(str::to_owned).collect()
+        };
+        let text = text(&report, None);
+        assert_eq!(names(&text), ["run", "work", "leaf"], "{text}");
+        let counted = text.lines().find(|line| line.contains('\u{22ee}')).unwrap();
+        assert_eq!(
+            counted.trim(),
+            "\u{22ee} 3 functions that only call the next one"
+        );
+        let all = View {
+            min_percent: 0.0,
+            ..Format::Tree.into()
+        };
+        let text = text_of(&report, all, None);
+        assert_eq!(names(&text), stack, "{text}");
+    }
+
+    /// Check that each request can have its own tree.
+    #[test]
+    fn each_request_can_have_its_tree() {
+        let view = View {
+            each: true,
+            ..Format::Tree.into()
+        };
+        let text = text_of(&two_requests(), view, None);
+        assert_eq!(text.matches("total ms").count(), 2, "{text}");
+        assert!(text.contains("GET:/a<b  160 ms, status 503"), "{text}");
+    }
+
+    /// Check that short functions are one line that counts them, and that all can be asked for.
+    #[test]
+    fn short_functions_are_counted() {
+        let mut report = sample::report();
+        let leaf = |name: &str, ms: i64, children| TreeNode {
+            code_signature: name.to_owned(),
+            duration_ms: ms,
+            self_ms: ms,
+            count: 1,
+            children,
+        };
+        report.segments[0].trees = vec![leaf(
+            "main",
+            1000,
+            vec![
+                leaf("long", 10, vec![]),
+                leaf("short", 9, vec![leaf("below", 9, vec![])]),
+                leaf("never", 0, vec![]),
+            ],
+        )];
+        let text = text_of(&report, Format::Tree.into(), None);
+        assert!(text.contains("  main\n"), "{text}");
+        assert!(text.contains("  long\n"), "an only child: {text}");
+        assert!(!text.contains("short") && !text.contains("never"), "{text}");
+        assert!(
+            text.contains("  3 functions below 1 %, 9 ms in all, not shown (--min-percent 0)\n"),
+            "{text}"
+        );
+        let all = View {
+            min_percent: 0.0,
+            ..Format::Tree.into()
+        };
+        let text = text_of(&report, all, None);
+        assert!(
+            text.contains("never") && !text.contains("not shown"),
+            "{text}"
+        );
     }
 
     /// Check that a chain of only children stays in one column and that deep branches stay narrow.
@@ -260,5 +545,20 @@ mod tests {
         report.segments[0].endpoint = "GET:/\u{1b}[31m".to_owned();
         report.coverage.notes.push("\u{1b}[2J".to_owned());
         assert!(!text(&report, None).contains(['\u{1b}', '\u{7}']));
+    }
+
+    /// Check the lengths of bars at both ends and between.
+    #[test]
+    fn bars_are_as_long_as_shares() {
+        for (share, drawn) in [
+            (0.0, ""),
+            (0.001, ""),
+            (0.05, "▌"),
+            (0.5, "█████"),
+            (1.0, "██████████"),
+        ] {
+            assert_eq!(bar(share).trim_end(), drawn);
+            assert_eq!(bar(share).chars().count(), BAR_CHARS);
+        }
     }
 }

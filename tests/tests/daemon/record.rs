@@ -2,11 +2,12 @@
 
 use std::fs;
 
-use profiler_daemon::model::SegmentReport;
+use profiler_daemon::frames::kind_of;
+use profiler_daemon::model::{FrameKind, SegmentReport};
 use profiler_tests::{needs_root, read_json};
 use serde_json::Value;
 
-use crate::recording::{Recording, count, has_function, total_ms};
+use crate::recording::{Recording, count, has_function, is_of, total_ms};
 use crate::server::sample_service;
 
 /// Two dump periods.
@@ -79,6 +80,68 @@ fn check_names(report: &Value) {
     let tree = &segment["trees"][0];
     has(tree, &["code_signature", "duration_ms", "self_ms", "count"]);
     has(tree, &["children"]);
+}
+
+/// Check that a recording shows the Python functions, the builtin they are in and what that waits for, and
+/// with all frames the insides of interpreter, C library and kernel as well; the times are the same.
+#[test]
+fn a_recording_shows_the_frames_that_are_wanted() {
+    needs_root!();
+    let service = sample_service(SERVICE);
+    let record = |more: &[&str]| -> SegmentReport {
+        let options = [&["--max-requests", "1"], more].concat();
+        let recording = Recording::start("POST:/", service.id(), &options);
+        let mut client = service.connect().unwrap();
+        client.request("POST", "/", "{}").unwrap();
+        let recorded = recording.finish();
+        for part in [
+            "profiled 1 of 1 matching requests; ",
+            "% of their time was seen\nnext: profilerd record",
+        ] {
+            assert!(recorded.err.contains(part), "{}", recorded.err);
+        }
+        recorded.report(0).segments.remove(0)
+    };
+    let stack_of = |segment: &SegmentReport, function: &str| -> Vec<String> {
+        let mut stacks = segment.snapshots.iter().map(|snapshot| &snapshot.stack);
+        let is_in = |stack: &&Vec<String>| stack.iter().any(|frame| is_of(frame, function));
+        let stack = stacks.find(|stack| is_in(stack) && stack.iter().any(|f| f.contains("sleep")));
+        stack.unwrap().clone()
+    };
+
+    let application = record(&[]);
+    let stack = stack_of(&application, "method1");
+    let (root, waits) = stack.split_at(stack.len() - 2);
+    assert_eq!(waits, ["time.sleep", "[system call clock_nanosleep]"]);
+    assert!(
+        root.iter().all(|frame| kind_of(frame) == FrameKind::Python),
+        "{stack:#?}"
+    );
+    assert!(is_of(root.last().unwrap(), "method1"), "{stack:#?}");
+
+    let all = record(&["--frames", "all"]);
+    let stack = stack_of(&all, "method1");
+    for part in [
+        "(libc.so",
+        "_sys_clock_nanosleep [kernel]",
+        "schedule [kernel]",
+    ] {
+        assert!(
+            stack.iter().any(|frame| frame.contains(part)),
+            "{part}: {stack:#?}"
+        );
+    }
+    assert!(
+        !stack.iter().any(|frame| frame.starts_with("[system call")),
+        "{stack:#?}"
+    );
+    for function in ["do_POST", "method3", "method1"] {
+        let [some, every] = [&application, &all].map(|s| total_ms(&s.trees, function));
+        assert!(
+            (some - every).abs() <= TOLERANCE_MS,
+            "{function}: {some} and {every} ms"
+        );
+    }
 }
 
 /// Check that requests to other endpoints give exit code 3, and that what was seen and why it is not

@@ -88,11 +88,15 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
         println!();
     } else {
         for task_id in &tasks {
-            println!("{}", daemon.result_tree(task_id)?);
+            println!("{}", without_next(&daemon.result_tree(task_id)?));
         }
     }
     write_flame_graphs(&daemon, &tasks, &folder, args.json)?;
-    conclude(&Report::from_json(&merged)?)
+    let report = Report::from_json(&merged)?;
+    if !args.json {
+        println!("{}", closing(&report, &binary));
+    }
+    conclude(&report)
 }
 
 /// Runs one task after the other: an OAP accepts one per service at a time.
@@ -192,6 +196,24 @@ fn write_flame_graphs(daemon: &Daemon, tasks: &[String], folder: &Path, json: bo
         }
     }
     Ok(())
+}
+
+/// A result without its last line: the command there asks a daemon that ends with the demo.
+fn without_next(tree: &str) -> String {
+    let lines = tree.lines().filter(|line| !line.starts_with("next: "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// How much was seen, and what to try next.
+fn closing(report: &Report, binary: &Path) -> String {
+    format!(
+        "profiled {} of {} matching requests; {:.1} % of their time was seen\n\
+         next: {} ps  (what there is to profile on this machine)",
+        report.segments.len(),
+        report.counter("requests_matched"),
+        (report.share_of_periods() * 1000.0).floor() / 10.0,
+        binary.display()
+    )
 }
 
 fn conclude(report: &Report) -> Result<ExitCode> {
