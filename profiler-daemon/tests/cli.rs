@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use profiler_test_support::needs_root;
 use serde_json::Value;
 
 const PROFILERD: &str = env!("CARGO_BIN_EXE_profilerd");
@@ -72,10 +73,6 @@ impl Drop for Sleeper {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
 }
 
 /// Check that help and version are results, and that every command has examples or a description.
@@ -170,10 +167,7 @@ fn an_unknown_key_is_answered() {
 /// Check that an unknown process or service is exit code 1 with where to look.
 #[test]
 fn an_unknown_target_is_1() {
-    if !is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
+    needs_root!();
     for target in [["--pid", "4194303"], ["--service", "no such service"]] {
         let run = run(&[&["record", "--endpoint", "/x"], &target[..]].concat());
         assert_eq!(run.code, 1, "{}", run.err);
@@ -189,10 +183,7 @@ fn an_unknown_target_is_1() {
 /// still written, and a picture is not.
 #[test]
 fn no_request_is_3_with_the_reason() {
-    if !is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
+    needs_root!();
     let sleeper = Sleeper::start();
     let pid = sleeper.0.id().to_string();
     let folder = tempfile::tempdir().unwrap();
@@ -226,10 +217,8 @@ fn no_request_is_3_with_the_reason() {
 /// `doctor` fails.
 #[test]
 fn missing_privileges_are_named() {
-    if !is_root() {
-        eprintln!("skipped: needs root, to give it up");
-        return;
-    }
+    // To give it up.
+    needs_root!();
     // The build folder may be closed to others.
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -17,7 +17,8 @@ use profiler_daemon::process::python::{CodeSignature, PythonNamer, PythonRuntime
 use profiler_daemon::unwind::merge::merge;
 use profiler_daemon::unwind::python::walk_chain;
 
-use python_process::{Running, pythons};
+use profiler_test_support::pythons;
+use python_process::Running;
 
 /// Lookup addresses of all native frames by thread, innermost first.
 fn native_frames(pid: Pid) -> HashMap<u32, Vec<u64>> {

@@ -2,14 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-mod python_process;
-
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use profiler_daemon::model::Pid;
 use profiler_daemon::process::{Agent, AgentLanguage, RequestModel, Runtime};
+use profiler_test_support::{pythons, skip};
 
 /// A child process that ends with the test.
 struct Running(Child);
@@ -50,19 +49,22 @@ impl Running {
     }
 }
 
-/// The program in `PATH` or where Go installs itself.
+/// The program in `PATH` or where Go installs itself; the test is skipped without it.
+macro_rules! find {
+    ($program:literal) => {
+        match find($program) {
+            Some(program) => program,
+            None => skip!("no {} on this machine", $program),
+        }
+    };
+}
+
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
+    std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/local/go/bin")])
         .map(|directory| directory.join(program))
-        .find(|program| program.is_file());
-    if found.is_none() {
-        // Straight to the descriptor: the test harness captures the output of tests that pass.
-        let line = format!("\nSKIPPED runtime_live: no {program} on this machine\n");
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-    }
-    found
+        .find(|program| program.is_file())
 }
 
 /// Check that a program without a language runtime is native.
@@ -75,7 +77,7 @@ fn cat_is_native() {
 /// Check that every CPython is recognised with the version that it prints.
 #[test]
 fn pythons_are_recognised_with_their_version() {
-    for python in python_process::pythons() {
+    for python in pythons() {
         let mut command = Command::new(&python);
         command.args(["-c", "import os; print(flush=True); os.read(0, 1)"]);
         let running = Running::start(&mut command).wait_for_line();
@@ -91,9 +93,7 @@ fn pythons_are_recognised_with_their_version() {
 /// model is refused.
 #[test]
 fn gofmt_is_go() {
-    let (Some(go), Some(gofmt)) = (find("go"), find("gofmt")) else {
-        return;
-    };
+    let (go, gofmt) = (find!("go"), find!("gofmt"));
     let running = Running::start(&mut Command::new(gofmt));
     let output = Command::new(go)
         .args(["env", "GOVERSION"])
@@ -116,9 +116,7 @@ fn gofmt_is_go() {
 /// Check that Node.js is recognised, and that its request model is refused.
 #[test]
 fn node_is_node() {
-    let Some(node) = find("node") else {
-        return;
-    };
+    let node = find!("node");
     let mut command = Command::new(node);
     command.args(["-e", "process.stdin.resume(); console.log()"]);
     let running = Running::start(&mut command).wait_for_line();
@@ -132,9 +130,8 @@ fn node_is_node() {
 /// Check that a Java program is recognised by the virtual machine it loads.
 #[test]
 fn java_is_a_jvm() {
-    let Some(java) = find("java") else {
-        return;
-    };
+    // A program in one file is compiled first.
+    let (java, _) = (find!("java"), find!("javac"));
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("Wait.java");
     let program = "public class Wait { public static void main(String[] a) throws Exception { \
@@ -154,7 +151,7 @@ fn an_agent_of_python_is_recognised() {
     std::fs::create_dir(packages.path().join("apache_skywalking-1.2.0.dist-info")).unwrap();
     // An empty folder in place of the loader: the interpreter goes on without it.
     let loader = packages.path().join("skywalking/bootstrap/loader");
-    for python in python_process::pythons() {
+    for python in pythons() {
         let mut command = Command::new(&python);
         command.args(["-c", "import os; print(flush=True); os.read(0, 1)"]);
         command.env_remove("PYTHONPATH").env_remove("SW_AGENT_NAME");
@@ -176,9 +173,7 @@ fn an_agent_of_python_is_recognised() {
 /// Check that a JVM with an agent whose jar starts SkyWalking's class has it, with the jar's version.
 #[test]
 fn an_agent_of_java_is_recognised() {
-    let (Some(java), Some(javac), Some(jar)) = (find("java"), find("javac"), find("jar")) else {
-        return;
-    };
+    let (java, javac, jar) = (find!("java"), find!("javac"), find!("jar"));
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     std::fs::write(

@@ -14,7 +14,8 @@ use profiler_daemon::symbolize::Symbolizer;
 use profiler_daemon::unwind::NativeUnwinder;
 use profiler_daemon::unwind::merge::merge;
 use profiler_daemon::unwind::python::walk_chain;
-use python_process::{Running, pythons};
+use profiler_test_support::pythons;
+use python_process::Running;
 
 /// Check that, for every kind of call chain, all frames from the system call to the root of the thread
 /// come out as one stack with Python functions in their places.

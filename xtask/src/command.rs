@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+pub(crate) use profiler_test_support::is_root;
 use profiler_test_support::workspace_root;
 
 /// Says what happens next, one line.
@@ -98,12 +99,6 @@ fn is_of_our_package(variable: &str) -> bool {
     ]
     .iter()
     .any(|prefix| variable.starts_with(prefix))
-}
-
-/// Whether we have root's privileges.
-pub(crate) fn is_root() -> bool {
-    // SAFETY: a system call without arguments that cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }
 
 fn line_of(command: &Command) -> String {

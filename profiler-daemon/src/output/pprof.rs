@@ -158,6 +158,8 @@ mod tests {
 
     use flate2::read::GzDecoder;
 
+    use profiler_test_support::skip;
+
     use super::super::{Format, sample, write};
     use super::*;
 
@@ -213,8 +215,7 @@ mod tests {
             .arg(file.path())
             .output();
         let Ok(output) = output else {
-            eprintln!("skipped: go is not installed");
-            return;
+            skip!("no go on this machine");
         };
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{output:?}");

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -114,39 +114,4 @@ impl Running {
         }
         stacks
     }
-}
-
-/// Every CPython that should be supported: 3.11 and later in `/usr/bin`, in `PATH` and of pyenv.
-pub(crate) fn pythons() -> Vec<PathBuf> {
-    let pyenv = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
-    let pyenv = pyenv.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")));
-    let mut directories: Vec<PathBuf> = vec!["/usr/bin".into(), "/usr/local/bin".into()];
-    let versions = pyenv.and_then(|pyenv| std::fs::read_dir(pyenv.join("versions")).ok());
-    for version in versions.into_iter().flatten().flatten() {
-        directories.push(version.path().join("bin"));
-    }
-    if let Some(path) = std::env::var_os("PATH") {
-        directories.extend(std::env::split_paths(&path));
-    }
-    let mut found: Vec<PathBuf> = directories
-        .iter()
-        .flat_map(|directory| (11..=14).map(|minor| directory.join(format!("python3.{minor}"))))
-        // Shims of version managers are scripts.
-        .filter(|python| is_elf(python))
-        .filter_map(|python| python.canonicalize().ok())
-        .collect();
-    found.sort();
-    found.dedup();
-    assert!(
-        !found.is_empty(),
-        "no CPython 3.11 or later on this machine"
-    );
-    found
-}
-
-fn is_elf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    std::fs::File::open(path)
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic))
-        .is_ok_and(|()| magic == *b"\x7fELF")
 }

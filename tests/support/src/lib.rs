@@ -1,5 +1,6 @@
 //! What tests and developer commands share: child processes that never outlive their owner, waiting
-//! for a condition, a small HTTP client, the sample service, a SkyWalking OAP.
+//! for a condition, a small HTTP client, the sample service, a SkyWalking OAP, leaving a test that
+//! cannot run.
 //!
 //! Kept free of the daemon's crates, so that `cargo xtask setup` builds before the BPF toolchain is there.
 
@@ -7,16 +8,22 @@ mod c_server;
 mod child;
 mod http;
 mod json;
+mod python;
 mod server;
 mod service;
+mod skip;
 mod skywalking;
 
 pub use c_server::{C_SERVER, build_c_server, build_c_server_by, kernel_test_folder};
 pub use child::{ChildGuard, free_port, wait_until};
 pub use http::{HttpClient, Response};
 pub use json::read_json;
+pub use python::{
+    PYTHON_MINORS, find_pythons, python_folder, python_suite, pythons, unpacked_python,
+};
 pub use server::LocalServer;
 pub use service::SampleService;
+pub use skip::{is_root, report_skip};
 pub use skywalking::{
     SkywalkingOap, oap_folder, plain_python_agent_command, python_agent_command,
     python_agent_folder,

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -39,8 +40,13 @@ impl Server {
 
     /// The Python server of `server.py`.
     pub(crate) fn python(http_version: &str) -> Self {
+        Self::python_by(Path::new("python3"), http_version)
+    }
+
+    /// As [`Self::python`], by another interpreter than that on `PATH`.
+    pub(crate) fn python_by(python: &Path, http_version: &str) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_load/server.py");
-        Self::start(Command::new("python3").args(["-u", script, http_version]))
+        Self::start(Command::new(python).args(["-u", script, http_version]))
     }
 
     /// The next line the program prints.

@@ -89,13 +89,5 @@ class Handler(BaseHTTPRequestHandler):
 
 server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 print(server.server_port)
-try:
-    import ctypes
-
-    runtime = ctypes.addressof(ctypes.c_char.in_dll(ctypes.pythonapi, "_PyRuntime"))
-except Exception:
-    runtime = 0
-version = sys.version_info
-print(runtime, version.major, version.minor)
 print(id(inner.__code__), id(outer.__code__), id(Handler.do_GET.__code__))
 server.serve_forever()

@@ -6,6 +6,7 @@ mod bpf;
 mod cross;
 mod oap;
 mod peer;
+mod python;
 mod venv;
 
 use std::fs;
@@ -69,6 +70,10 @@ const NEEDS: &[Need] = &[
     // Called by rustc for every link and by the C parts of dependencies.
     need(Group::Build, "cc", "gcc"),
     need(Group::Test, "python3", "python3"),
+    // Other versions of CPython, from other suites.
+    need(Group::Test, "dpkg-deb", "dpkg"),
+    need(Group::Test, DEBIAN_KEYRING, "debian-archive-keyring"),
+    need(Group::Test, "patchelf", "patchelf"),
     // The independent opinion on native stacks.
     need(Group::Test, "gdb", "gdb"),
     need(Group::Test, "wrk", "wrk"),
@@ -132,6 +137,9 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     }
     if groups.contains(&Group::Build) {
         bpf::ensure()?;
+    }
+    if groups.contains(&Group::Test) {
+        python::ensure();
     }
     if groups.contains(&Group::Aarch64) {
         aarch64()?;

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
+use profiler_test_support::skip;
+
 use super::*;
 use crate::config::{RuleMatch, Template};
 use crate::process::Pod;
@@ -110,11 +112,8 @@ fn a_port_that_opens_later_changes_the_identity() {
         .args(["-c", script])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .spawn();
-    let Ok(child) = child else {
-        eprintln!("skipped: python3 is not installed");
-        return;
-    };
+        .spawn()
+        .unwrap();
     let mut child = Shell(child);
     assert_eq!(child.read(), "up");
     let mut table = ProcessTable::new(Vec::new());
@@ -310,15 +309,11 @@ fn ports_of_another_namespace_are_found() {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .spawn();
-    let Ok(child) = child else {
-        eprintln!("skipped: unshare is not installed");
-        return;
-    };
+        .spawn()
+        .unwrap();
     let mut server = Shell(child);
     if server.read() != "up" {
-        eprintln!("skipped: no network namespace may be made here");
-        return;
+        skip!("no network namespace may be made here");
     }
     let pid = server.pid();
     let mut table = ProcessTable::new(Vec::new());
