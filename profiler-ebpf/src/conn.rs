@@ -245,8 +245,10 @@ pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
     }
     let rest = first + CLOSE_RANGE_MAX;
     if rest <= last {
+        let task_mask = maps::target((key >> 32) as u32).map_or(0, |target| target.task_mask);
         emit::process_event(
             RequestEventKind::CloseRange,
+            task_mask,
             (key >> 32) as u32,
             (rest as u32).cast_signed(),
             last as u32,

@@ -252,6 +252,13 @@ impl Kernel {
         stats::run_time_ns(&self.ebpf)
     }
 
+    /// Runs of hooks that the kernel has left out since the object was loaded, because one was under way on the same
+    /// CPU; for any process of the host.
+    #[must_use]
+    pub fn left_out_runs(&self) -> u64 {
+        stats::left_out_runs(&self.ebpf)
+    }
+
     /// What the loaded programs cost.
     #[must_use]
     pub fn program_stats(&self) -> Vec<ProgramStats> {
