@@ -90,8 +90,8 @@ pub struct Conn {
 pub struct PartialHead {
     /// Used bytes of `bytes`.
     pub len: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Bytes of a PROXY header that are yet to be read; `len` is 0 then.
+    pub skip: u32,
     /// `CLOCK_MONOTONIC` of the read that brought the first byte.
     pub ktime_ns: u64,
     /// The bytes read so far.

@@ -14,16 +14,15 @@
 //! only once its response has begun.
 
 use profiler_common::{
-    ConnKey, EndReason, KernelCounter, RequestEventKind, cancel, conn_flag, conn_state,
+    ConnKey, EndReason, KernelCounter, Line, RequestEventKind, cancel, conn_flag, conn_state,
     setting_flag,
 };
 
 use crate::count::count_all;
 use crate::globals::setting;
-use crate::head::{self, LINE_MAX, line_status, status};
+use crate::head::{line_status, read_line, status};
 use crate::partial::{join_piece, keep_piece};
 use crate::rule::{NO_SLOT, match_rules};
-use crate::scratch::fetch;
 use crate::socket::{names_socket, same_socket, server_socket};
 use crate::start::start_request;
 use crate::{emit, maps, socket, tag};
@@ -63,26 +62,29 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         }
         known = None;
     }
-    let copied = fetch(0, LINE_MAX);
-    if copied == 0 {
-        count_all(task_mask, KernelCounter::HeadUnreadable);
+    if let Some(conn) = &known
+        && conn.flags & conn_flag::PARTIAL != 0
+    {
+        return join_piece(key, conn.sk);
+    }
+    let line = read_line();
+    let begins = line_status(line);
+    if Line(line).skip() == 0 {
+        if begins != status::SKIP {
+            count_all(task_mask, KernelCounter::HeadUnreadable);
+        }
         return 0;
     }
-    let line = head::line(copied);
-    let begins = line_status(line);
     if begins != status::NO && setting(setting_flag::SOCKET_HOOKS) && maps::may_be_tagged(tid) {
         tag::end_if_closed();
     }
     let mut sk;
     if let Some(conn) = known {
-        if conn.flags & conn_flag::PARTIAL != 0 {
-            return join_piece(key, conn.sk);
-        }
         if conn.state == conn_state::OPEN && conn.reader_tid != tid {
             conn.flags |= conn_flag::HANDED_OFF;
         }
         let closing = conn.state == conn_state::OPEN || conn.state == conn_state::HALF_CLOSED;
-        if begins == status::NO || closing && begins == status::TOKEN {
+        if begins == status::NO || closing && begins < status::TARGET {
             return 0;
         }
         if conn.state != conn_state::HALF_CLOSED && socket::is_shut_down() {
@@ -137,7 +139,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     if begins == status::WHOLE {
         start_request(key, sk, match_rules(task_mask.into(), line), 0)
     } else {
-        keep_piece(key, sk, copied)
+        keep_piece(key, sk, line)
     }
 }
 

@@ -30,7 +30,9 @@ pub(crate) struct RequestScratch {
     pub(crate) base: u64,
     /// Elements at `base`; 0: `base` is a plain buffer.
     pub(crate) iovec_count: u64,
-    /// Bytes the system call moved.
+    /// Bytes of them that are left out: what stands before a request line.
+    pub(crate) skip: u64,
+    /// Bytes the system call moved, without those.
     pub(crate) len: u64,
     /// `Target::task_mask` of the current process.
     pub(crate) task_mask: u32,
@@ -51,6 +53,13 @@ pub(crate) struct RequestScratch {
 }
 
 impl RequestScratch {
+    /// Leaves out the next bytes of the system call; there are more.
+    #[inline(always)]
+    pub(crate) fn advance(&mut self, bytes: u64) {
+        self.skip += bytes;
+        self.len -= bytes;
+    }
+
     /// Takes the space, if nothing else uses it, until [`Self::leave`]. One instruction asks and takes: from Linux
     /// 7.0 on another hook of this CPU may run between two.
     ///
@@ -133,8 +142,9 @@ pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
         return 0;
     }
     if scratch.iovec_count == 0 {
-        return copy_to_data(scratch, at, wanted, scratch.base);
+        return copy_to_data(scratch, at, wanted, scratch.base + scratch.skip);
     }
+    let mut skip = scratch.skip;
     let mut copied = 0;
     let mut index = 0;
     while index < 4 {
@@ -144,12 +154,15 @@ pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
         let Some([base, len]) = read::user::<[u64; 2]>(scratch.base + 16 * index) else {
             break;
         };
+        let skipped = if skip > len { len } else { skip };
+        skip -= skipped;
+        let left = len - skipped;
         let mut chunk = wanted - copied;
-        if chunk > len {
-            chunk = len;
+        if chunk > left {
+            chunk = left;
         }
         if chunk != 0 {
-            let done = copy_to_data(scratch, at + copied, chunk, base);
+            let done = copy_to_data(scratch, at + copied, chunk, base + skipped);
             if done == 0 {
                 break;
             }

@@ -218,6 +218,7 @@ pub(crate) fn on_ended(call: &Call) {
 fn source(scratch: &mut RequestScratch, base: u64, iovec_count: u64, len: u64) {
     scratch.base = base;
     scratch.iovec_count = iovec_count;
+    scratch.skip = 0;
     scratch.len = len;
 }
 

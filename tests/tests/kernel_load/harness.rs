@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use profiler_common::{EndReason, KernelCounter, method_bit};
+use profiler_common::{ANY_METHOD, EndReason, KernelCounter};
 use profiler_daemon::kernel::{Kernel, LoadOptions};
 use profiler_daemon::model::{
     EndpointRule, Pid, RawSample, RequestEvent, RequestId, TaskSlot, Tid,
@@ -128,8 +128,7 @@ impl Watch {
     pub(crate) fn with_options(pid: Pid, literal: &str, options: &LoadOptions) -> Self {
         let mut kernel = Kernel::load(options).unwrap();
         let rule = EndpointRule {
-            method_mask: method_bit(profiler_common::Method::Get)
-                | method_bit(profiler_common::Method::Post),
+            method_mask: ANY_METHOD,
             literal: literal.as_bytes().to_vec(),
             exact: false,
         };

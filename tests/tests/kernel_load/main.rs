@@ -7,6 +7,7 @@ mod calls;
 mod chain;
 mod harness;
 mod hygiene;
+mod lines;
 mod preempt;
 mod python;
 mod requests;
@@ -75,6 +76,7 @@ fn requests_are_seen_at_system_calls_as_well() {
         .args([
             "calls::",
             "hygiene::",
+            "lines::",
             "preempt::",
             "requests::",
             "--test-threads=1",
