@@ -115,8 +115,9 @@ pub enum RequestEventKind {
     /// The last thread of a target process exited.
     Exit = 6,
     /// A target process closed the descriptors `fd..=detail` with one call, the rest of a range whose
-    /// beginning the program has looked at. The daemon ends the requests on them: no program can
-    /// walk a range of any size.
+    /// beginning the program has looked at. The daemon ends the requests on them, of which it knows: no program
+    /// can walk a range of any size. Records of other connections in the range stay until their descriptor is used
+    /// again, or room is needed.
     CloseRange = 7,
     /// The request's thread wrote a request head of its own, before it answered; data: that head, at most
     /// [`HEAD_MAX_BYTES`]. Only of targets with [`crate::target_flag::AGENT`], and not more than

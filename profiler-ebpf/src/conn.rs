@@ -25,7 +25,7 @@ use crate::partial::{join_piece, keep_piece};
 use crate::rule::{NO_SLOT, match_rules};
 use crate::socket::{names_socket, same_socket, server_socket};
 use crate::start::start_request;
-use crate::{emit, maps, socket, tag};
+use crate::{emit, maps, read, socket, tag};
 
 /// Flags that outlive a request on the connection.
 const LASTING_FLAGS: u32 = conn_flag::UPGRADED | conn_flag::PARTIAL;
@@ -232,10 +232,14 @@ pub(crate) extern "C" fn on_close(key: u64, reason: u64) -> u64 {
 /// Descriptors of a closed range that are looked at here; the daemon looks at the rest, later.
 const CLOSE_RANGE_MAX: u64 = 64;
 
-/// The descriptors from the key's up to `last` were closed by one call.
+/// The descriptors from the key's up to `last` were closed by one call. The socket hooks see it once for each socket
+/// in the range, of which the first one stands for all.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
+    if setting(setting_flag::SOCKET_HOOKS) && is_same_range(key, last) {
+        return 0;
+    }
     let first = key & 0xffff_ffff;
     let mut index = 0;
     while index < CLOSE_RANGE_MAX {
@@ -257,6 +261,25 @@ pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
         );
     }
     0
+}
+
+/// Whether this CPU's latest closed range was the same, of the same thread, a moment ago: then it is the same call.
+/// A call that goes on on another CPU is told once more.
+#[inline(always)]
+fn is_same_range(key: u64, last: u64) -> bool {
+    /// Longest time between the closes of two sockets by one call.
+    const MOMENT_NS: u64 = 10_000_000;
+    let Some(scratch) = maps::request_scratch() else {
+        return false;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let now = read::ktime_ns();
+    let [known_key, known_last, known_tid] = scratch.closed_range;
+    let is_recent = now - scratch.closed_ktime_ns < MOMENT_NS;
+    scratch.closed_range = [key, last, scratch.tid];
+    scratch.closed_ktime_ns = now;
+    is_recent && known_key == key && known_last == last && known_tid == scratch.tid
 }
 
 /// The response direction was shut down.

@@ -44,6 +44,10 @@ pub(crate) struct RequestScratch {
     pub(crate) tid: u64,
     /// The `struct sock` that a socket hook was given.
     pub(crate) sk: u64,
+    /// The latest range of descriptors that was closed on this CPU: key, last descriptor, thread. Outlives a run.
+    pub(crate) closed_range: [u64; 3],
+    /// `CLOCK_MONOTONIC` of that.
+    pub(crate) closed_ktime_ns: u64,
     /// Room to build a `PARTIAL_HEADS` value.
     pub(crate) partial: PartialHead,
     /// Header of the next event.

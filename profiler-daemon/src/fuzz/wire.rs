@@ -10,7 +10,7 @@ use super::service;
 use crate::embedded::store::{Store, StoreLimits};
 use crate::embedded::task::TaskRequest;
 use crate::embedded::wire;
-use crate::kernel::{KernelTypes, RequestRecord, decode_request, decode_sample};
+use crate::kernel::{KernelTypes, decode_request, decode_sample};
 use crate::model::{Pid, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock};
 use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
 
@@ -74,12 +74,15 @@ pub fn request_records(data: &[u8]) {
     let clock = WallClock::from_readings(0, 1_700_000_000_000_000_000);
     let mut actions = Vec::new();
     for record in parts(data) {
-        let Ok(RequestRecord::Event(event)) = decode_request(record) else {
+        let Ok(event) = decode_request(record) else {
             continue;
         };
         match event {
             RequestEvent::Start { slot, pid, .. } => tracker.add_target(slot, pid, service()),
             RequestEvent::Exit { pid } => tracker.on_process_gone(pid, 0, &mut actions),
+            RequestEvent::CloseRange {
+                pid, first, last, ..
+            } => tracker.on_close_range(pid, first..=last, 0, &NoConns, &mut actions),
             _ => {}
         }
         tracker.on_event(event, clock, &mut actions);

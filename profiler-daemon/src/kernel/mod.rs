@@ -51,7 +51,7 @@ use tracing_log::log::Log;
 
 pub use bad_record::BadRecord;
 pub use btf::{BtfError, KernelTypes};
-pub use decode_request::{RequestRecord, decode_request};
+pub use decode_request::decode_request;
 pub use decode_sample::decode_sample;
 pub use drain::Drained;
 pub use error::{KernelError, MINIMUM_KERNEL};

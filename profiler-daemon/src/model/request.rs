@@ -105,6 +105,17 @@ pub enum RequestEvent {
         /// Why it ended.
         reason: EndReason,
     },
+    /// A target process closed a range of descriptors, of which the programs have looked at the beginning only.
+    CloseRange {
+        /// The process.
+        pid: Pid,
+        /// First descriptor.
+        first: u32,
+        /// Last descriptor, included; may be far beyond the last one in use.
+        last: u32,
+        /// When.
+        ktime_ns: u64,
+    },
     /// A target process forked.
     Fork {
         /// The parent.

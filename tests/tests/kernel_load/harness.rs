@@ -1,6 +1,6 @@
 //! A server under watch: the process, the kernel side attached to it, the events it caused.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
@@ -103,6 +103,12 @@ impl Client {
     pub(crate) fn get(&mut self, target: &str) -> Vec<u8> {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
         self.response()
+    }
+
+    /// Whether the server has closed the connection; to be asked when no response is due.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        !matches!(self.stream.peek(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
     pub(crate) fn close(self) {

@@ -81,6 +81,17 @@ impl Capture {
             ..kernel.drained()
         });
         for event in events {
+            if let RequestEvent::CloseRange {
+                pid,
+                first,
+                last,
+                ktime_ns,
+            } = event
+                && let Some(kernel) = &self.kernel
+            {
+                self.tracker
+                    .on_close_range(pid, first..=last, ktime_ns, kernel, &mut actions);
+            }
             gone.extend(self.on_process_event(&event, &mut actions));
             self.tracker.on_event(event, clock, &mut actions);
         }
