@@ -13,7 +13,7 @@ use std::process::Command;
 
 use native_process::{STACK_BYTES, ask_gdb, capture};
 use profiler_daemon::frames::{FrameSet, activity, kind_of};
-use profiler_daemon::model::{Coverage, Frame, FrameKind, Pid, Stack};
+use profiler_daemon::model::{Counter, Coverage, Frame, FrameKind, Pid, Stack};
 use profiler_daemon::process::Process;
 use profiler_daemon::process::python::{CodeSignature, PythonRuntime};
 use profiler_daemon::symbolize::Symbolizer;
@@ -29,8 +29,12 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
     let pid = running.pid();
     let mut process = Process::open(pid).unwrap();
     process.python = PythonRuntime::detect(pid).unwrap();
-    let mut symbolizer = Symbolizer::new(CodeSignature::Function);
-    let numbers: BTreeMap<u32, u32> = tids.values().map(|&tid| (tid, system_call(pid, tid))).collect();
+    let symbolizer = Symbolizer::new(CodeSignature::Function);
+    let mut symbolizer = symbolizer.showing(FrameSet::Application);
+    let numbers: BTreeMap<u32, u32> = tids
+        .values()
+        .map(|&tid| (tid, system_call(pid, tid)))
+        .collect();
     let gdb = ask_gdb(pid);
     let of_thread = |tid: u32| -> Vec<String> {
         let memory = process.memory;
@@ -38,13 +42,21 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
         let native = NativeUnwinder::new().unwind(&mut process, &captured, Some(&memory));
         let runtime = process.python.as_ref().unwrap();
         let chain = walk_chain(&memory, runtime, tid);
-        let merged = merge(&native.addresses(), native.end, &[], Some((&chain, runtime)));
+        let merged = merge(
+            &native.addresses(),
+            native.end,
+            &[],
+            Some((&chain, runtime)),
+        );
         assert!(!merged.mismatch);
         let stack = Stack {
             frames: merged.frames,
             end: native.end,
         };
-        let stack = symbolizer.symbolize(&process, &stack, &mut Coverage::default());
+        let mut losses = Coverage::default();
+        let stack = symbolizer.symbolize(&process, &stack, &mut losses);
+        // Debian's interpreter and C library are stripped, and show none of their unnamed functions.
+        assert_eq!(losses.get(Counter::FramesUnknown), 0);
         let activity = activity::of_thread(&[], numbers.get(&tid).copied(), true).unwrap();
         let activity = Frame::new(activity.to_string(), FrameKind::Activity);
         let frames = [&[activity], &stack.frames[..]].concat();
@@ -52,7 +64,9 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
         shown.map(|frame| frame.signature.to_string()).collect()
     };
     let mut of_thread = of_thread;
-    tids.into_iter().map(|(name, tid)| (name, of_thread(tid))).collect()
+    tids.into_iter()
+        .map(|(name, tid)| (name, of_thread(tid)))
+        .collect()
 }
 
 /// The number of the system call that a thread waits in.
@@ -76,7 +90,10 @@ fn waits_are_a_builtin_in_a_system_call() {
             let [waits, called, function, ..] = shown[thread].as_slice() else {
                 panic!("{context}");
             };
-            assert!(waits.starts_with(&format!("[system call {call}")), "{context}");
+            assert!(
+                waits.starts_with(&format!("[system call {call}")),
+                "{context}"
+            );
             assert_eq!(called, builtin, "{context}");
             assert!(function.contains(&format!(".{thread}:")), "{context}");
         }
@@ -91,18 +108,37 @@ fn c_code_and_imports_stand_where_they_were_called() {
         let shown = shown(&python);
         let stack = &shown["in_callback_of_c"];
         let context = format!("{}: {stack:#?}", python.display());
-        let at = |part: &str| stack.iter().position(|frame| frame.contains(part)).expect(&context);
+        let at = |part: &str| {
+            stack
+                .iter()
+                .position(|frame| frame.contains(part))
+                .expect(&context)
+        };
         let (compare, caller) = (at(".compare:"), at(".in_callback_of_c:"));
         let between = &stack[compare + 1..caller];
         assert!(!between.is_empty(), "{context}");
-        assert!(between.iter().all(|f| f.ends_with("(libc.so.6)")), "{context}");
+        assert!(
+            between.iter().all(|f| f.ends_with("(libc.so.6)")),
+            "{context}"
+        );
 
         let stack = &shown["in_import"];
         let context = format!("{}: {stack:#?}", python.display());
-        let machinery = stack.iter().filter(|frame| frame.starts_with("importlib._bootstrap"));
+        let machinery = stack
+            .iter()
+            .filter(|frame| frame.starts_with("importlib._bootstrap"));
         assert_eq!(machinery.count(), 1, "{context}");
-        let at = |part: &str| stack.iter().position(|frame| frame.contains(part)).expect(&context);
-        assert_eq!(at("blocking_module.<module>:") + 1, at("importlib._bootstrap"), "{context}");
+        let at = |part: &str| {
+            stack
+                .iter()
+                .position(|frame| frame.contains(part))
+                .expect(&context)
+        };
+        assert_eq!(
+            at("blocking_module.<module>:") + 1,
+            at("importlib._bootstrap"),
+            "{context}"
+        );
         let root = kind_of(stack.last().unwrap());
         assert_eq!(root, FrameKind::Python, "{context}");
     }
