@@ -20,7 +20,8 @@ use profiler_daemon::symbolize::Symbolizer;
 use profiler_daemon::unwind::NativeUnwinder;
 use profiler_daemon::unwind::merge::merge;
 use profiler_daemon::unwind::python::walk_chain;
-use python_process::{Running, pythons};
+use profiler_test_support::pythons;
+use python_process::Running;
 
 /// What is shown of each thread, by its name, innermost first.
 fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
