@@ -132,7 +132,11 @@ fn ids(segment: &SegmentReport) -> Vec<String> {
         ("segment", &segment.segment_id),
         ("trace", &segment.trace_id),
     ];
-    let given = ids.into_iter().filter(|(_, value)| !value.is_empty());
+    // A request that nobody has traced has a trace of its own, with the id of its segment.
+    let is_told = |name: &str| name == "segment" && segment.segment_id == segment.trace_id;
+    let given = ids
+        .into_iter()
+        .filter(|(name, value)| !value.is_empty() && !is_told(name));
     given
         .map(|(name, value)| format!("{name} {}", clean(value)))
         .collect()
