@@ -197,6 +197,16 @@ mod tests {
         ");
     }
 
+    /// Check that a request with a trace of its own is named once.
+    #[test]
+    fn one_id_is_told_once() {
+        let mut report = sample::report();
+        let segment = &mut report.segments[0];
+        segment.trace_id.clone_from(&segment.segment_id);
+        let text = text(&report, None);
+        assert!(text.contains("instance shop-1, trace s1\n"), "{text}");
+    }
+
     /// Check that several requests are one tree of means, with the worst request of each function.
     #[test]
     fn several_requests_are_one_tree() {
