@@ -27,7 +27,7 @@ pub use python::{
 pub use request::{
     Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead,
     RESPONSE_HEAD_MAX_BYTES, RequestEventHeader, RequestEventKind, cancel, conn_flag, conn_state,
-    event_flag,
+    ends_chunks, event_flag,
 };
 pub use rule::{
     ANY_METHOD, LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag,

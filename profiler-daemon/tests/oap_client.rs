@@ -68,6 +68,7 @@ fn segment(task: &TaskId, service: &Service, id: &str, stacks: &[&str]) -> Profi
             },
             end_ktime_ns: 0,
             status: Some(200),
+            cut: None,
             reason: None,
             outbound: None,
             losses: Coverage::default(),

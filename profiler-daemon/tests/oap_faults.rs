@@ -83,6 +83,7 @@ fn segment(id: &str, snapshots: i32) -> ProfiledSegment {
             },
             end_ktime_ns: 0,
             status: Some(200),
+            cut: None,
             reason: None,
             outbound: None,
             losses: Coverage::default(),

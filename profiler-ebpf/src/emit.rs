@@ -2,7 +2,7 @@
 
 use profiler_common::{
     Conn, HEAD_MAX_BYTES, KernelCounter, RequestEventHeader, RequestEventKind, conn_flag,
-    event_flag,
+    ends_chunks, event_flag,
 };
 
 use crate::count::{count, count_all};
@@ -20,6 +20,9 @@ pub(crate) fn flags_of(conn: &Conn) -> u32 {
     }
     if conn.flags & conn_flag::PIPELINED != 0 {
         flags |= event_flag::PIPELINED;
+    }
+    if ends_chunks(conn.tail) {
+        flags |= event_flag::LAST_CHUNK;
     }
     flags
 }

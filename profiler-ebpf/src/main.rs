@@ -78,6 +78,8 @@ mod sys_exit;
 mod syscall;
 #[cfg(target_arch = "bpf")]
 mod tag;
+#[cfg(target_arch = "bpf")]
+mod tail;
 
 /// Many helpers are reserved to programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]

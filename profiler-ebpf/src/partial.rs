@@ -60,6 +60,7 @@ fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
         first_write_ktime_ns: 0,
         last_write_ktime_ns: 0,
         written_bytes: 0,
+        tail: 0,
         reader_tid: 0,
         state: conn_state::IDLE,
         flags: conn_flag::PARTIAL,

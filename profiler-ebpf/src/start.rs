@@ -70,6 +70,7 @@ fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
         conn.first_write_ktime_ns = 0;
         conn.last_write_ktime_ns = 0;
         conn.written_bytes = 0;
+        conn.tail = 0;
         conn.reader_tid = reader_tid;
         conn.state = conn_state::OPEN;
         conn.flags = flags;
@@ -84,6 +85,7 @@ fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
         first_write_ktime_ns: 0,
         last_write_ktime_ns: 0,
         written_bytes: 0,
+        tail: 0,
         reader_tid,
         state: conn_state::OPEN,
         flags,

@@ -28,8 +28,17 @@ const SLOT: TaskSlot = TaskSlot(0);
 /// What a recording reacts to.
 struct Inputs {
     events: mpsc::Receiver<PipelineEvent>,
-    /// One stream for the whole time: a signal that comes between two waits is not lost.
+    /// One stream each for the whole time: a signal that comes between two waits is not lost.
     interrupt: Signal,
+    terminate: Signal,
+}
+
+/// Waits for one of two signals.
+async fn stopped(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 /// Records one endpoint and returns what was found, coverage included.
@@ -90,10 +99,15 @@ async fn run(
         start_unix_ms: now_ms,
         create_unix_ms: now_ms,
     };
-    // Before anything is attached: from here on Ctrl-C ends the recording in order.
+    // Before anything is attached: from here on a signal ends the recording in order.
     let interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
+    let terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
     let (pipeline, events) = Pipeline::spawn(config)?;
-    let mut inputs = Inputs { events, interrupt };
+    let mut inputs = Inputs {
+        events,
+        interrupt,
+        terminate,
+    };
     pipeline.send(Command::StartTask {
         slot: SLOT,
         task: Box::new(task.clone()),
@@ -171,7 +185,7 @@ async fn collect(
                 None => bail!("nothing can be captured any more"),
             },
             _ = tick.tick() => {}
-            _ = inputs.interrupt.recv(), if !ending => {
+            () = stopped(&mut inputs.interrupt, &mut inputs.terminate), if !ending => {
                 ending = true;
                 pipeline.send(Command::EndTask { slot: SLOT });
             }
@@ -251,6 +265,7 @@ fn segment_report(segment: &ProfiledSegment) -> SegmentReport {
         start_ms: segment.start_unix_ms,
         duration_ms: segment.end_unix_ms - segment.start_unix_ms,
         status: segment.request.status,
+        cut: segment.request.cut.map(|why| why.to_string()),
         snapshots: segment
             .snapshots
             .iter()

@@ -29,6 +29,8 @@ use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
+/// Tag of a request of which the end is not shown: why.
+const TAG_CUT: &str = "profilerd.cut";
 
 /// What the pipeline tells its owner.
 #[derive(Debug)]
@@ -301,6 +303,9 @@ impl Resolve {
                 if let Some(period_ns) = stretched_ns {
                     let period_ms = (period_ns / 1_000_000).to_string();
                     segment.tags.push((TAG_DUMP_PERIOD.to_owned(), period_ms));
+                }
+                if let Some(why) = segment.request.cut {
+                    segment.tags.push((TAG_CUT.to_owned(), why.to_string()));
                 }
                 self.coverage
                     .entry(task_id)

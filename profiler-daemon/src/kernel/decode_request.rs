@@ -58,6 +58,13 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestEvent, BadRecord> {
             flags: header.flags,
             head: data.to_vec(),
         },
+        RequestEventKind::MoreResponse => RequestEvent::MoreResponse {
+            id,
+            ktime_ns: header.ktime_ns,
+            written_bytes: header.written_bytes,
+            flags: header.flags,
+            bytes: data.to_vec(),
+        },
         RequestEventKind::Outbound => RequestEvent::Outbound {
             id,
             head: data.to_vec(),
@@ -202,7 +209,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(decode_request(&bytes[..len]).is_err(), "cut at {len}");
         }
-        assert_eq!(decode_request(&record(9, 0, b"")), Err(BadRecord::Kind(9)));
+        assert_eq!(decode_request(&record(10, 0, b"")), Err(BadRecord::Kind(10)));
         let mut slot = record(1, 0, b"");
         slot[36..40].copy_from_slice(&16_u32.to_ne_bytes());
         assert_eq!(decode_request(&slot), Err(BadRecord::Slot(16)));

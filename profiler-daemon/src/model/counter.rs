@@ -72,7 +72,7 @@ counters! {
     RequestsOfOtherTask, "requests_of_other_task", Requests, loss: false, "matched requests that another live task of the process profiles";
     RequestsOverOpenLimit, "requests_over_open_limit", Requests, loss: true, "matched requests not sampled because too many were open at once";
     RequestsProfiled, "requests_profiled", Requests, loss: false, "matched requests that were profiled and reported";
-    RequestsUnfinished, "requests_unfinished", Requests, loss: false, "matched requests that were still open when the task ended";
+    RequestsUnfinished, "requests_unfinished", Requests, loss: false, "matched requests that were still open when the task ended; what is shown of them is cut there";
     RequestsUnanswered, "requests_unanswered", Requests, loss: true, "matched requests that ended without a response line";
     RequestsHandedOff, "requests_handed_off", Requests, loss: true, "matched requests answered by another thread than the one that read them";
     RequestsInterleaved, "requests_interleaved", Requests, loss: true, "matched requests whose thread served another request at the same time";

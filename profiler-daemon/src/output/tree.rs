@@ -97,6 +97,12 @@ fn write_all(segments: &[SegmentReport], view: View, style: Style, text: &mut St
     }
     text.push_str(&statuses(segments));
     text.push('\n');
+    let cut = segments.iter().filter(|segment| segment.cut.is_some());
+    match cut.count() {
+        0 => {}
+        1 => text.push_str("  1 of them is cut: it lasted longer\n"),
+        cut => text.push_str(&format!("  {cut} of them are cut: they lasted longer\n")),
+    }
     Rows::new(requests, view, style, text).write(&merge(segments));
 }
 
@@ -114,6 +120,9 @@ fn write_segment(segment: &SegmentReport, view: View, style: Style, text: &mut S
     ];
     facts.extend(ids(segment));
     text.push_str(&format!("  {}\n", facts.join(", ")));
+    if let Some(why) = &segment.cut {
+        text.push_str(&format!("  cut, it lasted longer: {}\n", clean(why)));
+    }
     Rows::new(1, view, style, text).write(&merge([segment]));
 }
 

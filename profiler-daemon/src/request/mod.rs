@@ -1,7 +1,7 @@
 //! Turns request events of the kernel side into open and finished requests.
 //!
 //! In:  [`crate::model::RequestEvent`] from [`crate::kernel`]
-//! Out: [`Action`]s: begin, cancel, untag, finish; carried out by [`crate::app`]
+//! Out: [`Action`]s: begin, cancel, finish; carried out by [`crate::app`]
 //! Lost: every request that is not reported has a [`crate::model::Counter`] saying why
 //!
 //! [`endpoint`] decides whether a request belongs to a task (`path` about its path), [`head`] and [`response`] read the bytes

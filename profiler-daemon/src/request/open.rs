@@ -1,17 +1,19 @@
 //! An open request, from its head to its last byte.
+//!
+//! Silence ends none: a handler may think for a minute between two writes. What ends a request is what its
+//! response's framing says ([`Framing`]), or an event of the kernel side.
 
-use profiler_common::Conn;
+use profiler_common::{Conn, ends_chunks};
 
 use super::head::RequestHead;
-use super::response::ResponseHead;
+use super::response::{Framing, ResponseHead};
 use super::sw8;
 use super::tracker::ConnView;
 use crate::model::{ActiveRequest, Sw8};
 
-/// A response with no write for this long, whose length is unknown, is taken as complete.
-const QUIET_END_NS: u64 = 10_000_000_000;
-/// A response with no write for this long (or two dump periods) stops being sampled.
-const QUIET_UNTAG_NS: u64 = 1_000_000_000;
+/// How long after a last chunk no byte may follow. Data may look like one, at the end of a write in the middle of
+/// a chunk whose rest is then written at once.
+const LAST_CHUNK_NS: u64 = 50_000_000;
 /// How long an end may be missing after the connection's state is gone, before it is taken as lost.
 const LOST_END_NS: u64 = 1_000_000_000;
 
@@ -64,7 +66,10 @@ pub(super) struct OpenRequest {
     pub(super) is_answered: bool,
     pub(super) last_write_ktime_ns: u64,
     pub(super) written_bytes: u64,
-    pub(super) is_untagged: bool,
+    /// The latest bytes look like a last chunk.
+    has_last_chunk: bool,
+    /// First bytes of the response, until its head is whole.
+    head: Vec<u8>,
     /// Its head came together with the next one's: what is written after its answer is not its own.
     pub(super) is_followed: bool,
     pub(super) outbound: Outbound,
@@ -84,7 +89,8 @@ impl OpenRequest {
             is_answered: false,
             last_write_ktime_ns: 0,
             written_bytes: 0,
-            is_untagged: false,
+            has_last_chunk: false,
+            head: Vec::new(),
             is_followed: false,
             outbound: Outbound::default(),
             gone_since_ktime_ns: None,
@@ -98,12 +104,41 @@ impl OpenRequest {
     }
 
     /// Takes note of the latest write; 0 is none.
-    pub(super) fn on_write(&mut self, last_write_ktime_ns: u64, written_bytes: u64) {
+    pub(super) fn on_write(
+        &mut self,
+        last_write_ktime_ns: u64,
+        written_bytes: u64,
+        has_last_chunk: bool,
+    ) {
         self.is_answered |= last_write_ktime_ns != 0;
-        // The kernel side tags the thread again when it writes.
-        self.is_untagged &= last_write_ktime_ns <= self.last_write_ktime_ns;
+        if last_write_ktime_ns >= self.last_write_ktime_ns {
+            self.has_last_chunk = has_last_chunk;
+        }
         self.last_write_ktime_ns = self.last_write_ktime_ns.max(last_write_ktime_ns);
         self.written_bytes = self.written_bytes.max(written_bytes);
+    }
+
+    /// Takes note of what the kernel side has seen of the response.
+    pub(super) fn on_conn(&mut self, conn: &Conn) {
+        let has_last_chunk = ends_chunks(conn.tail);
+        self.on_write(conn.last_write_ktime_ns, conn.written_bytes, has_last_chunk);
+    }
+
+    /// Takes bytes of the response, with which so many are written.
+    pub(super) fn on_response(&mut self, bytes: &[u8], written_bytes: u64) {
+        if self.framing().is_some() {
+            return;
+        }
+        self.head.extend_from_slice(bytes);
+        let head = ResponseHead::parse(&self.head, &self.request.method);
+        // Behind a gap nothing can be read.
+        let has_gap = self.head.len() as u64 != written_bytes;
+        if !has_gap || self.response.is_none() {
+            self.response = head;
+        }
+        if has_gap || self.framing().is_some() {
+            self.head = Vec::new();
+        }
     }
 
     /// Takes note of the kernel's view of the connection, `None` if it serves another request by now.
@@ -111,7 +146,7 @@ impl OpenRequest {
     pub(super) fn on_look(&mut self, conn: Option<Conn>, now_ktime_ns: u64) -> bool {
         if let Some(conn) = conn {
             self.gone_since_ktime_ns = None;
-            self.on_write(conn.last_write_ktime_ns, conn.written_bytes);
+            self.on_conn(&conn);
             return false;
         }
         let since = *self.gone_since_ktime_ns.get_or_insert(now_ktime_ns);
@@ -128,35 +163,38 @@ impl OpenRequest {
         is_due
     }
 
+    fn framing(&self) -> Option<Framing> {
+        self.response?.framing
+    }
+
     /// How long the response is has been read from its head.
     pub(super) fn has_length(&self) -> bool {
-        self.response
-            .is_some_and(|response| response.total_bytes.is_some())
+        matches!(self.framing(), Some(Framing::Length(_)))
     }
 
-    /// All bytes of the response are written.
+    /// All bytes of the response are written, as far as its framing and the latest bytes tell.
     pub(super) fn is_complete(&self) -> bool {
-        let total = self.response.and_then(|response| response.total_bytes);
-        self.is_answered && total.is_some_and(|total| self.written_bytes >= total)
+        let is_whole = match self.framing() {
+            Some(Framing::Length(total)) => self.written_bytes >= total,
+            Some(Framing::Chunked) => self.has_last_chunk,
+            Some(Framing::UntilClose) | None => false,
+        };
+        self.is_answered && is_whole
     }
 
-    /// No byte was written for so long that none is expected.
+    /// The same, and nothing speaks against it any more.
     pub(super) fn is_over(&self, now_ktime_ns: u64) -> bool {
-        self.is_complete()
-            || self
-                .quiet_ns(now_ktime_ns)
-                .is_some_and(|quiet| quiet > QUIET_END_NS)
+        let quiet_ns = now_ktime_ns.saturating_sub(self.last_write_ktime_ns);
+        self.is_complete() && (self.has_length() || quiet_ns >= LAST_CHUNK_NS)
     }
 
-    /// No byte was written for so long that the thread is probably doing something else.
-    pub(super) fn is_quiet(&self, now_ktime_ns: u64, period_ns: u64) -> bool {
-        let limit = QUIET_UNTAG_NS.max(2 * period_ns);
-        self.quiet_ns(now_ktime_ns)
-            .is_some_and(|quiet| quiet > limit)
+    /// More of the response is known to be owed. Of one whose framing is not known nobody can tell.
+    pub(super) fn is_owed(&self) -> bool {
+        !self.is_answered || self.framing().is_some() && !self.is_complete()
     }
 
-    fn quiet_ns(&self, now_ktime_ns: u64) -> Option<u64> {
-        self.is_answered
-            .then(|| now_ktime_ns.saturating_sub(self.last_write_ktime_ns))
+    /// More of the response is owed, and the connection's end would not complete it.
+    pub(super) fn is_owed_at_close(&self) -> bool {
+        self.is_owed() && self.framing() != Some(Framing::UntilClose)
     }
 }

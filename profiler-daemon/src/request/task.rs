@@ -44,10 +44,6 @@ impl LiveTask {
         self.targets.get(&pid)
     }
 
-    pub(super) fn period_ns(&self) -> u64 {
-        u64::from(self.task.dump_period_ms) * 1_000_000
-    }
-
     pub(super) fn threshold_ns(&self) -> u64 {
         u64::from(self.task.min_duration_threshold_ms) * 1_000_000
     }

@@ -18,7 +18,6 @@ use uuid::Uuid;
 
 use super::endpoint::Endpoint;
 use super::open::OpenRequest;
-use super::response::ResponseHead;
 use super::sw8;
 use super::task::LiveTask;
 use crate::model::{
@@ -54,15 +53,8 @@ pub enum Action {
         /// Thread that carries the tag.
         tid: Tid,
     },
-    /// Its thread need not be sampled for now; the request may still go on.
-    Untag {
-        /// The request.
-        id: RequestId,
-        /// Thread that carries the tag.
-        tid: Tid,
-    },
-    /// It is over and its samples are wanted.
-    Finish(Box<FinishedRequest>),
+    /// It is over and its samples are wanted, for the instance that served it.
+    Finish(Box<FinishedRequest>, Service),
     /// Every instance of the task has its number of requests (or one place is free again).
     CountOnly {
         /// Slot of the task.
@@ -135,15 +127,7 @@ impl RequestTracker {
         self.tasks.get(&slot)?.service_of(pid)
     }
 
-    /// Threads to sample now: every open request that still carries its tag.
-    pub fn sampled(&self) -> impl Iterator<Item = &ActiveRequest> {
-        self.open
-            .values()
-            .filter(|open| !open.is_untagged)
-            .map(|open| &open.request)
-    }
-
-    /// All open requests.
+    /// All open requests: their threads are to be sampled.
     pub fn open(&self) -> impl Iterator<Item = &ActiveRequest> {
         self.open.values().map(|open| &open.request)
     }
@@ -207,18 +191,26 @@ impl RequestTracker {
                 flags,
                 head,
                 ..
+            }
+            | RequestEvent::MoreResponse {
+                id,
+                ktime_ns,
+                written_bytes,
+                flags,
+                bytes: head,
             } => {
                 let Some(open) = self.open.get_mut(&id) else {
                     return;
                 };
-                open.response = ResponseHead::parse(&head, &open.request.method);
-                open.on_write(ktime_ns, written_bytes);
+                open.on_response(&head, written_bytes);
+                let has_last_chunk = flags & event_flag::LAST_CHUNK != 0;
+                open.on_write(ktime_ns, written_bytes, has_last_chunk);
                 if flags & event_flag::OTHER_THREAD != 0 {
                     self.drop_open(id, Counter::RequestsHandedOff, actions);
                 } else if open.is_followed && !open.has_length() {
                     // Where its answer ends and the next one begins cannot be told.
                     self.drop_open(id, Counter::RequestsInterleaved, actions);
-                } else if open.is_complete() {
+                } else if open.is_over(ktime_ns) {
                     self.finish(id, ktime_ns, None, actions);
                 }
             }
@@ -233,7 +225,8 @@ impl RequestTracker {
                 let Some(open) = self.open.get_mut(&id) else {
                     return;
                 };
-                open.on_write(last_write_ktime_ns, written_bytes);
+                let has_last_chunk = flags & event_flag::LAST_CHUNK != 0;
+                open.on_write(last_write_ktime_ns, written_bytes, has_last_chunk);
                 if flags & event_flag::OTHER_THREAD != 0 {
                     self.drop_open(id, Counter::RequestsHandedOff, actions);
                 } else {
@@ -327,7 +320,7 @@ impl RequestTracker {
         !ids.is_empty()
     }
 
-    /// Looks at every open request: thresholds passed, responses complete or quiet, ends lost, closes
+    /// Looks at every open request: thresholds passed, responses complete, ends lost, closes
     /// that the kernel side does not see.
     pub fn on_tick(&mut self, now_ktime_ns: u64, conns: &impl ConnView, actions: &mut Vec<Action>) {
         for id in self.ids(|_| true) {
@@ -360,13 +353,6 @@ impl RequestTracker {
         let Some(task) = self.tasks.get(&open.request.slot) else {
             return;
         };
-        if !open.is_untagged && open.is_quiet(now, task.period_ns()) {
-            open.is_untagged = true;
-            actions.push(Action::Untag {
-                id,
-                tid: open.request.tid,
-            });
-        }
         let elapsed_ns = now.saturating_sub(open.request.start_ktime_ns);
         if !open.is_counted && elapsed_ns > task.threshold_ns() {
             self.count(id, actions);

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use profiler_common::EndReason;
 
 use super::*;
-use crate::model::TaskId;
+use crate::model::{Cut, TaskId};
 
 const SLOT: TaskSlot = TaskSlot(0);
 const PID: Pid = Pid(100);
@@ -47,6 +47,7 @@ fn conn(inode: u64, last_write_ms: u64, written_bytes: u64) -> Conn {
         first_write_ktime_ns: last_write_ms.min(20) * MS,
         last_write_ktime_ns: last_write_ms * MS,
         written_bytes,
+        tail: 0,
         reader_tid: 1,
         state: if last_write_ms == 0 { 1 } else { 2 },
         flags: 1,
@@ -111,6 +112,16 @@ fn first_write(id: u64, at_ms: u64, written: u64, head: &str) -> RequestEvent {
     }
 }
 
+fn more(id: u64, at_ms: u64, written: u64, bytes: &str) -> RequestEvent {
+    RequestEvent::MoreResponse {
+        id: RequestId(id),
+        ktime_ns: at_ms * MS,
+        written_bytes: written,
+        flags: 0,
+        bytes: bytes.as_bytes().to_vec(),
+    }
+}
+
 fn end(id: u64, at_ms: u64, last_write_ms: u64, reason: EndReason) -> RequestEvent {
     RequestEvent::End {
         id: RequestId(id),
@@ -126,7 +137,7 @@ fn finished(actions: &[Action]) -> Vec<&FinishedRequest> {
     actions
         .iter()
         .filter_map(|a| {
-            if let Action::Finish(f) = a {
+            if let Action::Finish(f, _) = a {
                 Some(&**f)
             } else {
                 None
@@ -340,34 +351,161 @@ fn a_dying_server_keeps_its_samples_and_an_unanswered_head_does_not() {
     assert_eq!(count(&mut tracker, Counter::RequestsUnanswered), 1);
 }
 
-/// Check that a task's end cuts its open requests and keeps them.
+/// Check that a task's end cuts the requests whose response is owed, and keeps them, for the instance that
+/// serves them; and that a request is not shown beyond a response that may be whole.
 #[test]
 fn the_end_of_a_task_cuts_open_requests() {
-    let mut tracker = tracker(0, 5);
+    const HEAD: &str = "HTTP/1.1 200 OK\r\n";
+    for (answer, end_ms) in [
+        (None, 80),
+        (Some("Content-Length: 2\r\n\r\n"), 80),
+        (Some("Transfer-Encoding: chunked\r\n\r\n"), 80),
+        (Some("\r\n"), 80),
+        (Some("Cut-Head: 1\r\n"), 20),
+    ] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        if let Some(answer) = answer {
+            let head = format!("{HEAD}{answer}");
+            send(&mut tracker, first_write(1, 20, head.len() as u64, &head));
+        }
+        let mut actions = Vec::new();
+        tracker.end_task(SLOT, 80 * MS, &mut actions).unwrap();
+        let [Action::Finish(finished, instance)] = &actions[..] else {
+            panic!("{answer:?}: {actions:?}");
+        };
+        assert_eq!(finished.end_ktime_ns, end_ms * MS, "{answer:?}");
+        assert_eq!(instance, &service());
+        let is_cut = end_ms == 80;
+        assert_eq!(finished.cut, is_cut.then_some(Cut::TaskEnded), "{answer:?}");
+        let unfinished = finished.losses.get(Counter::RequestsUnfinished);
+        assert_eq!(unfinished, u64::from(is_cut), "{answer:?}");
+    }
+}
+
+/// Check that an open request that has not passed the threshold when its task ends counts as unfinished, not as
+/// a fast one.
+#[test]
+fn the_end_of_a_task_makes_no_request_fast() {
+    let mut tracker = tracker(100, 5);
     send(&mut tracker, start(1, 1, 0, "GET /a"));
     let mut actions = Vec::new();
     let coverage = tracker.end_task(SLOT, 80 * MS, &mut actions).unwrap();
-    assert_eq!(finished(&actions)[0].end_ktime_ns, 80 * MS);
+    assert!(matches!(actions[..], [Action::Drop { .. }]));
     assert_eq!(coverage.get(Counter::RequestsUnfinished), 1);
+    assert_eq!(coverage.get(Counter::RequestsBelowThreshold), 0);
 }
 
-/// Check that a quiet response of unknown length is untagged first and finished later.
+/// Check that a request whose thread dies while its response is owed is cut there, and that one whose response is
+/// whole, or ends with the connection, is not.
 #[test]
-fn a_quiet_response_is_untagged_then_finished() {
+fn the_end_of_a_thread_cuts_an_owed_response() {
+    for (fields, flags, cut_at) in [
+        ("Content-Length: 2\r\n", 0, Some(300)),
+        ("Transfer-Encoding: chunked\r\n", 0, Some(300)),
+        ("Transfer-Encoding: chunked\r\n", event_flag::LAST_CHUNK, None),
+        ("", 0, None),
+    ] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+        send(&mut tracker, first_write(1, 20, head.len() as u64, &head));
+        let actions = send(
+            &mut tracker,
+            RequestEvent::End {
+                id: RequestId(1),
+                ktime_ns: 300 * MS,
+                last_write_ktime_ns: 20 * MS,
+                written_bytes: head.len() as u64,
+                flags,
+                reason: EndReason::ThreadExit,
+            },
+        );
+        let done = finished(&actions);
+        assert_eq!(done[0].end_ktime_ns, cut_at.unwrap_or(20) * MS, "{fields}");
+        let cut = cut_at.map(|_| Cut::ThreadEnded);
+        assert_eq!(done[0].cut, cut, "{fields} {flags}");
+    }
+}
+
+/// Check that silence neither ends a request nor keeps its thread from being sampled, whatever tells the end of its
+/// response, and that it ends with its last write.
+#[test]
+fn silence_ends_no_request() {
+    for fields in [
+        "Content-Length: 2\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n",
+        "\r\n",
+        "Cut-Head: 1\r\n",
+    ] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}");
+        let written = head.len() as u64;
+        send(&mut tracker, first_write(1, 20, written, &head));
+        let mut conns = Conns::default();
+        let mut actions = Vec::new();
+        for look_ms in (50..60_000).step_by(50) {
+            conns.known.insert((PID, 1), conn(0, 20, written));
+            tracker.on_tick(look_ms * MS, &conns, &mut actions);
+        }
+        assert!(actions.is_empty(), "{fields}: {actions:?}");
+        assert_eq!(tracker.open().count(), 1);
+        let actions = send(&mut tracker, end(1, 61_000, 60_000, EndReason::Closed));
+        assert_eq!(finished(&actions)[0].end_ktime_ns, 60_000 * MS, "{fields}");
+    }
+}
+
+/// Check that a chunked response finishes its request at its last chunk, which is not data that looks like one.
+#[test]
+fn a_chunked_response_ends_with_its_last_chunk() {
     let mut tracker = tracker(0, 5);
     send(&mut tracker, start(1, 1, 0, "GET /a"));
-    send(
-        &mut tracker,
-        first_write(1, 20, 10, "HTTP/1.1 200 OK\r\n\r\n"),
-    );
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n";
+    send(&mut tracker, first_write(1, 20, head.len() as u64, head));
     let mut conns = Conns::default();
-    conns.known.insert((PID, 1), conn(0, 20, 10));
     let mut actions = Vec::new();
-    tracker.on_tick(1100 * MS, &conns, &mut actions);
-    assert!(matches!(actions[..], [Action::Untag { .. }]));
-    assert_eq!(tracker.sampled().count(), 0);
-    tracker.on_tick(11_000 * MS, &conns, &mut actions);
-    assert_eq!(finished(&actions)[0].end_ktime_ns, 20 * MS);
+    let mut look = |at_ms: u64, write_ms: u64, tail: &[u8; 8]| {
+        let tail = u64::from_le_bytes(*tail);
+        let conn = Conn {
+            tail,
+            ..conn(0, write_ms, 1000)
+        };
+        conns.known.insert((PID, 1), conn);
+        tracker.on_tick(at_ms * MS, &conns, &mut actions);
+        finished(&actions).iter().map(|f| f.end_ktime_ns).next()
+    };
+    assert_eq!(look(100, 60, b"a chunk\n"), None);
+    // The rest of the chunk follows at once.
+    assert_eq!(look(150, 149, b"x\r\n0\r\n\r\n"), None);
+    assert_eq!(look(200, 151, b"\n0\r\n\r\n\r\n"), None);
+    assert_eq!(look(400, 390, b"x\r\n0\r\n\r\n"), None);
+    assert_eq!(look(450, 390, b"x\r\n0\r\n\r\n"), Some(390 * MS));
+}
+
+/// Check that a response head that is written in pieces is read like one in a single write, and that a piece that is
+/// lost leaves the length open instead of a wrong one.
+#[test]
+fn a_split_response_head_is_joined() {
+    let pieces = ["HTTP/1.1 200 OK\r\n", "Content-Length: 2\r\n", "\r\n"];
+    for lost in [None, Some(1)] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        let mut written = 0;
+        for (index, piece) in pieces.into_iter().enumerate() {
+            written += piece.len() as u64;
+            let event = match index {
+                0 => first_write(1, 20, written, piece),
+                _ => more(1, 20, written, piece),
+            };
+            if lost != Some(index) {
+                assert!(send(&mut tracker, event).is_empty());
+            }
+        }
+        let actions = send(&mut tracker, more(1, 30, written + 2, "ok"));
+        let ends: Vec<_> = finished(&actions).iter().map(|f| f.end_ktime_ns).collect();
+        assert_eq!(ends, if lost.is_none() { vec![30 * MS] } else { vec![] });
+    }
 }
 
 /// Check that a request whose descriptor was closed unseen ends at its last write, or as unanswered, and that

@@ -18,6 +18,7 @@ mod skywalking;
 mod spine;
 mod standalone;
 mod storage;
+mod streams;
 
 use std::time::Duration;
 

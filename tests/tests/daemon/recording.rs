@@ -73,6 +73,11 @@ impl Recording {
         self.child.wait(DEADLINE).unwrap();
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, number: i32) {
+        self.child.signal(number);
+    }
+
     /// Ends it by Ctrl-C, as a user who has waited long enough.
     pub(crate) fn interrupt(self) -> Recorded {
         self.child.signal(libc::SIGINT);

@@ -104,6 +104,29 @@ fn a_killed_daemon_leaves_nothing_and_harms_nobody() {
     assert_eq!(pinned(), pinned_before);
 }
 
+/// Check that a request that is open when the daemon is stopped is reported up to there, and kept.
+#[test]
+fn an_open_request_is_kept_when_the_daemon_stops() {
+    needs_root!();
+    const NAME: &str = "stopped-sample";
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    let service = sample_service(NAME);
+    let mut daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
+    let task_id = daemon.create_task(NAME, "POST:/");
+    let mut client = service.connect().unwrap();
+    client.send_raw(b"POST / HTTP/1.1\r\n\r\n").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(250)); // of 560
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    let mut daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
+    let report = daemon.wait_for_segments(&task_id, 1);
+    let segment = &report.segments[0];
+    assert!(has_function(segment, "do_POST"));
+    assert!((150..550).contains(&segment.duration_ms), "{} ms", segment.duration_ms);
+    assert_eq!(report.coverage.counters["requests_unfinished"], 1);
+}
+
 /// Check that an address that is taken ends `standalone`, and that the address is named.
 #[test]
 fn a_taken_port_is_named() {

@@ -53,7 +53,7 @@ impl Capture {
     pub(super) fn sample_blocked(&mut self, tick: Tick, actions: &[Action]) -> Vec<RawSample> {
         let mut watched = self.watched();
         watched.extend(actions.iter().filter_map(|action| match action {
-            Action::Finish(over) if over.end_ktime_ns > tick.last_ktime_ns => {
+            Action::Finish(over, _) if over.end_ktime_ns > tick.last_ktime_ns => {
                 Some(watch(&over.request))
             }
             _ => None,
@@ -79,7 +79,7 @@ impl Capture {
 
     /// Threads of open requests.
     fn watched(&self) -> Vec<(TaskSlot, Watched)> {
-        self.tracker.sampled().map(watch).collect()
+        self.tracker.open().map(watch).collect()
     }
 
     /// Looks at each thread with what there is to look at it with.

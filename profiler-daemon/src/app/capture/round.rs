@@ -40,7 +40,7 @@ impl Capture {
         let running = self.take_samples();
         let (finished, now): (Vec<_>, Vec<_>) = actions
             .into_iter()
-            .partition(|action| matches!(action, Action::Finish(_)));
+            .partition(|action| matches!(action, Action::Finish(..)));
         self.act(now);
         self.send_samples(blocked);
         // We are too late for these. Still, a thread that has been blocked all the time is known at each.
@@ -165,24 +165,17 @@ impl Capture {
                     self.kernel_do(|kernel| kernel.cancel(id));
                     self.send(Work::Drop(id));
                 }
-                Action::Untag { id, tid } => {
-                    self.sampler.forget(tid, id);
-                    self.kernel_do(|kernel| kernel.untag(id));
-                }
                 Action::CountOnly { slot, on } => {
                     self.kernel_do(|kernel| kernel.set_count_only(slot, on));
                 }
-                Action::Finish(finished) => {
-                    let request = &finished.request;
-                    let (slot, pid, tid, id) = (request.slot, request.pid, request.tid, request.id);
+                Action::Finish(finished, service) => {
+                    let (tid, id) = (finished.request.tid, finished.request.id);
                     self.sampler.forget(tid, id);
                     if finished.reason.is_none() {
                         // The kernel side does not know yet that it is over.
                         self.kernel_do(|kernel| kernel.cancel(id));
                     }
-                    if let Some(service) = self.tracker.service_of(slot, pid).cloned() {
-                        self.send(Work::Finish(finished, service));
-                    }
+                    self.send(Work::Finish(finished, service));
                 }
             }
         }
@@ -208,7 +201,7 @@ impl Capture {
             // The next tick must not say "as before" of a stack that never arrived.
             self.sampler.forget(tid, id);
         }
-        let slot = self.tracker.sampled().find(|r| r.id == id).map(|r| r.slot);
+        let slot = self.tracker.open().find(|r| r.id == id).map(|r| r.slot);
         if let Some(coverage) = slot.and_then(|slot| self.tracker.coverage_mut(slot)) {
             coverage.bump(Counter::SamplesQueueFull);
         }
