@@ -53,6 +53,8 @@ pub mod conn_flag {
     pub const PARTIAL: u32 = 1 << 5;
     /// No more bytes of the response are shipped: its head is whole, or its rest cannot be.
     pub const RESPONSE_SHIPPED: u32 = 1 << 6;
+    /// The reader slept in `epoll_wait` before the response's end, in the set [`super::Conn::wait_fd`].
+    pub const WAITED: u32 = 1 << 7;
     /// Lowest bit of the number of outbound calls that were shipped for the open request.
     pub const OUTBOUND_ONE: u32 = 1 << 8;
     /// Bits of that number; it stays at its highest.
@@ -61,6 +63,9 @@ pub mod conn_flag {
     pub const PIECES_ONE: u32 = 1 << 11;
     /// Bits of that number. A head in more pieces is not known.
     pub const PIECES: u32 = 7 << 11;
+    /// The reader slept in `epoll_wait` since the response's latest write. What it waits for is its own business if
+    /// no other write follows.
+    pub const WAITS: u32 = 1 << 14;
 }
 
 /// State of one server connection: value of `CONNS`, written by the hooks that see requests.
@@ -76,9 +81,7 @@ pub struct Conn {
     pub request_id: u64,
     /// `CLOCK_MONOTONIC` when the read that completed the request line returned.
     pub start_ktime_ns: u64,
-    /// First write of the response, 0 before it.
-    pub first_write_ktime_ns: u64,
-    /// Latest write of the response: the request's end if nothing follows.
+    /// Latest write of the response, 0 before the first: the request's end if nothing follows.
     pub last_write_ktime_ns: u64,
     /// Bytes of the response written so far (without interim `100 Continue` heads).
     pub written_bytes: u64,
@@ -92,6 +95,10 @@ pub struct Conn {
     pub flags: u32,
     /// Task slot of a tracked request.
     pub slot: u32,
+    /// The set of [`conn_flag::WAITED`] and [`conn_flag::WAITS`]: an epoll descriptor.
+    pub wait_fd: i32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Beginning of a request line that did not arrive whole: value of `PARTIAL_HEADS`.
@@ -227,6 +234,8 @@ pub mod event_flag {
     pub const SOCKET_UNCHECKED: u32 = 1 << 5;
     /// The response's last bytes are those of a last chunk, see [`super::ends_chunks`].
     pub const LAST_CHUNK: u32 = 1 << 6;
+    /// [`super::conn_flag::WAITED`].
+    pub const WAITED: u32 = 1 << 7;
 }
 
 /// Whether a response with these last bytes ([`Conn::tail`]) has ended if it is chunked: they are a chunk of
@@ -261,7 +270,8 @@ pub struct RequestEventHeader {
     pub fd: i32,
     /// Task slot.
     pub slot: u32,
-    /// Kind-specific: [`EndReason`], the child's tgid, or the last descriptor of a closed range.
+    /// Kind-specific: [`EndReason`], the child's tgid, the last descriptor of a closed range, or of a response's
+    /// bytes [`Conn::wait_fd`].
     pub detail: u32,
     /// Bytes that follow this header.
     pub data_len: u32,

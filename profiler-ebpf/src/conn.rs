@@ -15,9 +15,11 @@
 
 use profiler_common::{
     ConnKey, EndReason, KernelCounter, Line, RequestEventKind, cancel, conn_flag, conn_state,
+    setting_flag,
 };
 
 use crate::count::count_all;
+use crate::globals::setting;
 use crate::head::{line_status, read_line, status};
 use crate::partial::{join_piece, keep_piece};
 use crate::rule::{NO_SLOT, match_rules};
@@ -73,7 +75,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         }
         return 0;
     }
-    if begins != status::NO && maps::may_be_tagged(tid) {
+    if begins != status::NO {
         tag::on_other_head(key, begins);
     }
     let mut sk;

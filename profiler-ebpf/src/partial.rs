@@ -57,7 +57,6 @@ fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
         inode: socket::inode_number(sk),
         request_id: 0,
         start_ktime_ns: 0,
-        first_write_ktime_ns: 0,
         last_write_ktime_ns: 0,
         written_bytes: 0,
         tail: 0,
@@ -65,6 +64,8 @@ fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
         state: conn_state::IDLE,
         flags: conn_flag::PARTIAL,
         slot: 0,
+        wait_fd: -1,
+        pad: 0,
     };
     maps::insert_conn(key, &conn)
 }

@@ -1,8 +1,7 @@
 //! Writes to a connection: the response of its open request. Others may be calls of a request.
 
 use profiler_common::{
-    EndReason, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag, conn_state,
-    event_flag,
+    EndReason, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag, conn_state, event_flag,
 };
 
 use crate::conn::{end_request, forget_replaced, unpack};
@@ -75,11 +74,14 @@ pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 
     let Some(conn) = maps::conn(conn_key) else {
         return 0;
     };
-    let now = read::ktime_ns();
+    let is_first = conn.last_write_ktime_ns == 0;
     let before = conn.written_bytes;
-    conn.last_write_ktime_ns = now;
+    conn.last_write_ktime_ns = read::ktime_ns();
     conn.written_bytes = before + len;
     conn.tail = if seen == 0 { 0 } else { tail(conn.tail) };
+    if conn.flags & conn_flag::WAITS != 0 {
+        conn.flags |= conn_flag::WAITED;
+    }
     let tid = read::current_ids().1;
     if tid != conn.reader_tid {
         conn.flags |= conn_flag::HANDED_OFF;
@@ -92,8 +94,7 @@ pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 
             other.flags |= conn_flag::INTERLEAVED;
         }
     }
-    if conn.first_write_ktime_ns == 0 {
-        conn.first_write_ktime_ns = now;
+    if is_first {
         ship(key, RequestEventKind::FirstWrite as u64, seen);
     } else if conn.flags & conn_flag::RESPONSE_SHIPPED == 0 {
         if before < RESPONSE_HEAD_MAX_BYTES as u64 {

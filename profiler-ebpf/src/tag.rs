@@ -112,6 +112,10 @@ fn begin_state(tgid: u32, tid: u32) -> bool {
 #[inline(never)]
 pub(crate) extern "C" fn on_other_head(key: u64, begins: u64) -> u64 {
     let (_, tid) = read::current_ids();
+    // Asked here and not by the caller, whose stack is full.
+    if !maps::may_be_tagged(tid) {
+        return 0;
+    }
     let Some(tag) = maps::thread_tag(tid) else {
         return 0;
     };
@@ -134,6 +138,22 @@ pub(crate) extern "C" fn on_other_head(key: u64, begins: u64) -> u64 {
         end_request(tagged, EndReason::Closed as u64);
     }
     0
+}
+
+/// The current thread falls asleep in `epoll_wait` on a set. Notes it for the request that the thread serves: the
+/// daemon finds out who else is in the set.
+#[inline(always)]
+pub(crate) fn note_wait(set: u64) {
+    let (_, tid) = read::current_ids();
+    let Some(conn) = maps::thread_tag(tid).and_then(|tag| open_conn(tag)) else {
+        return;
+    };
+    conn.wait_fd = set as i32;
+    if conn.state == conn_state::OPEN {
+        conn.flags |= conn_flag::WAITED;
+    } else if conn.state == conn_state::RESPONDING {
+        conn.flags |= conn_flag::WAITS;
+    }
 }
 
 /// The connection of a tag, if its request is still the one that is open there.

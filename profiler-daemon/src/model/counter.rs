@@ -76,6 +76,7 @@ counters! {
     RequestsUnanswered, "requests_unanswered", Requests, loss: true, "matched requests that ended without a response line";
     RequestsHandedOff, "requests_handed_off", Requests, loss: true, "matched requests answered by another thread than the one that read them";
     RequestsInterleaved, "requests_interleaved", Requests, loss: true, "matched requests whose thread served another request at the same time";
+    RequestsOnLoop, "requests_on_loop", Requests, loss: true, "matched requests served by an event loop, where what a thread does may be another request's";
     RequestsWithoutStack, "requests_without_stack", Requests, loss: true, "matched requests that ended with no usable stack";
     HeadsMalformed, "heads_malformed", Connections, loss: true, "request heads that could not be parsed";
     PipelinedHeads, "pipelined_heads", Connections, loss: true, "heads read before the previous request of the connection was answered";

@@ -82,6 +82,8 @@ pub enum RequestEvent {
         flags: u32,
         /// First bytes of the response.
         head: Vec<u8>,
+        /// The epoll descriptor that the thread had slept on since it read the request.
+        wait_fd: Option<i32>,
     },
     /// More bytes of a response were written whose head may not be whole yet.
     MoreResponse {

@@ -27,6 +27,12 @@ const FATES: &[(Counter, &str, &str)] = &[
         "this version follows servers in which one thread serves one request at a time",
     ),
     (
+        Counter::RequestsOnLoop,
+        "were served by an event loop, or by a proxy",
+        "this version follows servers in which one thread serves one request at a time; the notes of the \
+         coverage name the process",
+    ),
+    (
         Counter::RequestsUnanswered,
         "ended without a response: the connection was closed",
         "look for aborted requests or time-outs of the client",

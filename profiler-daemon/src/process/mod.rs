@@ -37,6 +37,7 @@ mod sock_diag;
 pub(crate) mod stand_in;
 pub mod table;
 pub mod target;
+pub mod wait_set;
 
 pub use agent::{Agent, AgentLanguage};
 pub use cgroup::{Cgroup, Container};

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use profiler_common::{EndReason, conn_flag};
 
+use super::event_loop::Loops;
 use super::open::OpenRequest;
 use super::task::LiveTask;
 use super::tracker::{Action, ConnView, RequestTracker};
@@ -153,7 +154,12 @@ impl RequestTracker {
                 self.finish(id, now_ktime_ns, None, actions);
             }
         }
-        self.tasks.remove(&slot).map(|task| task.coverage)
+        let task = self.tasks.remove(&slot);
+        if self.tasks.is_empty() {
+            // Nobody tells of processes that end from now on.
+            self.loops = Loops::default();
+        }
+        task.map(|task| task.coverage)
     }
 
     /// A process is gone: its open requests end now, with what was captured.
@@ -161,6 +167,7 @@ impl RequestTracker {
         for id in self.ids(|open| open.request.pid == pid) {
             self.finish(id, now_ktime_ns, Some(EndReason::ThreadExit), actions);
         }
+        self.loops.forget(pid);
     }
 
     /// A process closed a range of descriptors: the requests on them end. What is looked up is the process's open

@@ -6,10 +6,11 @@
 //!
 //! [`endpoint`] decides whether a request belongs to a task (`path` about its path), [`head`] and [`response`] read the bytes
 //! on the wire, [`sw8`] the caller's trace context, [`tracker`] is the state machine, `ending` its last
-//! steps.
+//! steps, `event_loop` the threads whose requests cannot be told apart.
 
 mod ending;
 pub mod endpoint;
+mod event_loop;
 pub mod head;
 mod open;
 mod path;

@@ -3,7 +3,7 @@
 //! Silence ends none: a handler may think for a minute between two writes. What ends a request is what its
 //! response's framing says ([`Framing`]), or an event of the kernel side.
 
-use profiler_common::{Conn, ends_chunks};
+use profiler_common::{Conn, EndReason, conn_flag, ends_chunks};
 
 use super::head::RequestHead;
 use super::response::{Framing, ResponseHead};
@@ -73,6 +73,12 @@ pub(super) struct OpenRequest {
     /// Its head came together with the next one's: what is written after its answer is not its own.
     pub(super) is_followed: bool,
     pub(super) outbound: Outbound,
+    /// The epoll set that its thread slept on, as long as nobody has found out who else is in it.
+    pub(super) wait_fd: Option<i32>,
+    /// The set whose others were found to be none.
+    own_wait_fd: Option<i32>,
+    /// When and why it ended, if its end waits for that.
+    pub(super) ended: Option<(u64, Option<EndReason>)>,
     /// When the kernel's connection was first found to be gone.
     gone_since_ktime_ns: Option<u64>,
     /// When the descriptor was looked at last.
@@ -93,6 +99,9 @@ impl OpenRequest {
             head: Vec::new(),
             is_followed: false,
             outbound: Outbound::default(),
+            wait_fd: None,
+            own_wait_fd: None,
+            ended: None,
             gone_since_ktime_ns: None,
         }
     }
@@ -141,11 +150,25 @@ impl OpenRequest {
         }
     }
 
+    /// The thread slept on an epoll set.
+    pub(super) fn on_wait(&mut self, wait_fd: Option<i32>) {
+        if self.own_wait_fd.is_none() || self.own_wait_fd != wait_fd {
+            self.wait_fd = wait_fd.or(self.wait_fd);
+        }
+    }
+
+    /// The set that the thread slept on has been found to be the request's own.
+    pub(super) fn on_own_wait(&mut self) {
+        self.own_wait_fd = self.wait_fd.take();
+    }
+
     /// Takes note of the kernel's view of the connection, `None` if it serves another request by now.
     /// Returns whether the end must have been lost.
     pub(super) fn on_look(&mut self, conn: Option<Conn>, now_ktime_ns: u64) -> bool {
         if let Some(conn) = conn {
             self.gone_since_ktime_ns = None;
+            let has_waited = conn.flags & conn_flag::WAITED != 0;
+            self.on_wait(has_waited.then_some(conn.wait_fd));
             self.on_conn(&conn);
             return false;
         }

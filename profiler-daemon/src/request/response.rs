@@ -126,7 +126,8 @@ mod tests {
     /// Check that chunks, also of an encoded body, and the connection's end are known as what ends a response.
     #[test]
     fn other_framings_are_told_apart() {
-        let of = |fields: &str| framing(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes(), "GET");
+        let of =
+            |fields: &str| framing(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes(), "GET");
         for chunked in [
             "Transfer-Encoding: chunked\r\n",
             "Content-Length: 3\r\ntransfer-encoding:gzip , Chunked\r\n",
@@ -142,7 +143,10 @@ mod tests {
         ] {
             assert_eq!(of(endless), Some(Framing::UntilClose), "{endless}");
         }
-        assert_eq!(framing(b"HTTP/1.1 200 OK\r\nContent-Length: 5", "GET"), None);
+        assert_eq!(
+            framing(b"HTTP/1.1 200 OK\r\nContent-Length: 5", "GET"),
+            None
+        );
     }
 
     /// Check that the final response behind interim ones is the one that counts.

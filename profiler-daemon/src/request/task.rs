@@ -1,6 +1,6 @@
 //! A live task: which requests it wants, and how many more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::endpoint::Endpoint;
 use super::head::RequestHead;
@@ -15,6 +15,8 @@ pub(super) struct LiveTask {
     /// Places used, by service instance.
     used: HashMap<Service, u32>,
     targets: HashMap<Pid, Service>,
+    /// Processes that are event loops, as far as the coverage tells.
+    loops: HashSet<Pid>,
     /// The kernel side was told to ship no more requests.
     is_count_only: bool,
 }
@@ -27,6 +29,7 @@ impl LiveTask {
             coverage: Coverage::default(),
             used: HashMap::new(),
             targets: HashMap::new(),
+            loops: HashSet::new(),
             is_count_only: false,
         }
     }
@@ -42,6 +45,14 @@ impl LiveTask {
 
     pub(super) fn service_of(&self, pid: Pid) -> Option<&Service> {
         self.targets.get(&pid)
+    }
+
+    /// Tells, once, that a process is an event loop.
+    pub(super) fn refuse_loop(&mut self, pid: Pid, text: String) {
+        if self.loops.insert(pid) {
+            self.coverage.bump(Counter::ProcessesUnsupported);
+            self.coverage.note(text);
+        }
     }
 
     pub(super) fn threshold_ns(&self) -> u64 {

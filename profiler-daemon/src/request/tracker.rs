@@ -13,10 +13,11 @@
 
 use std::collections::HashMap;
 
-use profiler_common::{Conn, conn_flag, event_flag};
+use profiler_common::{Conn, EndReason, conn_flag, event_flag};
 use uuid::Uuid;
 
 use super::endpoint::Endpoint;
+use super::event_loop::Loops;
 use super::open::OpenRequest;
 use super::sw8;
 use super::task::LiveTask;
@@ -24,6 +25,7 @@ use crate::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, RequestEvent, RequestId,
     Service, TaskSlot, Tid, WallClock,
 };
+use crate::process::wait_set::Waits;
 
 /// Budgets of the tracker.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +73,9 @@ pub trait ConnView {
 
     /// Whether a thread's descriptor is the socket with this inode; true if that cannot be found out.
     fn is_socket(&self, pid: Pid, tid: Tid, fd: i32, inode: u64) -> bool;
+
+    /// Whose descriptors are in an epoll set of the thread that serves a request.
+    fn waits(&self, request: &ActiveRequest, set_fd: i32) -> Waits;
 }
 
 /// The state machine over all tasks and open requests.
@@ -78,6 +83,7 @@ pub trait ConnView {
 pub struct RequestTracker {
     pub(super) tasks: HashMap<TaskSlot, LiveTask>,
     pub(super) open: HashMap<RequestId, OpenRequest>,
+    pub(super) loops: Loops,
     limits: TrackerLimits,
 }
 
@@ -190,29 +196,26 @@ impl RequestTracker {
                 written_bytes,
                 flags,
                 head,
+                wait_fd,
                 ..
+            } => {
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.on_wait(wait_fd);
+                    open.on_response(&head, written_bytes);
+                }
+                self.on_response(id, ktime_ns, written_bytes, flags, actions);
             }
-            | RequestEvent::MoreResponse {
+            RequestEvent::MoreResponse {
                 id,
                 ktime_ns,
                 written_bytes,
                 flags,
-                bytes: head,
+                bytes,
             } => {
-                let Some(open) = self.open.get_mut(&id) else {
-                    return;
-                };
-                open.on_response(&head, written_bytes);
-                let has_last_chunk = flags & event_flag::LAST_CHUNK != 0;
-                open.on_write(ktime_ns, written_bytes, has_last_chunk);
-                if flags & event_flag::OTHER_THREAD != 0 {
-                    self.drop_open(id, Counter::RequestsHandedOff, actions);
-                } else if open.is_followed && !open.has_length() {
-                    // Where its answer ends and the next one begins cannot be told.
-                    self.drop_open(id, Counter::RequestsInterleaved, actions);
-                } else if open.is_over(ktime_ns) {
-                    self.finish(id, ktime_ns, None, actions);
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.on_response(&bytes, written_bytes);
                 }
+                self.on_response(id, ktime_ns, written_bytes, flags, actions);
             }
             RequestEvent::End {
                 id,
@@ -230,13 +233,50 @@ impl RequestTracker {
                 if flags & event_flag::OTHER_THREAD != 0 {
                     self.drop_open(id, Counter::RequestsHandedOff, actions);
                 } else {
-                    self.finish(id, ktime_ns, Some(reason), actions);
+                    self.end(id, ktime_ns, Some(reason), actions);
                 }
             }
             RequestEvent::CloseRange { .. }
             | RequestEvent::Fork { .. }
             | RequestEvent::Exec { .. }
             | RequestEvent::Exit { .. } => {}
+        }
+    }
+
+    /// Bytes of a response were written.
+    fn on_response(
+        &mut self,
+        id: RequestId,
+        ktime_ns: u64,
+        written_bytes: u64,
+        flags: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(open) = self.open.get_mut(&id) else {
+            return;
+        };
+        open.on_write(ktime_ns, written_bytes, flags & event_flag::LAST_CHUNK != 0);
+        if flags & event_flag::OTHER_THREAD != 0 {
+            self.drop_open(id, Counter::RequestsHandedOff, actions);
+        } else if open.is_followed && !open.has_length() {
+            // Where its answer ends and the next one begins cannot be told.
+            self.drop_open(id, Counter::RequestsInterleaved, actions);
+        } else if open.is_over(ktime_ns) {
+            self.end(id, ktime_ns, None, actions);
+        }
+    }
+
+    /// Finishes a request, now or with the next look if it may turn out to be a loop's.
+    fn end(
+        &mut self,
+        id: RequestId,
+        ktime_ns: u64,
+        reason: Option<EndReason>,
+        actions: &mut Vec<Action>,
+    ) {
+        match self.open.get_mut(&id) {
+            Some(open) if open.wait_fd.is_some() => open.ended = Some((ktime_ns, reason)),
+            _ => self.finish(id, ktime_ns, reason, actions),
         }
     }
 
@@ -263,7 +303,10 @@ impl RequestTracker {
             // The kernel side sees one head in a read.
             let followers = head.followers as u64;
             task.coverage.add(Counter::PipelinedHeads, followers);
-            if is_interleaved {
+            if self.loops.has(start.pid, start.tid) {
+                task.refuse_loop(start.pid, self.loops.text(start.pid));
+                Err(Counter::RequestsOnLoop)
+            } else if is_interleaved {
                 Err(Counter::RequestsInterleaved)
             } else if !task.has_place(start.pid) {
                 Err(Counter::RequestsOverLimit)
@@ -343,6 +386,17 @@ impl RequestTracker {
             return self.drop_open(id, Counter::RequestsHandedOff, actions);
         }
         let is_lost = open.on_look(conn, now);
+        if let Some(wait_fd) = open.wait_fd {
+            let (pid, tid) = (open.request.pid, open.request.tid);
+            let waits = || conns.waits(&open.request, wait_fd);
+            match self.loops.judge(pid, tid, wait_fd, now, waits) {
+                Waits::ForItself => open.on_own_wait(),
+                Waits::ForOthers | Waits::ForWorkers => return self.drop_loop(pid, tid, actions),
+            }
+        }
+        if let Some((ended, reason)) = open.ended {
+            return self.finish(id, ended, reason, actions);
+        }
         let is_closed = conn.is_some_and(|conn| {
             let ActiveRequest { pid, tid, fd, .. } = open.request;
             open.is_descriptor_due(&conn, now) && !conns.is_socket(pid, tid, fd, conn.inode)
@@ -356,6 +410,18 @@ impl RequestTracker {
         let elapsed_ns = now.saturating_sub(open.request.start_ktime_ns);
         if !open.is_counted && elapsed_ns > task.threshold_ns() {
             self.count(id, actions);
+        }
+    }
+
+    /// A thread has turned out to be an event loop: nothing of it is reported.
+    fn drop_loop(&mut self, pid: Pid, tid: Tid, actions: &mut Vec<Action>) {
+        let text = self.loops.text(pid);
+        let tasks = self.tasks.values_mut();
+        for task in tasks.filter(|task| task.service_of(pid).is_some()) {
+            task.refuse_loop(pid, text.clone());
+        }
+        for id in self.ids(|open| (open.request.pid, open.request.tid) == (pid, tid)) {
+            self.drop_open(id, Counter::RequestsOnLoop, actions);
         }
     }
 

@@ -23,6 +23,10 @@ struct Conns {
     looks: Cell<usize>,
     /// How often a connection was asked for.
     asked: Cell<usize>,
+    /// Whose descriptors are in epoll sets; in others it is the request's own.
+    sets: HashMap<i32, Waits>,
+    /// How often a set was looked at.
+    set_looks: Cell<usize>,
 }
 
 impl ConnView for Conns {
@@ -35,6 +39,11 @@ impl ConnView for Conns {
         self.looks.set(self.looks.get() + 1);
         !self.closed.contains(&inode)
     }
+
+    fn waits(&self, _: &ActiveRequest, set_fd: i32) -> Waits {
+        self.set_looks.set(self.set_looks.get() + 1);
+        *self.sets.get(&set_fd).unwrap_or(&Waits::ForItself)
+    }
 }
 
 /// The connection of request 1; `last_write_ms` is 0 if there is no answer yet.
@@ -44,7 +53,6 @@ fn conn(inode: u64, last_write_ms: u64, written_bytes: u64) -> Conn {
         inode,
         request_id: 1,
         start_ktime_ns: 0,
-        first_write_ktime_ns: last_write_ms.min(20) * MS,
         last_write_ktime_ns: last_write_ms * MS,
         written_bytes,
         tail: 0,
@@ -52,6 +60,8 @@ fn conn(inode: u64, last_write_ms: u64, written_bytes: u64) -> Conn {
         state: if last_write_ms == 0 { 1 } else { 2 },
         flags: 1,
         slot: 0,
+        wait_fd: -1,
+        pad: 0,
     }
 }
 
@@ -109,6 +119,7 @@ fn first_write(id: u64, at_ms: u64, written: u64, head: &str) -> RequestEvent {
         written_bytes: written,
         flags: 0,
         head: head.as_bytes().to_vec(),
+        wait_fd: None,
     }
 }
 
@@ -290,6 +301,7 @@ fn handed_off_requests_are_not_attributed() {
         written_bytes,
         flags,
         head,
+        wait_fd: None,
     };
     let actions = send(&mut tracker, event);
     assert!(actions.iter().any(|a| matches!(a, Action::Drop { .. })));
@@ -403,7 +415,11 @@ fn the_end_of_a_thread_cuts_an_owed_response() {
     for (fields, flags, cut_at) in [
         ("Content-Length: 2\r\n", 0, Some(300)),
         ("Transfer-Encoding: chunked\r\n", 0, Some(300)),
-        ("Transfer-Encoding: chunked\r\n", event_flag::LAST_CHUNK, None),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            event_flag::LAST_CHUNK,
+            None,
+        ),
         ("", 0, None),
     ] {
         let mut tracker = tracker(0, 5);
@@ -504,7 +520,14 @@ fn a_split_response_head_is_joined() {
         }
         let actions = send(&mut tracker, more(1, 30, written + 2, "ok"));
         let ends: Vec<_> = finished(&actions).iter().map(|f| f.end_ktime_ns).collect();
-        assert_eq!(ends, if lost.is_none() { vec![30 * MS] } else { vec![] });
+        assert_eq!(
+            ends,
+            if lost.is_none() {
+                vec![30 * MS]
+            } else {
+                vec![]
+            }
+        );
     }
 }
 
@@ -585,6 +608,83 @@ fn descriptors_are_not_looked_at_where_closes_are_seen() {
     tracker.on_tick(5000 * MS, &conns, &mut actions);
     assert_eq!(conns.looks.get(), 0);
     assert_eq!(tracker.open().count(), 1);
+}
+
+/// Request 1 with a whole answer, before which its thread slept on the epoll set 7.
+fn answer_after_wait(tracker: &mut RequestTracker, at_ms: u64) -> Vec<Action> {
+    send(tracker, start(1, 1, at_ms, "GET /a"));
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let RequestEvent::FirstWrite {
+        id,
+        tid,
+        ktime_ns,
+        written_bytes,
+        flags,
+        head,
+        ..
+    } = first_write(1, at_ms + 20, head.len() as u64, head)
+    else {
+        unreachable!()
+    };
+    let event = RequestEvent::FirstWrite {
+        id,
+        tid,
+        ktime_ns,
+        written_bytes,
+        flags,
+        head,
+        wait_fd: Some(7),
+    };
+    send(tracker, event)
+}
+
+/// Check that a request whose thread waits for other clients before it answers is dropped, also a short one that
+/// ends before anybody looks, with all others of that thread, and that the task is told once.
+#[test]
+fn requests_of_an_event_loop_are_dropped() {
+    for waits in [Waits::ForOthers, Waits::ForWorkers] {
+        let mut tracker = tracker(0, 5);
+        let conns = Conns {
+            sets: HashMap::from([(7, waits)]),
+            ..Conns::default()
+        };
+        assert!(answer_after_wait(&mut tracker, 0).is_empty());
+        assert!(send(&mut tracker, end(1, 30, 20, EndReason::Closed)).is_empty());
+        let mut actions = Vec::new();
+        tracker.on_tick(50 * MS, &conns, &mut actions);
+        assert!(matches!(actions[..], [Action::Drop { .. }]), "{actions:?}");
+        let actions = send(&mut tracker, start(2, 1, 60, "GET /a"));
+        assert!(matches!(actions[..], [Action::Drop { .. }]), "{actions:?}");
+        // Another thread of the process may be of another kind.
+        let actions = send(&mut tracker, start(3, 2, 60, "GET /a"));
+        assert!(matches!(actions[..], [Action::Begin(_)]), "{actions:?}");
+        assert_eq!(count(&mut tracker, Counter::RequestsMatched), 3);
+        assert_eq!(count(&mut tracker, Counter::RequestsOnLoop), 2);
+        assert_eq!(count(&mut tracker, Counter::ProcessesUnsupported), 1);
+        let notes = &tracker.coverage_mut(SLOT).unwrap().notes;
+        assert_eq!(notes.len(), 1);
+        let is_proxy = notes[0].contains("forwards requests");
+        assert_eq!(is_proxy, waits == Waits::ForWorkers, "{notes:?}");
+        // Its number may be another process's next.
+        tracker.on_process_gone(PID, 90 * MS, &mut Vec::new());
+        let actions = send(&mut tracker, start(4, 1, 100, "GET /a"));
+        assert!(matches!(actions[..], [Action::Begin(_)]), "{actions:?}");
+    }
+}
+
+/// Check that a request that waits for what is its own is kept, with its end, and that its set is looked at once
+/// a second at most.
+#[test]
+fn a_set_of_the_request_s_own_is_no_loop() {
+    let mut tracker = tracker(0, 9);
+    let conns = Conns::default();
+    for (at_ms, looks) in [(0, 1), (500, 1), (1600, 2)] {
+        assert!(answer_after_wait(&mut tracker, at_ms).len() <= 1);
+        let mut actions = Vec::new();
+        tracker.on_tick((at_ms + 50) * MS, &conns, &mut actions);
+        assert_eq!(finished(&actions)[0].end_ktime_ns, (at_ms + 20) * MS);
+        assert_eq!(conns.set_looks.get(), looks);
+    }
 }
 
 /// Check that the context of a request's own calls is kept, unless they name several segments.

@@ -9,6 +9,7 @@ mod daemon;
 mod faults;
 mod graphql;
 mod guard;
+mod loops;
 mod metrics;
 mod record;
 mod recording;

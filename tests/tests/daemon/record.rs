@@ -205,7 +205,10 @@ fn an_open_request_is_cut_where_the_recording_ends() {
         assert_eq!(segment.status, None);
         assert!(segment.duration_ms > 1000, "{} ms", segment.duration_ms);
         let shown_ms = total_ms(&segment.trees, "forever");
-        assert!(segment.duration_ms - shown_ms <= 3 * TOLERANCE_MS, "{shown_ms} ms");
+        assert!(
+            segment.duration_ms - shown_ms <= 3 * TOLERANCE_MS,
+            "{shown_ms} ms"
+        );
         assert_eq!(count(&report, "requests_unfinished"), 1);
         assert_eq!(count(&report, "requests_profiled"), 1);
         drop(client);

@@ -123,7 +123,11 @@ fn an_open_request_is_kept_when_the_daemon_stops() {
     let report = daemon.wait_for_segments(&task_id, 1);
     let segment = &report.segments[0];
     assert!(has_function(segment, "do_POST"));
-    assert!((150..550).contains(&segment.duration_ms), "{} ms", segment.duration_ms);
+    assert!(
+        (150..550).contains(&segment.duration_ms),
+        "{} ms",
+        segment.duration_ms
+    );
     assert_eq!(report.coverage.counters["requests_unfinished"], 1);
 }
 

@@ -118,7 +118,14 @@ fn a_stream_of_gunicorn_is_one_request() {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
         let mut command = Command::new(python_agent_folder().join("bin/gunicorn"));
         command
-            .args(["--worker-class", class, "--threads", "2", "--log-level", "error"])
+            .args([
+                "--worker-class",
+                class,
+                "--threads",
+                "2",
+                "--log-level",
+                "error",
+            ])
             .args(["--bind", &address.to_string(), "--chdir"])
             .arg(folder())
             .arg("stream_server:application");
@@ -130,7 +137,9 @@ fn a_stream_of_gunicorn_is_one_request() {
         .unwrap();
         let recording = Recording::start("*", worker, &["--max-requests", "1"]);
         let mut client = HttpClient::connect(address, DEADLINE).unwrap();
-        client.send_raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        client
+            .send_raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
         client.read_until(b"end\r\n0\r\n\r\n").unwrap();
         let report = recording.finish().report(0);
         assert_eq!(report.segments.len(), 1, "{class}");
