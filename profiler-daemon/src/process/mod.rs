@@ -14,7 +14,7 @@ pub mod descriptor;
 pub(crate) mod elf;
 mod entry;
 mod fact;
-mod foreign_file;
+pub(crate) mod foreign_file;
 pub(crate) mod go_build;
 pub mod identity;
 pub(crate) mod image;

@@ -16,6 +16,7 @@
 mod depth;
 mod kernel_symbols;
 mod object_symbols;
+mod perf_file;
 mod perf_map;
 mod signature;
 mod symbol_copy;
@@ -31,6 +32,8 @@ use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
 use object_symbols::ObjectSymbols;
+use perf_file::PerfMaps;
+#[cfg(feature = "fuzzing")]
 pub(crate) use perf_map::PerfMap;
 
 /// Names kept per process.
@@ -49,6 +52,7 @@ pub struct Symbolizer {
     kernel: KernelSymbols,
     kernel_names: HashMap<u64, Name>,
     processes: HashMap<Pid, ProcessNames>,
+    perf_maps: PerfMaps,
     python: PythonNamer,
     shown: FrameSet,
 }
@@ -72,7 +76,6 @@ impl Name {
 struct ProcessNames {
     generation: u64,
     names: HashMap<u64, Name>,
-    perf_map: Option<PerfMap>,
     /// The interpreter's own code, once an address was asked for.
     own_code: Option<OwnCode>,
 }
@@ -103,6 +106,7 @@ impl Symbolizer {
             kernel: KernelSymbols::default(),
             kernel_names: HashMap::new(),
             processes: HashMap::new(),
+            perf_maps: PerfMaps::new(),
             python: PythonNamer::new(signature),
             shown: FrameSet::All,
         }
@@ -139,6 +143,7 @@ impl Symbolizer {
     /// files.
     pub fn forget(&mut self, pid: Pid) {
         self.processes.remove(&pid);
+        self.perf_maps.forget(pid);
         self.python.forget(pid);
     }
 
@@ -151,6 +156,7 @@ impl Symbolizer {
         for pid in processes.into_keys() {
             self.python.forget(pid);
         }
+        self.perf_maps = PerfMaps::new();
     }
 
     /// Names the frames of a stack, and counts what could not be named or was left out.
@@ -199,10 +205,9 @@ impl Symbolizer {
         let known = entry.or_insert_with(|| ProcessNames {
             generation,
             names: HashMap::new(),
-            perf_map: None,
             own_code: None,
         });
-        let is_recompiled = known.perf_map.as_mut().is_some_and(PerfMap::refresh);
+        let is_recompiled = self.perf_maps.refresh(process.pid);
         if known.generation != generation || is_recompiled || known.names.len() >= NAMES_MAX {
             known.generation = generation;
             known.names.clear();
@@ -253,15 +258,7 @@ impl Symbolizer {
             }
             // Anonymous memory: generated code.
             Some(_) => {
-                let perf_map = self.processes.get_mut(&process.pid).map(|known| {
-                    let new = || {
-                        let mut perf_map = PerfMap::new(process.pid);
-                        perf_map.refresh();
-                        perf_map
-                    };
-                    &*known.perf_map.get_or_insert_with(new)
-                });
-                let function = perf_map.and_then(|perf_map| perf_map.find(address));
+                let function = self.perf_maps.find(process.pid, address);
                 let object = if function.is_some() { JIT_OBJECT } else { "" };
                 let signature = signature::native(function, object);
                 Name::new(signature, FrameKind::Native, function.is_none())
