@@ -15,6 +15,7 @@
 
 mod depth;
 mod kernel_symbols;
+mod long_name;
 mod object_symbols;
 mod perf_file;
 mod perf_map;

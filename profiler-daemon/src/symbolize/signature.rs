@@ -12,8 +12,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// Longest name shown, in characters. Demangled C++ may be megabytes.
-const NAME_CHARS_MAX: usize = 240;
+use super::long_name::readable;
+
 /// Suffixes that compilers give to parts and copies of a function; a number may follow.
 const SUFFIXES: &[&str] = &[
     ".cold",
@@ -62,20 +62,16 @@ fn stable(name: &str) -> Cow<'_, str> {
 
 /// Text without control characters, which would reach a terminal, and of bounded length.
 fn clean(text: &str) -> Cow<'_, str> {
-    let is_long = text.chars().nth(NAME_CHARS_MAX).is_some();
-    if !is_long && !text.contains(char::is_control) {
-        return Cow::Borrowed(text);
+    let readable = readable(text);
+    if !readable.contains(char::is_control) {
+        return readable;
     }
-    let printable = |c: char| if c.is_control() { '?' } else { c };
-    let mut cleaned: String = text.chars().take(NAME_CHARS_MAX).map(printable).collect();
-    if is_long {
-        cleaned.push('…');
-    }
-    Cow::Owned(cleaned)
+    Cow::Owned(readable.replace(char::is_control, "?"))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::long_name::NAME_UNITS_MAX;
     use super::*;
 
     /// Check that all parts and copies of a function have one signature.
@@ -125,7 +121,7 @@ mod tests {
             "a?[2Jb? (li?b.so)"
         );
         let long = native(Some(&"é".repeat(5000)), "x");
-        assert_eq!(long.chars().count(), NAME_CHARS_MAX + 5);
-        assert!(long.ends_with("… (x)"));
+        assert_eq!(long.chars().count(), NAME_UNITS_MAX + 4);
+        assert!(long.ends_with(" (x)"));
     }
 }
