@@ -16,7 +16,7 @@ use crate::process::python::{
     PythonVersion, read_methods,
 };
 use crate::process::{Process, ReadMemory};
-use crate::symbolize::Symbolizer;
+use crate::symbolize::{Symbolizer, shown_symbol};
 use crate::unwind::Unwinder;
 use crate::unwind::merge::merge;
 use crate::unwind::python::walk_chain;
@@ -42,6 +42,11 @@ pub fn object(data: &[u8]) {
     let mut captured = captured(thread, &mapped.range());
     name_frames(&mut process, &mut captured);
     let _ = PythonRuntime::detect(pid);
+}
+
+/// A symbol of an object.
+pub fn symbol_name(data: &[u8]) {
+    let _ = shown_symbol(&String::from_utf8_lossy(data));
 }
 
 /// Registers and stack of a thread that runs the code of this program.

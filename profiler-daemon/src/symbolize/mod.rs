@@ -13,6 +13,7 @@
 //! This is the only module that knows blazesym. It gets copies of symbol tables, never a file that
 //! another user could truncate under it (`symbol_copy.rs`).
 
+mod demangle;
 mod depth;
 mod kernel_symbols;
 mod long_name;
@@ -36,6 +37,12 @@ use object_symbols::ObjectSymbols;
 use perf_file::PerfMaps;
 #[cfg(feature = "fuzzing")]
 pub(crate) use perf_map::PerfMap;
+
+/// The signature of a function with this symbol.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn shown_symbol(symbol: &str) -> Arc<str> {
+    signature::native(Some(&demangle::demangle(symbol)), "")
+}
 
 /// Names kept per process.
 const NAMES_MAX: usize = 65_536;

@@ -16,6 +16,7 @@ use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use lru::LruCache;
 
+use super::demangle::demangle;
 use super::symbol_copy::{SymbolCopy, debug_file};
 use crate::process::elf::ElfLayout;
 use crate::process::object::{FileId, ObjectFile};
@@ -65,7 +66,7 @@ impl ObjectSymbols {
             .collect();
         for path in paths {
             if let Some(name) = self.look_up(Elf::new(path), address) {
-                return Some(name);
+                return Some(demangle(&name).into_owned());
             }
         }
         None
@@ -167,7 +168,7 @@ fn new_blazesym() -> Symbolizer {
     Symbolizer::builder()
         .enable_code_info(false)
         .enable_inlined_fns(false)
-        .enable_demangling(true)
+        .enable_demangling(false)
         .enable_auto_reload(false)
         .build()
 }
