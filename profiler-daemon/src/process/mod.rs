@@ -5,12 +5,13 @@
 //!
 //! [`table`] finds processes, [`identity`] names their service by [`cgroup`], [`program`] and the
 //! environment, [`listen`] tells which can serve requests at all, [`agent`] which have a SkyWalking agent. [`target`] is a process that is
-//! being profiled, [`mapping`] its code, `object` and `elf` the files behind it, [`python`] its interpreter.
+//! being profiled, [`mapping`] its code, `object`, `elf` and `eh_frame` the files behind it, [`python`] its interpreter.
 
 pub mod agent;
 pub mod cgroup;
 pub mod container;
 pub mod descriptor;
+pub(crate) mod eh_frame;
 pub(crate) mod elf;
 mod entry;
 mod fact;

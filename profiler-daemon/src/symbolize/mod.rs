@@ -3,7 +3,7 @@
 //! In:  [`Stack`]s of [`AddrFrame`]s from [`crate::unwind`]; symbol tables, perf maps, kallsyms,
 //!      Python code objects
 //! Out: [`Stack`]s of [`Frame`]s, whose signatures OAP compares and people read
-//! Lost: functions without a name -> `Counter::FramesUnknown`; the middle of deep stacks ->
+//! Lost: functions without a name, also those shown by their address -> `Counter::FramesUnknown`; the middle of deep stacks ->
 //!       `Counter::StacksTooDeep`; Python frames without an interpreter ->
 //!       `Counter::PythonNameUnreadable`
 //!
@@ -12,9 +12,21 @@
 //!
 //! This is the only module that knows blazesym. It gets copies of symbol tables, never a file that
 //! another user could truncate under it (`symbol_copy.rs`).
+//!
+//! # What stands for what
+//! | code | signature |
+//! |---|---|
+//! | a function | `parse (server)` |
+//! | a function that was inlined into the next one | `digit (inlined) (server)` |
+//! | a function without a name | `libx.so+0x1234`, its first address in the object |
+//! | code that nothing describes | `[unknown] (libx.so)`: an address of each instruction would make it many functions |
+//! | generated code, with and without a perf map | `handler [jit]`, `[unknown] [jit]` |
+//! | an address that is not mapped | `[unknown]` |
 
+mod debug_file;
 mod demangle;
 mod depth;
+mod dwarf;
 mod kernel_symbols;
 mod long_name;
 mod object_symbols;
@@ -33,10 +45,11 @@ use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, Pid, Stack, U
 use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
-use object_symbols::ObjectSymbols;
+use object_symbols::{CodeName, Function, ObjectSymbols};
 use perf_file::PerfMaps;
+
 #[cfg(feature = "fuzzing")]
-pub(crate) use perf_map::PerfMap;
+pub(crate) use {dwarf::DebugInfo, perf_map::PerfMap};
 
 /// The signature of a function with this symbol.
 #[cfg(feature = "fuzzing")]
@@ -68,15 +81,35 @@ pub struct Symbolizer {
 /// A name once found.
 #[derive(Clone)]
 struct Name {
-    frame: Frame,
+    /// The function's, after those of functions inlined into it, innermost first.
+    frames: Arc<[Frame]>,
     is_unknown: bool,
 }
 
 impl Name {
     fn new(signature: Arc<str>, kind: FrameKind, is_unknown: bool) -> Self {
         Self {
-            frame: Frame::new(signature, kind),
+            frames: [Frame::new(signature, kind)].into(),
             is_unknown,
+        }
+    }
+
+    /// Of code of an object. What is inlined into a function is of its kind.
+    fn of_code(code: &CodeName, object: &str, kind: FrameKind, label: Option<Arc<str>>) -> Self {
+        let signature = match &code.function {
+            Function::Named(name) => signature::native(Some(name), object),
+            Function::At(address) => signature::unnamed(object, *address),
+            Function::Unknown => signature::native(None, object),
+        };
+        let function = Frame {
+            label,
+            ..Frame::new(signature, kind)
+        };
+        let inlined = code.inlined.iter();
+        let inlined = inlined.map(|name| Frame::new(signature::inlined(name, object), kind));
+        Self {
+            frames: inlined.chain([function]).collect(),
+            is_unknown: code.name().is_none(),
         }
     }
 }
@@ -191,10 +224,11 @@ impl Symbolizer {
                     continue;
                 }
             };
-            if name.is_unknown && self.is_shown(name.frame.kind) {
+            let function = name.frames.last();
+            if name.is_unknown && function.is_some_and(|frame| self.is_shown(frame.kind)) {
                 losses.bump(Counter::FramesUnknown);
             }
-            frames.push(name.frame);
+            frames.extend(name.frames.iter().cloned());
         }
         // A walk that did not reach the root for its depth was counted when it ended.
         if depth::limit(&mut frames) && stack.end != UnwindEnd::TooDeep {
@@ -256,19 +290,14 @@ impl Symbolizer {
         }
         let name = match process.mappings.find(address) {
             Some(mapping) if mapping.is_file() || mapping.is_vdso() => {
-                let function = self.objects.name(process, mapping, address);
-                let object = mapping.file_name();
-                let signature = signature::native(function.as_deref(), object);
-                let (kind, label) = self.kind(process, mapping, address, function.as_deref());
-                let mut name = Name::new(signature, kind, function.is_none());
-                name.frame.label = label;
-                name
+                let code = self.objects.name(process, mapping, address);
+                let (kind, label) = self.kind(process, mapping, address, code.name());
+                Name::of_code(&code, mapping.file_name(), kind, label)
             }
             // Anonymous memory: generated code.
             Some(_) => {
                 let function = self.perf_maps.find(process.pid, address);
-                let object = if function.is_some() { JIT_OBJECT } else { "" };
-                let signature = signature::native(function, object);
+                let signature = signature::native(function, JIT_OBJECT);
                 Name::new(signature, FrameKind::Native, function.is_none())
             }
             None => Name::new(signature::native(None, ""), FrameKind::Native, true),

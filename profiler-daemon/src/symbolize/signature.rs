@@ -1,7 +1,7 @@
 //! The text of native and kernel frames: stable for a function, safe to print.
 //!
 //! In:  a symbol's name, which the owner of the object chose
-//! Out: `function (object)`, `function [kernel]`, `function [module]`
+//! Out: `function (object)`, `function (inlined) (object)`, `object+0xaddress`, `function [kernel]`, `function [module]`
 //! Lost: nothing
 //!
 //! # Why suffixes go
@@ -27,13 +27,27 @@ const SUFFIXES: &[&str] = &[
 
 /// A frame in an object; `None` is a function without a name.
 pub(super) fn native(function: Option<&str>, object: &str) -> Arc<str> {
-    let function = function.map_or(Cow::Borrowed("[unknown]"), stable);
+    in_object(&function.map_or(Cow::Borrowed("[unknown]"), stable), object)
+}
+
+/// A function that is a part of the function below it.
+pub(super) fn inlined(function: &str, object: &str) -> Arc<str> {
+    in_object(&format!("{} (inlined)", stable(function)), object)
+}
+
+fn in_object(function: &str, object: &str) -> Arc<str> {
     match object {
         "" => Arc::from(function),
         // `[vdso]` is its own bracket.
         object if object.starts_with('[') => format!("{function} {}", clean(object)).into(),
         object => format!("{function} ({})", clean(object)).into(),
     }
+}
+
+/// A function without a name that begins at an address of its object: the same for all of its code, and what
+/// `addr2line -f -e object` and `objdump -d --start-address` take.
+pub(super) fn unnamed(object: &str, address: u64) -> Arc<str> {
+    format!("{}+{address:#x}", clean(object)).into()
 }
 
 /// A frame of the kernel or of one of its modules.
@@ -105,6 +119,9 @@ mod tests {
         assert_eq!(&*native(Some("sleep"), "libc.so.6"), "sleep (libc.so.6)");
         assert_eq!(&*native(None, "libc.so.6"), "[unknown] (libc.so.6)");
         assert_eq!(&*native(None, ""), "[unknown]");
+        assert_eq!(&*native(None, "[jit]"), "[unknown] [jit]");
+        assert_eq!(&*unnamed("libx.so", 0x1234), "libx.so+0x1234");
+        assert_eq!(&*inlined("a::b.llvm.7", "x"), "a::b (inlined) (x)");
         assert_eq!(
             &*native(Some("__vdso_time"), "[vdso]"),
             "__vdso_time [vdso]"
