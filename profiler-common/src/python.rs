@@ -47,6 +47,15 @@ pub struct PythonOffsets {
     pub frame_owner: u32,
 }
 
+/// Offsets in bytes inside `PyThreadState` that are the same in all supported versions: it begins with
+/// `prev`, `next` and `interp`.
+pub mod tstate_offset {
+    /// `prev`, the thread state before in the list of its interpreter; 0 in the first one.
+    pub const PREV: u64 = 0;
+    /// `interp`, its `PyInterpreterState`.
+    pub const INTERP: u64 = 16;
+}
+
 /// A CPython process: value of `PYTHON_PROCS`, key tgid (host).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

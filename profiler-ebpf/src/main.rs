@@ -49,6 +49,8 @@ mod process_fork;
 #[cfg(target_arch = "bpf")]
 mod python;
 #[cfg(target_arch = "bpf")]
+mod python_thread;
+#[cfg(target_arch = "bpf")]
 mod read;
 #[cfg(target_arch = "bpf")]
 mod response;

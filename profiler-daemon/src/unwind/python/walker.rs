@@ -5,7 +5,7 @@ use std::io::Error;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
-use profiler_common::PythonOffsets;
+use profiler_common::{PythonOffsets, tstate_offset};
 
 use super::extend;
 use crate::model::{Pid, PythonChain, Tid};
@@ -15,9 +15,6 @@ use crate::process::python::{PythonRuntime, ThreadState, find_thread, innermost_
 
 /// Threads whose state's address is remembered.
 const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-/// `PyThreadState.prev` and `.interp`: first and third field in all supported versions.
-const TSTATE_PREV: u64 = 0;
-const TSTATE_INTERP: u64 = 16;
 
 /// Walks frames and remembers where each thread's state is.
 pub struct PythonWalker {
@@ -142,9 +139,9 @@ fn revisit(
     let state = ThreadState::read(memory, offsets, address)
         .ok()
         .filter(|state| state.native_tid == native_tid)?;
-    let previous = memory.read_u64(address.checked_add(TSTATE_PREV)?).ok()?;
+    let previous = memory.read_u64(address.checked_add(tstate_offset::PREV)?).ok()?;
     let link = if previous == 0 {
-        let interpreter = memory.read_u64(address.checked_add(TSTATE_INTERP)?).ok()?;
+        let interpreter = memory.read_u64(address.checked_add(tstate_offset::INTERP)?).ok()?;
         interpreter.checked_add(offsets.interp_threads_head.into())?
     } else {
         previous.checked_add(offsets.tstate_next.into())?
