@@ -106,6 +106,7 @@ counters! {
     StacksTooDeep, "stacks_too_deep", Stacks, loss: true, "stacks over the frame limit; the middle is left out";
     PythonMergeMismatch, "python_merge_mismatch", Stacks, loss: true, "python and native frames that did not fit each other; Python was put on top";
     PythonPartial, "python_partial", Stacks, loss: true, "python chains that could not be read to their end";
+    PythonNoThread, "python_no_thread", Stacks, loss: false, "samples of threads that run no Python: the interpreter does not know them";
     PythonNameUnreadable, "python_name_unreadable", Stacks, loss: true, "python frames whose code object could not be read";
     FramesUnknown, "frames_unknown", Stacks, loss: true, "native frames without a symbol";
     SnapshotsTaken, "snapshots_taken", Delivery, loss: false, "snapshots handed to the reporter";
