@@ -20,7 +20,7 @@ use crate::model::{
     RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId, TaskReport,
     TaskSlot,
 };
-use crate::process::ProcessTable;
+use crate::process::{Family, ProcessTable};
 use crate::request::Endpoint;
 
 const SLOT: TaskSlot = TaskSlot(0);
@@ -78,8 +78,9 @@ async fn run(
         Err(error) => tracing::warn!("pods cannot be learned from Kubernetes: {error:#}"),
     }
     table.scan()?;
-    let targets = targets(&table, &request.target);
-    let Some((_, service)) = targets.first().cloned() else {
+    let mut targets = Targets::new(&request.target);
+    let found = targets.find(&table);
+    let Some((_, service)) = found.first().cloned() else {
         match &request.target {
             RecordTarget::Pid(pid) => bail!("there is no process {pid}; `profilerd ps` lists them"),
             RecordTarget::Service(name) => {
@@ -113,9 +114,8 @@ async fn run(
         task: Box::new(task.clone()),
         endpoint: Box::new(endpoint),
     });
-    let mut watched = HashSet::new();
-    for (pid, service) in targets {
-        watch(&pipeline, pid, service, &mut watched);
+    for (pid, service) in found {
+        targets.watch(&pipeline, pid, service);
     }
     let collected = collect(
         &pipeline,
@@ -124,7 +124,7 @@ async fn run(
         request,
         progress,
         &mut table,
-        watched,
+        targets,
     );
     let collected = collected.await;
     // Also after a failure: the kernel side is detached in order, and why a thread ended early is
@@ -151,7 +151,7 @@ async fn collect(
     request: &RecordRequest,
     progress: &dyn Progress,
     table: &mut ProcessTable,
-    mut watched: HashSet<Pid>,
+    mut targets: Targets,
 ) -> Result<(Vec<ProfiledSegment>, Coverage)> {
     let started = Instant::now();
     let mut segments: Vec<ProfiledSegment> = Vec::new();
@@ -161,7 +161,7 @@ async fn collect(
     };
     let mut ending = false;
     let mut tick = tokio::time::interval(Duration::from_millis(200));
-    let mut scanned = Instant::now();
+    let mut scanned = Some(Instant::now());
     loop {
         tokio::select! {
             event = inputs.events.recv() => match event {
@@ -175,13 +175,17 @@ async fn collect(
                 Some(PipelineEvent::Coverage(_, coverage)) => {
                     state.requests_matched = coverage.get(Counter::RequestsMatched);
                 }
-                Some(PipelineEvent::TaskDone(_, coverage)) => return Ok((segments, coverage)),
+                Some(PipelineEvent::TaskDone(_, mut coverage)) => {
+                    targets.note(&mut coverage);
+                    return Ok((segments, coverage));
+                }
                 Some(PipelineEvent::TaskFailed(_, error)) => return Err(error),
-                Some(
-                    PipelineEvent::Armed(_)
-                    | PipelineEvent::ProcessChanged(_)
-                    | PipelineEvent::ProgramTime(..),
-                ) => {}
+                // It runs another program now.
+                Some(PipelineEvent::ProcessChanged(pid)) => {
+                    targets.watched.remove(&pid);
+                    scanned = None;
+                }
+                Some(PipelineEvent::Armed(_) | PipelineEvent::ProgramTime(..)) => {}
                 None => bail!("nothing can be captured any more"),
             },
             _ = tick.tick() => {}
@@ -197,34 +201,88 @@ async fn collect(
             ending = true;
             pipeline.send(Command::EndTask { slot: SLOT });
         }
-        if !ending && scanned.elapsed() > Duration::from_secs(1) {
-            scanned = Instant::now();
+        if !ending && scanned.is_none_or(|it| it.elapsed() > Duration::from_secs(1)) {
+            scanned = Some(Instant::now());
             if table.scan().is_ok() {
-                for (pid, service) in targets(table, &request.target) {
-                    watch(pipeline, pid, service, &mut watched);
+                for (pid, service) in targets.find(table) {
+                    targets.watch(pipeline, pid, service);
                 }
             }
         }
     }
 }
 
-/// Adds a process, unless it is watched already or its interpreter still starts.
-fn watch(pipeline: &Pipeline, pid: Pid, service: Service, watched: &mut HashSet<Pid>) {
-    if !watched.contains(&pid)
-        && let Some(commands) = tokio::task::block_in_place(|| inspect(SLOT, pid, service, false))
-    {
-        watched.insert(pid);
-        commands
-            .into_iter()
-            .for_each(|command| pipeline.send(command));
-    }
+/// The processes that are recorded.
+struct Targets {
+    whom: Whom,
+    watched: HashSet<Pid>,
+    /// Most that were there at one time.
+    most: usize,
 }
 
-fn targets(table: &ProcessTable, target: &RecordTarget) -> Vec<(Pid, Service)> {
-    let found = |p: &crate::process::table::Process| (p.pid, p.identity.service.clone());
-    match target {
-        RecordTarget::Pid(pid) => table.get(*pid).map(found).into_iter().collect(),
-        RecordTarget::Service(name) => table.processes_of_name(name).map(found).collect(),
+enum Whom {
+    /// A process, as which its descendants report.
+    Family(Pid, Family),
+    /// A service by its name.
+    Service(String),
+}
+
+impl Targets {
+    fn new(target: &RecordTarget) -> Self {
+        let whom = match target {
+            RecordTarget::Pid(pid) => Whom::Family(*pid, Family::of(*pid)),
+            RecordTarget::Service(name) => Whom::Service(name.clone()),
+        };
+        Self {
+            whom,
+            watched: HashSet::new(),
+            most: 0,
+        }
+    }
+
+    /// Those among the processes of the table, and the instances that they report as.
+    fn find(&mut self, table: &ProcessTable) -> Vec<(Pid, Service)> {
+        let of = |p: &crate::process::table::Process| (p.pid, p.identity.service.clone());
+        let found: Vec<(Pid, Service)> = match &mut self.whom {
+            Whom::Family(first, family) => {
+                let members = family.update(table);
+                let service = table.get(*first).map(|first| of(first).1);
+                let members = members.into_iter().filter_map(|pid| {
+                    // Descendants may outlive the first process.
+                    let service = service.clone().or_else(|| Some(of(table.get(pid)?).1));
+                    Some((pid, service?))
+                });
+                members.collect()
+            }
+            Whom::Service(name) => table.processes_of_name(name).map(of).collect(),
+        };
+        self.most = self.most.max(found.len());
+        found
+    }
+
+    /// Adds a process, unless it is watched already or its interpreter still starts.
+    fn watch(&mut self, pipeline: &Pipeline, pid: Pid, service: Service) {
+        let look = || inspect(SLOT, pid, service, false);
+        if !self.watched.contains(&pid)
+            && let Some(commands) = tokio::task::block_in_place(look)
+        {
+            self.watched.insert(pid);
+            commands
+                .into_iter()
+                .for_each(|command| pipeline.send(command));
+        }
+    }
+
+    /// Says that more than the process that was asked for was recorded.
+    fn note(&self, coverage: &mut Coverage) {
+        if let Whom::Family(first, _) = &self.whom
+            && self.most > 1
+        {
+            coverage.note(format!(
+                "process {first} was recorded with its descendants, at most {} at one time",
+                self.most - 1
+            ));
+        }
     }
 }
 

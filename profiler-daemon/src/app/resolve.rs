@@ -136,8 +136,10 @@ impl Resolve {
                 }
                 tracing::debug!(%pid, elapsed = ?start.elapsed(), "process prepared");
             }
-            Work::Forked(parent, child) => {
-                if let Some(python) = self.runtimes.get(&parent).cloned() {
+            Work::Forked(child, python) => {
+                // The id may have been another process's.
+                self.forget(child);
+                if let Some(python) = python {
                     self.runtimes.insert(child, python);
                 }
             }
@@ -202,9 +204,6 @@ impl Resolve {
         if !self.processes.contains_key(&pid) {
             let mut process = Process::open(pid).ok()?;
             process.python = self.runtimes.get(&pid).map(|python| (**python).clone());
-            if let Some(python) = &mut process.python {
-                python.pid = pid;
-            }
             self.processes.insert(pid, process);
         }
         self.processes.get_mut(&pid)

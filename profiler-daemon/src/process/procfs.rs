@@ -101,6 +101,17 @@ impl Procfs {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of stat"))
     }
 
+    /// The parent of a process, 0 if it has none in this pid namespace.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::stat`].
+    pub fn parent(&self, pid: Pid) -> io::Result<Pid> {
+        let bytes = read_bounded(&self.path(pid, "stat"), STAT_MAX_BYTES)?;
+        parse_parent(&String::from_utf8_lossy(&bytes))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of stat"))
+    }
+
     /// Target of the `exe` link, without the mark of a deleted file.
     ///
     /// # Errors
@@ -197,6 +208,12 @@ pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
+/// Field 4, `ppid`.
+fn parse_parent(text: &str) -> Option<Pid> {
+    let (_, tail) = text.rsplit_once(')')?;
+    tail.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,8 +226,10 @@ mod tests {
         assert_eq!(stat.name, "a) S 1 (b");
         assert_eq!((stat.start_ticks, stat.start_stack), (4242, 140_000));
         assert!(!stat.is_dead && !stat.is_kernel);
+        assert_eq!(parse_parent(text), Some(Pid(1)));
         for bad in ["", "1", "1 (a)", "1 (a) R", ")("] {
             assert_eq!(parse_stat(bad), None, "{bad:?}");
+            assert_eq!(parse_parent(bad), None, "{bad:?}");
         }
     }
 
@@ -229,6 +248,7 @@ mod tests {
         );
         let path = procfs.environ(pid, |name| name == "PATH").unwrap();
         assert_eq!(path[0].1, std::env::var("PATH").unwrap());
+        assert_eq!(procfs.parent(pid).unwrap(), Pid(std::os::unix::process::parent_id()));
         assert!(procfs.stat(Pid(u32::MAX)).is_err());
     }
 }

@@ -20,6 +20,7 @@ mod spine;
 mod standalone;
 mod storage;
 mod streams;
+mod workers;
 
 use std::time::Duration;
 

@@ -100,8 +100,8 @@ pub(in crate::app) enum Work {
     Armed(TaskId),
     /// A process is gone or runs another program; `true` if it lives on.
     ForgetProcess(Pid, bool),
-    /// A process forked a child of the same service.
-    Forked(Pid, Pid),
+    /// A process forked this child of the same service, with its interpreter.
+    Forked(Pid, Option<Arc<PythonRuntime>>),
     /// No task is live.
     Idle,
 }

@@ -5,6 +5,8 @@
 //! Out: [`Work`] to [`super::super::resolve`]
 //! Lost: see [`super`]
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use crossbeam_channel::TrySendError;
 
@@ -125,8 +127,10 @@ impl Capture {
     ) -> Option<(Pid, bool)> {
         match *event {
             RequestEvent::Fork { parent, child } => {
-                if let Some(python) = self.runtimes.get(&parent).cloned() {
-                    self.runtimes.insert(child, python);
+                let python = self.runtimes.get(&parent);
+                let python = python.map(|python| Arc::new(python.for_child(child)));
+                if let Some(python) = &python {
+                    self.runtimes.insert(child, Arc::clone(python));
                 }
                 for (slot, live) in &mut self.live {
                     if let Some(service) = self.tracker.service_of(*slot, parent).cloned() {
@@ -134,7 +138,7 @@ impl Capture {
                         live.targets.push(child);
                     }
                 }
-                self.send(Work::Forked(parent, child));
+                self.send(Work::Forked(child, python));
                 None
             }
             RequestEvent::Exec { pid } | RequestEvent::Exit { pid } => {

@@ -176,6 +176,12 @@ impl PythonRuntime {
         Ok(Some(found))
     }
 
+    /// The interpreter of a child that the process forked: the same memory at the same addresses.
+    #[must_use]
+    pub fn for_child(&self, pid: Pid) -> Self {
+        Self { pid, ..self.clone() }
+    }
+
     /// The form that the BPF programs use.
     #[must_use]
     pub fn to_kernel(&self) -> PythonProcess {

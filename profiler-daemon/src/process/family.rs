@@ -1,0 +1,116 @@
+//! Tells which processes descend from one.
+//!
+//! In:  [`ProcessTable`], `/proc/PID/stat`
+//! Out: [`Family::update`]: the processes of the table that are the first one or descend from it
+//! Lost: a process whose parent ended before it was looked at: the kernel has given it another parent
+//!
+//! A process that was a member stays one when its parent ends. One that was none never becomes one, so
+//! each process is asked for its parent once.
+
+use std::collections::HashSet;
+
+use super::procfs::Procfs;
+use super::table::{Process, ProcessTable};
+use crate::model::Pid;
+
+/// A process for good: its id and its start in clock ticks since boot.
+type Key = (Pid, u64);
+
+/// A process and its descendants.
+#[derive(Debug)]
+pub struct Family {
+    procfs: Procfs,
+    first: Pid,
+    members: HashSet<Key>,
+    others: HashSet<Key>,
+}
+
+impl Family {
+    /// The family of a process.
+    #[must_use]
+    pub fn of(first: Pid) -> Self {
+        Self {
+            procfs: Procfs::default(),
+            first,
+            members: HashSet::new(),
+            others: HashSet::new(),
+        }
+    }
+
+    /// The members among the processes of the table.
+    pub fn update(&mut self, table: &ProcessTable) -> Vec<Pid> {
+        let key = |process: &Process| (process.pid, process.start_ticks);
+        let present: HashSet<Key> = table.iter().map(key).collect();
+        self.members.retain(|member| present.contains(member));
+        self.others.retain(|other| present.contains(other));
+        let is_new = |it: &Key| !self.members.contains(it) && !self.others.contains(it);
+        let mut asked: Vec<(Key, Pid)> = present
+            .iter()
+            .copied()
+            .filter(is_new)
+            .filter_map(|key| Some((key, self.procfs.parent(key.0).ok()?)))
+            .collect();
+        // A parent may be as new as its child.
+        loop {
+            let members: HashSet<Pid> = self.members.iter().map(|&(pid, _)| pid).collect();
+            let is_member = |&((pid, _), parent): &(Key, Pid)| {
+                pid == self.first || parent == self.first || members.contains(&parent)
+            };
+            let (found, left): (Vec<_>, Vec<_>) = asked.into_iter().partition(is_member);
+            asked = left;
+            if found.is_empty() {
+                break;
+            }
+            self.members.extend(found.into_iter().map(|(key, _)| key));
+        }
+        self.others.extend(asked.into_iter().map(|(key, _)| key));
+        let mut members: Vec<Pid> = self.members.iter().map(|&(pid, _)| pid).collect();
+        members.sort_unstable();
+        members
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Check that children and their children are members, that one stays a member after its parent has
+    /// ended, and that other processes are none.
+    #[test]
+    fn a_family_has_all_generations() {
+        let script = "sh -c 'sleep 60 & echo $!; wait' & echo $!; wait";
+        let mut first = Command::new("sh")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(first.stdout.take().unwrap());
+        let mut started: Vec<Pid> = output
+            .lines()
+            .take(2)
+            .map(|line| Pid(line.unwrap().parse().unwrap()))
+            .collect();
+        let kill = |pid: Pid| {
+            let pid = nix::unistd::Pid::from_raw(pid.0.cast_signed());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        };
+        let mut table = ProcessTable::new(Vec::new());
+        let mut family = Family::of(Pid(first.id()));
+        table.scan().unwrap();
+        let mut all = started.clone();
+        all.push(Pid(first.id()));
+        all.sort_unstable();
+        assert_eq!(family.update(&table), all);
+        assert_eq!(family.update(&table), all);
+
+        kill(Pid(first.id()));
+        first.wait().unwrap();
+        table.scan().unwrap();
+        started.sort_unstable();
+        assert_eq!(family.update(&table), started);
+        started.into_iter().for_each(kill);
+    }
+}
