@@ -23,7 +23,7 @@ pub use line::{
 };
 pub use python::{
     PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
-    tstate_offset,
+    is_thread_id, thread_id_span, tstate_offset,
 };
 pub use request::{
     Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead,

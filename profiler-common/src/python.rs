@@ -13,7 +13,8 @@ pub const PYTHON_FRAMES_MAX: usize = 192;
 /// ```text
 /// interp  = *(runtime + interpreters_head)          next: *(interp + interp_next)
 /// tstate  = *(interp + interp_threads_head)         next: *(tstate + tstate_next)
-/// match   : *(tstate + tstate_native_thread_id) as u32 == tid in the process's pid namespace
+/// match   : *(tstate + tstate_native_thread_id) as u32 == tid in the process's pid namespace,
+///           else is_thread_id(*(tstate + tstate_native_thread_id - 8), thread pointer)
 /// frame   = *(tstate + tstate_frame)                if cframe_indirect: frame = *(frame + cframe_current_frame)
 /// code    = *(frame + frame_executable) & !3        previous: *(frame + frame_previous)
 /// instr   = *(frame + frame_instr)                  owner:    *(frame + frame_owner) as u8
@@ -54,6 +55,25 @@ pub mod tstate_offset {
     pub const PREV: u64 = 0;
     /// `interp`, its `PyInterpreterState`.
     pub const INTERP: u64 = 16;
+    /// Distance from `thread_id` to `native_thread_id`, which follows it.
+    pub const THREAD_ID_TO_NATIVE: u64 = 8;
+}
+
+/// How far below a thread's thread pointer its `pthread_t` may be, which is its
+/// `PyThreadState.thread_id`: in glibc and musl `struct pthread` begins at the thread pointer on x86_64, and
+/// ends there on aarch64, where it has some 2 KiB.
+pub mod thread_id_span {
+    /// On x86_64.
+    pub const X86_64: u64 = 0;
+    /// On aarch64.
+    pub const AARCH64: u64 = 4095;
+}
+
+/// Whether a thread state's `thread_id` is that of the thread with this thread pointer; 0 is nobody's.
+#[inline(always)]
+#[must_use]
+pub const fn is_thread_id(thread_id: u64, thread_pointer: u64, span: u64) -> bool {
+    thread_id != 0 && thread_pointer.wrapping_sub(thread_id) <= span
 }
 
 /// A CPython process: value of `PYTHON_PROCS`, key tgid (host).

@@ -75,6 +75,8 @@ mod layout {
     pub(crate) const ARGS: [usize; 4] = [14, 13, 12, 7];
     /// System call number: the low half of `orig_rax`.
     pub(crate) const NUMBER: usize = 15;
+    /// See `profiler_common::is_thread_id`.
+    pub(crate) const THREAD_ID_SPAN: u64 = profiler_common::thread_id_span::X86_64;
     /// Word that tells 32-bit callers, which have other call numbers and structures: `cs`.
     pub(crate) const MODE: usize = 17;
 
@@ -130,6 +132,8 @@ mod layout {
     pub(crate) const ARGS: [usize; 4] = [34, 1, 2, 3];
     /// System call number: `syscallno`, half a word.
     pub(crate) const NUMBER: usize = 35;
+    /// See `profiler_common::is_thread_id`.
+    pub(crate) const THREAD_ID_SPAN: u64 = profiler_common::thread_id_span::AARCH64;
     /// Word that tells 32-bit callers, which have other call numbers and structures: `pstate`.
     pub(crate) const MODE: usize = 33;
 

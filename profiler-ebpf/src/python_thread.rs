@@ -1,7 +1,9 @@
 //! Finds the `PyThreadState` of the current thread.
 //!
-//! It is the one whose `native_thread_id` is the thread's id in the process's own pid namespace. It is found
-//! by walking all interpreters and threads, then kept in `PYTHON_THREADS`. The thread-local
+//! It is the one whose `native_thread_id` is the thread's id in the process's own pid namespace. A process
+//! that was forked by C without telling the interpreter (uWSGI) has its parent's ids there; then it is
+//! the one whose `thread_id`, the `pthread_t`, fits the thread pointer, which a fork keeps.
+//! It is found by walking all interpreters and threads, then kept in `PYTHON_THREADS`. The thread-local
 //! `_Py_tss_tstate` is no help: it is unset whenever the thread has released the interpreter lock.
 //!
 //! # When a kept address holds
@@ -12,8 +14,9 @@
 //! frames: one without may mean that the thread is busy in another interpreter. The daemon's walk of
 //! blocked threads has the same rules (`profiler-daemon/src/unwind/python/walker.rs`).
 
-use profiler_common::{PythonOffsets, PythonThread, sample_flag, tstate_offset};
+use profiler_common::{PythonOffsets, PythonThread, is_thread_id, sample_flag, tstate_offset};
 
+use crate::arch::THREAD_ID_SPAN;
 use crate::globals::offset;
 use crate::scratch::SampleScratch;
 use crate::{maps, read};
@@ -27,10 +30,14 @@ const PID_LEVEL_MAX: u32 = 32;
 mod rank {
     /// Another thread's.
     pub(crate) const OTHER: u64 = 0;
-    /// The thread's, which runs no Python code there.
-    pub(crate) const IDLE: u64 = 1;
-    /// The thread's, with frames. None is better.
-    pub(crate) const RUNNING: u64 = 2;
+    /// The thread's by its thread pointer, which runs no Python code there.
+    pub(crate) const IDLE_BY_POINTER: u64 = 1;
+    /// The same, with frames.
+    pub(crate) const RUNNING_BY_POINTER: u64 = 2;
+    /// The thread's by its id, which runs no Python code there.
+    pub(crate) const IDLE: u64 = 3;
+    /// The same, with frames. None is better.
+    pub(crate) const RUNNING: u64 = 4;
 }
 
 /// Address of the thread's `PyThreadState`, 0 if there is none.
@@ -47,9 +54,12 @@ pub(crate) extern "C" fn thread_state(tid: u64) -> u64 {
         return 0;
     };
     scratch.wanted_tid = wanted;
+    scratch.thread_pointer = read::thread_pointer();
     if let Some(known) = maps::python_thread(tid as u32) {
         let offsets = &scratch.python.offsets;
-        if rank_of(scratch, known.tstate) == rank::RUNNING && is_listed(offsets, known.tstate) {
+        let rank = rank_of(scratch, known.tstate);
+        let is_running = rank == rank::RUNNING || rank == rank::RUNNING_BY_POINTER;
+        if is_running && is_listed(offsets, known.tstate) {
             return known.tstate;
         }
     }
@@ -93,16 +103,24 @@ pub(crate) fn first_frame(offsets: &PythonOffsets, tstate: u64) -> Option<u64> {
 #[inline(always)]
 fn rank_of(scratch: &SampleScratch, tstate: u64) -> u64 {
     let offsets = &scratch.python.offsets;
-    let id = tstate + u64::from(offsets.tstate_native_thread_id);
-    match read::user::<u64>(id) {
-        Some(id) if id as u32 == scratch.wanted_tid => {}
-        _ => return rank::OTHER,
-    }
+    let ids = tstate + u64::from(offsets.tstate_native_thread_id);
+    let Some([thread_id, native]) =
+        read::user::<[u64; 2]>(ids - tstate_offset::THREAD_ID_TO_NATIVE)
+    else {
+        return rank::OTHER;
+    };
+    let idle = if native as u32 == scratch.wanted_tid {
+        rank::IDLE
+    } else if is_thread_id(thread_id, scratch.thread_pointer, THREAD_ID_SPAN) {
+        rank::IDLE_BY_POINTER
+    } else {
+        return rank::OTHER;
+    };
     // Not a pattern of both: the verifier refuses to look into what a read has not filled.
     if first_frame(offsets, tstate).unwrap_or(0) == 0 {
-        rank::IDLE
+        idle
     } else {
-        rank::RUNNING
+        idle + 1
     }
 }
 

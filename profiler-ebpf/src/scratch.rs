@@ -110,6 +110,8 @@ pub(crate) struct SampleScratch {
     pub(crate) best_tstate: u64,
     /// How well it suits the thread.
     pub(crate) best_rank: u64,
+    /// The current thread's thread pointer, 0 if unknown.
+    pub(crate) thread_pointer: u64,
     /// The current thread's id in the process's own pid namespace.
     pub(crate) wanted_tid: u32,
     /// Unused.

@@ -35,6 +35,7 @@ static RUNNING: ThreadState = ThreadState {
     flags: thread_state_flag::ON_CPU,
     tgid: 0,
     kernel_frame_count: 0,
+    thread_pointer: 0,
     regs: [0; REGS_MAX],
     kernel_frames: [0; KERNEL_FRAMES_MAX],
 };
@@ -95,6 +96,7 @@ fn begin_state(tgid: u32, tid: u32) -> bool {
         unsafe { atomic::add(&raw mut state.seq, step) };
         state.flags = thread_state_flag::ON_CPU;
         state.tgid = tgid;
+        state.thread_pointer = read::thread_pointer();
     }
     true
 }

@@ -86,3 +86,18 @@ fn a_worker_that_takes_the_place_of_another_is_recorded() {
     let notes = &report.coverage.notes;
     assert!(notes.iter().any(|note| note.starts_with(&family)), "{notes:?}");
 }
+
+/// Check that a worker that a program has forked by C, without telling the interpreter, shows its Python
+/// frames.
+#[test]
+fn a_worker_forked_by_c_is_recorded() {
+    needs_root!();
+    let server = start("kernel_load/fork.py");
+    let mut recording = Recording::start("*", server.id(), &["--max-requests", "2"]);
+    recording.wait_until_watched(2);
+    for (path, status) in [("/busy", 200), ("/sleep", 200)] {
+        let mut client = server.connect(DEADLINE).unwrap();
+        assert_eq!(client.request("GET", path, "").unwrap().status, status);
+    }
+    whole(&recording.finish(), 2, "serve");
+}

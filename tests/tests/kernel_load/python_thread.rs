@@ -3,10 +3,13 @@
 use std::process::Command;
 
 use profiler_daemon::model::{Pid, PythonChain, RawSample, SampleKind};
+use profiler_daemon::process::ProcessMemory;
 use profiler_daemon::process::python::PythonRuntime;
+use profiler_daemon::unwind::python::PythonWalker;
 
 use crate::harness::{Server, Watch};
 use crate::python::numbers;
+use crate::stacks::wait_for_block;
 
 /// A server of this folder in Python.
 fn start(script: &str) -> Server {
@@ -62,4 +65,37 @@ fn a_thread_that_attaches_for_each_call_shows_that_call() {
     }
     // 150 ms of CPU time each, at 10 ms.
     assert!(counts.iter().all(|&count| count >= 8), "{counts:?} {samples:#?}");
+}
+
+/// Check that a worker that was forked by C, and has its parent's ids in the interpreter's list, is known
+/// for what it is, and shows its frames while it computes and while it is blocked.
+#[test]
+fn a_worker_forked_by_c_shows_its_frames() {
+    let mut server = start("fork.py");
+    let worker = Pid(server.line().parse().unwrap());
+    let codes = numbers(&server.line());
+    let [spin, serve] = codes[..] else {
+        panic!("{codes:?}");
+    };
+    let samples = sampled(&server, worker);
+    assert!(samples.len() >= 20, "{} samples", samples.len());
+    let is_whole = |sample: &&RawSample| {
+        let chain = chain(sample);
+        assert!(!chain.partial && !chain.no_thread, "{chain:?}");
+        chain.frames.len() >= 3 && [chain.frames[0].code, chain.frames[1].code] == [spin, serve]
+    };
+    let whole = samples.iter().filter(is_whole).count();
+    assert!(whole * 10 >= samples.len() * 8, "{whole} of {samples:#?}");
+
+    let mut watch = Watch::new(worker, "/sleep");
+    let mut client = server.connect();
+    client.send(b"GET /sleep HTTP/1.1\r\n\r\n");
+    let (tid, state) = wait_for_block(&mut watch);
+    assert_ne!(state.thread_pointer, 0);
+    let runtime = PythonRuntime::detect(worker).unwrap().unwrap();
+    let memory = ProcessMemory::new(worker);
+    let chain =
+        PythonWalker::default().walk_thread(&memory, &runtime, tid, state.thread_pointer);
+    assert_eq!(chain.frames[0].code, serve, "{chain:x?}");
+    client.response();
 }

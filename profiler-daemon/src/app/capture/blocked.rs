@@ -28,11 +28,12 @@ struct Walker<'a> {
 }
 
 impl ChainWalker for Walker<'_> {
-    fn walk(&mut self, pid: Pid, tid: Tid) -> Option<PythonChain> {
+    fn walk(&mut self, pid: Pid, tid: Tid, thread_pointer: u64) -> Option<PythonChain> {
         let runtime = self.runtimes.get(&pid)?;
+        let memory = ProcessMemory::new(pid);
         Some(
             self.walker
-                .walk_thread(&ProcessMemory::new(pid), runtime, tid),
+                .walk_thread(&memory, runtime, tid, thread_pointer),
         )
     }
 }

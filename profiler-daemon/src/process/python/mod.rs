@@ -49,7 +49,7 @@ pub use name::{CodeSignature, PythonNamer};
 pub(crate) use own_code::OwnCode;
 pub use own_code::is_interpreter;
 pub use thread::innermost_tid;
-pub(crate) use thread::{ThreadState, find_thread};
+pub(crate) use thread::{Suits, ThreadIds, ThreadState, find_thread};
 
 use crate::model::{Pid, Tid};
 use crate::process::page_cache::PageCache;
@@ -199,24 +199,27 @@ impl PythonRuntime {
             .any(|range| range.contains(&address))
     }
 
-    /// Follows the list of threads and expects at least one thread of the process in it. Proves the
-    /// offsets of the runtime, the interpreter and the thread state.
+    /// Follows the list of threads and expects at least one thread of the process in it, or one of the
+    /// process that it was forked from. Proves the offsets of the runtime, the interpreter and the
+    /// thread state.
     fn check_threads(&self) -> Result<(), PythonError> {
         let Self { pid, version, .. } = *self;
         let memory = ProcessMemory::new(pid);
         let alive = thread_ids(pid)?;
         let mut seen = 0;
         let mut matched = false;
+        let mut inherited = false;
         let visited = thread::visit_threads(&memory, self.runtime, &self.offsets, |state| {
             seen += 1;
             matched = alive.contains(&state.native_tid);
+            inherited |= state.may_be_inherited(&memory);
             if matched {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         });
-        if matched {
+        if matched || visited.is_ok() && inherited {
             Ok(())
         } else if visited.is_ok() && seen == 0 {
             Err(PythonError::Starting { pid, version })

@@ -115,7 +115,7 @@ mod tests {
 
     use super::*;
     use crate::model::Pid;
-    use crate::process::python::{Layout, PythonVersion};
+    use crate::process::python::{Layout, PythonVersion, ThreadIds};
 
     /// Memory made of words, readable only where one was written.
     #[derive(Default)]
@@ -145,6 +145,7 @@ mod tests {
             self.set(address, previous);
             self.set(address + 16, INTERPRETER);
             self.set(address + 56, address + 0x200);
+            self.set(address + 136, pthread_of(tid));
             self.set(address + 144, tid.into());
             self.set(address + 0x200, frame);
             if previous != 0 {
@@ -168,6 +169,11 @@ mod tests {
             }
             Ok(read)
         }
+    }
+
+    /// A made-up `pthread_t`.
+    fn pthread_of(tid: u32) -> u64 {
+        0x7000_0000 + 0x10000 * u64::from(tid)
     }
 
     const RUNTIME: u64 = 0x1000;
@@ -298,6 +304,45 @@ mod tests {
         assert_eq!(walker.walk(&memory, &runtime(), 101).frames.len(), 3);
         memory.tstate(0x5000, FIRST, 101, 0x8200);
         let chain = walker.walk(&memory, &runtime(), 101);
+        assert_eq!(chain.frames, [record(0x60, 0x3333, 3)]);
+    }
+
+    fn walk_by(memory: &Words, native_tid: u32, thread_pointer: u64) -> PythonChain {
+        let ids = ThreadIds {
+            native_tid,
+            thread_pointer,
+        };
+        PythonWalker::default().walk_by(memory, &runtime(), ids)
+    }
+
+    /// Check that a thread whose id is not in the list, as after a fork by C, is found by its thread
+    /// pointer, that the id goes first, and that an unknown thread pointer finds nothing.
+    #[test]
+    fn a_thread_of_a_process_forked_by_c_is_found_by_its_thread_pointer() {
+        let memory = process();
+        let whole = walk_chain(&memory, &runtime(), 101);
+        assert_eq!(walk_by(&memory, 7, pthread_of(101)), whole);
+        assert_eq!(walk_by(&memory, 101, pthread_of(100)), whole);
+        assert!(walk_by(&memory, 7, pthread_of(102)).no_thread);
+        assert!(walk_by(&memory, 7, 0).no_thread);
+        let mut unknown = process();
+        unknown.set(SECOND + 136, 0);
+        assert!(walk_by(&unknown, 7, 0).no_thread);
+    }
+
+    /// Check that what is remembered of such a thread is checked like that of any other.
+    #[test]
+    fn a_thread_found_by_its_thread_pointer_is_remembered_while_it_is_listed() {
+        let mut memory = process();
+        let mut walker = PythonWalker::default();
+        let ids = ThreadIds {
+            native_tid: 7,
+            thread_pointer: pthread_of(101),
+        };
+        assert_eq!(walker.walk_by(&memory, &runtime(), ids).frames.len(), 3);
+        // It has got another thread state, by its own id.
+        memory.tstate(0x5000, FIRST, 7, 0x8200);
+        let chain = walker.walk_by(&memory, &runtime(), ids);
         assert_eq!(chain.frames, [record(0x60, 0x3333, 3)]);
     }
 }
