@@ -18,6 +18,7 @@ pub const PYTHON_FRAMES_MAX: usize = 192;
 /// frame   = *(tstate + tstate_frame)                if cframe_indirect: frame = *(frame + cframe_current_frame)
 /// code    = *(frame + frame_executable) & !3        previous: *(frame + frame_previous)
 /// instr   = *(frame + frame_instr)                  owner:    *(frame + frame_owner) as u8
+/// identity: *(code + code_identity) as u32          if code_name: ^ *(*(code + code_name) + str_hash) as u32
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -46,6 +47,15 @@ pub struct PythonOffsets {
     pub frame_instr: u32,
     /// `_PyInterpreterFrame.is_entry` (3.11) or `owner` (3.12 and later), one byte.
     pub frame_owner: u32,
+    /// Four bytes of a code object that tell it from one that takes its place, 0 if there are none:
+    /// `co_firstlineno` on 3.11, `co_version` from 3.12 on.
+    pub code_identity: u32,
+    /// `PyCodeObject.co_name`, where the hash of that string belongs to the identity (3.11), else 0.
+    pub code_name: u32,
+    /// `PyASCIIObject.hash`.
+    pub str_hash: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Offsets in bytes inside `PyThreadState` that are the same in all supported versions: it begins with
@@ -97,7 +107,7 @@ pub struct PythonThread {
 /// Bits of [`PythonFrameRecord::flags`].
 pub mod python_flag {
     /// The frame could not be read; `code` is 0.
-    pub const UNREADABLE: u32 = 1;
+    pub const UNREADABLE: u16 = 1;
 }
 
 /// One frame of a Python call chain, innermost first.
@@ -109,11 +119,13 @@ pub struct PythonFrameRecord {
     /// `prev_instr` / `instr_ptr`.
     pub instr: u64,
     /// The raw byte at `frame_owner`: `is_entry` on 3.11, `owner` from 3.12 on.
-    pub owner: u32,
+    pub owner: u16,
     /// [`python_flag`] bits.
-    pub flags: u32,
+    pub flags: u16,
+    /// The code object's identity when the frame was read, 0 if unknown.
+    pub identity: u32,
 }
 
-const _: () = assert!(size_of::<PythonOffsets>() == 48);
-const _: () = assert!(size_of::<PythonProcess>() == 56);
+const _: () = assert!(size_of::<PythonOffsets>() == 64);
+const _: () = assert!(size_of::<PythonProcess>() == 72);
 const _: () = assert!(size_of::<PythonFrameRecord>() == 24);

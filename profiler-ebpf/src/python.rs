@@ -5,7 +5,7 @@
 //!
 //! The chain begins at the thread's `PyThreadState`, which `python_thread.rs` finds.
 
-use profiler_common::{PYTHON_FRAMES_MAX, PythonFrameRecord, sample_flag};
+use profiler_common::{PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, sample_flag};
 
 use crate::python_thread::{first_frame, thread_state};
 use crate::scratch::{PYTHON_FRAME_BYTES, SAMPLE_BYTES, SampleScratch};
@@ -96,12 +96,14 @@ pub(crate) extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
         return UNREADABLE;
     }
     let offsets = &scratch.python.offsets;
+    // 3.14 keeps tags in the low bits of references.
+    let code = word_at(scratch, offsets.frame_executable) & !3;
     let record = PythonFrameRecord {
-        // 3.14 keeps tags in the low bits of references.
-        code: word_at(scratch, offsets.frame_executable) & !3,
+        code,
         instr: word_at(scratch, offsets.frame_instr),
-        owner: u32::from(byte_at(scratch, offsets.frame_owner)),
+        owner: u16::from(byte_at(scratch, offsets.frame_owner)),
         flags: 0,
+        identity: identity_of(offsets, code).unwrap_or(0),
     };
     let previous = word_at(scratch, offsets.frame_previous);
     let to = read::opaque(to);
@@ -119,6 +121,21 @@ pub(crate) extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
             .write_unaligned(record);
     }
     if previous == UNREADABLE { 0 } else { previous }
+}
+
+/// What tells the code object from one that takes its place before the frame is named.
+#[inline(always)]
+fn identity_of(offsets: &PythonOffsets, code: u64) -> Option<u32> {
+    if offsets.code_identity == 0 || code == 0 {
+        return None;
+    }
+    let identity: u32 = read::user(code + u64::from(offsets.code_identity))?;
+    if offsets.code_name == 0 {
+        return Some(identity);
+    }
+    let name: u64 = read::user(code + u64::from(offsets.code_name))?;
+    let hash: u32 = read::user(name + u64::from(offsets.str_hash))?;
+    Some(identity ^ hash)
 }
 
 #[inline(always)]

@@ -203,6 +203,7 @@ pub fn python_memory(data: &[u8]) {
         let python = PythonRef {
             code: frame.code,
             instr: frame.instr,
+            identity: frame.identity,
         };
         namer.frame(&memory, &runtime, python, &mut losses);
         let _ = codes.line(&memory, &runtime, python);

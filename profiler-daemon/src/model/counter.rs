@@ -108,6 +108,7 @@ counters! {
     PythonPartial, "python_partial", Stacks, loss: true, "python chains that could not be read to their end";
     PythonNoThread, "python_no_thread", Stacks, loss: false, "samples of threads that run no Python: the interpreter does not know them";
     PythonNameUnreadable, "python_name_unreadable", Stacks, loss: true, "python frames whose code object could not be read";
+    PythonCodeGone, "python_code_gone", Stacks, loss: true, "python frames without a name: their code object was freed soon after the sample";
     FramesUnknown, "frames_unknown", Stacks, loss: true, "native frames without a symbol";
     SnapshotsTaken, "snapshots_taken", Delivery, loss: false, "snapshots handed to the reporter";
     SnapshotsSent, "snapshots_sent", Delivery, loss: false, "snapshots accepted by the OAP";

@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
-use profiler_daemon::model::{Pid, PythonChain, RawSample, SampleKind};
+use profiler_daemon::model::{
+    Coverage, Pid, PythonChain, PythonRef, RawSample, SampleKind,
+};
 use profiler_daemon::process::ProcessMemory;
-use profiler_daemon::process::python::PythonRuntime;
+use profiler_daemon::process::python::{CodeSignature, PythonNamer, PythonRuntime};
 use profiler_daemon::unwind::python::PythonWalker;
 
 use crate::harness::{Server, Watch};
@@ -35,6 +37,29 @@ fn chain(sample: &RawSample) -> &PythonChain {
         panic!("the ring has on-CPU samples only");
     };
     captured.python.as_ref().expect("it is a Python process")
+}
+
+/// Checks that the identities of code objects that were noted with the chains are theirs: all can be named, and
+/// one frame of each chain has this name.
+fn assert_named<'a>(
+    runtime: &PythonRuntime,
+    chains: impl Iterator<Item = &'a PythonChain>,
+    name: &str,
+) {
+    let memory = ProcessMemory::new(runtime.pid);
+    let mut namer = PythonNamer::new(CodeSignature::Function);
+    let mut losses = Coverage::default();
+    for chain in chains {
+        // A shim has no code object of its own on 3.13.
+        let frames = chain.frames.iter().filter(|frame| frame.owner < 3);
+        let names = frames.filter_map(|frame| {
+            assert_ne!(frame.identity, 0, "{frame:x?}");
+            namer.frame(&memory, runtime, PythonRef::from(frame), &mut losses)
+        });
+        let names: Vec<_> = names.map(|frame| frame.signature).collect();
+        assert!(names.iter().any(|it| it.contains(name)), "{names:?}");
+    }
+    assert_eq!(losses, Coverage::default());
 }
 
 /// Check that a thread that gets a thread state for each call from C shows the frames of the call it is
@@ -86,16 +111,18 @@ fn a_worker_forked_by_c_shows_its_frames() {
     };
     let whole = samples.iter().filter(is_whole).count();
     assert!(whole * 10 >= samples.len() * 8, "{whole} of {samples:#?}");
+    let runtime = PythonRuntime::detect(worker).unwrap().unwrap();
+    let memory = ProcessMemory::new(worker);
+    assert_named(&runtime, samples.iter().map(chain), "fork.serve:");
 
     let mut watch = Watch::new(worker, "/sleep");
     let mut client = server.connect();
     client.send(b"GET /sleep HTTP/1.1\r\n\r\n");
     let (tid, state) = wait_for_block(&mut watch);
     assert_ne!(state.thread_pointer, 0);
-    let runtime = PythonRuntime::detect(worker).unwrap().unwrap();
-    let memory = ProcessMemory::new(worker);
     let chain =
         PythonWalker::default().walk_thread(&memory, &runtime, tid, state.thread_pointer);
     assert_eq!(chain.frames[0].code, serve, "{chain:x?}");
+    assert_named(&runtime, std::iter::once(&chain), "fork.serve:");
     client.response();
 }

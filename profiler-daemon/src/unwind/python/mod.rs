@@ -16,13 +16,14 @@
 mod walker;
 
 use std::io::{Error, ErrorKind};
+use std::ops::ControlFlow;
 
 use profiler_common::{PythonFrameRecord, PythonOffsets, python_flag};
 
 use crate::model::PythonChain;
 use crate::process::ReadMemory;
 use crate::process::page_cache::PageCache;
-use crate::process::python::PythonRuntime;
+use crate::process::python::{PythonRuntime, read_all, visit_threads};
 
 pub use walker::PythonWalker;
 
@@ -43,6 +44,34 @@ pub fn walk_chain(
     PythonWalker::default().walk(memory, runtime, native_tid)
 }
 
+/// Most threads whose frames [`walk_all`] reads.
+const THREADS_MAX: usize = 64;
+
+/// The chains of the first threads that are in Python. Those that run meanwhile may show anything.
+pub(super) fn walk_all(memory: &dyn ReadMemory, runtime: &PythonRuntime) -> Vec<PythonChain> {
+    let memory = PageCache::new(memory);
+    let mut chains = Vec::new();
+    let visited = visit_threads(&memory, runtime.runtime, &runtime.offsets, |state| {
+        if let Ok(next @ 1..) = state.first_frame(&memory, &runtime.offsets) {
+            let mut chain = PythonChain {
+                next,
+                ..PythonChain::default()
+            };
+            extend(&memory, runtime, &mut chain);
+            chains.push(chain);
+        }
+        if chains.len() < THREADS_MAX {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    if let Err(error) = visited {
+        tracing::trace!(pid = %runtime.pid, %error, "some threads were not looked at");
+    }
+    chains
+}
+
 /// Continues a chain at [`PythonChain::next`]: one that the BPF walker cut, or stopped at a page that
 /// was not resident, which reading from here brings in. The thread may have run since: its outer
 /// frames, which these are, seldom changed.
@@ -54,6 +83,16 @@ pub fn extend_chain(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mu
 }
 
 fn extend(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonChain) {
+    let known = chain.frames.len();
+    follow(memory, runtime, chain);
+    let codes: Vec<u64> = chain.frames[known..].iter().map(|it| it.code).collect();
+    let identities = read_all(memory, &runtime.offsets, &codes);
+    for (frame, identity) in chain.frames[known..].iter_mut().zip(identities) {
+        frame.identity = identity;
+    }
+}
+
+fn follow(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonChain) {
     while chain.next != 0 && chain.frames.len() < FRAMES_MAX {
         match read_frame(memory, &runtime.offsets, chain.next) {
             Ok((record, previous)) => {
@@ -105,6 +144,7 @@ fn read_frame(
         instr,
         owner: frame[offsets.frame_owner as usize].into(),
         flags: 0,
+        identity: 0,
     };
     Ok((record, previous))
 }
@@ -212,12 +252,13 @@ mod tests {
         memory
     }
 
-    fn record(code: u64, instr: u64, owner: u32) -> PythonFrameRecord {
+    fn record(code: u64, instr: u64, owner: u16) -> PythonFrameRecord {
         PythonFrameRecord {
             code,
             instr,
             owner,
             flags: 0,
+            identity: 0,
         }
     }
 
@@ -248,6 +289,18 @@ mod tests {
         );
         let unknown = walk_chain(&process(), &runtime(), 102);
         assert!(unknown.no_thread && !unknown.partial && unknown.frames.is_empty());
+    }
+
+    /// Check that the chains of all threads that are in Python are found.
+    #[test]
+    fn all_threads_in_python_are_walked() {
+        let mut memory = process();
+        let chain = |tid, memory: &Words| walk_chain(memory, &runtime(), tid);
+        assert_eq!(walk_all(&memory, &runtime()), [chain(101, &memory)]);
+        memory.tstate(FIRST, 0, 100, 0x8200);
+        memory.tstate(SECOND, FIRST, 101, 0x8000);
+        let both = [chain(100, &memory), chain(101, &memory)];
+        assert_eq!(walk_all(&memory, &runtime()), both);
     }
 
     /// Check that an unreadable frame leaves a mark at the end of what could be read.
