@@ -22,8 +22,8 @@ pub use line::{
     token, version,
 };
 pub use python::{
-    PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
-    is_thread_id, thread_id_span, tstate_offset,
+    PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, is_thread_id,
+    python_flag, thread_id_span, tstate_offset,
 };
 pub use request::{
     Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead,

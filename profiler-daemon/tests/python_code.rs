@@ -84,7 +84,11 @@ fn a_freed_function_is_never_named_as_the_next_one() {
             let mut late = Coverage::default();
             let mut addresses = HashSet::new();
             let mut unknown = 0;
-            let offset = if form == CodeSignature::Function { 0 } else { FUNCTIONS };
+            let offset = if form == CodeSignature::Function {
+                0
+            } else {
+                FUNCTIONS
+            };
             for number in offset..offset + FUNCTIONS {
                 let frame = functions.frame(&runtime);
                 addresses.insert(frame.code);
@@ -94,12 +98,19 @@ fn a_freed_function_is_never_named_as_the_next_one() {
                 };
                 let own = format!("<string>.function_{number:03}:");
                 let first = name(&mut named_in_time, &mut losses);
-                assert!(first.starts_with(&own), "{}: {first}, {own}", python.display());
+                assert!(
+                    first.starts_with(&own),
+                    "{}: {first}, {own}",
+                    python.display()
+                );
                 functions.next(number + 1);
                 assert_eq!(name(&mut named_in_time, &mut losses), first);
                 // What is freed may still lie there, unchanged.
                 let late_name = name(&mut named_late, &mut late);
-                assert!(late_name == first || late_name == "[unknown] (python)", "{late_name}");
+                assert!(
+                    late_name == first || late_name == "[unknown] (python)",
+                    "{late_name}"
+                );
                 unknown += u64::from(late_name != first);
             }
             assert!(addresses.len() < FUNCTIONS, "no address came again");

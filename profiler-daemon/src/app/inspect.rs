@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::capture::Command;
+use super::capture::{Command, NewTarget};
 use crate::model::{Counter, Pid, Service, TaskSlot};
 use crate::process::procfs::Procfs;
 use crate::process::python::{PythonError, PythonRuntime};
@@ -22,6 +22,8 @@ pub(super) fn inspect(
         counter,
         text,
     };
+    // Before anything else is read of it: should it run another program meanwhile, this tells.
+    let program = Procfs::default().stat(pid).ok()?;
     if let Ok(runtime) = Runtime::detect(pid)
         && let RequestModel::Unsupported(why) = runtime.request_model()
     {
@@ -42,13 +44,14 @@ pub(super) fn inspect(
             None
         }
     };
-    commands.push(Command::AddTarget {
+    let target = NewTarget {
         slot,
         pid,
-        service,
+        program,
         python,
         has_agent,
-    });
+    };
+    commands.push(Command::AddTarget { target, service });
     Some(commands)
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
-use super::capture::{WaitingBytes, Work};
+use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work};
 use crate::frames::{FrameSet, activity};
 use crate::kernel;
 use crate::model::{
@@ -20,6 +20,7 @@ use crate::model::{
     TimedStack,
 };
 use crate::process::Process;
+use crate::process::procfs::Procfs;
 use crate::process::python::{CodeSignature, PythonRuntime};
 use crate::snapshot;
 use crate::symbolize::Symbolizer;
@@ -81,6 +82,7 @@ impl Open {
 pub(super) struct Resolve {
     pub(super) work: Receiver<Work>,
     waiting: Arc<WaitingBytes>,
+    commands: Commands,
     pub(super) events: mpsc::Sender<PipelineEvent>,
     unwinder: Unwinder,
     symbolizer: Symbolizer,
@@ -95,6 +97,7 @@ impl Resolve {
     pub(super) fn new(
         work: Receiver<Work>,
         waiting: Arc<WaitingBytes>,
+        commands: Commands,
         events: mpsc::Sender<PipelineEvent>,
         code_signature: CodeSignature,
         frames: FrameSet,
@@ -102,6 +105,7 @@ impl Resolve {
         Self {
             work,
             waiting,
+            commands,
             events,
             unwinder: Unwinder::default(),
             symbolizer: Symbolizer::new(code_signature).showing(frames),
@@ -122,23 +126,11 @@ impl Resolve {
 
     fn take(&mut self, work: Work) {
         match work {
-            Work::Target(pid, python) => {
-                self.forget(pid);
-                if let Some(python) = python {
-                    self.runtimes.insert(pid, python);
-                }
-                let start = Instant::now();
-                self.open_process(pid);
-                if let Some(process) = self.processes.get(&pid) {
-                    // Now, rather than between the first request and its samples.
-                    self.unwinder.prepare(process);
-                    self.symbolizer.prepare(process);
-                }
-                tracing::debug!(%pid, elapsed = ?start.elapsed(), "process prepared");
-            }
+            Work::Target(target) => self.on_target(target),
             Work::Forked(child, python) => {
-                // The id may have been another process's.
-                self.forget(child);
+                // The id may have been another process's, whose end was lost.
+                self.processes.remove(&child);
+                self.runtimes.remove(&child);
                 if let Some(python) = python {
                     self.runtimes.insert(child, python);
                 }
@@ -197,6 +189,34 @@ impl Resolve {
                 // Symbols take tens of megabytes, and the next task may be days away.
                 release_free_memory();
             }
+        }
+    }
+
+    /// Reads what stacks of a process need, before there are any.
+    fn on_target(&mut self, target: NewTarget) {
+        let pid = target.pid;
+        self.forget(pid);
+        if let Some(python) = &target.python {
+            self.runtimes.insert(pid, Arc::clone(python));
+        }
+        let start = Instant::now();
+        self.open_process(pid);
+        if let Some(process) = self.processes.get(&pid) {
+            self.unwinder.prepare(process);
+            self.symbolizer.prepare(process);
+            // Most of what a request's stacks will have below its handler.
+            let mut unwanted = Coverage::default();
+            for stack in self.unwinder.python_stacks(process) {
+                self.symbolizer.symbolize(process, &stack, &mut unwanted);
+            }
+        }
+        tracing::debug!(%pid, elapsed = ?start.elapsed(), "process prepared");
+        match Procfs::default().stat(pid) {
+            Ok(program) if !program.is_same_program(&target.program) => {
+                self.forget(pid);
+                self.tell(PipelineEvent::ProcessChanged(pid));
+            }
+            _ => self.commands.send(Command::Watch(target)),
         }
     }
 

@@ -99,11 +99,7 @@ impl ProcessMemory {
                 len: 8,
             })
             .collect();
-        let read = process_vm_readv(
-            self.thread(),
-            &mut [IoSliceMut::new(&mut bytes)],
-            &remote,
-        );
+        let read = process_vm_readv(self.thread(), &mut [IoSliceMut::new(&mut bytes)], &remote);
         let whole = read.unwrap_or(0) / 8;
         bytes.truncate(8 * whole);
         let words = (0..whole).map(move |index| {

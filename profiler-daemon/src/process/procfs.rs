@@ -40,6 +40,15 @@ pub struct Stat {
     pub is_kernel: bool,
 }
 
+impl Stat {
+    /// Whether it is of the same process, which has not executed another program.
+    #[must_use]
+    pub fn is_same_program(&self, other: &Self) -> bool {
+        let of = |stat: &Self| (stat.start_ticks, stat.start_stack);
+        of(self) == of(other)
+    }
+}
+
 /// The /proc to read, another one in tests.
 #[derive(Clone, Debug)]
 pub struct Procfs {
@@ -248,7 +257,10 @@ mod tests {
         );
         let path = procfs.environ(pid, |name| name == "PATH").unwrap();
         assert_eq!(path[0].1, std::env::var("PATH").unwrap());
-        assert_eq!(procfs.parent(pid).unwrap(), Pid(std::os::unix::process::parent_id()));
+        assert_eq!(
+            procfs.parent(pid).unwrap(),
+            Pid(std::os::unix::process::parent_id())
+        );
         assert!(procfs.stat(Pid(u32::MAX)).is_err());
     }
 }

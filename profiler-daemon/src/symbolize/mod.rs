@@ -60,7 +60,7 @@ pub(crate) fn shown_symbol(symbol: &str) -> Arc<str> {
 /// Names kept per process.
 const NAMES_MAX: usize = 65_536;
 /// Mappings read ahead by [`Symbolizer::prepare`].
-const PREPARED_MAX: usize = 64;
+const PREPARED_MAX: usize = 256;
 /// Shown for kernel frames where the kernel hides its addresses.
 const KERNEL_HIDDEN: &str = "[kernel]";
 /// The object of generated code.
@@ -170,9 +170,10 @@ impl Symbolizer {
     /// Reads the symbols of the kernel and of what the process has mapped, so that the first stack
     /// does not wait for them.
     pub fn prepare(&mut self, process: &Process) {
-        self.kernel.load();
+        // Tables are put into order at the first question.
+        self.kernel.find(0);
         for mapping in process.mappings.as_slice().iter().take(PREPARED_MAX) {
-            self.objects.load(process, mapping);
+            self.objects.name(process, mapping, mapping.start);
         }
         self.check_names(process);
         if let Some(known) = self.processes.get_mut(&process.pid) {

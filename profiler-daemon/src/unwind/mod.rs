@@ -27,6 +27,21 @@ impl Unwinder {
         self.native.prepare(process);
     }
 
+    /// The Python frames that the threads of a process are in, each innermost first. Threads run meanwhile, so
+    /// this tells what is likely to be seen, and no more.
+    #[must_use]
+    pub fn python_stacks(&self, process: &Process) -> Vec<Stack<crate::model::AddrFrame>> {
+        let Some(runtime) = &process.python else {
+            return Vec::new();
+        };
+        let chains = python::walk_all(&process.memory, runtime);
+        let stacks = chains.iter().map(|chain| Stack {
+            frames: merge::merge(&[], UnwindEnd::StackCut, &[], Some((chain, runtime))).frames,
+            end: UnwindEnd::StackCut,
+        });
+        stacks.collect()
+    }
+
     /// The frames of one sample, kernel, native and Python, innermost first.
     ///
     /// What the copied bytes lack is read from the process as it is now. For a blocked thread that is

@@ -16,8 +16,11 @@ fn start(script: &str) -> LocalServer {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests")
         .join(script);
-    LocalServer::start(script.to_str().unwrap(), Command::new("python3").arg("-u").arg(&script))
-        .unwrap()
+    LocalServer::start(
+        script.to_str().unwrap(),
+        Command::new("python3").arg("-u").arg(&script),
+    )
+    .unwrap()
 }
 
 /// The processes that a process has forked.
@@ -35,7 +38,11 @@ fn whole(recorded: &Recorded, requests: usize, function: &str) -> ProfileReport 
     for segment in &report.segments {
         assert!(has_function(segment, function), "{:#?}", segment.snapshots);
     }
-    for loss in ["python_partial", "python_no_thread", "python_merge_mismatch"] {
+    for loss in [
+        "python_partial",
+        "python_no_thread",
+        "python_merge_mismatch",
+    ] {
         assert_eq!(count(&report, loss), 0, "{loss}");
     }
     let notes = &report.coverage.notes;
@@ -82,9 +89,15 @@ fn a_worker_that_takes_the_place_of_another_is_recorded() {
         assert_eq!(gunicorn.get("/work").unwrap(), 200);
     }
     let report = whole(&recording.finish(), 4, "query");
-    let family = format!("process {} was recorded with its descendants", gunicorn.id());
+    let family = format!(
+        "process {} was recorded with its descendants",
+        gunicorn.id()
+    );
     let notes = &report.coverage.notes;
-    assert!(notes.iter().any(|note| note.starts_with(&family)), "{notes:?}");
+    assert!(
+        notes.iter().any(|note| note.starts_with(&family)),
+        "{notes:?}"
+    );
 }
 
 /// Check that a worker that a program has forked by C, without telling the interpreter, shows its Python

@@ -2,9 +2,7 @@
 
 use std::process::Command;
 
-use profiler_daemon::model::{
-    Coverage, Pid, PythonChain, PythonRef, RawSample, SampleKind,
-};
+use profiler_daemon::model::{Coverage, Pid, PythonChain, PythonRef, RawSample, SampleKind};
 use profiler_daemon::process::ProcessMemory;
 use profiler_daemon::process::python::{CodeSignature, PythonNamer, PythonRuntime};
 use profiler_daemon::unwind::python::PythonWalker;
@@ -16,7 +14,11 @@ use crate::stacks::wait_for_block;
 /// A server of this folder in Python.
 fn start(script: &str) -> Server {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_load/");
-    Server::start(Command::new("python3").arg("-u").arg(format!("{folder}{script}")))
+    Server::start(
+        Command::new("python3")
+            .arg("-u")
+            .arg(format!("{folder}{script}")),
+    )
 }
 
 /// Samples of one request of a Python process.
@@ -89,7 +91,10 @@ fn a_thread_that_attaches_for_each_call_shows_that_call() {
         counts[part] += usize::from(frames[0] == *spin);
     }
     // 150 ms of CPU time each, at 10 ms.
-    assert!(counts.iter().all(|&count| count >= 8), "{counts:?} {samples:#?}");
+    assert!(
+        counts.iter().all(|&count| count >= 8),
+        "{counts:?} {samples:#?}"
+    );
 }
 
 /// Check that a worker that was forked by C, and has its parent's ids in the interpreter's list, is known
@@ -120,8 +125,7 @@ fn a_worker_forked_by_c_shows_its_frames() {
     client.send(b"GET /sleep HTTP/1.1\r\n\r\n");
     let (tid, state) = wait_for_block(&mut watch);
     assert_ne!(state.thread_pointer, 0);
-    let chain =
-        PythonWalker::default().walk_thread(&memory, &runtime, tid, state.thread_pointer);
+    let chain = PythonWalker::default().walk_thread(&memory, &runtime, tid, state.thread_pointer);
     assert_eq!(chain.frames[0].code, serve, "{chain:x?}");
     assert_named(&runtime, std::iter::once(&chain), "fork.serve:");
     client.response();

@@ -46,7 +46,7 @@ use clock::GridTimer;
 use count::add_kernel_counts;
 
 pub(super) use clock::now_ktime_ns;
-pub(super) use message::{Command, Work};
+pub(super) use message::{Command, Commands, NewTarget, Work};
 pub(super) use observe::CaptureState;
 pub(super) use waiting::WaitingBytes;
 

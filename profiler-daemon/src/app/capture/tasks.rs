@@ -6,10 +6,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::clock::now_ktime_ns;
-use super::{Capture, Command, Live, Work, nanos};
+use super::{Capture, Command, Live, NewTarget, Work, nanos};
 use crate::kernel::Kernel;
-use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskSlot};
-use crate::process::python::PythonRuntime;
+use crate::model::{Counter, Coverage, ProfileTask, Service, TaskSlot};
 use crate::request::Endpoint;
 use crate::sampler::Sampler;
 use crate::timeline::Grid;
@@ -38,18 +37,8 @@ impl Capture {
                     }
                 }
             }
-            Command::AddTarget {
-                slot,
-                pid,
-                service,
-                python,
-                has_agent,
-            } => {
-                self.add_target(slot, pid, service, python);
-                if has_agent {
-                    self.kernel_do(|kernel| kernel.ship_outbound(pid));
-                }
-            }
+            Command::AddTarget { target, service } => self.add_target(target, service),
+            Command::Watch(target) => self.watch(&target),
             Command::EndTask { slot } => {
                 let now = now_ktime_ns();
                 if let Some(live) = self.live.get_mut(&slot) {
@@ -159,13 +148,8 @@ impl Capture {
         Grid { period_ns, ..grid }
     }
 
-    fn add_target(
-        &mut self,
-        slot: TaskSlot,
-        pid: Pid,
-        service: Service,
-        python: Option<Arc<PythonRuntime>>,
-    ) {
+    fn add_target(&mut self, target: NewTarget, service: Service) {
+        let NewTarget { slot, pid, .. } = target;
         let Some(live) = self.live.get_mut(&slot) else {
             return;
         };
@@ -173,14 +157,30 @@ impl Capture {
             live.targets.push(pid);
         }
         self.tracker.add_target(slot, pid, service);
-        if let Some(python) = &python {
-            self.runtimes.insert(pid, Arc::clone(python));
+        self.send(Work::Target(target));
+    }
+
+    /// Has the requests of a process seen, unless its task has ended meanwhile. What naming their stacks
+    /// needs has been read by now: the first one is named while what it names is still there.
+    fn watch(&mut self, target: &NewTarget) {
+        let NewTarget { slot, pid, .. } = *target;
+        let is_target = |live: &Live| live.targets.contains(&pid);
+        if !self.live.get(&slot).is_some_and(is_target) {
+            return;
         }
-        self.send(Work::Target(pid, python.clone()));
-        let record = python.map(|python| python.to_kernel());
+        match &target.python {
+            Some(python) => self.runtimes.insert(pid, Arc::clone(python)),
+            None => self.runtimes.remove(&pid),
+        };
+        let record = target.python.as_ref().map(|python| python.to_kernel());
+        let has_agent = target.has_agent;
         self.kernel_do(|kernel| {
             kernel.set_python(pid, record.as_ref())?;
-            kernel.add_target(pid, slot)
+            kernel.add_target(pid, slot)?;
+            if has_agent {
+                kernel.ship_outbound(pid)?;
+            }
+            Ok(())
         });
         // Its requests are seen from here on.
         tracing::debug!(tgid = pid.0, "process watched");

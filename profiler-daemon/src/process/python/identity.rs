@@ -49,7 +49,9 @@ pub(crate) fn read_all(
 }
 
 fn fields(memory: &dyn ReadMemory, objects: &[u64], offset: u32) -> Vec<Option<u64>> {
-    let addresses = objects.iter().map(|object| object.wrapping_add(offset.into()));
+    let addresses = objects
+        .iter()
+        .map(|object| object.wrapping_add(offset.into()));
     memory.read_words(&addresses.collect::<Vec<u64>>())
 }
 

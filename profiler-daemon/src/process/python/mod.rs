@@ -181,7 +181,10 @@ impl PythonRuntime {
     /// The interpreter of a child that the process forked: the same memory at the same addresses.
     #[must_use]
     pub fn for_child(&self, pid: Pid) -> Self {
-        Self { pid, ..self.clone() }
+        Self {
+            pid,
+            ..self.clone()
+        }
     }
 
     /// The form that the BPF programs use.

@@ -162,7 +162,9 @@ fn revisit(
     if !matches!(suits, Suits::Fully | Suits::ByPointer) {
         return None;
     }
-    let previous = memory.read_u64(address.checked_add(tstate_offset::PREV)?).ok()?;
+    let previous = memory
+        .read_u64(address.checked_add(tstate_offset::PREV)?)
+        .ok()?;
     let link = if previous == 0 {
         state
             .interpreter
