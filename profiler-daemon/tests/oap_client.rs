@@ -391,7 +391,10 @@ async fn the_token_is_sent() {
     let address = oap.local_addr().to_string();
     let mut tasks = TaskClient::connect(&address, None).await.unwrap();
     let error = tasks.show("").await.unwrap_err().to_string();
-    assert!(error.contains("refuses the token"), "{error}");
+    assert!(
+        error.contains("refuses the call: give its token"),
+        "{error}"
+    );
     let mut tasks = TaskClient::connect(&address, Some("tok123")).await.unwrap();
     assert_eq!(tasks.show("").await.unwrap().logs.len(), 1);
 }

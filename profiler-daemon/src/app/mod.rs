@@ -25,12 +25,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use caps::Capability;
 
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::embedded::EmbeddedOap;
 use crate::metrics;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
-use crate::state::{SavedTask, StateFolder, TaskJournal};
+use crate::state::{SavedTask, StateFolder, TaskJournal, keep_token};
 use statistics::StatisticsKeeper;
 
 pub use record::record;
@@ -70,7 +70,7 @@ pub fn run_daemon(config: Config) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`run_daemon`]; or an address cannot be listened on, or the data not used.
+/// As [`run_daemon`]; or an address cannot be listened on, or data or token not used.
 pub fn run_standalone(
     config: Config,
     listen: SocketAddr,
@@ -83,11 +83,12 @@ pub fn run_standalone(
     } else {
         &[]
     };
+    let token = standalone_token(&config)?;
     let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(also);
     runtime()?.block_on(async move {
-        let embedded = config.embedded_config(listen, http_listen);
+        let embedded = config.embedded_config(listen, http_listen, token.clone());
         let embedded = EmbeddedOap::start_with(embedded).await?;
         let address = embedded.local_addr();
         tracing::info!(%address, "the built-in OAP listens");
@@ -95,13 +96,34 @@ pub fn run_standalone(
             tracing::info!(%address, "the built-in OAP answers GraphQL");
         }
         let client = OapConfig {
-            token: config.oap_config().token,
+            token,
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
         let result = control::run(config, client, None, statistics, metrics).await;
         embedded.shutdown().await;
         result
     })
+}
+
+/// The token that callers of the built-in OAP must send. It is made if there is none yet.
+fn standalone_token(config: &Config) -> Result<Option<String>> {
+    if let Some(Secret(token)) = &config.oap.authentication {
+        tracing::info!("callers of the built-in OAP need the token of oap.authentication");
+        return Ok(Some(token.clone()));
+    }
+    let Some(file) = config.token_files().into_iter().next() else {
+        tracing::warn!(
+            "the built-in OAP asks for no token: everybody who reaches its ports, every user of this host \
+             among them, can create profile tasks and read stacks and URLs of other users' processes"
+        );
+        return Ok(None);
+    };
+    let token = keep_token(&file)?;
+    tracing::info!(
+        token_file = %file.display(),
+        "callers of the built-in OAP need a token; `profilerd task` finds it if it may read the file"
+    );
+    Ok(Some(token))
 }
 
 /// What the overhead guard measures the programs by; nothing if its budget is all of the host.

@@ -1,12 +1,16 @@
 //! `profilerd standalone` and `daemon` over the life of tasks.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use profiler_daemon::embedded::EmbeddedOap;
-use profiler_tests::{free_port, needs_root, wait_until};
+use profiler_tests::{HttpClient, free_port, needs_root, profilerd, wait_until};
 
 use crate::attached::{Attached, pinned};
-use crate::daemon::{Daemon, creation};
+use crate::daemon::{Answer, Daemon, creation};
 use crate::recording::has_function;
 use crate::server::sample_service;
 use crate::{DEADLINE, TASK_DEADLINE};
@@ -131,6 +135,82 @@ fn an_open_request_is_kept_when_the_daemon_stops() {
     assert_eq!(report.coverage.counters["requests_unfinished"], 1);
 }
 
+/// Check that neither door lets a caller in without the token, that the file with it is for its owner alone,
+/// that `profilerd task` finds it there and says what is missing when it may not, and that health needs none.
+#[test]
+fn callers_without_the_token_are_turned_away() {
+    needs_root!();
+    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    let http_listen = http.to_string();
+    let variables = [("PROFILERD_HTTP_LISTEN", http_listen.as_str())];
+    let mut daemon = Daemon::standalone_with(":memory:", &variables);
+    daemon.wait_for_log("answers GraphQL", 1);
+    let file = daemon.token_file();
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let (oap, url) = (daemon.oap().to_string(), format!("http://{http}/graphql"));
+    let doors = [["--oap", &oap], ["--graphql", &url]];
+    for door in doors {
+        let found = daemon.run(&[&["task", "list"], &door[..]].concat());
+        assert_eq!(found.code, Some(0), "{}", found.err);
+        let wrong = [&["task", "list", "--token", "guessed"], &door[..]].concat();
+        let wrong = daemon.run(&wrong);
+        assert_eq!(wrong.code, Some(1), "{}", wrong.out);
+        let reason = "the token of --token is not the one it asks for";
+        assert!(wrong.err.contains(reason), "{}", wrong.err);
+    }
+
+    // The build folder may be closed to others.
+    let shared = tempfile::tempdir().unwrap();
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = shared.path().join("profilerd");
+    fs::copy(profilerd(), &binary).unwrap();
+    for door in doors {
+        let mut command = Command::new(&binary);
+        command.args(["task", "list"]).args(door).current_dir("/");
+        command
+            .env("PROFILERD_STANDALONE_TOKEN_FILE", &file)
+            .uid(65_534)
+            .gid(65_534);
+        let refused = Answer::of(&mut command);
+        assert_eq!(refused.code, Some(1), "{}", refused.out);
+        for part in [
+            file.to_str().unwrap(),
+            "Permission denied",
+            "as root",
+            "--token-file",
+        ] {
+            assert!(refused.err.contains(part), "{part}: {}", refused.err);
+        }
+    }
+
+    let mut client = HttpClient::connect(http, DEADLINE).unwrap();
+    assert_eq!(
+        client.request("GET", "/healthcheck", "").unwrap().status,
+        200
+    );
+    let mut client = HttpClient::connect(http, DEADLINE).unwrap();
+    let query = r#"{"query":"{ version }"}"#;
+    assert_eq!(
+        client.request("POST", "/graphql", query).unwrap().status,
+        401
+    );
+    let turned_away = daemon.log().matches("a caller was turned away").count();
+    assert_eq!(turned_away, 2, "{}", daemon.log()); // one without a token, one with a wrong one
+}
+
+/// Check that `--no-token` lets every caller in and says so.
+#[test]
+fn no_token_is_said_to_let_everybody_in() {
+    needs_root!();
+    let mut daemon = Daemon::standalone_without_token(":memory:");
+    daemon.wait_for_log("asks for no token: everybody who reaches its ports", 1);
+    assert!(!daemon.token_file().exists());
+    assert_eq!(daemon.task(&["list"]).code, Some(0));
+}
+
 /// Check that an address that is taken ends `standalone`, and that the address is named.
 #[test]
 fn a_taken_port_is_named() {
@@ -138,6 +218,7 @@ fn a_taken_port_is_named() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let args = ["standalone", "--listen", &address, "--data-dir", ":memory:"];
+    let args = [&args[..], &["--no-token"]].concat();
     let output = crate::recording::command(&args).output();
     let output = output.unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
