@@ -20,6 +20,7 @@ pub mod guard;
 mod http;
 pub mod kernel;
 pub mod kubernetes;
+pub mod limit;
 pub mod metrics;
 pub mod model;
 pub mod oap;

@@ -32,6 +32,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app;
 use crate::config::{Config, TokenFile, parse_listen, parse_metrics};
+use crate::limit;
 
 /// Profiles single endpoints of unmodified services from outside, with eBPF, for Apache SkyWalking.
 #[derive(Debug, Parser)]
@@ -184,7 +185,11 @@ pub fn main() -> ExitCode {
         // `profilerd ps | head`: who reads has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("profilerd: {error:#}");
+            let text = format!("{error:#}");
+            match limit::remedy(error.as_ref()) {
+                Some(remedy) if !text.contains(&remedy) => eprintln!("profilerd: {text}: {remedy}"),
+                _ => eprintln!("profilerd: {text}"),
+            }
             ExitCode::FAILURE
         }
     }

@@ -1,13 +1,16 @@
 //! `profilerd record` on the sample service.
 
 use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt as _;
 
 use profiler_daemon::frames::kind_of;
 use profiler_daemon::model::{FrameKind, SegmentReport};
 use profiler_tests::{needs_root, read_json};
 use serde_json::Value;
 
-use crate::recording::{Recording, count, has_function, is_of, total_ms};
+use crate::daemon::Answer;
+use crate::recording::{Recording, command, count, has_function, is_of, total_ms};
 use crate::server::{Server, sample_service};
 
 /// Two dump periods.
@@ -59,6 +62,46 @@ fn a_recording_tells_where_the_time_went() {
     assert_eq!(count(&report, "requests_matched"), 5);
     assert_eq!(count(&report, "requests_seen"), 10);
     check_names(&recorded.json());
+}
+
+/// Check that too low a limit of open files is named wherever it is met, with what to do, and nothing else blamed.
+#[test]
+fn too_few_descriptors_are_named() {
+    needs_root!();
+    let service = sample_service(SERVICE);
+    let pid = service.id().to_string();
+    for limit in [16, 24, 32, 40, 48] {
+        let args = [
+            "record",
+            "--endpoint",
+            "/",
+            "--duration",
+            "1s",
+            "--pid",
+            &pid,
+        ];
+        let mut command = command(&args);
+        let lower = move || {
+            let limit = libc::rlimit {
+                rlim_cur: limit,
+                rlim_max: limit,
+            };
+            // SAFETY: the limit outlives the call.
+            match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: one system call, which neither allocates nor takes a lock.
+        unsafe { command.pre_exec(lower) };
+        let answer = Answer::of(&mut command);
+        assert_eq!(answer.code, Some(1), "{limit}: {}", answer.err);
+        let expected = format!("may have {limit} files open at once");
+        assert!(answer.err.contains(&expected), "{limit}: {}", answer.err);
+        for wrong in ["locked", "seccomp", "report it", "every system call"] {
+            assert!(!answer.err.contains(wrong), "{limit}: {}", answer.err);
+        }
+    }
 }
 
 /// The names of the form, in order of their nesting.
