@@ -6,7 +6,7 @@
 //! ([`DeliveryStats`]); commands that are refused, told as events
 //!
 //! ```text
-//!                  link.rs: one connection, kept, failed over (cause.rs: why not; skew.rs: its clock)
+//!                  link.rs: one connection, kept, failed over (cause.rs, tls.rs: why not; skew.rs: its clock)
 //!                 /          |                \
 //! presence.rs  heartbeat   poll.rs  tasks     report.rs  segments, snapshots, ends of tasks
 //!    (turns.rs: each in its turn)             ^
@@ -37,6 +37,7 @@ mod segment;
 mod skew;
 mod spool;
 mod spool_file;
+mod tls;
 mod turns;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,11 +57,12 @@ use queue::Queue;
 use report::Reporter;
 use skew::Skew;
 
-pub use config::{OapConfig, TlsConfig};
+pub use config::OapConfig;
 pub use delivery::DeliveryStats;
 pub use presence::Reporting;
 pub use queue::ReportError;
 pub use room::QueueRoom;
+pub use tls::TlsConfig;
 
 /// Events that may wait for the application.
 const EVENTS_MAX: usize = 64;
