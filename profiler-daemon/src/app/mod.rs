@@ -26,8 +26,9 @@ use anyhow::{Context as _, Result};
 use caps::Capability;
 
 use crate::config::{Config, Secret};
-use crate::embedded::EmbeddedOap;
+use crate::embedded::{DataDir, EmbeddedOap};
 use crate::metrics;
+use crate::model::ProfileTask;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal, keep_token};
@@ -37,6 +38,9 @@ pub use record::record;
 
 /// How long a clean exit may take to deliver what is left.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where `standalone` keeps its journal, below its data: `daemon` may have one in the same folder.
+const JOURNAL_DIR: &str = "journal";
 
 /// Ports below it are for who has `CAP_NET_BIND_SERVICE`, unless the host says otherwise.
 const FIRST_ORDINARY_PORT: u16 = 1024;
@@ -58,8 +62,7 @@ pub fn run_daemon(config: Config) -> Result<()> {
         .state_dir
         .as_ref()
         .map(|folder| (folder.join("spool"), u64::from(config.limits.spool_bytes)));
-    let saved = journal.iter().flat_map(TaskJournal::tasks);
-    oap.known_tasks = saved.map(SavedTask::task).collect();
+    oap.known_tasks = known_tasks(journal.as_ref());
     let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(&[]);
@@ -89,20 +92,35 @@ pub fn run_standalone(
     privilege::restrict(also);
     runtime()?.block_on(async move {
         let embedded = config.embedded_config(listen, http_listen, token.clone());
+        let data = embedded.data.clone();
         let embedded = EmbeddedOap::start_with(embedded).await?;
         let address = embedded.local_addr();
         tracing::info!(%address, "the built-in OAP listens");
         if let Some(address) = embedded.query_addr() {
             tracing::info!(%address, "the built-in OAP answers GraphQL");
         }
+        // The database's lock keeps a second one out of the folder.
+        let journal = match &data {
+            DataDir::Directory(dir) => Some(StateFolder::open(&dir.join(JOURNAL_DIR))?),
+            DataDir::Memory => None, // its tasks end with it
+        };
+        let journal = journal.map(|folder| TaskJournal::open(folder, unix_ms_now()));
+        let journal = journal.transpose()?;
         let client = OapConfig {
             token,
+            known_tasks: known_tasks(journal.as_ref()),
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client, None, statistics, metrics).await;
+        let result = control::run(config, client, journal, statistics, metrics).await;
         embedded.shutdown().await;
         result
     })
+}
+
+/// Tasks that a daemon before has received.
+fn known_tasks(journal: Option<&TaskJournal>) -> Vec<ProfileTask> {
+    let saved = journal.into_iter().flat_map(TaskJournal::tasks);
+    saved.map(SavedTask::task).collect()
 }
 
 /// The token that callers of the built-in OAP must send. It is made if there is none yet.

@@ -57,6 +57,12 @@ impl OapConfig {
         }
     }
 
+    /// Whether the OAP is part of this process.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.poll_now.is_some()
+    }
+
     /// For SkyWalking OAPs.
     #[must_use]
     pub fn new(backends: Vec<String>) -> Self {

@@ -3,6 +3,8 @@
 use std::iter::Sum;
 use std::ops::AddAssign;
 
+use crate::model::{Counter, Coverage};
+
 /// What became of a task's snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryStats {
@@ -18,6 +20,14 @@ pub struct DeliveryStats {
     pub segments_lost: u64,
     /// Service instances for which the end of the task was reported.
     pub finished: u64,
+}
+
+impl DeliveryStats {
+    /// Adds to the counts of a task what became of its requests since the client started.
+    pub fn add_to(&self, coverage: &mut Coverage) {
+        coverage.add(Counter::SnapshotsSent, self.snapshots_sent);
+        coverage.add(Counter::SnapshotsLost, self.snapshots_lost);
+    }
 }
 
 impl AddAssign for DeliveryStats {

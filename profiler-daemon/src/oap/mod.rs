@@ -230,7 +230,7 @@ impl OapHandle {
     }
 
     /// Sends the counts of a task at an instance while it runs; only the latest of a task is kept.
-    /// `SnapshotsSent` and `SnapshotsLost` are filled in here.
+    /// What became of its requests on the way is added here, see [`DeliveryStats::add_to`].
     pub fn coverage(&self, task_id: TaskId, service: Service, coverage: Coverage) {
         self.queue.coverage((task_id, service), coverage);
     }
@@ -245,6 +245,12 @@ impl OapHandle {
     #[must_use]
     pub fn delivery(&self, task_id: &TaskId) -> DeliveryStats {
         self.queue.stats(task_id)
+    }
+
+    /// Adds to the counts of a task at an instance what became of its requests on the way to the OAP.
+    pub fn add_delivery(&self, task_id: &TaskId, service: &Service, coverage: &mut Coverage) {
+        let stats = self.queue.stats_at(&(task_id.clone(), service.clone()));
+        stats.add_to(coverage);
     }
 
     /// A sentence about the clock of the OAP, if it is more than a second from the clock of this host.

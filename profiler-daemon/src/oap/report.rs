@@ -30,7 +30,7 @@ use super::outgoing::Outgoing;
 use super::presence::cut_service;
 use super::queue::{Queue, TaskAt, Work};
 use crate::embedded::wire::coverage_to_wire;
-use crate::model::{Counter, Coverage};
+use crate::model::Coverage;
 
 /// Attempts of a call that the OAP answers with an error before it has read anything of it.
 const ATTEMPTS: u32 = 8;
@@ -307,8 +307,7 @@ impl Reporter {
     ) -> Result<(), Status> {
         let stats = self.queue.stats_at(key);
         let mut coverage = coverage.clone();
-        coverage.set(Counter::SnapshotsSent, stats.snapshots_sent);
-        coverage.set(Counter::SnapshotsLost, stats.snapshots_lost);
+        self.queue.stats_at(key).add_to(&mut coverage);
         let service = cut_service(&key.1);
         let request = ReportCoverageRequest {
             task_id: key.0.0.clone(),

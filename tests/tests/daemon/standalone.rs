@@ -135,6 +135,87 @@ fn an_open_request_is_kept_when_the_daemon_stops() {
     assert_eq!(report.coverage.counters["requests_unfinished"], 1);
 }
 
+/// Check that a task goes on over a kill and over a stop, with the places and the counts it had, runs once, and
+/// is as it was at its end after one more start.
+#[test]
+fn a_task_outlives_restarts() {
+    needs_root!();
+    const NAME: &str = "restarted-sample";
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let service = sample_service(NAME);
+    let mut client = service.connect().unwrap();
+    let mut post = |times| {
+        for _ in 0..times {
+            client.request("POST", "/", "{}").unwrap();
+        }
+    };
+    let mut daemon = Daemon::standalone_in(dir);
+    let wanted = [&creation(NAME, "POST:/")[..], &["--max-requests", "4"]].concat();
+    let created = daemon.task(&wanted);
+    assert_eq!(created.code, Some(0), "{}", created.err);
+    let task_id = created.out.trim().to_owned();
+    daemon.wait_for_log("process watched", 1);
+    post(2);
+    wait_until("the counts of both requests", DEADLINE, || {
+        Ok((daemon.show(&task_id)["coverage"]["requests_profiled"] == 2).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    daemon.signal(libc::SIGKILL);
+    daemon.wait();
+
+    let mut daemon = Daemon::standalone_in(dir);
+    daemon.wait_for_log("process watched", 1);
+    post(1);
+    daemon.wait_for_log("request profiled", 1);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+
+    let mut daemon = Daemon::standalone_in(dir);
+    daemon.wait_for_log("process watched", 1);
+    assert_eq!(daemon.show(&task_id)["task"]["state"], "running");
+    post(2);
+    wait_until("the task's end", TASK_DEADLINE, || {
+        Ok((daemon.show(&task_id)["task"]["state"] == "finished").then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    let ended = daemon.show(&task_id);
+    let coverage = &ended["coverage"];
+    for (name, count) in [
+        ("requests_seen", 5),
+        ("requests_profiled", 4),
+        ("requests_over_limit", 1),
+    ] {
+        assert_eq!(coverage[name], count, "{ended}");
+    }
+    let count = |name: &str| coverage[name].as_u64().unwrap();
+    assert!(
+        count("snapshots_sent") <= count("snapshots_taken"),
+        "{ended}"
+    );
+    assert!(count("snapshots_lost") == 0, "{ended}");
+    let text = daemon.task(&["show", &task_id]).out;
+    for note in [
+        "profilerd died and was started",
+        "profilerd was stopped and started",
+    ] {
+        assert!(text.contains(note), "{note}: {text}");
+    }
+    assert!(!text.contains("cut short"), "{text}");
+    assert_eq!(daemon.result(&task_id).unwrap().segments.len(), 4);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+
+    let mut daemon = Daemon::standalone_in(dir);
+    daemon.wait_for_log("Connected", 1);
+    post(1);
+    let log = daemon.show(&task_id).to_string();
+    assert_eq!(log.matches("NOTIFIED").count(), 1, "{log}");
+    assert_eq!(log.matches("EXECUTION_FINISHED").count(), 1, "{log}");
+    assert_eq!(daemon.show(&task_id)["coverage"], ended["coverage"]);
+    assert!(!daemon.log().contains("task refused"), "{}", daemon.log());
+}
+
 /// Check that neither door lets a caller in without the token, that the file with it is for its owner alone,
 /// that `profilerd task` finds it there and says what is missing when it may not, and that health needs none.
 #[test]
