@@ -113,6 +113,7 @@ counters! {
     SnapshotsTaken, "snapshots_taken", Delivery, loss: false, "snapshots handed to the reporter";
     SnapshotsSent, "snapshots_sent", Delivery, loss: false, "snapshots accepted by the OAP";
     SnapshotsLost, "snapshots_lost", Delivery, loss: true, "snapshots lost because the OAP could not be reached in time";
+    RequestsIncomplete, "requests_incomplete", Delivery, loss: true, "profiled requests that the OAP has not got whole, or is not known to have";
     SegmentsBoundByCall, "segments_bound_by_call", Delivery, loss: false, "requests shown in their agent's segment, which their own outbound calls name";
     SegmentsBoundByQuery, "segments_bound_by_query", Delivery, loss: false, "requests shown in their agent's segment, which the OAP was asked for";
     SegmentsSynthetic, "segments_synthetic", Delivery, loss: true, "requests of a process with an agent that are shown in a segment of profilerd instead";

@@ -18,6 +18,8 @@ pub struct DeliveryStats {
     pub segments_sent: u64,
     /// Trace segments not delivered, or not known to be.
     pub segments_lost: u64,
+    /// Requests of which a snapshot or the segment was lost.
+    pub requests_incomplete: u64,
     /// Service instances for which the end of the task was reported.
     pub finished: u64,
 }
@@ -27,6 +29,7 @@ impl DeliveryStats {
     pub fn add_to(&self, coverage: &mut Coverage) {
         coverage.add(Counter::SnapshotsSent, self.snapshots_sent);
         coverage.add(Counter::SnapshotsLost, self.snapshots_lost);
+        coverage.add(Counter::RequestsIncomplete, self.requests_incomplete);
     }
 }
 
@@ -37,6 +40,7 @@ impl AddAssign for DeliveryStats {
         self.snapshots_queued += other.snapshots_queued;
         self.segments_sent += other.segments_sent;
         self.segments_lost += other.segments_lost;
+        self.requests_incomplete += other.requests_incomplete;
         self.finished += other.finished;
     }
 }

@@ -30,6 +30,7 @@ mod observe;
 mod outgoing;
 mod poll;
 mod presence;
+mod progress;
 mod queue;
 mod report;
 mod room;

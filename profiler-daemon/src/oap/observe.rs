@@ -57,6 +57,7 @@ impl OapHandle {
             clock_skew_ms: self.skew.difference_ms().unwrap_or(0),
             snapshots_sent: total.snapshots_sent,
             snapshots_lost: total.snapshots_lost,
+            requests_incomplete: total.requests_incomplete,
             segments_sent: total.segments_sent,
             segments_lost: total.segments_lost,
             ends_reported: total.finished,
