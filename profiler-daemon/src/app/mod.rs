@@ -10,6 +10,7 @@ mod binding;
 mod capture;
 mod control;
 mod inspect;
+mod neighbour;
 mod overhead;
 mod pipeline;
 mod privilege;
@@ -65,6 +66,8 @@ pub fn run_daemon(config: Config) -> Result<()> {
     oap.known_tasks = known_tasks(journal.as_ref());
     let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
+    // After the keeper of statistics, which is one of us as well.
+    let _mark = neighbour::announce(&oap.backends);
     privilege::restrict(&[]);
     runtime()?.block_on(control::run(config, oap, journal, statistics, metrics))
 }
@@ -99,6 +102,7 @@ pub fn run_standalone(
         if let Some(address) = embedded.query_addr() {
             tracing::info!(%address, "the built-in OAP answers GraphQL");
         }
+        let _mark = neighbour::announce(&[address.to_string()]);
         // The database's lock keeps a second one out of the folder.
         let journal = match &data {
             DataDir::Directory(dir) => Some(StateFolder::open(&dir.join(JOURNAL_DIR))?),

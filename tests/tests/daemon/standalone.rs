@@ -310,6 +310,35 @@ fn a_taken_port_is_named() {
     );
 }
 
+/// Check that the second daemon for one OAP says so and what to do, also beside a `standalone` that is that OAP,
+/// and that one for another OAP, or after a kill, does not.
+#[test]
+fn a_second_daemon_for_one_oap_is_told() {
+    needs_root!();
+    const TOLD: &str =
+        "every request is profiled twice, and takes two of its task's places. Stop one";
+    let standalone = Daemon::standalone();
+    let mut beside = Daemon::reporting_to(standalone.oap());
+    beside.wait_for_log(TOLD, 1);
+    let pid = format!("pid={}", standalone.id());
+    assert!(beside.log().contains(&pid), "{}", beside.log());
+    drop((standalone, beside));
+
+    let absent = || SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    let (oap, other) = (absent(), absent());
+    let mut first = Daemon::reporting_to(oap);
+    first.wait_for_log("Disconnected", 1);
+    let mut elsewhere = Daemon::reporting_to(other);
+    elsewhere.wait_for_log("Disconnected", 1);
+    first.signal(libc::SIGKILL);
+    first.wait();
+    let mut next = Daemon::reporting_to(oap);
+    next.wait_for_log("Disconnected", 1);
+    for daemon in [&first, &elsewhere, &next] {
+        assert!(!daemon.log().contains(TOLD), "{}", daemon.log());
+    }
+}
+
 /// Check that a daemon without its OAP says so and stays, and runs tasks once there is one.
 #[test]
 fn a_daemon_waits_for_its_oap() {
