@@ -46,8 +46,7 @@ impl OapHandle {
     /// What the client looks like now.
     #[must_use]
     pub fn observe(&self) -> DeliveryObservation {
-        let total = self.queue.total();
-        let used = self.queue.used();
+        let (total, used) = self.queue.observe();
         let (spool_files, spool_bytes) = self.queue.spooled();
         let last_answer_unix_ms = self.state.last_answer_unix_ms.load(Ordering::Relaxed);
         DeliveryObservation {

@@ -375,15 +375,12 @@ impl Queue {
         fitting.map(|(_, stats)| *stats).sum()
     }
 
-    /// What became of all snapshots so far, tasks that are forgotten included.
-    pub(super) fn total(&self) -> DeliveryStats {
+    /// What became of all snapshots so far, tasks that are forgotten included, and what waits in memory or is
+    /// being sent: of one instant.
+    pub(super) fn observe(&self) -> (DeliveryStats, QueueRoom) {
         let state = self.lock();
-        state.stats.values().copied().chain([state.forgotten]).sum()
-    }
-
-    /// What waits in memory or is being sent.
-    pub(super) fn used(&self) -> QueueRoom {
-        self.lock().used
+        let all = state.stats.values().copied().chain([state.forgotten]);
+        (all.sum(), state.used)
     }
 
     /// Files of the spool and their size.
