@@ -285,7 +285,7 @@ mod tests {
           delivery
                   99  snapshots accepted by the OAP
           0 of 100 dump periods of profiled requests have a snapshot (0.0 %)
-          counts of 0 are left out; 32 kinds of loss are among them
+          counts of 0 are left out; 36 kinds of loss are among them
         ");
     }
 
@@ -310,7 +310,7 @@ mod tests {
                    0  reconnects
                    0  snapshots wait or are being sent, with 0 B
                    0  trace segments accepted by the OAP
-          counts of 0 are left out; 33 kinds of loss are among them
+          counts of 0 are left out; 37 kinds of loss are among them
         ");
     }
 }

@@ -591,6 +591,7 @@ mod tests {
                 snapshots_lost: 4,
                 snapshots_queued: 9,
                 segments_lost: 2,
+                requests_incomplete: 2,
                 ..DeliveryStats::default()
             }
         );
