@@ -171,6 +171,10 @@ impl Control {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "processes could not be listed"),
         }
+        for live in self.live.values_mut() {
+            live.watched
+                .retain(|&process| self.table.find(process).is_some());
+        }
         let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
         for task_id in tasks {
             self.watch_new(&task_id);
@@ -218,12 +222,12 @@ impl Control {
         };
         for service in live.instances.keys() {
             for process in self.table.processes_of(service) {
-                let pid = process.pid;
-                if live.watched.contains(&pid) {
+                let key = process.key;
+                if live.watched.contains(&key) {
                     continue;
                 }
-                if let Some(text) = self.bindings.left_to_agent(pid, process.agent.as_ref()) {
-                    live.watched.insert(pid);
+                if let Some(text) = self.bindings.left_to_agent(key.pid, process.agent.as_ref()) {
+                    live.watched.insert(key);
                     tracing::warn!(%task_id, "{text}");
                     self.pipeline.send(Command::Note {
                         slot: live.slot,
@@ -233,9 +237,9 @@ impl Control {
                     continue;
                 }
                 let has_agent = process.agent.is_some();
-                let look = || inspect(live.slot, pid, service.clone(), has_agent);
+                let look = || inspect(live.slot, key, service.clone(), has_agent);
                 if let Some(commands) = tokio::task::block_in_place(look) {
-                    live.watched.insert(pid);
+                    live.watched.insert(key);
                     commands
                         .into_iter()
                         .for_each(|command| self.pipeline.send(command));
@@ -252,7 +256,7 @@ impl Control {
                 // Before it is sent: a crash in between must not let in another request.
                 let service = segment.service.clone();
                 self.journal(|journal| journal.profiled(&task_id, &service));
-                let process = self.table.get(segment.request.request.pid);
+                let process = self.table.find(segment.request.request.process);
                 let tags = process.map_or_else(Vec::new, |p| p.identity.tags.clone());
                 segment.tags.extend(tags);
                 tracing::info!(
@@ -295,9 +299,9 @@ impl Control {
                 }
                 self.finish(&task_id, &not_run(&format!("{error:#}")));
             }
-            PipelineEvent::ProcessChanged(pid) => {
+            PipelineEvent::ProcessChanged(process) => {
                 for live in self.live.values_mut() {
-                    live.watched.remove(&pid);
+                    live.watched.remove(&process);
                 }
                 self.scan();
             }

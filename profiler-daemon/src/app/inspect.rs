@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::capture::Command;
-use crate::model::{Counter, Pid, Service, TaskSlot};
+use crate::model::{Counter, ProcessKey, Service, TaskSlot};
 use crate::process::procfs::Procfs;
 use crate::process::python::{PythonError, PythonRuntime};
 use crate::process::{RequestModel, Runtime, stand_in};
@@ -13,7 +13,7 @@ use crate::process::{RequestModel, Runtime, stand_in};
 /// which takes some milliseconds.
 pub(super) fn inspect(
     slot: TaskSlot,
-    pid: Pid,
+    process: ProcessKey,
     service: Service,
     has_agent: bool,
 ) -> Option<Vec<Command>> {
@@ -22,6 +22,7 @@ pub(super) fn inspect(
         counter,
         text,
     };
+    let pid = process.pid;
     if let Ok(runtime) = Runtime::detect(pid)
         && let RequestModel::Unsupported(why) = runtime.request_model()
     {
@@ -32,7 +33,7 @@ pub(super) fn inspect(
     let python = match PythonRuntime::detect(pid) {
         Ok(python) => python.map(Arc::new),
         Err(PythonError::Starting { .. }) => return None,
-        Err(_) if is_gone(pid) => return None,
+        Err(_) if !Procfs::default().has(process) => return None,
         Err(error) => {
             let why = anyhow::Error::from(error);
             commands.push(note(
@@ -44,18 +45,10 @@ pub(super) fn inspect(
     };
     commands.push(Command::AddTarget {
         slot,
-        pid,
+        process,
         service,
         python,
         has_agent,
     });
     Some(commands)
-}
-
-/// Whether there is nothing left of a process to look at.
-fn is_gone(pid: Pid) -> bool {
-    let procfs = Procfs::default();
-    procfs.stat(pid).map_or(true, |stat| {
-        stat.is_dead && !stand_in::lives_on(&procfs, pid)
-    })
 }

@@ -16,9 +16,9 @@ use crate::analyze;
 use crate::config::Config;
 use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::model::{
-    Counter, Coverage, Pid, ProfileReport, ProfileTask, ProfiledSegment, Progress, ProgressState,
-    RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId, TaskReport,
-    TaskSlot,
+    Counter, Coverage, ProcessKey, ProfileReport, ProfileTask, ProfiledSegment, Progress,
+    ProgressState, RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId,
+    TaskReport, TaskSlot,
 };
 use crate::process::ProcessTable;
 use crate::request::Endpoint;
@@ -69,14 +69,11 @@ async fn run(
         Err(error) => tracing::warn!("pods cannot be learned from Kubernetes: {error:#}"),
     }
     table.scan()?;
-    let targets = targets(&table, &request.target);
-    let Some((_, service)) = targets.first().cloned() else {
-        match &request.target {
-            RecordTarget::Pid(pid) => bail!("there is no process {pid}; `profilerd ps` lists them"),
-            RecordTarget::Service(name) => {
-                bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
-            }
-        }
+    let wanted = Wanted::new(&table, &request.target)?;
+    let targets = wanted.targets(&table);
+    let service = match targets.first() {
+        Some((_, service)) => service.clone(),
+        None => bail!("the process has just ended"),
     };
     let now_ms = crate::model::clock::unix_ms_now();
     let task = ProfileTask {
@@ -100,14 +97,14 @@ async fn run(
         endpoint: Box::new(endpoint),
     });
     let mut watched = HashSet::new();
-    for (pid, service) in targets {
-        watch(&pipeline, pid, service, &mut watched);
+    for (process, service) in targets {
+        watch(&pipeline, process, service, &mut watched);
     }
     let collected = collect(
         &pipeline,
         &mut inputs,
         &task,
-        request,
+        &wanted,
         progress,
         &mut table,
         watched,
@@ -134,15 +131,15 @@ async fn collect(
     pipeline: &Pipeline,
     inputs: &mut Inputs,
     task: &ProfileTask,
-    request: &RecordRequest,
+    wanted: &Wanted<'_>,
     progress: &dyn Progress,
     table: &mut ProcessTable,
-    mut watched: HashSet<Pid>,
+    mut watched: HashSet<ProcessKey>,
 ) -> Result<(Vec<ProfiledSegment>, Coverage)> {
     let started = Instant::now();
     let mut segments: Vec<ProfiledSegment> = Vec::new();
     let mut state = ProgressState {
-        duration: request.duration,
+        duration: task.duration,
         ..ProgressState::default()
     };
     let mut ending = false;
@@ -176,18 +173,19 @@ async fn collect(
                 pipeline.send(Command::EndTask { slot: SLOT });
             }
         }
-        state.elapsed = started.elapsed().min(request.duration);
+        state.elapsed = started.elapsed().min(task.duration);
         progress.update(state);
         let full = segments.len() >= task.max_sampling_count as usize;
-        if !ending && (full || started.elapsed() >= request.duration) {
+        if !ending && (full || started.elapsed() >= task.duration) {
             ending = true;
             pipeline.send(Command::EndTask { slot: SLOT });
         }
         if !ending && scanned.elapsed() > Duration::from_secs(1) {
             scanned = Instant::now();
             if table.scan().is_ok() {
-                for (pid, service) in targets(table, &request.target) {
-                    watch(pipeline, pid, service, &mut watched);
+                watched.retain(|&process| table.find(process).is_some());
+                for (process, service) in wanted.targets(table) {
+                    watch(pipeline, process, service, &mut watched);
                 }
             }
         }
@@ -195,22 +193,49 @@ async fn collect(
 }
 
 /// Adds a process, unless it is watched already or its interpreter still starts.
-fn watch(pipeline: &Pipeline, pid: Pid, service: Service, watched: &mut HashSet<Pid>) {
-    if !watched.contains(&pid)
-        && let Some(commands) = tokio::task::block_in_place(|| inspect(SLOT, pid, service, false))
+fn watch(
+    pipeline: &Pipeline,
+    process: ProcessKey,
+    service: Service,
+    watched: &mut HashSet<ProcessKey>,
+) {
+    let look = || inspect(SLOT, process, service, false);
+    if !watched.contains(&process)
+        && let Some(commands) = tokio::task::block_in_place(look)
     {
-        watched.insert(pid);
+        watched.insert(process);
         commands
             .into_iter()
             .for_each(|command| pipeline.send(command));
     }
 }
 
-fn targets(table: &ProcessTable, target: &RecordTarget) -> Vec<(Pid, Service)> {
-    let found = |p: &crate::process::table::Process| (p.pid, p.identity.service.clone());
-    match target {
-        RecordTarget::Pid(pid) => table.get(*pid).map(found).into_iter().collect(),
-        RecordTarget::Service(name) => table.processes_of_name(name).map(found).collect(),
+/// Whom to record, once it is known which process has the id that was asked for.
+enum Wanted<'a> {
+    Process(ProcessKey),
+    Service(&'a str),
+}
+
+impl<'a> Wanted<'a> {
+    fn new(table: &ProcessTable, target: &'a RecordTarget) -> Result<Self> {
+        match target {
+            RecordTarget::Pid(pid) => match table.get(*pid) {
+                Some(process) => Ok(Self::Process(process.key)),
+                None => bail!("there is no process {pid}; `profilerd ps` lists them"),
+            },
+            RecordTarget::Service(name) if table.processes_of_name(name).next().is_none() => {
+                bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
+            }
+            RecordTarget::Service(name) => Ok(Self::Service(name)),
+        }
+    }
+
+    fn targets(&self, table: &ProcessTable) -> Vec<(ProcessKey, Service)> {
+        let found = |p: &crate::process::table::Process| (p.key, p.identity.service.clone());
+        match self {
+            Self::Process(key) => table.find(*key).map(found).into_iter().collect(),
+            Self::Service(name) => table.processes_of_name(name).map(found).collect(),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::capture::{WaitingBytes, Work};
 use crate::frames::{FrameSet, activity};
 use crate::kernel;
 use crate::model::{
-    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, Pid,
+    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, ProcessKey,
     ProfiledSegment, RawSample, RequestId, SampleKind, Service, Stack, TaskId, TaskSlot,
     TimedStack,
 };
@@ -48,7 +48,7 @@ pub(super) enum PipelineEvent {
     /// The task could not be armed.
     TaskFailed(TaskId, anyhow::Error),
     /// A process executed another program: look at it again.
-    ProcessChanged(Pid),
+    ProcessChanged(ProcessKey),
 }
 
 /// An open request and its samples.
@@ -83,8 +83,8 @@ pub(super) struct Resolve {
     unwinder: Unwinder,
     symbolizer: Symbolizer,
     frames: FrameSet,
-    processes: HashMap<Pid, Process>,
-    runtimes: HashMap<Pid, Arc<PythonRuntime>>,
+    processes: HashMap<ProcessKey, Process>,
+    runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     open: HashMap<RequestId, Open>,
     coverage: HashMap<TaskId, Coverage>,
 }
@@ -120,19 +120,19 @@ impl Resolve {
 
     fn take(&mut self, work: Work) {
         match work {
-            Work::Target(pid, python) => {
-                self.forget(pid);
+            Work::Target(key, python) => {
+                self.forget(key);
                 if let Some(python) = python {
-                    self.runtimes.insert(pid, python);
+                    self.runtimes.insert(key, python);
                 }
                 let start = Instant::now();
-                self.open_process(pid);
-                if let Some(process) = self.processes.get(&pid) {
+                self.open_process(key);
+                if let Some(process) = self.processes.get(&key) {
                     // Now, rather than between the first request and its samples.
                     self.unwinder.prepare(process);
                     self.symbolizer.prepare(process);
                 }
-                tracing::debug!(%pid, elapsed = ?start.elapsed(), "process prepared");
+                tracing::debug!(pid = %key, elapsed = ?start.elapsed(), "process prepared");
             }
             Work::Forked(parent, child) => {
                 if let Some(python) = self.runtimes.get(&parent).cloned() {
@@ -161,7 +161,7 @@ impl Resolve {
             Work::Drop(id) => {
                 self.open.remove(&id);
             }
-            Work::Finish(finished, service) => self.on_finish(*finished, service),
+            Work::Finish(finished) => self.on_finish(*finished),
             Work::Publish(task_id, coverage) => {
                 let coverage = self.with_own(&task_id, coverage);
                 self.tell(PipelineEvent::Coverage(task_id, coverage));
@@ -178,10 +178,10 @@ impl Resolve {
                 self.tell(PipelineEvent::TaskFailed(task_id, error));
             }
             Work::Armed(task_id) => self.tell(PipelineEvent::Armed(task_id)),
-            Work::ForgetProcess(pid, lives) => {
-                self.forget(pid);
+            Work::ForgetProcess(key, lives) => {
+                self.forget(key);
                 if lives {
-                    self.tell(PipelineEvent::ProcessChanged(pid));
+                    self.tell(PipelineEvent::ProcessChanged(key));
                 }
             }
             Work::Idle => {
@@ -196,30 +196,30 @@ impl Resolve {
         }
     }
 
-    fn open_process(&mut self, pid: Pid) -> Option<&mut Process> {
-        if !self.processes.contains_key(&pid) {
-            let mut process = Process::open(pid).ok()?;
-            process.python = self.runtimes.get(&pid).map(|python| (**python).clone());
+    fn open_process(&mut self, key: ProcessKey) -> Option<&mut Process> {
+        if !self.processes.contains_key(&key) {
+            let mut process = Process::open_same(key).ok()?;
+            process.python = self.runtimes.get(&key).map(|python| (**python).clone());
             if let Some(python) = &mut process.python {
-                python.pid = pid;
+                python.process = key;
             }
-            self.processes.insert(pid, process);
+            self.processes.insert(key, process);
         }
-        self.processes.get_mut(&pid)
+        self.processes.get_mut(&key)
     }
 
     fn on_sample(&mut self, sample: RawSample) {
         let RawSample {
             request,
-            pid,
             ktime_ns,
             kind,
             ..
         } = sample;
-        if !self.open.contains_key(&request) {
+        let Some(open) = self.open.get(&request) else {
             // Requests that were dropped leave samples behind in the rings.
             return;
-        }
+        };
+        let process = open.request.process;
         let stack = match kind {
             SampleKind::Ended => {
                 if let Some(open) = self.open.get_mut(&request) {
@@ -232,14 +232,14 @@ impl Resolve {
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))
             }
             SampleKind::OnCpu(captured) => {
-                let stack = self.resolve(request, pid, captured, false);
+                let stack = self.resolve(request, process, captured, false);
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))
             }
             SampleKind::OffCpu {
                 since_ktime_ns,
                 captured,
             } => {
-                let stack = self.resolve(request, pid, captured, true);
+                let stack = self.resolve(request, process, captured, true);
                 if let Some(open) = self.open.get_mut(&request) {
                     open.blocked.clone_from(&stack);
                 }
@@ -262,13 +262,13 @@ impl Resolve {
     fn resolve(
         &mut self,
         request: RequestId,
-        pid: Pid,
+        key: ProcessKey,
         mut captured: Box<Captured>,
         is_off_cpu: bool,
     ) -> Option<Arc<Stack<Frame>>> {
         let start = Instant::now();
-        self.open_process(pid);
-        let process = self.processes.get_mut(&pid)?;
+        self.open_process(key);
+        let process = self.processes.get_mut(&key)?;
         let losses = &mut self.open.get_mut(&request)?.losses;
         let stack = self.unwinder.unwind(process, &mut captured, losses);
         let mut stack = self.symbolizer.symbolize(process, &stack, losses);
@@ -277,11 +277,11 @@ impl Resolve {
         {
             stack.frames.insert(0, activity);
         }
-        tracing::trace!(%pid, elapsed = ?start.elapsed(), "stack resolved");
+        tracing::trace!(pid = %key, elapsed = ?start.elapsed(), "stack resolved");
         Some(Arc::new(stack))
     }
 
-    fn on_finish(&mut self, mut finished: FinishedRequest, service: Service) {
+    fn on_finish(&mut self, mut finished: FinishedRequest) {
         let Some(open) = self.open.remove(&finished.request.id) else {
             return;
         };
@@ -295,8 +295,8 @@ impl Resolve {
         );
         let stretched_ns = open.grids.stretched_period_ns(finished.end_ktime_ns);
         let task_id = finished.request.task_id.clone();
-        let slot = finished.request.slot;
-        match snapshot::build(finished, &timeline, service.clone(), self.frames) {
+        let (slot, service) = (finished.request.slot, finished.request.service.clone());
+        match snapshot::build(finished, &timeline, self.frames) {
             Ok(mut segment) => {
                 if let Some(period_ns) = stretched_ns {
                     let period_ms = (period_ns / 1_000_000).to_string();
@@ -325,11 +325,11 @@ impl Resolve {
         coverage
     }
 
-    fn forget(&mut self, pid: Pid) {
-        self.processes.remove(&pid);
-        self.runtimes.remove(&pid);
-        self.unwinder.forget(pid);
-        self.symbolizer.forget(pid);
+    fn forget(&mut self, key: ProcessKey) {
+        self.processes.remove(&key);
+        self.runtimes.remove(&key);
+        self.unwinder.forget(key);
+        self.symbolizer.forget(key);
     }
 
     fn tell(&self, event: PipelineEvent) {

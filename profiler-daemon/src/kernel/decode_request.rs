@@ -91,9 +91,16 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestRecord, BadRecord> {
         RequestEventKind::Fork => RequestEvent::Fork {
             parent: pid,
             child: Pid(header.detail),
+            ktime_ns: header.ktime_ns,
         },
-        RequestEventKind::Exec => RequestEvent::Exec { pid },
-        RequestEventKind::Exit => RequestEvent::Exit { pid },
+        RequestEventKind::Exec => RequestEvent::Exec {
+            pid,
+            ktime_ns: header.ktime_ns,
+        },
+        RequestEventKind::Exit => RequestEvent::Exit {
+            pid,
+            ktime_ns: header.ktime_ns,
+        },
         RequestEventKind::CloseRange => {
             return Ok(RequestRecord::CloseRange {
                 pid,
@@ -201,7 +208,8 @@ mod tests {
             decode_request(&record(4, 55, b"")),
             Ok(RequestRecord::Event(RequestEvent::Fork {
                 parent: Pid(100),
-                child: Pid(55)
+                child: Pid(55),
+                ktime_ns: 1_000_000,
             }))
         );
         assert_eq!(

@@ -4,7 +4,7 @@ use std::fmt;
 
 use profiler_common::EndReason;
 
-use super::{Coverage, Pid, TaskId, TaskSlot, Tid, WallClock};
+use super::{Coverage, Pid, ProcessKey, Service, TaskId, TaskSlot, Tid, WallClock};
 
 /// Identity of a request while the BPF programs stay loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,16 +92,22 @@ pub enum RequestEvent {
         parent: Pid,
         /// The child, already in the target set.
         child: Pid,
+        /// When, `CLOCK_MONOTONIC`.
+        ktime_ns: u64,
     },
     /// A target process executed another program.
     Exec {
         /// The process.
         pid: Pid,
+        /// When, `CLOCK_MONOTONIC`.
+        ktime_ns: u64,
     },
     /// A target process ended.
     Exit {
         /// The process.
         pid: Pid,
+        /// When, `CLOCK_MONOTONIC`.
+        ktime_ns: u64,
     },
 }
 
@@ -136,7 +142,9 @@ pub struct ActiveRequest {
     /// The task.
     pub task_id: TaskId,
     /// Process.
-    pub pid: Pid,
+    pub process: ProcessKey,
+    /// The instance that the process reports as.
+    pub service: Service,
     /// Thread that serves it.
     pub tid: Tid,
     /// File descriptor of the connection.

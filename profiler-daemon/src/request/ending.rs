@@ -4,7 +4,7 @@ use profiler_common::EndReason;
 
 use super::task::LiveTask;
 use super::tracker::{Action, RequestTracker};
-use crate::model::{Counter, Coverage, FinishedRequest, Pid, RequestId, Service, TaskSlot};
+use crate::model::{Counter, Coverage, FinishedRequest, ProcessKey, RequestId, Service, TaskSlot};
 
 impl RequestTracker {
     /// Takes one of the task's places for a request that passed the threshold, or drops it.
@@ -15,16 +15,16 @@ impl RequestTracker {
         if open.is_counted {
             return true;
         }
-        let (slot, pid) = (open.request.slot, open.request.pid);
+        let (slot, service) = (open.request.slot, &open.request.service);
         let Some(task) = self.tasks.get_mut(&slot) else {
             return false;
         };
-        if !task.has_place(pid) {
+        if !task.has_place(service) {
             self.drop_open(id, Counter::RequestsOverLimit, actions);
             return false;
         }
         open.is_counted = true;
-        if task.take_place(pid) {
+        if task.take_place(service) {
             actions.push(Action::CountOnly { slot, on: true });
         }
         true
@@ -48,10 +48,8 @@ impl RequestTracker {
         let request = open.request;
         if let Some(task) = self.tasks.get_mut(&request.slot) {
             task.coverage.bump(why);
-            if open.is_counted
-                && let Some(service) = task.service_of(request.pid).cloned()
-            {
-                self.release_place(request.slot, &service, actions);
+            if open.is_counted {
+                self.release_place(request.slot, &request.service, actions);
             }
         }
         actions.push(Action::Drop {
@@ -134,8 +132,13 @@ impl RequestTracker {
     }
 
     /// A process is gone: its open requests end now, with what was captured.
-    pub fn on_process_gone(&mut self, pid: Pid, now_ktime_ns: u64, actions: &mut Vec<Action>) {
-        for id in self.ids(|open| open.request.pid == pid) {
+    pub fn on_process_gone(
+        &mut self,
+        process: ProcessKey,
+        now_ktime_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        for id in self.ids(|open| open.request.process == process) {
             self.finish(id, now_ktime_ns, Some(EndReason::ThreadExit), actions);
         }
     }

@@ -22,8 +22,8 @@ use super::response::ResponseHead;
 use super::sw8;
 use super::task::LiveTask;
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, RequestEvent, RequestId,
-    Service, TaskSlot, Tid, WallClock,
+    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RequestEvent,
+    RequestId, Service, TaskSlot, Tid, WallClock,
 };
 
 /// Budgets of the tracker.
@@ -116,9 +116,29 @@ impl RequestTracker {
     }
 
     /// Adds a process that serves the task, under the instance it reports as.
-    pub fn add_target(&mut self, slot: TaskSlot, pid: Pid, service: Service) {
+    pub fn add_target(&mut self, slot: TaskSlot, process: ProcessKey, service: Service) {
         if let Some(task) = self.tasks.get_mut(&slot) {
-            task.add_target(pid, service);
+            task.add_target(process, service);
+        }
+    }
+
+    /// The child of a process serves the same tasks, under the same instances. Returns their slots.
+    pub fn add_child(&mut self, parent: ProcessKey, child: ProcessKey) -> Vec<TaskSlot> {
+        let mut slots = Vec::new();
+        for (&slot, task) in &mut self.tasks {
+            let target = task.target(parent.pid).cloned();
+            if let Some(target) = target.filter(|target| target.process == parent) {
+                task.add_target(child, target.service);
+                slots.push(slot);
+            }
+        }
+        slots
+    }
+
+    /// A process is gone for good. Its requests have been ended by [`Self::on_process_gone`].
+    pub fn remove_target(&mut self, process: ProcessKey) {
+        for task in self.tasks.values_mut() {
+            task.remove_target(process);
         }
     }
 
@@ -127,12 +147,6 @@ impl RequestTracker {
         if let Some(task) = self.tasks.get_mut(&slot) {
             task.use_places(service, count);
         }
-    }
-
-    /// The instance a process reports as.
-    #[must_use]
-    pub fn service_of(&self, slot: TaskSlot, pid: Pid) -> Option<&Service> {
-        self.tasks.get(&slot)?.service_of(pid)
     }
 
     /// Threads to sample now: every open request that still carries its tag.
@@ -262,23 +276,23 @@ impl RequestTracker {
             actions.push(refused);
             return;
         };
-        let head = task.admit(start.pid, head).and_then(|head| {
+        let admitted = task.admit(start.pid, head).and_then(|(head, target)| {
             task.coverage.bump(Counter::RequestsMatched);
             // The kernel side sees one head in a read.
             let followers = head.followers as u64;
             task.coverage.add(Counter::PipelinedHeads, followers);
             if is_interleaved {
                 Err(Counter::RequestsInterleaved)
-            } else if !task.has_place(start.pid) {
+            } else if !task.has_place(&target.service) {
                 Err(Counter::RequestsOverLimit)
             } else if open_now >= self.limits.max_open_requests {
                 Err(Counter::RequestsOverOpenLimit)
             } else {
-                Ok(head)
+                Ok((head, target))
             }
         });
-        let head = match head {
-            Ok(head) => head,
+        let (head, target) = match admitted {
+            Ok(admitted) => admitted,
             Err(why) => {
                 task.coverage.bump(why);
                 actions.push(refused);
@@ -289,7 +303,8 @@ impl RequestTracker {
             id: start.id,
             slot: start.slot,
             task_id: task.task.task_id.clone(),
-            pid: start.pid,
+            process: target.process,
+            service: target.service,
             tid: start.tid,
             fd: start.fd,
             start_ktime_ns: start.ktime_ns,
@@ -316,7 +331,9 @@ impl RequestTracker {
     /// dropped.
     fn drop_mixed_up(&mut self, start: &Start, actions: &mut Vec<Action>) -> bool {
         let ids = self.ids(|open| {
-            open.request.tid == start.tid && open.request.pid == start.pid && !open.is_complete()
+            open.request.tid == start.tid
+                && open.request.process.pid == start.pid
+                && !open.is_complete()
         });
         for &id in &ids {
             self.drop_open(id, Counter::RequestsInterleaved, actions);
@@ -342,15 +359,17 @@ impl RequestTracker {
         let Some(open) = self.open.get_mut(&id) else {
             return;
         };
-        let conn = conns.conn(open.request.pid, open.request.fd);
+        let conn = conns.conn(open.request.process.pid, open.request.fd);
         let conn = conn.filter(|conn| conn.request_id == id.0);
         if conn.is_some_and(|conn| conn.flags & conn_flag::HANDED_OFF != 0) {
             return self.drop_open(id, Counter::RequestsHandedOff, actions);
         }
         let is_lost = open.on_look(conn, now);
         let is_closed = conn.is_some_and(|conn| {
-            let ActiveRequest { pid, tid, fd, .. } = open.request;
-            open.is_descriptor_due(&conn, now) && !conns.is_socket(pid, tid, fd, conn.inode)
+            let ActiveRequest {
+                process, tid, fd, ..
+            } = open.request;
+            open.is_descriptor_due(&conn, now) && !conns.is_socket(process.pid, tid, fd, conn.inode)
         });
         if is_lost || is_closed || open.is_over(now) {
             return self.finish(id, now, None, actions);

@@ -10,6 +10,10 @@ use crate::model::TaskId;
 
 const SLOT: TaskSlot = TaskSlot(0);
 const PID: Pid = Pid(100);
+const PROCESS: ProcessKey = ProcessKey {
+    pid: PID,
+    start_ticks: 5,
+};
 const MS: u64 = 1_000_000;
 
 /// No connection is known to the kernel side unless a test says so, and its descriptor then is the socket it
@@ -74,7 +78,7 @@ fn tracker(threshold_ms: u32, max: u32) -> RequestTracker {
         create_unix_ms: 0,
     };
     tracker.add_task(SLOT, task, Endpoint::parse("GET:/a").unwrap());
-    tracker.add_target(SLOT, PID, service());
+    tracker.add_target(SLOT, PROCESS, service());
     tracker
 }
 
@@ -329,7 +333,7 @@ fn a_dying_server_keeps_its_samples_and_an_unanswered_head_does_not() {
     let mut tracker = tracker(0, 5);
     send(&mut tracker, start(1, 1, 0, "GET /a"));
     let mut actions = Vec::new();
-    tracker.on_process_gone(PID, 300 * MS, &mut actions);
+    tracker.on_process_gone(PROCESS, 300 * MS, &mut actions);
     let done = finished(&actions);
     assert_eq!((done[0].end_ktime_ns, done[0].status), (300 * MS, None));
     send(&mut tracker, start(2, 1, 0, "GET /a"));

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::frames::FrameSet;
 use crate::model::{
-    Binding, Counter, FinishedRequest, Frame, FrameKind, ProfiledSegment, Service, Snapshot, Stack,
+    Binding, Counter, FinishedRequest, Frame, FrameKind, ProfiledSegment, Snapshot, Stack,
     TimedStack, UnwindEnd,
 };
 use crate::timeline::Timeline;
@@ -36,7 +36,6 @@ const SNAPSHOTS_MAX: usize = 12_000;
 pub fn build(
     mut request: FinishedRequest,
     timeline: &Timeline,
-    service: Service,
     frames: FrameSet,
 ) -> Result<ProfiledSegment, Box<FinishedRequest>> {
     let clock = request.request.clock;
@@ -71,7 +70,7 @@ pub fn build(
     let start_unix_ms = clock.unix_ms(request.request.start_ktime_ns);
     Ok(ProfiledSegment {
         task_id: request.request.task_id.clone(),
-        service,
+        service: request.request.service.clone(),
         start_unix_ms,
         end_unix_ms: clock.unix_ms(request.end_ktime_ns).max(start_unix_ms),
         request,
@@ -164,7 +163,9 @@ impl<'a> Stacks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ActiveRequest, Coverage, Pid, RequestId, TaskId, TaskSlot, Tid, WallClock};
+    use crate::model::{
+        ActiveRequest, Coverage, Pid, ProcessKey, RequestId, Service, TaskId, TaskSlot, Tid, WallClock,
+    };
 
     const MS: u64 = 1_000_000;
 
@@ -174,7 +175,14 @@ mod tests {
                 id: RequestId(1),
                 slot: TaskSlot(0),
                 task_id: TaskId("t".into()),
-                pid: Pid(1),
+                process: ProcessKey {
+                    pid: Pid(1),
+                    start_ticks: 0,
+                },
+                service: Service {
+                    name: "shop".into(),
+                    instance: "i".into(),
+                },
                 tid: Tid(1),
                 fd: 4,
                 start_ktime_ns: 0,
@@ -222,11 +230,7 @@ mod tests {
         samples: Vec<TimedStack>,
         frames: FrameSet,
     ) -> Result<ProfiledSegment, Box<FinishedRequest>> {
-        let service = Service {
-            name: "shop".into(),
-            instance: "i".into(),
-        };
-        build(finished(100), &Timeline { samples }, service, frames)
+        build(finished(100), &Timeline { samples }, frames)
     }
 
     fn stacks(segment: &ProfiledSegment) -> Vec<String> {

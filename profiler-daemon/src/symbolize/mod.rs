@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 pub use depth::STACK_FRAMES_MAX;
 
-use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, Pid, Stack, UnwindEnd};
+use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, ProcessKey, Stack, UnwindEnd};
 use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
@@ -47,7 +47,7 @@ pub struct Symbolizer {
     objects: ObjectSymbols,
     kernel: KernelSymbols,
     kernel_names: HashMap<u64, Name>,
-    processes: HashMap<Pid, ProcessNames>,
+    processes: HashMap<ProcessKey, ProcessNames>,
     python: PythonNamer,
 }
 
@@ -120,9 +120,9 @@ impl Symbolizer {
 
     /// Drops what is remembered about a process. Symbols stay, for the next process with the same
     /// files.
-    pub fn forget(&mut self, pid: Pid) {
-        self.processes.remove(&pid);
-        self.python.forget(pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.processes.remove(&process);
+        self.python.forget(process);
     }
 
     /// Drops all symbols and names: the last task has ended.
@@ -131,8 +131,8 @@ impl Symbolizer {
         self.kernel = KernelSymbols::default();
         self.kernel_names = HashMap::new();
         let processes = std::mem::take(&mut self.processes);
-        for pid in processes.into_keys() {
-            self.python.forget(pid);
+        for process in processes.into_keys() {
+            self.python.forget(process);
         }
     }
 
@@ -178,7 +178,7 @@ impl Symbolizer {
     /// Throws away names that no longer hold.
     fn check_names(&mut self, process: &Process) {
         let generation = process.mappings.generation();
-        let entry = self.processes.entry(process.pid);
+        let entry = self.processes.entry(process.key);
         let known = entry.or_insert_with(|| ProcessNames {
             generation,
             names: HashMap::new(),
@@ -220,7 +220,7 @@ impl Symbolizer {
     }
 
     fn native_name(&mut self, process: &Process, address: u64) -> Name {
-        let known = self.processes.get_mut(&process.pid);
+        let known = self.processes.get_mut(&process.key);
         if let Some(name) = known.as_ref().and_then(|known| known.names.get(&address)) {
             return name.clone();
         }
@@ -236,9 +236,9 @@ impl Symbolizer {
             }
             // Anonymous memory: generated code.
             Some(_) => {
-                let perf_map = self.processes.get_mut(&process.pid).map(|known| {
+                let perf_map = self.processes.get_mut(&process.key).map(|known| {
                     let new = || {
-                        let mut perf_map = PerfMap::new(process.pid);
+                        let mut perf_map = PerfMap::new(process.key.pid);
                         perf_map.refresh();
                         perf_map
                     };
@@ -251,7 +251,7 @@ impl Symbolizer {
             }
             None => Name::new(signature::native(None, ""), FrameKind::Native, true),
         };
-        if let Some(known) = self.processes.get_mut(&process.pid) {
+        if let Some(known) = self.processes.get_mut(&process.key) {
             known.names.insert(address, name.clone());
         }
         name

@@ -76,15 +76,15 @@ impl ObjectSymbols {
         if !mapping.is_file() && !mapping.is_vdso() {
             return None;
         }
-        let file = ObjectFile::open(process.pid, &process.memory, mapping);
+        let file = ObjectFile::open(process.key.pid, &process.memory, mapping);
         let file = file.inspect_err(
-            |error| tracing::debug!(pid = %process.pid, %error, "object cannot be opened"),
+            |error| tracing::debug!(pid = %process.key, %error, "object cannot be opened"),
         );
         let file = file.ok()?;
         let id = file.id();
         if !self.objects.contains(&id) {
             let object = Object::load(&file).inspect_err(|error| {
-                tracing::debug!(pid = %process.pid, path = mapping.path, %error, "no symbols");
+                tracing::debug!(pid = %process.key, path = mapping.path, %error, "no symbols");
             });
             self.objects.put(id, object.ok());
             self.make_room();

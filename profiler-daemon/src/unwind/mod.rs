@@ -10,7 +10,7 @@ pub mod merge;
 pub mod native;
 pub mod python;
 
-use crate::model::{Captured, Counter, Coverage, Pid, Stack, UnwindEnd};
+use crate::model::{Captured, Counter, Coverage, ProcessKey, Stack, UnwindEnd};
 use crate::process::Process;
 pub use native::{NativeFrame, NativeUnwinder, Unwound};
 
@@ -67,7 +67,7 @@ impl Unwinder {
     }
 
     /// Forgets a process that is gone or runs another program.
-    pub fn forget(&mut self, pid: Pid) {
-        self.native.forget(pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.native.forget(process);
     }
 }

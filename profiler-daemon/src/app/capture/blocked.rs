@@ -8,7 +8,7 @@ use profiler_common::ThreadState;
 use super::Capture;
 use super::clock::now_ktime_ns;
 use crate::kernel::Kernel;
-use crate::model::{ActiveRequest, Coverage, Pid, PythonChain, RawSample, TaskSlot, Tid};
+use crate::model::{ActiveRequest, Coverage, ProcessKey, PythonChain, RawSample, TaskSlot, Tid};
 use crate::process::ProcessMemory;
 use crate::process::python::PythonRuntime;
 use crate::request::Action;
@@ -24,16 +24,14 @@ impl ThreadStates for Kernel {
 /// Python frames of blocked threads.
 struct Walker<'a> {
     walker: &'a mut PythonWalker,
-    runtimes: &'a HashMap<Pid, Arc<PythonRuntime>>,
+    runtimes: &'a HashMap<ProcessKey, Arc<PythonRuntime>>,
 }
 
 impl ChainWalker for Walker<'_> {
-    fn walk(&mut self, pid: Pid, tid: Tid) -> Option<PythonChain> {
-        let runtime = self.runtimes.get(&pid)?;
-        Some(
-            self.walker
-                .walk_thread(&ProcessMemory::new(pid), runtime, tid),
-        )
+    fn walk(&mut self, process: ProcessKey, tid: Tid) -> Option<PythonChain> {
+        let runtime = self.runtimes.get(&process)?;
+        let memory = ProcessMemory::new(process.pid);
+        Some(self.walker.walk_thread(&memory, runtime, tid))
     }
 }
 
@@ -41,7 +39,7 @@ fn watch(request: &ActiveRequest) -> (TaskSlot, Watched) {
     let watched = Watched {
         request: request.id,
         start_ktime_ns: request.start_ktime_ns,
-        pid: request.pid,
+        process: request.process,
         tid: request.tid,
     };
     (request.slot, watched)
@@ -106,7 +104,7 @@ impl Capture {
             };
             let mut sources = Sources {
                 states: kernel,
-                memory: &ProcessMemory::new(watched.pid),
+                memory: &ProcessMemory::new(watched.process.pid),
                 walker: &mut walker,
                 now_ktime_ns,
             };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, RawSample, RequestId,
-    Service, TaskId, TaskSlot,
+    ActiveRequest, Counter, Coverage, FinishedRequest, ProcessKey, ProfileTask, RawSample,
+    RequestId, Service, TaskId, TaskSlot,
 };
 use crate::process::python::PythonRuntime;
 use crate::request::Endpoint;
@@ -27,7 +27,7 @@ pub(in crate::app) enum Command {
         /// Slot of the task.
         slot: TaskSlot,
         /// Process.
-        pid: Pid,
+        process: ProcessKey,
         /// The instance it reports as.
         service: Service,
         /// Its interpreter.
@@ -77,7 +77,7 @@ pub(in crate::app) enum Command {
 #[derive(Debug)]
 pub(in crate::app) enum Work {
     /// A process and its interpreter.
-    Target(Pid, Option<Arc<PythonRuntime>>),
+    Target(ProcessKey, Option<Arc<PythonRuntime>>),
     /// Samples of this request follow.
     Begin(Box<ActiveRequest>, Grids),
     /// The request's thread is looked at by another grid since this instant (`CLOCK_MONOTONIC`).
@@ -87,7 +87,7 @@ pub(in crate::app) enum Work {
     /// Forget the request.
     Drop(RequestId),
     /// The request is over; build and report its segment.
-    Finish(Box<FinishedRequest>, Service),
+    Finish(Box<FinishedRequest>),
     /// Coverage of the capture side so far.
     Publish(TaskId, Coverage),
     /// Time in all runs of the programs while the kernel counted them, and an instant (`CLOCK_MONOTONIC`).
@@ -99,9 +99,9 @@ pub(in crate::app) enum Work {
     /// Armed: programs are attached and the rule is live.
     Armed(TaskId),
     /// A process is gone or runs another program; `true` if it lives on.
-    ForgetProcess(Pid, bool),
+    ForgetProcess(ProcessKey, bool),
     /// A process forked a child of the same service.
-    Forked(Pid, Pid),
+    Forked(ProcessKey, ProcessKey),
     /// No task is live.
     Idle,
 }

@@ -8,10 +8,11 @@
 use anyhow::Result;
 use crossbeam_channel::TrySendError;
 
-use super::clock::{now_ktime_ns, wall_clock};
+use super::clock::wall_clock;
+use super::targets::Changed;
 use super::{Capture, Work, nanos};
 use crate::kernel::Drained;
-use crate::model::{Counter, Pid, RawSample, RequestEvent, SampleKind};
+use crate::model::{Counter, RawSample, SampleKind};
 use crate::request::Action;
 use crate::timeline::Grids;
 
@@ -51,17 +52,15 @@ impl Capture {
         self.send_samples(running);
         self.act(finished);
         // Their last requests need what is known of them until here.
-        for (pid, lives) in gone {
-            self.send(Work::ForgetProcess(pid, lives));
-        }
+        self.forget(gone);
         if due.has_fired {
             self.look_at_times();
         }
         Ok(())
     }
 
-    /// What request events lead to, and the processes that have ended or run another program (`true`).
-    fn take_requests(&mut self) -> (Vec<Action>, Vec<(Pid, bool)>) {
+    /// What request events lead to, and the processes that are not what they were.
+    fn take_requests(&mut self) -> (Vec<Action>, Vec<Changed>) {
         let (mut actions, mut gone) = (Vec::new(), Vec::new());
         let Some(kernel) = &mut self.kernel else {
             return (actions, gone);
@@ -106,40 +105,6 @@ impl Capture {
         samples
     }
 
-    /// Yields a process that is not what it was, and whether it lives on.
-    fn on_process_event(
-        &mut self,
-        event: &RequestEvent,
-        actions: &mut Vec<Action>,
-    ) -> Option<(Pid, bool)> {
-        match *event {
-            RequestEvent::Fork { parent, child } => {
-                if let Some(python) = self.runtimes.get(&parent).cloned() {
-                    self.runtimes.insert(child, python);
-                }
-                for (slot, live) in &mut self.live {
-                    if let Some(service) = self.tracker.service_of(*slot, parent).cloned() {
-                        self.tracker.add_target(*slot, child, service);
-                        live.targets.push(child);
-                    }
-                }
-                self.send(Work::Forked(parent, child));
-                None
-            }
-            RequestEvent::Exec { pid } | RequestEvent::Exit { pid } => {
-                self.tracker.on_process_gone(pid, now_ktime_ns(), actions);
-                self.runtimes.remove(&pid);
-                self.walker.forget(pid);
-                self.kernel_do(|kernel| {
-                    kernel.set_python(pid, None)?;
-                    kernel.forget_process(pid)
-                });
-                Some((pid, matches!(event, RequestEvent::Exec { .. })))
-            }
-            _ => None,
-        }
-    }
-
     pub(super) fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
@@ -163,15 +128,13 @@ impl Capture {
                 }
                 Action::Finish(finished) => {
                     let request = &finished.request;
-                    let (slot, pid, tid, id) = (request.slot, request.pid, request.tid, request.id);
+                    let (tid, id) = (request.tid, request.id);
                     self.sampler.forget(tid, id);
                     if finished.reason.is_none() {
                         // The kernel side does not know yet that it is over.
                         self.kernel_do(|kernel| kernel.cancel(id));
                     }
-                    if let Some(service) = self.tracker.service_of(slot, pid).cloned() {
-                        self.send(Work::Finish(finished, service));
-                    }
+                    self.send(Work::Finish(finished));
                 }
             }
         }

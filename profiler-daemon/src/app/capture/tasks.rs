@@ -1,6 +1,6 @@
-//! The life of a task on the capture thread: armed, given its processes, ended, forgotten.
+//! The life of a task on the capture thread: armed, ended, forgotten. Its processes are in [`super::targets`].
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,8 +8,7 @@ use anyhow::Result;
 use super::clock::now_ktime_ns;
 use super::{Capture, Command, Live, Work, nanos};
 use crate::kernel::Kernel;
-use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskSlot};
-use crate::process::python::PythonRuntime;
+use crate::model::{Counter, Coverage, ProfileTask, TaskSlot};
 use crate::request::Endpoint;
 use crate::sampler::Sampler;
 use crate::timeline::Grid;
@@ -40,16 +39,11 @@ impl Capture {
             }
             Command::AddTarget {
                 slot,
-                pid,
+                process,
                 service,
                 python,
                 has_agent,
-            } => {
-                self.add_target(slot, pid, service, python);
-                if has_agent {
-                    self.kernel_do(|kernel| kernel.ship_outbound(pid));
-                }
-            }
+            } => self.add_target(slot, process, service, python, has_agent),
             Command::EndTask { slot } => {
                 let now = now_ktime_ns();
                 if let Some(live) = self.live.get_mut(&slot) {
@@ -104,7 +98,7 @@ impl Capture {
             task_id: task.task_id.clone(),
             period,
             ends_ktime_ns: None,
-            targets: Vec::new(),
+            targets: HashSet::new(),
         };
         self.live.insert(slot, live);
         let kernel = match &mut self.kernel {
@@ -158,33 +152,6 @@ impl Capture {
         Grid { period_ns, ..grid }
     }
 
-    fn add_target(
-        &mut self,
-        slot: TaskSlot,
-        pid: Pid,
-        service: Service,
-        python: Option<Arc<PythonRuntime>>,
-    ) {
-        let Some(live) = self.live.get_mut(&slot) else {
-            return;
-        };
-        if !live.targets.contains(&pid) {
-            live.targets.push(pid);
-        }
-        self.tracker.add_target(slot, pid, service);
-        if let Some(python) = &python {
-            self.runtimes.insert(pid, Arc::clone(python));
-        }
-        self.send(Work::Target(pid, python.clone()));
-        let record = python.map(|python| python.to_kernel());
-        self.kernel_do(|kernel| {
-            kernel.set_python(pid, record.as_ref())?;
-            kernel.add_target(pid, slot)
-        });
-        // Its requests are seen from here on.
-        tracing::debug!(tgid = pid.0, "process watched");
-    }
-
     pub(super) fn end_task(&mut self, slot: TaskSlot, now: u64) {
         let coverage = self.coverage(slot);
         let mut actions = Vec::new();
@@ -193,8 +160,8 @@ impl Capture {
         let Some(live) = self.live.remove(&slot) else {
             return;
         };
-        for pid in &live.targets {
-            self.kernel_do(|kernel| kernel.remove_target(*pid, slot));
+        for process in &live.targets {
+            self.kernel_do(|kernel| kernel.remove_target(process.pid, slot));
         }
         self.kernel_do(|kernel| kernel.clear_rule(slot));
         let mut coverage = coverage.map_or_else(Coverage::default, |(_, coverage)| coverage);
@@ -213,6 +180,7 @@ impl Capture {
     fn disarm_if_idle(&mut self) {
         if self.live.is_empty() {
             self.kernel = None;
+            self.processes.clear();
             self.runtimes.clear();
             self.sampler = Sampler::default();
             self.clock.stop();

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::budget::period_note;
 use super::{Command, Control};
 use crate::model::clock::unix_ms_now;
-use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
+use crate::model::{Counter, Coverage, ProcessKey, ProfileTask, Service, TaskId, TaskSlot};
 use crate::output::explain_nothing;
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
@@ -29,7 +29,8 @@ pub(super) struct Live {
     pub(super) instances: BTreeMap<Service, Instant>,
     /// Instances it is over for; they are reported when the slot is done.
     pub(super) ended: Vec<Service>,
-    pub(super) watched: HashSet<Pid>,
+    /// Processes that have been looked at for it, as long as they live.
+    pub(super) watched: HashSet<ProcessKey>,
     pub(super) began: Instant,
     pub(super) ending: bool,
     /// It is over but for requests whose segments are not known yet.

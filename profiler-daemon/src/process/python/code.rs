@@ -19,7 +19,7 @@ use super::line_table::LineTable;
 use super::module::module_of;
 use super::string::read_str;
 use super::{CodeLayout, PythonRuntime};
-use crate::model::{Pid, PythonRef};
+use crate::model::{ProcessKey, PythonRef};
 use crate::process::ReadMemory;
 
 /// Code objects remembered over all processes; about 300 bytes each.
@@ -96,7 +96,7 @@ struct Entry {
 
 /// Code objects that were described before, of all processes.
 pub struct CodeNames {
-    entries: LruCache<(Pid, u64), Entry>,
+    entries: LruCache<(ProcessKey, u64), Entry>,
 }
 
 impl Default for CodeNames {
@@ -161,11 +161,11 @@ impl CodeNames {
     }
 
     /// Drops what is remembered about a process.
-    pub fn forget(&mut self, pid: Pid) {
+    pub fn forget(&mut self, process: ProcessKey) {
         let gone: Vec<_> = self
             .entries
             .iter()
-            .filter(|((of, _), _)| *of == pid)
+            .filter(|((of, _), _)| *of == process)
             .map(|(&key, _)| key)
             .collect();
         for key in gone {
@@ -188,7 +188,7 @@ impl CodeNames {
         };
         let fingerprint =
             Fingerprint::read(memory, &runtime.code, code).map_err(failed("the header"))?;
-        let key = (runtime.pid, code);
+        let key = (runtime.process, code);
         let known = self
             .entries
             .get(&key)

@@ -50,8 +50,9 @@ pub use own_code::is_interpreter;
 pub use thread::innermost_tid;
 pub(crate) use thread::{ThreadState, find_thread};
 
-use crate::model::{Pid, Tid};
+use crate::model::{Pid, ProcessKey, Tid};
 use crate::process::page_cache::PageCache;
+use crate::process::procfs::Procfs;
 use crate::process::{ProcessMemory, ReadMemory};
 
 /// Threads of a process whose ids are compared when the offsets are checked.
@@ -117,7 +118,7 @@ impl fmt::Display for PythonVersion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PythonRuntime {
     /// The process.
-    pub pid: Pid,
+    pub process: ProcessKey,
     /// Version of the interpreter.
     pub version: PythonVersion,
     /// Address of `_PyRuntime` in the process.
@@ -160,7 +161,7 @@ impl PythonRuntime {
         }
         .map_err(|source| PythonError::Layout { pid, source })?;
         let found = Self {
-            pid,
+            process: Procfs::default().key(pid).map_err(failed("its start"))?,
             version,
             runtime,
             offsets: layout.offsets,
@@ -195,7 +196,10 @@ impl PythonRuntime {
     /// Follows the list of threads and expects at least one thread of the process in it. Proves the
     /// offsets of the runtime, the interpreter and the thread state.
     fn check_threads(&self) -> Result<(), PythonError> {
-        let Self { pid, version, .. } = *self;
+        let Self {
+            process, version, ..
+        } = *self;
+        let pid = process.pid;
         let memory = ProcessMemory::new(pid);
         let alive = thread_ids(pid)?;
         let mut seen = 0;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::PythonRuntime;
 use super::code::{CodeError, CodeNames};
-use crate::model::{Counter, Coverage, Frame, FrameKind, Pid, PythonRef};
+use crate::model::{Counter, Coverage, Frame, FrameKind, ProcessKey, PythonRef};
 use crate::process::ReadMemory;
 
 /// The form of a Python frame's signature.
@@ -57,7 +57,7 @@ impl PythonNamer {
         let signature = match self.signature(memory, runtime, python) {
             Ok(signature) => signature?,
             Err(error) => {
-                tracing::trace!(pid = %runtime.pid, %error, "python frame without a name");
+                tracing::trace!(pid = %runtime.process, %error, "python frame without a name");
                 losses.bump(Counter::PythonNameUnreadable);
                 Arc::from("[unknown] (python)")
             }
@@ -66,8 +66,8 @@ impl PythonNamer {
     }
 
     /// Drops what is remembered about a process.
-    pub fn forget(&mut self, pid: Pid) {
-        self.names.forget(pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.names.forget(process);
     }
 
     fn signature(

@@ -61,7 +61,7 @@ fn extend(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonCh
                 chain.next = previous;
             }
             Err(error) => {
-                tracing::trace!(pid = %runtime.pid, frame = chain.next, %error, "python frame");
+                tracing::trace!(pid = %runtime.process, frame = chain.next, %error, "python frame");
                 chain.frames.push(PythonFrameRecord {
                     flags: python_flag::UNREADABLE,
                     ..PythonFrameRecord::default()
@@ -114,7 +114,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::Pid;
+    use crate::model::{Pid, ProcessKey};
     use crate::process::python::{Layout, PythonVersion};
 
     /// Memory made of words, readable only where one was written.
@@ -183,7 +183,10 @@ mod tests {
         };
         let layout = Layout::from_table(version).unwrap();
         PythonRuntime {
-            pid: Pid(1),
+            process: ProcessKey {
+                pid: Pid(1),
+                start_ticks: 0,
+            },
             version,
             runtime: RUNTIME,
             offsets: layout.offsets,
