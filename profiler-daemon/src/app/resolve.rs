@@ -2,7 +2,8 @@
 //!
 //! In:  [`Work`] from [`super::capture`], in order
 //! Out: [`PipelineEvent`]s to [`super::control`]
-//! Lost: sample of a request that is gone -> [`Counter::SamplesOrphaned`]
+//! Lost: sample of a request that is gone -> [`Counter::SamplesOrphaned`]; samples of long requests, evenly ->
+//!       [`Counter::SamplesThinned`]
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,12 +24,15 @@ use crate::process::Process;
 use crate::process::python::{CodeSignature, PythonRuntime};
 use crate::snapshot;
 use crate::symbolize::Symbolizer;
-use crate::timeline::{self, Grids};
+use crate::timeline::{self, Grids, Samples};
 use crate::unwind::Unwinder;
 use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
+
+/// Most memory that the samples of all open requests may take: some 40,000 different stacks of 60 frames.
+const SAMPLES_MAX_BYTES: usize = 64 << 20;
 
 /// What the pipeline tells its owner.
 #[derive(Debug)]
@@ -55,24 +59,10 @@ pub(super) enum PipelineEvent {
 struct Open {
     request: ActiveRequest,
     grids: Grids,
-    samples: Vec<TimedStack>,
+    samples: Samples,
     /// Stack of the latest off-CPU sample.
     blocked: Option<Arc<Stack<Frame>>>,
     losses: Coverage,
-}
-
-impl Open {
-    /// The thread ran again: its stack while it was blocked held until then.
-    fn end_block(&mut self, ktime_ns: u64) {
-        let Some(blocked) = &self.blocked else {
-            return;
-        };
-        // Samples of its CPU may have come in between.
-        let mut samples = self.samples.iter_mut().rev();
-        if let Some(last) = samples.find(|sample| Arc::ptr_eq(&sample.stack, blocked)) {
-            last.until_ktime_ns = last.ktime_ns.max(ktime_ns);
-        }
-    }
 }
 
 /// State of the thread.
@@ -86,6 +76,8 @@ pub(super) struct Resolve {
     processes: HashMap<ProcessKey, Process>,
     runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     open: HashMap<RequestId, Open>,
+    /// Memory of the samples of all open requests.
+    samples_bytes: usize,
     coverage: HashMap<TaskId, Coverage>,
 }
 
@@ -107,6 +99,7 @@ impl Resolve {
             processes: HashMap::new(),
             runtimes: HashMap::new(),
             open: HashMap::new(),
+            samples_bytes: 0,
             coverage: HashMap::new(),
         }
     }
@@ -143,7 +136,7 @@ impl Resolve {
                 let open = Open {
                     request: *request,
                     grids,
-                    samples: Vec::new(),
+                    samples: Samples::default(),
                     blocked: None,
                     losses: Coverage::default(),
                 };
@@ -159,7 +152,7 @@ impl Resolve {
                 self.on_sample(sample);
             }
             Work::Drop(id) => {
-                self.open.remove(&id);
+                self.close(id);
             }
             Work::Finish(finished) => self.on_finish(*finished),
             Work::Publish(task_id, coverage) => {
@@ -188,6 +181,7 @@ impl Resolve {
                 self.processes.clear();
                 self.runtimes.clear();
                 self.open.clear();
+                self.samples_bytes = 0;
                 self.symbolizer.release();
                 self.unwinder = Unwinder::default();
                 // Symbols take tens of megabytes, and the next task may be days away.
@@ -220,10 +214,14 @@ impl Resolve {
             return;
         };
         let process = open.request.process;
+        let bytes_before = open.samples.memory_bytes();
         let stack = match kind {
             SampleKind::Ended => {
-                if let Some(open) = self.open.get_mut(&request) {
-                    open.end_block(ktime_ns);
+                // Its stack while it was blocked held until then.
+                if let Some(open) = self.open.get_mut(&request)
+                    && let Some(blocked) = &open.blocked
+                {
+                    open.samples.end_block(blocked, ktime_ns);
                 }
                 return;
             }
@@ -253,9 +251,36 @@ impl Resolve {
             return;
         };
         match stack {
-            Some(stack) => open.samples.push(stack),
+            Some(stack) => open.samples.push(stack, &open.grids),
             None => open.losses.bump(Counter::SamplesOrphaned),
         }
+        self.samples_bytes += open.samples.memory_bytes();
+        self.samples_bytes -= bytes_before;
+        self.bound_samples();
+    }
+
+    /// Thins the samples of the request that has most until those of all fit.
+    fn bound_samples(&mut self) {
+        while self.samples_bytes > SAMPLES_MAX_BYTES {
+            let open = self.open.values_mut();
+            let Some(largest) = open.max_by_key(|open| open.samples.memory_bytes()) else {
+                break;
+            };
+            let before = largest.samples.memory_bytes();
+            largest.samples.halve(&largest.grids);
+            let after = largest.samples.memory_bytes();
+            if after >= before {
+                break; // each has its first and its last sample, and there is no more of them than of open requests
+            }
+            self.samples_bytes -= before - after;
+        }
+    }
+
+    /// Takes a request out.
+    fn close(&mut self, id: RequestId) -> Option<Open> {
+        let open = self.open.remove(&id)?;
+        self.samples_bytes -= open.samples.memory_bytes();
+        Some(open)
     }
 
     /// Unwinds and names; `None` if the process is gone.
@@ -269,7 +294,8 @@ impl Resolve {
         let start = Instant::now();
         self.open_process(key);
         let process = self.processes.get_mut(&key)?;
-        let losses = &mut self.open.get_mut(&request)?.losses;
+        let open = self.open.get_mut(&request)?;
+        let losses = &mut open.losses;
         let stack = self.unwinder.unwind(process, &mut captured, losses);
         let mut stack = self.symbolizer.symbolize(process, &stack, losses);
         if !stack.frames.is_empty()
@@ -278,22 +304,24 @@ impl Resolve {
             stack.frames.insert(0, activity);
         }
         tracing::trace!(pid = %key, elapsed = ?start.elapsed(), "stack resolved");
-        Some(Arc::new(stack))
+        Some(open.samples.share(stack))
     }
 
     fn on_finish(&mut self, mut finished: FinishedRequest) {
-        let Some(open) = self.open.remove(&finished.request.id) else {
+        let Some(open) = self.close(finished.request.id) else {
             return;
         };
         finished.losses.merge(&open.losses);
+        let step = open.samples.step();
+        let samples = open.samples.finish(&open.grids, &mut finished.losses);
         let timeline = timeline::build(
-            open.samples,
+            samples,
             &open.grids,
             finished.request.start_ktime_ns,
             finished.end_ktime_ns,
             &mut finished.losses,
         );
-        let stretched_ns = open.grids.stretched_period_ns(finished.end_ktime_ns);
+        let stretched_ns = open.grids.stretched_period_ns(finished.end_ktime_ns, step);
         let task_id = finished.request.task_id.clone();
         let (slot, service) = (finished.request.slot, finished.request.service.clone());
         match snapshot::build(finished, &timeline, self.frames) {

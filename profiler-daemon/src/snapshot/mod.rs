@@ -11,6 +11,7 @@
 //! common root by a `...` frame; so does one that has nothing but frames of the interpreter, where only
 //! those of the application are shown.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::frames::FrameSet;
@@ -25,8 +26,6 @@ type Signatures = Arc<[Arc<str>]>;
 
 /// Stands for frames that are not known.
 const ELLIPSIS: &str = "...";
-/// OAP analyses no more snapshots of a segment (`CoreModuleConfig.maxSizeOfAnalyzeProfileSnapshot`).
-const SNAPSHOTS_MAX: usize = 12_000;
 
 /// Builds the segment; `Err` gives the request back if there is nothing to show of it.
 ///
@@ -41,22 +40,20 @@ pub fn build(
     let clock = request.request.clock;
     let stacks = Stacks::new(&timeline.samples, frames);
     let mut snapshots: Vec<Snapshot> = Vec::with_capacity(timeline.samples.len());
-    let mut previous: Option<(&Arc<Stack<Frame>>, Signatures)> = None;
-    for sample in thin(&timeline.samples) {
+    let mut built: HashMap<*const Stack<Frame>, Signatures> = HashMap::new();
+    for sample in &timeline.samples {
         if sample.stack.frames.is_empty() {
             continue;
         }
-        // A blocked thread repeats its stack; share it instead of building it again.
-        let stack = match &previous {
-            Some((same, built)) if Arc::ptr_eq(same, &sample.stack) => built.clone(),
-            _ => stacks.root_first(&sample.stack),
-        };
-        previous = Some((&sample.stack, stack.clone()));
-        let sequence = i32::try_from(snapshots.len()).expect("at most SNAPSHOTS_MAX snapshots");
+        // Equal stacks of a request are one: what is built of it is shared as well.
+        let stack = built.entry(Arc::as_ptr(&sample.stack));
+        let stack = stack.or_insert_with(|| stacks.root_first(&sample.stack));
+        let sequence =
+            i32::try_from(snapshots.len()).expect("the samples of a request are bounded");
         snapshots.push(Snapshot {
             sequence,
             unix_ms: clock.unix_ms(sample.ktime_ns),
-            stack,
+            stack: Arc::clone(stack),
         });
     }
     if snapshots.is_empty() {
@@ -80,17 +77,6 @@ pub fn build(
     })
 }
 
-/// Every n-th sample of a request that is too long for OAP, first and last included.
-fn thin(samples: &[TimedStack]) -> impl Iterator<Item = &TimedStack> {
-    let step = samples.len().div_ceil(SNAPSHOTS_MAX - 1).max(1);
-    let last = samples.len().saturating_sub(1);
-    samples
-        .iter()
-        .enumerate()
-        .filter(move |(i, _)| i % step == 0 || *i == last)
-        .map(|(_, s)| s)
-}
-
 /// Builds stacks as they are sent: with their roots mended, and of their frames those that are wanted.
 struct Stacks<'a> {
     /// The stacks of the request that reach their root.
@@ -103,7 +89,8 @@ struct Stacks<'a> {
 impl<'a> Stacks<'a> {
     fn new(samples: &'a [TimedStack], set: FrameSet) -> Self {
         let stacks = samples.iter().map(|s| &s.stack);
-        let whole: Vec<_> = stacks.filter(|s| s.end == UnwindEnd::Root).collect();
+        let mut whole: Vec<_> = stacks.filter(|s| s.end == UnwindEnd::Root).collect();
+        whole.dedup_by(|one, other| Arc::ptr_eq(one, other));
         let is_language = |s: &&&Arc<Stack<Frame>>| {
             let mut frames = s.frames.iter();
             frames.any(|f| f.kind == FrameKind::Python)
@@ -308,14 +295,5 @@ mod tests {
     fn a_request_without_stacks_is_given_back() {
         let request = segment(vec![at(0, "")]).unwrap_err();
         assert_eq!(request.losses.get(Counter::RequestsWithoutStack), 1);
-    }
-
-    /// Check that a request longer than OAP analyses is thinned evenly, keeping both ends.
-    #[test]
-    fn a_very_long_request_is_thinned() {
-        let samples: Vec<TimedStack> = (0..30_000).map(|i| at(i, "main")).collect();
-        let segment = segment(samples).unwrap();
-        assert!(segment.snapshots.len() <= SNAPSHOTS_MAX);
-        assert_eq!(segment.snapshots.last().unwrap().unix_ms, 1000 + 29_999);
     }
 }

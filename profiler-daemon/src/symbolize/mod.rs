@@ -113,7 +113,7 @@ impl Symbolizer {
             self.objects.load(process, mapping);
         }
         self.check_names(process);
-        if let Some(known) = self.processes.get_mut(&process.pid) {
+        if let Some(known) = self.processes.get_mut(&process.key) {
             known.own_code(process).prepare(&process.memory);
         }
     }
@@ -266,7 +266,7 @@ impl Symbolizer {
         address: u64,
         function: Option<&str>,
     ) -> (FrameKind, Option<Arc<str>>) {
-        if let Some(known) = self.processes.get_mut(&process.pid) {
+        if let Some(known) = self.processes.get_mut(&process.key) {
             let own_code = known.own_code(process);
             if own_code.contains(address) {
                 let label = own_code.label(&process.memory, address, function);
