@@ -228,7 +228,7 @@ fn kernel_frames_have_names() {
     let named = symbolizer().symbolize(&process, &stack, &mut losses);
     if address == 0 {
         assert_eq!(signatures(&named), ["[kernel]"]);
-        assert_eq!(losses.notes.len(), 1);
+        assert_eq!(losses.notes().count(), 1);
     } else {
         assert_eq!(signatures(&named), ["do_nanosleep [kernel]"]);
         assert_eq!(losses, Coverage::default());

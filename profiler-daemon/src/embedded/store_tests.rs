@@ -78,7 +78,7 @@ fn a_segment_needs_its_object_and_sequence_zero() {
     assert_eq!(shown(&store, &task), ["early", "late"]);
     let view = store.find_task("", NOW).unwrap();
     assert_eq!((view.segments, view.snapshots), (2, 3));
-    assert!(view.coverage.notes.is_empty());
+    assert_eq!(view.coverage.notes().count(), 0);
 }
 
 /// Check that bad, unknown and repeated rows are dropped, counted and noted.
@@ -114,7 +114,7 @@ fn unusable_rows_are_counted() {
     );
     let view = store.find_task(&task.id, NOW).unwrap();
     assert_eq!(view.snapshots, 1);
-    let notes = view.coverage.notes.join("; ");
+    let notes = view.coverage.to_report().notes.join("; ");
     assert!(notes.contains("2 snapshots were not stored"), "{notes}");
 }
 
@@ -193,7 +193,8 @@ fn old_results_make_room_for_new_ones() {
     assert!(lost > 0);
     let rows = |task: &TaskRecord, now| store.find_task(&task.id, now).unwrap().snapshots;
     assert_eq!((rows(&old, NOW), rows(&new, NOW)), (50, 1000 - lost));
-    let notes = store.find_task(&new.id, NOW).unwrap().coverage.notes;
+    let view = store.find_task(&new.id, NOW).unwrap();
+    let notes = view.coverage.to_report().notes;
     assert!(
         notes.contains(&format!("{lost} snapshots were not stored")),
         "{notes:?}"
@@ -202,7 +203,8 @@ fn old_results_make_room_for_new_ones() {
     let later = NOW + 600_000;
     add(&new, "later", 10, later);
     assert_eq!((rows(&old, later), rows(&new, later)), (0, 1010 - lost));
-    let notes = store.find_task(&old.id, later).unwrap().coverage.notes;
+    let view = store.find_task(&old.id, later).unwrap();
+    let notes = view.coverage.to_report().notes;
     assert!(notes[0].contains("make room"), "{notes:?}");
     assert_eq!(store.losses().snapshots_over_limit, lost);
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::Counter;
+use super::note::Notes;
 
 /// Counts of one task (or of one request, to be merged into its task's).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     counts: BTreeMap<Counter, u64>,
-    /// Sentences about the whole task, for example "pid 4711 is a Go process".
-    pub notes: Vec<String>,
+    notes: Notes,
 }
 
 impl Coverage {
@@ -41,11 +41,13 @@ impl Coverage {
     }
 
     /// Adds a note once.
-    pub fn note(&mut self, text: impl Into<String>) {
-        let text = text.into();
-        if !self.notes.contains(&text) {
-            self.notes.push(text);
-        }
+    pub fn note(&mut self, text: impl AsRef<str>) {
+        self.notes.add(text.as_ref());
+    }
+
+    /// Sentences about the whole task.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        self.notes.texts()
     }
 
     /// The form printed and sent: every counter by name, zero ones included.
@@ -55,7 +57,7 @@ impl Coverage {
             counters: Counter::all()
                 .map(|c| (c.name().to_owned(), self.get(c)))
                 .collect(),
-            notes: self.notes.clone(),
+            notes: self.notes().collect(),
         }
     }
 
@@ -64,8 +66,6 @@ impl Coverage {
         for (&counter, &n) in &other.counts {
             self.add(counter, n);
         }
-        for note in &other.notes {
-            self.note(note.clone());
-        }
+        self.notes.merge(&other.notes);
     }
 }

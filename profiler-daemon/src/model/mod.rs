@@ -12,6 +12,7 @@ pub mod counter;
 pub mod coverage;
 pub mod date;
 pub mod name;
+pub mod note;
 pub mod observation;
 pub mod process;
 pub mod record;
