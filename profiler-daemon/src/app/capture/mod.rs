@@ -287,3 +287,6 @@ impl Capture {
         let _gone = self.work.send(work);
     }
 }
+
+#[cfg(test)]
+mod tests;

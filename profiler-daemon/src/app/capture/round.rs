@@ -39,17 +39,17 @@ impl Capture {
         actions.extend(more);
         gone.extend(more_gone);
         let running = self.take_samples();
-        let (finished, now): (Vec<_>, Vec<_>) = actions
+        let (mut finished, now): (Vec<_>, Vec<_>) = actions
             .into_iter()
             .partition(|action| matches!(action, Action::Finish(_)));
         self.act(now);
-        self.send_samples(blocked);
+        self.send_samples(blocked, &mut finished);
         // We are too late for these. Still, a thread that has been blocked all the time is known at each.
         for tick in ticks {
             let blocked = self.sample_blocked(tick, &finished);
-            self.send_samples(blocked);
+            self.send_samples(blocked, &mut finished);
         }
-        self.send_samples(running);
+        self.send_samples(running, &mut finished);
         self.act(finished);
         // Their last requests need what is known of them until here.
         self.forget(gone);
@@ -140,13 +140,14 @@ impl Capture {
         }
     }
 
-    fn send_samples(&mut self, samples: Vec<RawSample>) {
+    /// Queues samples of open requests, and of those that are about to finish.
+    pub(super) fn send_samples(&mut self, samples: Vec<RawSample>, finished: &mut [Action]) {
         for sample in samples {
-            self.send_sample(sample);
+            self.send_sample(sample, finished);
         }
     }
 
-    fn send_sample(&mut self, sample: RawSample) {
+    fn send_sample(&mut self, sample: RawSample, finished: &mut [Action]) {
         let (tid, id) = (sample.tid, sample.request);
         let (is_end, has_stack) = match sample.kind {
             SampleKind::OnCpu(_) | SampleKind::OffCpu { .. } => (false, true),
@@ -160,9 +161,17 @@ impl Capture {
             // The next tick must not say "as before" of a stack that never arrived.
             self.sampler.forget(tid, id);
         }
-        let slot = self.tracker.sampled().find(|r| r.id == id).map(|r| r.slot);
-        if let Some(coverage) = slot.and_then(|slot| self.tracker.coverage_mut(slot)) {
-            coverage.bump(Counter::SamplesQueueFull);
+        let slot = self.tracker.open().find(|r| r.id == id).map(|r| r.slot);
+        let of_open = slot.and_then(|slot| self.tracker.coverage_mut(slot));
+        let losses = of_open.or_else(|| {
+            finished.iter_mut().find_map(|action| match action {
+                Action::Finish(over) if over.request.id == id => Some(&mut over.losses),
+                _ => None,
+            })
+        });
+        // Whoever asked for a request that was dropped meanwhile misses nothing.
+        if let Some(losses) = losses {
+            losses.bump(Counter::SamplesQueueFull);
         }
     }
 
