@@ -308,11 +308,27 @@ impl Control {
         }
     }
 
-    fn report(&self, segment: ProfiledSegment) {
+    fn report(&mut self, segment: ProfiledSegment) {
         let task_id = segment.task_id.clone();
         // It may have to go to disk.
         if let Err(error) = tokio::task::block_in_place(|| self.oap.report(segment)) {
             tracing::warn!(%task_id, %error, "a segment is lost");
+            self.note(&task_id, format!("a profiled request is lost: {error}"));
+        }
+    }
+
+    /// Adds a sentence to the coverage of a task.
+    fn note(&mut self, task_id: &TaskId, text: String) {
+        let Some(live) = self.live.get_mut(task_id) else {
+            return;
+        };
+        match &mut live.done {
+            Some(coverage) => coverage.note(text),
+            None => self.pipeline.send(Command::Note {
+                slot: live.slot,
+                counter: None,
+                text,
+            }),
         }
     }
 
