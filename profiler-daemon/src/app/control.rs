@@ -35,7 +35,7 @@ use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use crate::process::{Pods, ProcessTable};
 use crate::state::TaskJournal;
 use observe::Observed;
-use tasks::{Live, not_run};
+use tasks::Live;
 
 /// How often starts and ends of tasks are looked at while there are any.
 const STEP: Duration = Duration::from_millis(50);
@@ -205,9 +205,10 @@ impl Control {
             } => {
                 tracing::warn!(service = service.name, reason, "task refused");
                 self.observed.refused += 1;
+                self.observed.totals.add(Counter::TasksNotRun, 1);
                 // Who waits for it must not wait for ever.
                 if let Some(task_id) = task_id {
-                    self.tell_end(task_id, service, not_run(&reason));
+                    self.tell_end(task_id, service, Coverage::not_run(&reason));
                 }
             }
             OapEvent::Connected => tracing::info!("Connected: an OAP has answered"),
@@ -294,10 +295,11 @@ impl Control {
             PipelineEvent::TaskFailed(task_id, error) => {
                 tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
                 self.observed.failed += 1;
+                self.observed.totals.add(Counter::TasksNotRun, 1);
                 if let Some(live) = self.live.get_mut(&task_id) {
                     live.ending = true; // it would fail again after a restart
                 }
-                self.finish(&task_id, &not_run(&format!("{error:#}")));
+                self.finish(&task_id, &Coverage::not_run(&format!("{error:#}")));
             }
             PipelineEvent::ProcessChanged(process) => {
                 for live in self.live.values_mut() {

@@ -6,6 +6,7 @@
 //!       [`Counter::SamplesThinned`]
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -119,7 +120,9 @@ impl Resolve {
                     self.runtimes.insert(key, python);
                 }
                 let start = Instant::now();
-                self.open_process(key);
+                if let Err(error) = self.open_process(key) {
+                    tracing::debug!(pid = %key, %error, "process cannot be opened");
+                }
                 if let Some(process) = self.processes.get(&key) {
                     // Now, rather than between the first request and its samples.
                     self.unwinder.prepare(process);
@@ -190,16 +193,16 @@ impl Resolve {
         }
     }
 
-    fn open_process(&mut self, key: ProcessKey) -> Option<&mut Process> {
+    fn open_process(&mut self, key: ProcessKey) -> io::Result<()> {
         if !self.processes.contains_key(&key) {
-            let mut process = Process::open_same(key).ok()?;
+            let mut process = Process::open_same(key)?;
             process.python = self.runtimes.get(&key).map(|python| (**python).clone());
             if let Some(python) = &mut process.python {
                 python.process = key;
             }
             self.processes.insert(key, process);
         }
-        self.processes.get_mut(&key)
+        Ok(())
     }
 
     fn on_sample(&mut self, sample: RawSample) {
@@ -226,7 +229,13 @@ impl Resolve {
                 return;
             }
             SampleKind::Unchanged => {
-                let stack = self.open[&request].blocked.clone();
+                let stack = open.blocked.clone();
+                if stack.is_none()
+                    && let Some(open) = self.open.get_mut(&request)
+                {
+                    // What had been read of the block could not be resolved.
+                    open.losses.bump(Counter::SamplesOrphaned);
+                }
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))
             }
             SampleKind::OnCpu(captured) => {
@@ -250,9 +259,8 @@ impl Resolve {
         let Some(open) = self.open.get_mut(&request) else {
             return;
         };
-        match stack {
-            Some(stack) => open.samples.push(stack, &open.grids),
-            None => open.losses.bump(Counter::SamplesOrphaned),
+        if let Some(stack) = stack {
+            open.samples.push(stack, &open.grids);
         }
         self.samples_bytes += open.samples.memory_bytes();
         self.samples_bytes -= bytes_before;
@@ -283,7 +291,7 @@ impl Resolve {
         Some(open)
     }
 
-    /// Unwinds and names; `None` if the process is gone.
+    /// Unwinds and names; `None` if the process cannot be looked at any more, which is counted.
     fn resolve(
         &mut self,
         request: RequestId,
@@ -292,10 +300,17 @@ impl Resolve {
         is_off_cpu: bool,
     ) -> Option<Arc<Stack<Frame>>> {
         let start = Instant::now();
-        self.open_process(key);
-        let process = self.processes.get_mut(&key)?;
+        let opened = self.open_process(key);
         let open = self.open.get_mut(&request)?;
         let losses = &mut open.losses;
+        if let Err(error) = opened {
+            losses.bump(match error.kind() {
+                io::ErrorKind::PermissionDenied => Counter::SamplesNoStack,
+                _ => Counter::SamplesOrphaned,
+            });
+            return None;
+        }
+        let process = self.processes.get_mut(&key)?;
         let stack = self.unwinder.unwind(process, &mut captured, losses);
         let mut stack = self.symbolizer.symbolize(process, &stack, losses);
         if !stack.frames.is_empty()

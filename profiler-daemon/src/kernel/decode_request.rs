@@ -90,6 +90,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestRecord, BadRecord> {
         },
         RequestEventKind::Fork => RequestEvent::Fork {
             parent: pid,
+            tid,
             child: Pid(header.detail),
             ktime_ns: header.ktime_ns,
         },
@@ -208,6 +209,7 @@ mod tests {
             decode_request(&record(4, 55, b"")),
             Ok(RequestRecord::Event(RequestEvent::Fork {
                 parent: Pid(100),
+                tid: Tid(101),
                 child: Pid(55),
                 ktime_ns: 1_000_000,
             }))

@@ -76,7 +76,12 @@ counters! {
     RequestsUnanswered, "requests_unanswered", Requests, loss: true, "matched requests that ended without a response line";
     RequestsHandedOff, "requests_handed_off", Requests, loss: true, "matched requests answered by another thread than the one that read them";
     RequestsInterleaved, "requests_interleaved", Requests, loss: true, "matched requests whose thread served another request at the same time";
-    RequestsWithoutStack, "requests_without_stack", Requests, loss: true, "matched requests that ended with no usable stack";
+    RequestsTooShort, "requests_too_short", Requests, loss: true, "matched requests that were over before a sample was due";
+    RequestsByOtherProgram, "requests_by_other_program", Requests, loss: true, "matched requests that a child process or another program answers (CGI)";
+    RequestsProcessGone, "requests_process_gone", Requests, loss: true, "matched requests whose process had ended before their stacks could be read";
+    RequestsSamplesLost, "requests_samples_lost", Requests, loss: true, "matched requests whose samples were all lost";
+    RequestsWithoutStack, "requests_without_stack", Requests, loss: true, "matched requests that ended with no readable stack";
+    RequestsUnknownProcess, "requests_unknown_process", Requests, loss: true, "requests of processes whose start was not seen";
     HeadsMalformed, "heads_malformed", Connections, loss: true, "request heads that could not be parsed";
     PipelinedHeads, "pipelined_heads", Connections, loss: true, "heads read before the previous request of the connection was answered";
     NotServerSocket, "not_server_socket", Connections, loss: false, "heads on descriptors that are not server sockets";
@@ -109,7 +114,7 @@ counters! {
     FramesUnknown, "frames_unknown", Stacks, loss: true, "native frames without a symbol";
     SnapshotsTaken, "snapshots_taken", Delivery, loss: false, "snapshots handed to the reporter";
     SnapshotsSent, "snapshots_sent", Delivery, loss: false, "snapshots accepted by the OAP";
-    SnapshotsLost, "snapshots_lost", Delivery, loss: true, "snapshots lost because the OAP could not be reached in time";
+    SnapshotsLost, "snapshots_lost", Delivery, loss: true, "snapshots not delivered to the OAP, or not known to be";
     SegmentsBoundByCall, "segments_bound_by_call", Delivery, loss: false, "requests shown in their agent's segment, which their own outbound calls name";
     SegmentsBoundByQuery, "segments_bound_by_query", Delivery, loss: false, "requests shown in their agent's segment, which the OAP was asked for";
     SegmentsSynthetic, "segments_synthetic", Delivery, loss: true, "requests of a process with an agent that are shown in a segment of profilerd instead";
@@ -119,6 +124,7 @@ counters! {
     ProcessesUnsupported, "processes_unsupported", Limits, loss: true, "processes of the service that cannot be profiled yet (for example Go)";
     ProcessesLeftToAgent, "processes_left_to_agent", Limits, loss: true, "processes of the service that are left to the profiler of their own agent";
     GuardSteps, "guard_steps", Limits, loss: true, "steps of the overhead guard, which change the dump period or end the task";
+    TasksNotRun, "tasks_not_run", Limits, loss: true, "refusals of the task: it did not run there";
 }
 
 impl Counter {

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::Counter;
 use super::note::Notes;
 
+/// Begins the note of a task that did not run.
+const NOT_RUN: &str = "not run: ";
+
 /// Counts of one task (or of one request, to be merged into its task's).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -13,6 +16,15 @@ pub struct Coverage {
 }
 
 impl Coverage {
+    /// Of a task that does not run, and why.
+    #[must_use]
+    pub fn not_run(reason: &str) -> Self {
+        let mut coverage = Self::default();
+        coverage.bump(Counter::TasksNotRun);
+        coverage.note(format!("{NOT_RUN}{reason}"));
+        coverage
+    }
+
     /// Adds one.
     pub fn bump(&mut self, counter: Counter) {
         self.add(counter, 1);
@@ -67,5 +79,14 @@ impl Coverage {
             self.add(counter, n);
         }
         self.notes.merge(&other.notes);
+    }
+}
+
+impl super::CoverageReport {
+    /// Why the task did not run at an instance, if so.
+    #[must_use]
+    pub fn why_not_run(&self) -> Option<&str> {
+        let mut notes = self.notes.iter();
+        notes.find_map(|note| note.strip_prefix(NOT_RUN))
     }
 }

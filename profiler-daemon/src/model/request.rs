@@ -90,6 +90,8 @@ pub enum RequestEvent {
     Fork {
         /// The parent.
         parent: Pid,
+        /// The thread that forked.
+        tid: Tid,
         /// The child, already in the target set.
         child: Pid,
         /// When, `CLOCK_MONOTONIC`.

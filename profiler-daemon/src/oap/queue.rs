@@ -53,8 +53,9 @@ pub enum ReportError {
     SpoolFailed,
     /// It is longer than the spool keeps.
     #[error(
-        "the segment is {0} bytes long as a record of the spool on disk, which takes {RECORD_MAX_BYTES} each, and \
-         memory is full; raise limits.snapshot_queue and limits.snapshot_memory to keep more there"
+        "the segment is {0} bytes long as a record of the spool on disk, which takes {max} each, and \
+         memory is full; raise limits.snapshot_queue and limits.snapshot_memory to keep more there",
+        max = RECORD_MAX_BYTES
     )]
     RecordTooLong(usize),
     /// The same segment id was reported before.

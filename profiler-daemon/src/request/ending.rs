@@ -72,18 +72,27 @@ impl RequestTracker {
         // What was captured of a request whose thread died is kept; an answer that never came
         // otherwise means that nobody served the head.
         if !open.is_answered && !has_died {
-            return self.drop_open(id, Counter::RequestsUnanswered, actions);
+            let why = if open.has_forked {
+                Counter::RequestsByOtherProgram
+            } else {
+                Counter::RequestsUnanswered
+            };
+            return self.drop_open(id, why, actions);
         }
         let end_ktime_ns = if open.is_answered {
             open.last_write_ktime_ns
         } else {
             now
         };
-        let threshold_ns = self
-            .tasks
-            .get(&open.request.slot)
-            .map_or(0, LiveTask::threshold_ns);
+        let task = self.tasks.get(&open.request.slot);
+        let threshold_ns = task.map_or(0, LiveTask::threshold_ns);
+        let period_ns = task.map_or(0, LiveTask::period_ns);
         let duration_ns = end_ktime_ns.saturating_sub(open.request.start_ktime_ns);
+        // Its own part of it is over at once, and says nothing of how long it took.
+        let is_left = reason == Some(EndReason::Exec) || (open.has_forked && !open.is_complete());
+        if is_left && duration_ns < period_ns {
+            return self.drop_open(id, Counter::RequestsByOtherProgram, actions);
+        }
         // A threshold of zero keeps every request, whatever the clock's resolution.
         if threshold_ns > 0 && duration_ns <= threshold_ns {
             return self.drop_open(id, Counter::RequestsBelowThreshold, actions);

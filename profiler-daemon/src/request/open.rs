@@ -67,6 +67,8 @@ pub(super) struct OpenRequest {
     /// Its head came together with the next one's: what is written after its answer is not its own.
     pub(super) is_followed: bool,
     pub(super) outbound: Outbound,
+    /// Its thread has forked since: what a child writes is not seen.
+    pub(super) has_forked: bool,
     /// When the kernel's connection was first found to be gone.
     gone_since_ktime_ns: Option<u64>,
     /// When the descriptor was looked at last.
@@ -86,6 +88,7 @@ impl OpenRequest {
             is_untagged: false,
             is_followed: false,
             outbound: Outbound::default(),
+            has_forked: false,
             gone_since_ktime_ns: None,
         }
     }

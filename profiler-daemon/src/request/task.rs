@@ -89,7 +89,8 @@ impl LiveTask {
             .matches(&head.method, &head.target, head.host.as_deref());
         match self.target(pid) {
             Some(target) if matches => Ok((head, target.clone())),
-            _ => Err(Counter::RequestsOtherEndpoint),
+            Some(_) => Err(Counter::RequestsOtherEndpoint),
+            None => Err(Counter::RequestsUnknownProcess),
         }
     }
 

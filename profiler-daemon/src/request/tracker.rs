@@ -135,6 +135,14 @@ impl RequestTracker {
         slots
     }
 
+    /// A thread has forked: the child may answer what the thread has read.
+    pub fn on_fork(&mut self, process: ProcessKey, tid: Tid) {
+        let open = self.open.values_mut();
+        for open in open.filter(|it| it.request.process == process && it.request.tid == tid) {
+            open.has_forked = true;
+        }
+    }
+
     /// A process is gone for good. Its requests have been ended by [`Self::on_process_gone`].
     pub fn remove_target(&mut self, process: ProcessKey) {
         for task in self.tasks.values_mut() {

@@ -2,7 +2,8 @@
 //!
 //! In:  [`Timeline`] + [`FinishedRequest`]
 //! Out: [`ProfiledSegment`] to [`crate::oap`]
-//! Lost: no usable stack -> [`Counter::RequestsWithoutStack`]
+//! Lost: a request without a stack, by what became of its samples -> [`Counter::RequestsTooShort`],
+//!       [`Counter::RequestsProcessGone`], [`Counter::RequestsSamplesLost`], [`Counter::RequestsWithoutStack`]
 //!
 //! # Why the root is mended
 //! OAP builds one tree per distinct root frame and loses the time between two of them. A stack whose
@@ -16,8 +17,12 @@ use std::sync::Arc;
 
 use crate::frames::FrameSet;
 use crate::model::{
+<<<<<<< HEAD
     Binding, Counter, FinishedRequest, Frame, FrameKind, ProfiledSegment, Snapshot, Stack,
     TimedStack, UnwindEnd,
+=======
+    Binding, Counter, FinishedRequest, Frame, ProfiledSegment, Snapshot, Stack, UnwindEnd,
+>>>>>>> ab871af (output: each reason for an empty result has its counter and its sentence)
 };
 use crate::timeline::Timeline;
 
@@ -57,7 +62,8 @@ pub fn build(
         });
     }
     if snapshots.is_empty() {
-        request.losses.bump(Counter::RequestsWithoutStack);
+        let why = why_empty(&request, timeline);
+        request.losses.bump(why);
         return Err(Box::new(request));
     }
     request.losses.bump(Counter::RequestsProfiled);
@@ -75,6 +81,20 @@ pub fn build(
         binding: Binding::Own, // as above
         snapshots,
     })
+}
+
+/// Why there is nothing to show of a request.
+fn why_empty(request: &FinishedRequest, timeline: &Timeline) -> Counter {
+    let losses = &request.losses;
+    if !timeline.samples.is_empty() || losses.get(Counter::SamplesNoStack) > 0 {
+        Counter::RequestsWithoutStack
+    } else if losses.get(Counter::SamplesOrphaned) > 0 {
+        Counter::RequestsProcessGone
+    } else if losses.get(Counter::PeriodsExpected) == 0 {
+        Counter::RequestsTooShort
+    } else {
+        Counter::RequestsSamplesLost
+    }
 }
 
 /// Builds stacks as they are sent: with their roots mended, and of their frames those that are wanted.
@@ -151,7 +171,12 @@ impl<'a> Stacks<'a> {
 mod tests {
     use super::*;
     use crate::model::{
+<<<<<<< HEAD
         ActiveRequest, Coverage, Pid, ProcessKey, RequestId, Service, TaskId, TaskSlot, Tid, WallClock,
+=======
+        ActiveRequest, Coverage, FrameKind, Pid, ProcessKey, RequestId, Service, Subject, TaskId,
+        TaskSlot, Tid, TimedStack, WallClock,
+>>>>>>> ab871af (output: each reason for an empty result has its counter and its sentence)
     };
 
     const MS: u64 = 1_000_000;
@@ -249,6 +274,7 @@ mod tests {
         assert_eq!(stacks(&segment), ["main>a>b>c", "main>a>b>d", "main>...>z"]);
     }
 
+<<<<<<< HEAD
     /// Check that the frames of the application come at the same times as all, and that a stack with none of
     /// them hangs below the root of the others, as it does among all frames.
     #[test]
@@ -291,9 +317,29 @@ mod tests {
     }
 
     /// Check that a request without any stack is given back with its reason.
+=======
+    /// Check that a request without any stack is given back with the reason: what became of its samples.
+>>>>>>> ab871af (output: each reason for an empty result has its counter and its sentence)
     #[test]
     fn a_request_without_stacks_is_given_back() {
         let request = segment(vec![at(0, "")]).unwrap_err();
         assert_eq!(request.losses.get(Counter::RequestsWithoutStack), 1);
+        let why = |counters: &[Counter]| {
+            let mut request = finished(100);
+            counters
+                .iter()
+                .for_each(|&counter| request.losses.bump(counter));
+            let samples = Vec::new();
+            let request = build(request, &Timeline { samples }).unwrap_err();
+            let mut requests = Counter::all().filter(|it| it.subject() == Subject::Requests);
+            requests.find(|&counter| request.losses.get(counter) > 0)
+        };
+        use Counter as C;
+        assert_eq!(why(&[]), Some(C::RequestsTooShort));
+        assert_eq!(why(&[C::PeriodsExpected]), Some(C::RequestsSamplesLost));
+        let gone = [C::PeriodsExpected, C::SamplesOrphaned];
+        assert_eq!(why(&gone), Some(C::RequestsProcessGone));
+        let unreadable = [C::PeriodsExpected, C::SamplesNoStack];
+        assert_eq!(why(&unreadable), Some(C::RequestsWithoutStack));
     }
 }

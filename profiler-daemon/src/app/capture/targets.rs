@@ -95,9 +95,14 @@ impl Capture {
         match *event {
             RequestEvent::Fork {
                 parent,
+                tid,
                 child,
                 ktime_ns,
-            } => self.on_fork(parent, child, ktime_ns, actions),
+            } => {
+                let parent = self.process_at(parent, ktime_ns)?;
+                self.tracker.on_fork(parent, tid);
+                self.on_fork(parent, child, ktime_ns, actions)
+            }
             RequestEvent::Exec { pid, ktime_ns } => {
                 let process = self.process_at(pid, ktime_ns)?;
                 self.end_program(process, actions);
@@ -116,12 +121,11 @@ impl Capture {
 
     fn on_fork(
         &mut self,
-        parent: Pid,
+        parent: ProcessKey,
         child: Pid,
         ktime_ns: u64,
         actions: &mut Vec<Action>,
     ) -> Option<Changed> {
-        let parent = self.process_at(parent, ktime_ns)?;
         // One that has ended cannot be asked for its start; until its exit is read, its parent's does as well.
         let child = Procfs::default().key(child).unwrap_or(ProcessKey {
             pid: child,

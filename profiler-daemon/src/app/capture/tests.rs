@@ -115,11 +115,11 @@ impl Capture {
         };
         self.tracker.on_event(end, clock, &mut actions);
         let coverage = self.tracker.coverage_mut(SLOT).unwrap();
-        let is_matched = coverage.get(Counter::RequestsMatched) > 0;
-        let counter = if is_matched {
-            Counter::RequestsMatched
+        let is_unknown = coverage.get(Counter::RequestsUnknownProcess) > 0;
+        let counter = if is_unknown {
+            Counter::RequestsUnknownProcess
         } else {
-            Counter::RequestsOtherEndpoint
+            Counter::RequestsMatched
         };
         (counter, actions)
     }
@@ -168,6 +168,7 @@ fn children_that_are_gone_leave_nothing() {
         };
         let fork = RequestEvent::Fork {
             parent: parent.key().pid,
+            tid: Tid(parent.key().pid.0),
             child,
             ktime_ns: now_ktime_ns(),
         };
@@ -187,7 +188,7 @@ fn children_that_are_gone_leave_nothing() {
     assert_eq!(forgotten.count(), 1_000);
     assert_eq!(
         capture.serve(living.key().pid).0,
-        Counter::RequestsOtherEndpoint
+        Counter::RequestsUnknownProcess
     );
 }
 

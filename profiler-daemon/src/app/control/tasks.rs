@@ -251,12 +251,13 @@ impl Control {
     pub(super) fn refuse(&mut self, task: &ProfileTask, reason: String) {
         tracing::warn!(task_id = %task.task_id, reason, "task refused");
         self.observed.refused += 1;
+        self.observed.totals.add(Counter::TasksNotRun, 1);
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
         self.journal(|journal| {
             journal.received(task);
             journal.ended(&task_id, &service);
         });
-        self.tell_end(task_id, service, not_run(&reason));
+        self.tell_end(task_id, service, Coverage::not_run(&reason));
     }
 
     /// Ends a task that is done once nothing of it can come any more.
@@ -307,13 +308,6 @@ impl Control {
             self.pipeline.send(Command::Stretch(1));
         }
     }
-}
-
-/// The coverage of a task that is not carried out.
-pub(super) fn not_run(reason: &str) -> Coverage {
-    let mut coverage = Coverage::default();
-    coverage.note(format!("not run: {reason}"));
-    coverage
 }
 
 /// A SkyWalking OAP has no place for what was seen and lost, so the log tells it.
