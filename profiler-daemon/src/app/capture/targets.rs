@@ -15,6 +15,7 @@
 //!  7 means        the first 7 ─────────────────────────│ the second 7 ─────────────│
 //! ```
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::clock::now_ktime_ns;
@@ -112,6 +113,9 @@ impl Capture {
                 })
             }
             RequestEvent::Exit { pid, ktime_ns } => {
+                if !self.processes.contains_key(&pid) {
+                    self.kernel_do(|kernel| kernel.forget_process(pid));
+                }
                 let process = self.process_at(pid, ktime_ns)?;
                 Some(self.end_process(process, actions))
             }
@@ -214,6 +218,24 @@ impl Capture {
             let changed = self.end_process(process, &mut actions);
             self.act(actions);
             self.forget(Some(changed));
+        }
+    }
+
+    /// Lets go of processes that a task has watched, those that no other one does.
+    pub(super) fn unwatch(&mut self, processes: HashSet<ProcessKey>) {
+        for process in processes {
+            if self.live.values().any(|it| it.targets.contains(&process)) {
+                continue;
+            }
+            let watched = self.processes.get(&process.pid);
+            if watched.is_some_and(|watched| watched.process == process) {
+                self.processes.remove(&process.pid);
+                self.kernel_do(|kernel| kernel.set_python(process.pid, None));
+            }
+            self.runtimes.remove(&process);
+            self.walker.forget(process);
+            let lives = false; // nobody has to look at it again
+            self.forget(Some(Changed { process, lives }));
         }
     }
 

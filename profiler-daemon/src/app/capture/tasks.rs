@@ -164,6 +164,7 @@ impl Capture {
             self.kernel_do(|kernel| kernel.remove_target(process.pid, slot));
         }
         self.kernel_do(|kernel| kernel.clear_rule(slot));
+        self.unwatch(live.targets);
         let mut coverage = coverage.map_or_else(Coverage::default, |(_, coverage)| coverage);
         if let Some(last) = unfinished {
             // What cutting the open requests added since.

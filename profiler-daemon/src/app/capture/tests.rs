@@ -111,7 +111,7 @@ impl Capture {
             last_write_ktime_ns: 2_000,
             written_bytes: 10,
             flags: 0,
-            reason: EndReason::Close,
+            reason: EndReason::Closed,
         };
         self.tracker.on_event(end, clock, &mut actions);
         let coverage = self.tracker.coverage_mut(SLOT).unwrap();
@@ -231,4 +231,26 @@ fn a_full_queue_is_counted_also_for_a_finished_request() {
     };
     // One place was taken by the target.
     assert_eq!(over.losses.get(Counter::SamplesQueueFull), 10 - 3);
+}
+
+/// Check that a task that ends lets go of the processes that no other live task watches.
+#[test]
+fn a_task_that_ends_lets_go_of_its_processes() {
+    let (mut capture, work) = capture(100);
+    let (own_sleep, shared_sleep) = (Sleep::start(), Sleep::start());
+    let (own, shared) = (own_sleep.key(), shared_sleep.key());
+    capture.add(own);
+    capture.add(shared);
+    let other = Live {
+        task_id: TaskId("other".to_owned()),
+        period: Duration::from_millis(10),
+        ends_ktime_ns: None,
+        targets: HashSet::from([shared]),
+    };
+    capture.live.insert(TaskSlot(4), other);
+    capture.end_task(SLOT, now_ktime_ns());
+    let left = capture.processes.keys().copied().collect::<Vec<_>>();
+    assert_eq!(left, [shared.pid]);
+    let mut work = work.try_iter();
+    assert!(work.any(|it| matches!(it, Work::ForgetProcess(process, false) if process == own)));
 }
