@@ -320,7 +320,7 @@ impl Control {
     }
 
     /// Adds a sentence to the coverage of a task.
-    fn note(&mut self, task_id: &TaskId, text: String) {
+    pub(super) fn note(&mut self, task_id: &TaskId, text: String) {
         let Some(live) = self.live.get_mut(task_id) else {
             return;
         };

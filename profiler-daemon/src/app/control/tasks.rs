@@ -58,16 +58,21 @@ impl Control {
             .waiting
             .iter()
             .filter(|other| other.service == task.service);
-        let mut others = running.chain(waiting);
-        if let Some(other) = others.find(|other| other.overlaps(&task)) {
-            if other.task_id != task.task_id {
-                let reason = format!(
-                    "a service runs one task at a time, and {} came before for the same time",
-                    other.task_id
-                );
-                self.refuse(&task, reason);
-            }
+        let others = running.chain(waiting).filter(|it| it.overlaps(&task));
+        let others: Vec<ProfileTask> = others.cloned().collect();
+        if others.iter().any(|other| other.task_id == task.task_id) {
             return;
+        }
+        let newer = |other: &&ProfileTask| other.create_unix_ms >= task.create_unix_ms;
+        if let Some(other) = others.iter().find(newer) {
+            let reason = format!(
+                "a service runs one task at a time, and {} came before for the same time",
+                other.task_id
+            );
+            return self.refuse(&task, reason);
+        }
+        for other in others {
+            self.end_unknown(&other, &task);
         }
         if task.start_unix_ms > unix_ms_now() {
             // A restart must not forget it: it may not be delivered again.
@@ -148,6 +153,28 @@ impl Control {
                     text,
                 });
             }
+        }
+    }
+
+    /// Ends a task at an instance that has got one for the same time since. No OAP creates such while it knows the
+    /// first one: it has lost its tasks, and nobody would ever see what is profiled for that one.
+    fn end_unknown(&mut self, lost: &ProfileTask, next: &ProfileTask) {
+        let why = format!(
+            "the OAP does not know this task any more: it has created {} for the same time",
+            next.task_id
+        );
+        tracing::warn!(task_id = %lost.task_id, "the task is ended: {why}");
+        let waiting = self.waiting.len();
+        self.waiting
+            .retain(|task| task.task_id != lost.task_id || task.service != next.service);
+        if self.waiting.len() < waiting {
+            return self.refuse(lost, why);
+        }
+        let live = self.live.get_mut(&lost.task_id);
+        if let Some(ends) = live.and_then(|live| live.instances.get_mut(&next.service)) {
+            *ends = Instant::now();
+            let text = format!("cut short at {}: {why}", next.service.instance);
+            self.note(&lost.task_id, text);
         }
     }
 
