@@ -368,3 +368,28 @@ fn a_smaller_limit_is_reached() {
     let rows = tasks.map(|(task, _)| store.find_task(&task.id, NOW).unwrap().snapshots);
     assert_eq!(rows.collect::<Vec<_>>(), [1000, 0, 0]);
 }
+
+/// Check that an endpoint that stands in no request line is refused with what to write, unless an agent of the service
+/// may know it.
+#[test]
+fn an_endpoint_that_cannot_be_found_is_refused() {
+    let store = Store::new(StoreLimits::default());
+    let rpc = || TaskRequest {
+        endpoint: "com.shop.Orders.get".to_owned(),
+        ..request("svc")
+    };
+    let properties = |key: &str| Some([(key.to_owned(), "1".to_owned())].into());
+    let own = properties(crate::process::VERSION_PROPERTY);
+    store.seen("svc", "one", own, NOW).unwrap();
+    store.seen("svc", "two", None, NOW).unwrap();
+    store
+        .seen("other", "one", properties("language"), NOW)
+        .unwrap();
+    let refused = store.create_task(rpc(), NOW).unwrap_err().to_string();
+    assert!(refused.contains("has no path"), "{refused}");
+    assert!(store.tasks(NOW).unwrap().is_empty());
+    store
+        .seen("svc", "three", properties("language"), NOW)
+        .unwrap();
+    store.create_task(rpc(), NOW).unwrap();
+}

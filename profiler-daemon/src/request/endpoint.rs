@@ -5,6 +5,7 @@
 //! | text | matches | written by |
 //! |---|---|---|
 //! | `POST:/orders/{id}` | one method, path or template | most agents |
+//! | `POST /orders/{id}` | the same | people |
 //! | `{GET}/orders` | the same | Vert.x 3 |
 //! | `/orders@get` | the same | light-4j |
 //! | `/orders` | any method | Python, Jetty, Play |
@@ -118,6 +119,13 @@ impl Endpoint {
         }
         if text.starts_with("http://") || text.starts_with("https://") {
             return whole(all_methods, text);
+        }
+        if let Some((method, target)) = text.split_once(char::is_whitespace)
+            && method.bytes().all(|b| b.is_ascii_alphabetic())
+            && let target = target.trim_start()
+            && target.starts_with(['/', '*'])
+        {
+            return whole(method_mask(text, method)?, target);
         }
         match text.split_once(':') {
             Some((method, target)) if target.starts_with(['/', '*']) || target.contains("://") => {
@@ -396,6 +404,8 @@ mod tests {
     fn method_and_path_match_exactly_without_query() {
         assert!(hits("POST:/", "POST", "/"));
         assert!(hits("POST:/", "POST", "/?a=1"));
+        assert!(hits("POST /", "POST", "/") && hits("post  /x y", "POST", "/x%20y"));
+        assert!(!hits("POST /", "GET", "/"));
         assert!(!hits("POST:/", "GET", "/"));
         assert!(!hits("POST:/", "POST", "/x"));
         assert!(!hits("GET:/busy", "GET", "/busy/"));
