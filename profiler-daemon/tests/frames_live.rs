@@ -30,7 +30,10 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
     let mut process = Process::open(pid).unwrap();
     process.python = PythonRuntime::detect(pid).unwrap();
     let mut symbolizer = Symbolizer::new(CodeSignature::Function);
-    let numbers: BTreeMap<u32, u32> = tids.values().map(|&tid| (tid, system_call(pid, tid))).collect();
+    let numbers: BTreeMap<u32, u32> = tids
+        .values()
+        .map(|&tid| (tid, system_call(pid, tid)))
+        .collect();
     let gdb = ask_gdb(pid);
     let of_thread = |tid: u32| -> Vec<String> {
         let memory = process.memory;
@@ -38,7 +41,12 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
         let native = NativeUnwinder::new().unwind(&mut process, &captured, Some(&memory));
         let runtime = process.python.as_ref().unwrap();
         let chain = walk_chain(&memory, runtime, tid);
-        let merged = merge(&native.addresses(), native.end, &[], Some((&chain, runtime)));
+        let merged = merge(
+            &native.addresses(),
+            native.end,
+            &[],
+            Some((&chain, runtime)),
+        );
         assert!(!merged.mismatch);
         let stack = Stack {
             frames: merged.frames,
@@ -52,7 +60,9 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
         shown.map(|frame| frame.signature.to_string()).collect()
     };
     let mut of_thread = of_thread;
-    tids.into_iter().map(|(name, tid)| (name, of_thread(tid))).collect()
+    tids.into_iter()
+        .map(|(name, tid)| (name, of_thread(tid)))
+        .collect()
 }
 
 /// The number of the system call that a thread waits in.
@@ -76,7 +86,10 @@ fn waits_are_a_builtin_in_a_system_call() {
             let [waits, called, function, ..] = shown[thread].as_slice() else {
                 panic!("{context}");
             };
-            assert!(waits.starts_with(&format!("[system call {call}")), "{context}");
+            assert!(
+                waits.starts_with(&format!("[system call {call}")),
+                "{context}"
+            );
             assert_eq!(called, builtin, "{context}");
             assert!(function.contains(&format!(".{thread}:")), "{context}");
         }
@@ -91,18 +104,37 @@ fn c_code_and_imports_stand_where_they_were_called() {
         let shown = shown(&python);
         let stack = &shown["in_callback_of_c"];
         let context = format!("{}: {stack:#?}", python.display());
-        let at = |part: &str| stack.iter().position(|frame| frame.contains(part)).expect(&context);
+        let at = |part: &str| {
+            stack
+                .iter()
+                .position(|frame| frame.contains(part))
+                .expect(&context)
+        };
         let (compare, caller) = (at(".compare:"), at(".in_callback_of_c:"));
         let between = &stack[compare + 1..caller];
         assert!(!between.is_empty(), "{context}");
-        assert!(between.iter().all(|f| f.ends_with("(libc.so.6)")), "{context}");
+        assert!(
+            between.iter().all(|f| f.ends_with("(libc.so.6)")),
+            "{context}"
+        );
 
         let stack = &shown["in_import"];
         let context = format!("{}: {stack:#?}", python.display());
-        let machinery = stack.iter().filter(|frame| frame.starts_with("importlib._bootstrap"));
+        let machinery = stack
+            .iter()
+            .filter(|frame| frame.starts_with("importlib._bootstrap"));
         assert_eq!(machinery.count(), 1, "{context}");
-        let at = |part: &str| stack.iter().position(|frame| frame.contains(part)).expect(&context);
-        assert_eq!(at("blocking_module.<module>:") + 1, at("importlib._bootstrap"), "{context}");
+        let at = |part: &str| {
+            stack
+                .iter()
+                .position(|frame| frame.contains(part))
+                .expect(&context)
+        };
+        assert_eq!(
+            at("blocking_module.<module>:") + 1,
+            at("importlib._bootstrap"),
+            "{context}"
+        );
         let root = kind_of(stack.last().unwrap());
         assert_eq!(root, FrameKind::Python, "{context}");
     }

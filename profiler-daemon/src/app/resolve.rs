@@ -2,7 +2,7 @@
 //!
 //! In:  [`Work`] from [`super::capture`], in order
 //! Out: [`PipelineEvent`]s to [`super::control`]
-//! Lost: sample of a request that is gone -> [`Counter::SamplesOrphaned`]; samples of long requests, evenly ->
+//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]; samples of long requests, evenly ->
 //!       [`Counter::SamplesThinned`]
 
 use std::collections::HashMap;
@@ -262,13 +262,16 @@ impl Resolve {
         if let Some(stack) = stack {
             open.samples.push(stack, &open.grids);
         }
-        self.samples_bytes += open.samples.memory_bytes();
-        self.samples_bytes -= bytes_before;
-        self.bound_samples();
+        self.bound_samples(request, bytes_before);
     }
 
-    /// Thins the samples of the request that has most until those of all fit.
-    fn bound_samples(&mut self) {
+    /// Takes note of the memory that samples of a request have taken, and thins those of the request that has most
+    /// until those of all fit.
+    fn bound_samples(&mut self, id: RequestId, bytes_before: usize) {
+        if let Some(open) = self.open.get(&id) {
+            self.samples_bytes += open.samples.memory_bytes();
+            self.samples_bytes -= bytes_before;
+        }
         while self.samples_bytes > SAMPLES_MAX_BYTES {
             let open = self.open.values_mut();
             let Some(largest) = open.max_by_key(|open| open.samples.memory_bytes()) else {
@@ -388,4 +391,65 @@ fn activity_of(stack: &Stack<Frame>, captured: &Captured, is_off_cpu: bool) -> O
     let call = kernel::system_call(&captured.regs);
     let activity = activity::of_thread(&names, call, is_off_cpu)?;
     Some(Frame::new(activity.to_string(), FrameKind::Activity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::UnwindEnd;
+    use crate::model::binding::tests::profiled;
+    use crate::timeline::Grid;
+
+    /// Check that samples of all open requests together stay below the limit, that the request with most of them is the
+    /// one that is thinned, and that nothing is left of their memory when they are over.
+    #[test]
+    fn samples_of_all_requests_are_bounded() {
+        const PERIOD_NS: u64 = 10_000_000;
+        let (_work, work) = crossbeam_channel::bounded(1);
+        let (events, _events) = mpsc::channel(1);
+        let waiting = Arc::default();
+        let mut resolve = Resolve::new(
+            work,
+            waiting,
+            events,
+            CodeSignature::Function,
+            FrameSet::All,
+        );
+        let (long, short) = (RequestId(1), RequestId(2));
+        let grid = Grid {
+            origin_ktime_ns: 0,
+            period_ns: PERIOD_NS,
+        };
+        for id in [long, short] {
+            let request = ActiveRequest {
+                id,
+                ..profiled(&[0]).request.request
+            };
+            let grids = Grids::new(grid, PERIOD_NS);
+            resolve.take(Work::Begin(Box::new(request), grids));
+        }
+        let frame = |name: String| Frame::new(name, FrameKind::Native);
+        let callers = vec![frame("main".to_owned()); 499];
+        for tick in 1..=8_000 {
+            let id = if tick % 8 == 0 { short } else { long };
+            let open = resolve.open.get_mut(&id).unwrap();
+            let before = open.samples.memory_bytes();
+            let leaf = frame(format!("leaf {tick}"));
+            let stack = open.samples.share(Stack {
+                frames: [&[leaf][..], &callers[..]].concat(),
+                end: UnwindEnd::Root,
+            });
+            let sample = TimedStack::at(tick * PERIOD_NS, stack);
+            open.samples.push(sample, &open.grids);
+            resolve.bound_samples(id, before);
+            assert!(resolve.samples_bytes <= SAMPLES_MAX_BYTES);
+        }
+        let open = |id| &resolve.open[&id].samples;
+        assert!(open(long).step() > 1);
+        assert_eq!(open(short).step(), 1);
+        assert!(resolve.samples_bytes > SAMPLES_MAX_BYTES / 4);
+        resolve.take(Work::Drop(long));
+        resolve.take(Work::Drop(short));
+        assert_eq!(resolve.samples_bytes, 0);
+    }
 }

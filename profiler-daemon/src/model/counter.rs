@@ -102,7 +102,7 @@ counters! {
     KernelStacksSkipped, "kernel_stacks_skipped", Samples, loss: true, "samples of blocked threads without their kernel frames: the thread blocks too often";
     SamplesQueueFull, "samples_queue_full", Samples, loss: true, "samples lost because what waits for unwinding was too many or too large";
     SamplesThinned, "samples_thinned", Samples, loss: true, "samples left out evenly, since a request was long or the samples of all took too much memory; durations stay true";
-    SamplesOrphaned, "samples_orphaned", Samples, loss: false, "samples of requests that were already gone";
+    SamplesOrphaned, "samples_orphaned", Samples, loss: true, "samples of processes that were gone before they could be read";
     TicksLate, "ticks_late", Samples, loss: true, "ticks that came more than half a period late";
     StacksCut, "stacks_cut", Stacks, loss: true, "stacks that end before their root: bytes ran out";
     StacksNoUnwindInfo, "stacks_no_unwind_info", Stacks, loss: true, "stacks that end before their root: no unwind information";

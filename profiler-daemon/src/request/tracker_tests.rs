@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use profiler_common::EndReason;
 
 use super::*;
-use crate::model::TaskId;
+use crate::model::{Subject, TaskId};
 
 const SLOT: TaskSlot = TaskSlot(0);
 const PID: Pid = Pid(100);
@@ -447,4 +447,64 @@ fn the_context_of_own_calls_is_kept() {
         outbound(3, vec![call(3, "a"), call(3, "b"), call(3, "a")]),
         None
     );
+}
+
+/// Why the request is not in the result, `None` if it is.
+fn why_missing(tracker: &mut RequestTracker) -> Option<Counter> {
+    let coverage = tracker.coverage_mut(SLOT).unwrap();
+    let mut reasons = Counter::all().filter(|counter| {
+        counter.subject() == Subject::Requests && *counter != Counter::RequestsMatched
+    });
+    reasons.find(|&counter| coverage.get(counter) > 0)
+}
+
+/// Check that a request that is left to a child process or another program (CGI) is counted as that, whether its
+/// thread wrote the head of the answer or nothing, and that one that its thread answers in full is not.
+#[test]
+fn a_request_left_to_another_program_is_told_apart() {
+    let why = |answer: Option<&str>, end_ms: u64, reason: EndReason| {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        tracker.on_fork(PROCESS, Tid(1));
+        if let Some(head) = answer {
+            send(&mut tracker, first_write(1, 2, head.len() as u64, head));
+        }
+        let last_write_ms = answer.map_or(0, |_| 2);
+        send(&mut tracker, end(1, end_ms, last_write_ms, reason));
+        why_missing(&mut tracker)
+    };
+    let left = Some(Counter::RequestsByOtherProgram);
+    assert_eq!(why(None, 500, EndReason::Closed), left);
+    let head = "HTTP/1.0 200 OK\r\n\r\n";
+    assert_eq!(why(Some(head), 500, EndReason::Closed), left);
+    assert_eq!(why(None, 3, EndReason::Exec), left);
+    let whole = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(why(Some(whole), 500, EndReason::Closed), None);
+}
+
+/// Check that a head of a process that is not known is counted as that, and that places stay used when their process
+/// is gone.
+#[test]
+fn a_process_that_is_gone_keeps_its_places() {
+    let mut tracker = tracker(0, 1);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    send(
+        &mut tracker,
+        first_write(1, 20, 10, "HTTP/1.1 200 OK\r\n\r\n"),
+    );
+    send(&mut tracker, end(1, 30, 20, EndReason::Closed));
+    tracker.remove_target(PROCESS);
+    send(&mut tracker, start(2, 1, 40, "GET /a"));
+    assert_eq!(
+        why_missing(&mut tracker),
+        Some(Counter::RequestsUnknownProcess)
+    );
+    let next = ProcessKey {
+        start_ticks: PROCESS.start_ticks + 1,
+        ..PROCESS
+    };
+    tracker.add_target(SLOT, next, service());
+    tracker.remove_target(PROCESS); // another one by now
+    send(&mut tracker, start(3, 1, 50, "GET /a"));
+    assert_eq!(why_missing(&mut tracker), Some(Counter::RequestsOverLimit));
 }

@@ -17,12 +17,8 @@ use std::sync::Arc;
 
 use crate::frames::FrameSet;
 use crate::model::{
-<<<<<<< HEAD
     Binding, Counter, FinishedRequest, Frame, FrameKind, ProfiledSegment, Snapshot, Stack,
     TimedStack, UnwindEnd,
-=======
-    Binding, Counter, FinishedRequest, Frame, ProfiledSegment, Snapshot, Stack, UnwindEnd,
->>>>>>> ab871af (output: each reason for an empty result has its counter and its sentence)
 };
 use crate::timeline::Timeline;
 
@@ -171,12 +167,8 @@ impl<'a> Stacks<'a> {
 mod tests {
     use super::*;
     use crate::model::{
-<<<<<<< HEAD
-        ActiveRequest, Coverage, Pid, ProcessKey, RequestId, Service, TaskId, TaskSlot, Tid, WallClock,
-=======
-        ActiveRequest, Coverage, FrameKind, Pid, ProcessKey, RequestId, Service, Subject, TaskId,
-        TaskSlot, Tid, TimedStack, WallClock,
->>>>>>> ab871af (output: each reason for an empty result has its counter and its sentence)
+        ActiveRequest, Coverage, Pid, ProcessKey, RequestId, Service, Subject, TaskId, TaskSlot,
+        Tid, WallClock,
     };
 
     const MS: u64 = 1_000_000;
@@ -274,7 +266,6 @@ mod tests {
         assert_eq!(stacks(&segment), ["main>a>b>c", "main>a>b>d", "main>...>z"]);
     }
 
-<<<<<<< HEAD
     /// Check that the frames of the application come at the same times as all, and that a stack with none of
     /// them hangs below the root of the others, as it does among all frames.
     #[test]
@@ -316,10 +307,7 @@ mod tests {
         assert_eq!(times(&application), times(&all));
     }
 
-    /// Check that a request without any stack is given back with its reason.
-=======
     /// Check that a request without any stack is given back with the reason: what became of its samples.
->>>>>>> ab871af (output: each reason for an empty result has its counter and its sentence)
     #[test]
     fn a_request_without_stacks_is_given_back() {
         let request = segment(vec![at(0, "")]).unwrap_err();
@@ -330,7 +318,7 @@ mod tests {
                 .iter()
                 .for_each(|&counter| request.losses.bump(counter));
             let samples = Vec::new();
-            let request = build(request, &Timeline { samples }).unwrap_err();
+            let request = build(request, &Timeline { samples }, FrameSet::All).unwrap_err();
             let mut requests = Counter::all().filter(|it| it.subject() == Subject::Requests);
             requests.find(|&counter| request.losses.get(counter) > 0)
         };

@@ -248,10 +248,7 @@ mod tests {
     }
 
     fn stack(name: &str) -> Stack<Frame> {
-        let frame = |name: &str| Frame {
-            signature: name.into(),
-            kind: FrameKind::Native,
-        };
+        let frame = |name: &str| Frame::new(name, FrameKind::Native);
         Stack {
             frames: vec![frame(name), frame("main")],
             end: UnwindEnd::Root,
