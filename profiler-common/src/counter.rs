@@ -10,8 +10,7 @@ pub enum KernelCounter {
     RequestsSeen = 0,
     /// Heads that passed the literal prefilter of the task's rule; the daemon matches exactly.
     PrefilterPassed = 1,
-    /// Request events lost because the `REQUESTS` ring was full, or because a hook ran in the middle of
-    /// another one of the same CPU (Linux 7.0).
+    /// Request events lost because the `REQUESTS` ring was full.
     RequestRingFull = 2,
     /// On-CPU samples lost because the `SAMPLES` ring was full.
     SampleRingFull = 3,
@@ -40,10 +39,13 @@ pub enum KernelCounter {
     CountedOnly = 14,
     /// Heads that passed the prefilter but were given to a task in a lower slot.
     OtherTask = 15,
+    /// Calls on sockets that were not looked at: a thread had been preempted in the middle of another socket hook of
+    /// the same CPU (Linux 7.0).
+    HookBusy = 16,
 }
 
 /// Number of [`KernelCounter`]s, the stride between two task slots.
-pub const KERNEL_COUNTERS: u32 = 16;
+pub const KERNEL_COUNTERS: u32 = 17;
 
 impl KernelCounter {
     /// All counters, in index order.
@@ -64,6 +66,7 @@ impl KernelCounter {
         Self::MapUpdateFailed,
         Self::CountedOnly,
         Self::OtherTask,
+        Self::HookBusy,
     ];
 }
 

@@ -8,6 +8,7 @@
 mod counter;
 mod filter;
 mod kernel;
+mod line;
 mod python;
 mod request;
 mod rule;
@@ -16,6 +17,10 @@ mod sample;
 pub use counter::{KERNEL_COUNTERS, KernelCounter};
 pub use filter::FILTER_LEN;
 pub use kernel::{KernelOffsets, Settings, setting_flag};
+pub use line::{
+    LINE_MAX_BYTES, Line, METHOD_MAX_BYTES, SKIPS_MAX, before, line, line_of, line_status, target,
+    token, version,
+};
 pub use python::{
     PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
 };
@@ -25,7 +30,8 @@ pub use request::{
     event_flag,
 };
 pub use rule::{
-    LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag, target_flag,
+    ANY_METHOD, LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag,
+    target_flag,
 };
 pub use sample::{
     KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, REGS_MAX, STACK_COPY_MAX_BYTES,

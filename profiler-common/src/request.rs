@@ -90,8 +90,8 @@ pub struct Conn {
 pub struct PartialHead {
     /// Used bytes of `bytes`.
     pub len: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Bytes of a PROXY header that are yet to be read; `len` is 0 then.
+    pub skip: u32,
     /// `CLOCK_MONOTONIC` of the read that brought the first byte.
     pub ktime_ns: u64,
     /// The bytes read so far.
@@ -115,8 +115,9 @@ pub enum RequestEventKind {
     /// The last thread of a target process exited.
     Exit = 6,
     /// A target process closed the descriptors `fd..=detail` with one call, the rest of a range whose
-    /// beginning the program has looked at. The daemon ends the requests on them: no program can
-    /// walk a range of any size.
+    /// beginning the program has looked at. The daemon ends the requests on them, of which it knows: no program
+    /// can walk a range of any size. Records of other connections in the range stay until their descriptor is used
+    /// again, or room is needed.
     CloseRange = 7,
     /// The request's thread wrote a request head of its own, before it answered; data: that head, at most
     /// [`HEAD_MAX_BYTES`]. Only of targets with [`crate::target_flag::AGENT`], and not more than

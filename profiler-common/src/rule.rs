@@ -1,12 +1,14 @@
 //! Which processes and request lines a task is about: the maps `TARGETS` and `RULES`.
 
+use crate::line::Line;
+
 /// Task slots: how many tasks can be live at once. A slot indexes `RULES` and `COUNTERS`.
 pub const MAX_TASKS: u32 = 16;
 
 /// Longest literal the prefilter compares, in bytes.
 pub const LITERAL_MAX_BYTES: usize = 64;
 
-/// HTTP request methods the kernel side recognises at the beginning of a head.
+/// HTTP request methods, as the kernel side tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Method {
@@ -28,10 +30,13 @@ pub enum Method {
     Trace = 7,
     /// `CONNECT`
     Connect = 8,
+    /// Any other token: WebDAV's methods, an application's own, also `get`, since methods are case-sensitive (RFC 9110
+    /// §9.1). The daemon compares it.
+    Other = 9,
 }
 
 impl Method {
-    /// All methods, in index order.
+    /// All methods that have a number of their own, in index order.
     pub const ALL: [Self; 9] = [
         Self::Get,
         Self::Post,
@@ -44,7 +49,14 @@ impl Method {
         Self::Connect,
     ];
 
-    /// The token as it stands in a request line, without the space that follows it.
+    /// The method of a token.
+    #[must_use]
+    pub fn from_token(token: &str) -> Self {
+        let own = Self::ALL.into_iter().find(|method| method.token() == token);
+        own.unwrap_or(Self::Other)
+    }
+
+    /// The token as it stands in a request line, without the space that follows it; of [`Self::Other`], none.
     #[must_use]
     pub const fn token(self) -> &'static str {
         match self {
@@ -57,6 +69,7 @@ impl Method {
             Self::Options => "OPTIONS",
             Self::Trace => "TRACE",
             Self::Connect => "CONNECT",
+            Self::Other => "",
         }
     }
 }
@@ -67,13 +80,16 @@ pub const fn method_bit(method: Method) -> u32 {
     1 << method as u32
 }
 
+/// [`method_bit`]s of all methods.
+pub const ANY_METHOD: u32 = (method_bit(Method::Other) << 1) - 1;
+
 /// Bits of [`Rule::flags`].
 pub mod rule_flag {
     /// The slot holds a live rule.
     pub const LIVE: u32 = 1;
     /// Count heads but tag nothing more: the task has its number of requests.
     pub const COUNT_ONLY: u32 = 1 << 1;
-    /// After the literal the target must end (space, `?` or `;`), not go on.
+    /// After the literal the path must end, not go on.
     pub const EXACT: u32 = 1 << 2;
 }
 
@@ -105,6 +121,37 @@ impl Rule {
         pad: 0,
         literal: [0; LITERAL_MAX_BYTES],
     };
+
+    /// Whether the rule lets a request line pass, whose bytes are asked for by their index.
+    ///
+    /// A target that is not a path passes, and one in which a percent sign or a semicolon stands where the literal
+    /// has something else: the daemon decodes the one and cuts parameters off at the other.
+    #[inline(always)]
+    pub fn passes(&self, line: Line, byte: impl Fn(u64) -> u8) -> bool {
+        if self.flags & rule_flag::LIVE == 0 || self.method_mask >> line.method() & 1 == 0 {
+            return false;
+        }
+        let offset = line.target_offset();
+        if byte(offset) != b'/' {
+            return true;
+        }
+        let mut index = 0;
+        while index < LITERAL_MAX_BYTES as u64 {
+            if index >= u64::from(self.literal_len) {
+                break;
+            }
+            let found = byte(offset + index);
+            if found != self.literal[index as usize] {
+                return matches!(found, b'%' | b';');
+            }
+            index += 1;
+        }
+        self.flags & rule_flag::EXACT == 0
+            || matches!(
+                byte(offset + index),
+                b' ' | b'?' | b';' | b'#' | b'%' | b'\r' | b'\n'
+            )
+    }
 }
 
 /// Bits of [`Target::flags`].

@@ -50,11 +50,12 @@ pub mod thread_state_flag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ThreadState {
-    /// Counts writes; odd while one is under way.
+    /// Counts writes; odd while one is under way. A thread never has the same number again, not even when its state
+    /// was removed meanwhile.
     pub seq: u64,
-    /// `CLOCK_MONOTONIC` of the latest switch.
+    /// `CLOCK_MONOTONIC` of the latest switch, 0 before the first.
     pub ktime_ns: u64,
-    /// `CLOCK_MONOTONIC` of the latest switch-in.
+    /// `CLOCK_MONOTONIC` of the latest switch-in, 0 before the first: the thread has run since it got its tag.
     pub in_ktime_ns: u64,
     /// `CLOCK_MONOTONIC` since which `stacks_in_window` counts.
     pub window_ktime_ns: u64,

@@ -36,7 +36,12 @@ impl From<Output> for Run {
 /// The binary in an environment without variables of ours.
 fn profilerd(args: &[&str]) -> Command {
     let mut command = Command::new(PROFILERD);
-    command.args(args).stdin(Stdio::null());
+    command.args(args);
+    without_variables(command)
+}
+
+fn without_variables(mut command: Command) -> Command {
+    command.stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy().into_owned();
         if ["PROFILERD_", "SW_AGENT_", "RUST_LOG"]
@@ -248,6 +253,45 @@ fn missing_privileges_are_named() {
             .contains("FAIL  privileges: missing capability CAP_BPF"),
         "{}",
         doctor.out
+    );
+}
+
+/// Check that in a pid namespace of its own nothing is started, with the reason and what to do, and that no
+/// process passes as one that can be profiled.
+#[test]
+fn a_pid_namespace_of_its_own_is_told() {
+    needs_root!();
+    let within = |script: &str| -> Run {
+        let mut unshare = Command::new("unshare");
+        unshare.args([
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "sh",
+            "-c",
+            script,
+            PROFILERD,
+        ]);
+        without_variables(unshare).output().unwrap().into()
+    };
+    // The shell is process 1; it must not become what it starts.
+    let record = within("\"$0\" record --endpoint '*' --pid 1; exit $?");
+    assert_eq!(record.code, 1, "{}", record.err);
+    for part in ["in a pid namespace of its own", "hostPID: true"] {
+        assert!(record.err.contains(part), "{}", record.err);
+    }
+    let processes = within("\"$0\" ps --all --json; exit $?");
+    let processes: Value = serde_json::from_str(&processes.out).unwrap();
+    let shell = processes
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|p| p["pid"] == 1)
+        .unwrap();
+    assert_eq!(shell["profilable"], false);
+    assert!(
+        shell["reason"].as_str().unwrap().contains("hostPID: true"),
+        "{shell}"
     );
 }
 

@@ -13,14 +13,15 @@ use std::process::Command;
 
 use native_process::{STACK_BYTES, ask_gdb, capture};
 use profiler_daemon::frames::{FrameSet, activity, kind_of};
-use profiler_daemon::model::{Coverage, Frame, FrameKind, Pid, Stack};
+use profiler_daemon::model::{Counter, Coverage, Frame, FrameKind, Pid, Stack};
 use profiler_daemon::process::Process;
 use profiler_daemon::process::python::{CodeSignature, PythonRuntime};
 use profiler_daemon::symbolize::Symbolizer;
 use profiler_daemon::unwind::NativeUnwinder;
 use profiler_daemon::unwind::merge::merge;
 use profiler_daemon::unwind::python::walk_chain;
-use python_process::{Running, pythons};
+use profiler_test_support::pythons;
+use python_process::Running;
 
 /// What is shown of each thread, by its name, innermost first.
 fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
@@ -29,7 +30,8 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
     let pid = running.pid();
     let mut process = Process::open(pid).unwrap();
     process.python = PythonRuntime::detect(pid).unwrap();
-    let mut symbolizer = Symbolizer::new(CodeSignature::Function);
+    let symbolizer = Symbolizer::new(CodeSignature::Function);
+    let mut symbolizer = symbolizer.showing(FrameSet::Application);
     let numbers: BTreeMap<u32, u32> = tids
         .values()
         .map(|&tid| (tid, system_call(pid, tid)))
@@ -52,7 +54,10 @@ fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
             frames: merged.frames,
             end: native.end,
         };
-        let stack = symbolizer.symbolize(&process, &stack, &mut Coverage::default());
+        let mut losses = Coverage::default();
+        let stack = symbolizer.symbolize(&process, &stack, &mut losses);
+        // Debian's interpreter and C library are stripped, and show none of their unnamed functions.
+        assert_eq!(losses.get(Counter::FramesUnknown), 0);
         let activity = activity::of_thread(&[], numbers.get(&tid).copied(), true).unwrap();
         let activity = Frame::new(activity.to_string(), FrameKind::Activity);
         let frames = [&[activity], &stack.frames[..]].concat();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use profiler_daemon::model::Pid;
-use profiler_daemon::process::{Agent, AgentLanguage, RequestModel, Runtime};
+use profiler_daemon::process::{Agent, AgentLanguage, NamedFrames, RequestModel, Runtime};
 use profiler_test_support::{pythons, skip};
 
 /// A child process that ends with the test.
@@ -138,10 +138,10 @@ fn java_is_a_jvm() {
                    System.out.println(); System.in.read(); } }";
     std::fs::write(&source, program).unwrap();
     let running = Running::start(Command::new(java).arg(source)).wait_for_line();
-    assert!(matches!(
-        running.runtime(),
-        Runtime::Jvm { version: Some(_) }
-    ));
+    let runtime = running.runtime();
+    assert!(matches!(runtime, Runtime::Jvm { version: Some(_) }));
+    let named = runtime.named_frames();
+    assert!(matches!(named, NamedFrames::NativeOnly(why) if why.contains("Java")));
 }
 
 /// Check that a Python program under `sw-python` has an agent, and one without has none.

@@ -14,19 +14,18 @@
 //! only once its response has begun.
 
 use profiler_common::{
-    ConnKey, EndReason, KernelCounter, RequestEventKind, cancel, conn_flag, conn_state,
+    ConnKey, EndReason, KernelCounter, Line, RequestEventKind, cancel, conn_flag, conn_state,
     setting_flag,
 };
 
 use crate::count::count_all;
 use crate::globals::setting;
-use crate::head::{self, LINE_MAX, line_status, status};
+use crate::head::{line_status, read_line, status};
 use crate::partial::{join_piece, keep_piece};
 use crate::rule::{NO_SLOT, match_rules};
-use crate::scratch::fetch;
 use crate::socket::{names_socket, same_socket, server_socket};
 use crate::start::start_request;
-use crate::{emit, maps, socket, tag};
+use crate::{emit, maps, read, socket, tag};
 
 /// Flags that outlive a request on the connection.
 const LASTING_FLAGS: u32 = conn_flag::UPGRADED | conn_flag::PARTIAL;
@@ -63,26 +62,29 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         }
         known = None;
     }
-    let copied = fetch(0, LINE_MAX);
-    if copied == 0 {
-        count_all(task_mask, KernelCounter::HeadUnreadable);
+    if let Some(conn) = &known
+        && conn.flags & conn_flag::PARTIAL != 0
+    {
+        return join_piece(key, conn.sk);
+    }
+    let line = read_line();
+    let begins = line_status(line);
+    if Line(line).skip() == 0 {
+        if begins != status::SKIP {
+            count_all(task_mask, KernelCounter::HeadUnreadable);
+        }
         return 0;
     }
-    let line = head::line(copied);
-    let begins = line_status(line);
     if begins != status::NO && setting(setting_flag::SOCKET_HOOKS) && maps::may_be_tagged(tid) {
         tag::end_if_closed();
     }
     let mut sk;
     if let Some(conn) = known {
-        if conn.flags & conn_flag::PARTIAL != 0 {
-            return join_piece(key, conn.sk);
-        }
         if conn.state == conn_state::OPEN && conn.reader_tid != tid {
             conn.flags |= conn_flag::HANDED_OFF;
         }
         let closing = conn.state == conn_state::OPEN || conn.state == conn_state::HALF_CLOSED;
-        if begins == status::NO || closing && begins == status::TOKEN {
+        if begins == status::NO || closing && begins < status::TARGET {
             return 0;
         }
         if conn.state != conn_state::HALF_CLOSED && socket::is_shut_down() {
@@ -137,7 +139,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     if begins == status::WHOLE {
         start_request(key, sk, match_rules(task_mask.into(), line), 0)
     } else {
-        keep_piece(key, sk, copied)
+        keep_piece(key, sk, line)
     }
 }
 
@@ -230,10 +232,14 @@ pub(crate) extern "C" fn on_close(key: u64, reason: u64) -> u64 {
 /// Descriptors of a closed range that are looked at here; the daemon looks at the rest, later.
 const CLOSE_RANGE_MAX: u64 = 64;
 
-/// The descriptors from the key's up to `last` were closed by one call.
+/// The descriptors from the key's up to `last` were closed by one call. The socket hooks see it once for each socket
+/// in the range, of which the first one stands for all.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
+    if setting(setting_flag::SOCKET_HOOKS) && is_same_range(key, last) {
+        return 0;
+    }
     let first = key & 0xffff_ffff;
     let mut index = 0;
     while index < CLOSE_RANGE_MAX {
@@ -245,14 +251,35 @@ pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
     }
     let rest = first + CLOSE_RANGE_MAX;
     if rest <= last {
+        let task_mask = maps::target((key >> 32) as u32).map_or(0, |target| target.task_mask);
         emit::process_event(
             RequestEventKind::CloseRange,
+            task_mask,
             (key >> 32) as u32,
             (rest as u32).cast_signed(),
             last as u32,
         );
     }
     0
+}
+
+/// Whether this CPU's latest closed range was the same, of the same thread, a moment ago: then it is the same call.
+/// A call that goes on on another CPU is told once more.
+#[inline(always)]
+fn is_same_range(key: u64, last: u64) -> bool {
+    /// Longest time between the closes of two sockets by one call.
+    const MOMENT_NS: u64 = 10_000_000;
+    let Some(scratch) = maps::request_scratch() else {
+        return false;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let now = read::ktime_ns();
+    let [known_key, known_last, known_tid] = scratch.closed_range;
+    let is_recent = now - scratch.closed_ktime_ns < MOMENT_NS;
+    scratch.closed_range = [key, last, scratch.tid];
+    scratch.closed_ktime_ns = now;
+    is_recent && known_key == key && known_last == last && known_tid == scratch.tid
 }
 
 /// The response direction was shut down.

@@ -2,14 +2,14 @@
 
 use profiler_common::{KERNEL_COUNTERS, KernelCounter, MAX_TASKS};
 
-use crate::maps;
+use crate::{atomic, maps};
 
 /// Adds one to a counter of a task slot.
 #[inline(always)]
 pub(crate) fn count(slot: u32, counter: KernelCounter) {
     if let Some(value) = maps::counter(slot * KERNEL_COUNTERS + counter as u32) {
-        // Per CPU and with preemption off: nothing else writes this element meanwhile.
-        *value += 1;
+        // SAFETY: an element of an array of numbers.
+        unsafe { atomic::add(value, 1) };
     }
 }
 
@@ -42,7 +42,8 @@ pub(crate) extern "C" fn count_bit(task_mask: u64, slot: u64, counter: u64) -> u
     if task_mask >> (slot & 63) & 1 != 0
         && let Some(value) = maps::counter(slot as u32 * KERNEL_COUNTERS + counter as u32)
     {
-        *value += 1;
+        // SAFETY: an element of an array of numbers.
+        unsafe { atomic::add(value, 1) };
     }
     0
 }

@@ -5,7 +5,7 @@ use profiler_common::{
     event_flag,
 };
 
-use crate::count::count;
+use crate::count::{count, count_all};
 use crate::{maps, read};
 
 /// Bits of an event's flags that a connection's flags stand for.
@@ -37,7 +37,9 @@ pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u3
 /// Sends the end of the request that is open on `conn`.
 #[inline(always)]
 pub(crate) fn end_event(conn: &Conn, fd: i32, reason: u32) {
-    send_alone(header(RequestEventKind::End, conn, fd, 0, reason));
+    if !send_alone(header(RequestEventKind::End, conn, fd, 0, reason)) {
+        count(conn.slot, KernelCounter::RequestRingFull);
+    }
 }
 
 #[inline(always)]
@@ -66,11 +68,18 @@ fn header(
     }
 }
 
-/// Writes and sends an event about a process; `fd` and `detail` as the kind has them.
+/// Sends an event about a process that belongs to the tasks in `task_mask`; `fd` and `detail` as the kind has
+/// them.
 #[inline(always)]
-pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: u32) {
+pub(crate) fn process_event(
+    kind: RequestEventKind,
+    task_mask: u32,
+    tgid: u32,
+    fd: i32,
+    detail: u32,
+) {
     let (_, tid) = read::current_ids();
-    send_alone(RequestEventHeader {
+    let is_sent = send_alone(RequestEventHeader {
         kind: kind as u32,
         flags: 0,
         request_id: 0,
@@ -85,26 +94,23 @@ pub(crate) fn process_event(kind: RequestEventKind, tgid: u32, fd: i32, detail: 
         last_write_ktime_ns: 0,
         written_bytes: 0,
     });
+    if !is_sent {
+        count_all(task_mask, KernelCounter::RequestRingFull);
+    }
 }
 
-/// Sends a header without data. It has a place of its own: process hooks send too, and may interrupt a
-/// request hook that has a header ready. The stack has no room for it.
+/// Sends a header without data; false if the ring is full.
+///
+/// It is written straight into the ring: process hooks send too, and may do so in the middle of another hook of
+/// the same CPU, which would then find its own record overwritten in work space of the CPU.
 #[inline(always)]
-fn send_alone(header: RequestEventHeader) {
-    let Some(scratch) = maps::request_scratch() else {
-        return;
+fn send_alone(header: RequestEventHeader) -> bool {
+    let Some(mut record) = maps::reserve_request() else {
+        return false;
     };
-    // SAFETY: the pointer is to this CPU's element, and a header is integers without padding.
-    let record = unsafe {
-        (*scratch).alone = header;
-        core::slice::from_raw_parts(
-            (&raw const (*scratch).alone).cast::<u8>(),
-            size_of::<RequestEventHeader>(),
-        )
-    };
-    if !maps::output_request(record) {
-        count(header.slot, KernelCounter::RequestRingFull);
-    }
+    record.write(header);
+    maps::submit_request(record);
+    true
 }
 
 /// Sends the header in the scratch and `data_len` bytes behind it; a full ring is counted.

@@ -1,40 +1,15 @@
-//! Is this the head of an HTTP/1 request? Judges the first bytes in the scratch's `data`.
+//! Is this the head of an HTTP/1 request? Asks `profiler_common::line` about the first bytes in the scratch's
+//! `data`.
 
-use crate::{maps, scratch::RequestScratch};
+use profiler_common::{LINE_MAX_BYTES, Line, SKIPS_MAX};
 
-/// Bytes of a request line that are looked at; a longer one counts as whole.
-pub(crate) const LINE_MAX: u64 = 256;
+use crate::maps;
+use crate::scratch::{RequestScratch, fetch};
 
-/// What the bytes are. Low byte of what [`line`] returns; the others are [`method`] and
-/// [`target_offset`].
-pub(crate) mod status {
-    /// Not the beginning of a request.
-    pub(crate) const NO: u64 = 0;
-    /// The beginning of a method token.
-    pub(crate) const TOKEN: u64 = 1;
-    /// A method token and the beginning of a target.
-    pub(crate) const TARGET: u64 = 2;
-    /// A method token and a target up to its end, or up to [`super::LINE_MAX`].
-    pub(crate) const WHOLE: u64 = 3;
-}
+pub(crate) use profiler_common::line_status as status;
 
-/// Low byte of a result of [`line`], see [`status`].
-#[inline(always)]
-pub(crate) fn line_status(line: u64) -> u64 {
-    line & 0xff
-}
-
-/// Index of the method, as in `profiler_common::Method`.
-#[inline(always)]
-pub(crate) fn method(line: u64) -> u64 {
-    line >> 8 & 0xf
-}
-
-/// Where the target begins.
-#[inline(always)]
-pub(crate) fn target_offset(line: u64) -> u64 {
-    line >> 16 & 0xf
-}
+/// Bytes of a request line that are looked at.
+pub(crate) const LINE_MAX: u64 = LINE_MAX_BYTES as u64;
 
 /// Byte at `index` of the scratch's data; the index wraps at 512 to satisfy the verifier.
 #[inline(always)]
@@ -43,126 +18,71 @@ pub(crate) fn byte(scratch: &RequestScratch, index: u64) -> u8 {
     unsafe { *scratch.data.as_ptr().add((index & 0x1ff) as usize) }
 }
 
-/// Method tokens with the space that follows, as little-endian words, in the order of
-/// `profiler_common::Method`.
-const TOKENS: [&[u8]; 9] = [
-    b"GET ",
-    b"POST ",
-    b"PUT ",
-    b"PATCH ",
-    b"DELETE ",
-    b"HEAD ",
-    b"OPTIONS ",
-    b"TRACE ",
-    b"CONNECT ",
-];
-const CONNECT: u64 = 8;
-
-const fn word(token: &[u8]) -> u64 {
-    let mut word = 0;
-    let mut index = 0;
-    while index < token.len() {
-        word |= (token[index] as u64) << (8 * index);
-        index += 1;
-    }
-    word
+/// Makes a step of `profiler_common::line` a function of integers.
+macro_rules! step {
+    ($name:ident($($argument:ident),*) => $step:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name($($argument: u64),*) -> u64 {
+            let Some(scratch) = maps::request_scratch() else {
+                return status::NO;
+            };
+            // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+            let scratch = unsafe { &*scratch };
+            $step(|index| byte(scratch, index))
+        }
+    };
 }
 
-const fn mask(len: u64) -> u64 {
-    if len >= 8 {
-        u64::MAX
-    } else {
-        (1 << (8 * len)) - 1
-    }
-}
+step!(line_token(len) => |byte| profiler_common::token(len, byte).0);
+step!(line_before(len) => |byte| profiler_common::before(len, byte).0);
+step!(line_version(len, at) => |byte| profiler_common::version(len, at, byte));
+step!(line_target(len, line) => |byte| {
+    profiler_common::target(len, Line(line), byte, |at| line_version(len, at)).0
+});
 
-/// `token length << 8 | method` of the token the word begins with, 0 if none.
-#[inline(always)]
-fn whole_token(first: u64) -> u64 {
-    macro_rules! tokens {
-        ($($index:literal)+) => {$({
-            const LEN: u64 = TOKENS[$index].len() as u64;
-            const WORD: u64 = word(TOKENS[$index]);
-            if first & mask(LEN) == WORD {
-                return LEN << 8 | $index;
-            }
-        })+};
-    }
-    tokens!(0 1 2 3 4 5 6 7 8);
-    0
-}
-
-/// Whether `len` bytes, at most 8, could be the beginning of a token.
-#[inline(always)]
-fn token_prefix(first: u64, len: u64) -> bool {
-    macro_rules! tokens {
-        ($($index:literal)+) => {$({
-            const LEN: u64 = TOKENS[$index].len() as u64;
-            const WORD: u64 = word(TOKENS[$index]);
-            if len <= LEN && (first ^ WORD) & mask(len) == 0 {
-                return true;
-            }
-        })+};
-    }
-    tokens!(0 1 2 3 4 5 6 7 8);
-    false
-}
-
-/// Judges `data[..len]`: [`status`], method and where the target begins.
-///
-/// A token must be followed by `/` (origin form), `http` (absolute form), `*`, or by anything if it
-/// is `CONNECT`; RFC 9112 §3.2.
+/// Judges `data[..len]`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn line(len: u64) -> u64 {
+    let line = profiler_common::line(
+        Line(line_token(len)),
+        |line| Line(line_target(len, line.0)),
+        || Line(line_before(len)),
+    );
+    line.0
+}
+
+/// Low byte of a result of [`line`] or [`read_line`], see [`status`].
+#[inline(always)]
+pub(crate) fn line_status(line: u64) -> u64 {
+    Line(line).status()
+}
+
+/// Copies the beginning of what a call has read to `data`, without what stands before a request line, and judges it.
+///
+/// Of a line, `Line::skip` is the number of bytes copied: 0 if they are not readable. If all that was read stands before a line,
+/// it is what later reads will bring of that, perhaps 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn read_line() -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return status::NO;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
-    let scratch = unsafe { &*scratch };
-    if len == 0 {
-        return status::NO;
-    }
-    // SAFETY: `data` is longer than a word and the struct aligns it.
-    let first = unsafe { *scratch.data.as_ptr().cast::<u64>() };
-    let token = whole_token(first);
-    let (method, offset) = (token & 0xff, token >> 8);
-    if offset == 0 || len <= offset {
-        return if len <= 8 && token_prefix(first, len) {
-            status::TOKEN
-        } else {
-            status::NO
-        };
-    }
-    let form = byte(scratch, offset);
-    let next = byte(scratch, offset + 1);
-    let plausible = match form {
-        b'/' | b'*' => true,
-        b'h' | b'H' => len == offset + 1 || next == b't' || next == b'T',
-        _ => method == CONNECT,
-    };
-    if !plausible {
-        return status::NO;
-    }
-    let found = offset << 16 | method << 8;
-    // Counts from 0, so that the verifier sees an end, although the first byte is further on.
-    let mut count = 0;
-    while count < LINE_MAX {
-        let index = offset + 1 + count;
-        if index >= LINE_MAX {
-            break;
+    let scratch = unsafe { &mut *scratch };
+    let mut skips = 0;
+    while skips <= SKIPS_MAX {
+        let copied = fetch(0, LINE_MAX);
+        let found = Line(line(copied));
+        if found.status() != status::SKIP {
+            return found.with_skip(copied).0;
         }
-        if index >= len {
-            return found | status::TARGET;
+        if found.skip() >= scratch.len {
+            return found.with_skip(found.skip() - scratch.len).0;
         }
-        let byte = byte(scratch, index);
-        if byte <= b' ' {
-            return match byte {
-                b' ' | b'\r' | b'\n' => found | status::WHOLE,
-                _ => status::NO,
-            };
-        }
-        count += 1;
+        scratch.advance(found.skip());
+        skips += 1;
     }
-    found | status::WHOLE
+    Line(status::NO).with_skip(1).0
 }

@@ -23,6 +23,8 @@
 #[cfg(target_arch = "bpf")]
 mod arch;
 #[cfg(target_arch = "bpf")]
+mod atomic;
+#[cfg(target_arch = "bpf")]
 mod conn;
 #[cfg(target_arch = "bpf")]
 mod count;

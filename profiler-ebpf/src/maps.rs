@@ -6,10 +6,11 @@
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use profiler_common::{
     Conn, ConnKey, FILTER_LEN, KERNEL_COUNTERS, MAX_TASKS, PartialHead, PythonProcess,
-    PythonThread, Rule, Target, ThreadState, ThreadTag, cancel,
+    PythonThread, RequestEventHeader, Rule, Target, ThreadState, ThreadTag, cancel,
 };
 
 use crate::globals::sample_wakeup_bytes;
@@ -64,10 +65,6 @@ static PYTHON_THREADS: LruHashMap<u32, PythonThread> = LruHashMap::with_max_entr
 /// `slot * KERNEL_COUNTERS + counter`.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_TASKS * KERNEL_COUNTERS, 0);
-
-/// Latest request number of each CPU.
-#[map]
-static REQUEST_IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static REQUEST_SCRATCH: PerCpuArray<RequestScratch> = PerCpuArray::with_max_entries(1, 0);
@@ -226,23 +223,13 @@ pub(crate) fn rule(slot: u32) -> Option<&'static Rule> {
     RULES.get(slot)
 }
 
+/// This CPU's element of a counter. Other programs of the CPU may add to it meanwhile: use `atomic::add`.
 #[inline(always)]
-pub(crate) fn counter(index: u32) -> Option<&'static mut u64> {
-    // SAFETY: the element belongs to this CPU.
-    COUNTERS
-        .get_ptr_mut(index)
-        .map(|value| unsafe { &mut *value })
+pub(crate) fn counter(index: u32) -> Option<*mut u64> {
+    COUNTERS.get_ptr_mut(index)
 }
 
-#[inline(always)]
-pub(crate) fn last_request_id() -> Option<&'static mut u64> {
-    // SAFETY: the element belongs to this CPU.
-    REQUEST_IDS
-        .get_ptr_mut(0)
-        .map(|value| unsafe { &mut *value })
-}
-
-/// This CPU's work space of the hooks that see requests, and of the process hooks.
+/// This CPU's work space of the hooks that see requests.
 #[inline(always)]
 pub(crate) fn request_scratch() -> Option<*mut RequestScratch> {
     REQUEST_SCRATCH.get_ptr_mut(0)
@@ -254,14 +241,34 @@ pub(crate) fn sample_scratch() -> Option<*mut SampleScratch> {
     SAMPLE_SCRATCH.get_ptr_mut(0)
 }
 
-/// Writes a request event, and wakes the daemon unless it comes by itself soon; false if the ring is full.
+/// Room in the ring for an event without data; `None` if the ring is full. What is reserved must be passed to
+/// [`submit_request`].
+#[inline(always)]
+pub(crate) fn reserve_request() -> Option<RingBufEntry<RequestEventHeader>> {
+    REQUESTS.reserve::<RequestEventHeader>(0)
+}
+
+/// Hands a written event to the daemon.
+#[inline(always)]
+pub(crate) fn submit_request(record: RingBufEntry<RequestEventHeader>) {
+    // Reserved bytes count as unread already.
+    record.submit(wakeup_flags(&REQUESTS, 0, request_wakeup_bytes()));
+}
+
+/// Writes a request event; false if the ring is full.
 #[inline(always)]
 pub(crate) fn output_request(bytes: &[u8]) -> bool {
+    output(&REQUESTS, bytes, request_wakeup_bytes())
+}
+
+/// Unread bytes of request events that wake the daemon; 0: each event does that finds it asleep.
+#[inline(always)]
+fn request_wakeup_bytes() -> u64 {
     // SAFETY: the daemon writes the whole word.
-    let wakeup = REQUEST_WAKEUP
+    let bytes = REQUEST_WAKEUP
         .get_ptr(0)
         .map_or(0, |bytes| unsafe { core::ptr::read_volatile(bytes) });
-    output(&REQUESTS, bytes, u64::from(wakeup))
+    u64::from(bytes)
 }
 
 /// Writes a sample; false if the ring is full. The daemon is woken only when enough is unread: it drains the
@@ -271,16 +278,21 @@ pub(crate) fn output_sample(bytes: &[u8]) -> bool {
     output(&SAMPLES, bytes, sample_wakeup_bytes())
 }
 
-/// Writes a record, and wakes the daemon if `wakeup_bytes` are unread then; 0: whenever it waits for one. False
-/// if the ring is full.
 #[inline(always)]
 fn output(ring: &RingBuf, bytes: &[u8], wakeup_bytes: u64) -> bool {
-    let flags = if wakeup_bytes == 0 {
+    let flags = wakeup_flags(ring, bytes.len() as u64, wakeup_bytes);
+    ring.output::<[u8]>(bytes, flags).is_ok()
+}
+
+/// How a record is handed over: the daemon is woken if `wakeup_bytes` are unread once `more_bytes` are written;
+/// 0: whenever it waits for one.
+#[inline(always)]
+fn wakeup_flags(ring: &RingBuf, more_bytes: u64, wakeup_bytes: u64) -> u64 {
+    u64::from(if wakeup_bytes == 0 {
         0
-    } else if ring.query(u64::from(BPF_RB_AVAIL_DATA)) + bytes.len() as u64 >= wakeup_bytes {
+    } else if ring.query(u64::from(BPF_RB_AVAIL_DATA)) + more_bytes >= wakeup_bytes {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
-    };
-    ring.output::<[u8]>(bytes, u64::from(flags)).is_ok()
+    })
 }

@@ -1,10 +1,10 @@
-//! Request lines that arrive in pieces: joined until the target's end has been read.
+//! Request lines that arrive in pieces, joined until the target's end has been read; and PROXY headers that do.
 
-use profiler_common::{Conn, KernelCounter, PARTIAL_HEAD_MAX_BYTES, conn_flag, conn_state};
+use profiler_common::{Conn, KernelCounter, Line, PARTIAL_HEAD_MAX_BYTES, conn_flag, conn_state};
 
 use crate::conn::{end_if_tracked, unpack};
 use crate::count::count_all;
-use crate::head::{self, LINE_MAX, line_status, status};
+use crate::head::{self, LINE_MAX, line_status, read_line, status};
 use crate::rule::match_rules;
 use crate::scratch::fetch;
 use crate::start::start_request;
@@ -12,18 +12,21 @@ use crate::{maps, read, socket};
 
 const _: () = assert!(LINE_MAX == PARTIAL_HEAD_MAX_BYTES as u64);
 
-/// Keeps the first piece, `data[..len]` of the scratch.
+/// Keeps the first piece of a line, or how much of a PROXY header is yet to come; `line` is a result of
+/// [`read_line`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn keep_piece(key: u64, sk: u64, len: u64) -> u64 {
+pub(crate) extern "C" fn keep_piece(key: u64, sk: u64, line: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &mut *scratch };
     let key = unpack(key);
-    scratch.partial.len = len as u32;
-    scratch.partial.pad = 0;
+    let bytes = Line(line).skip() as u32;
+    let is_header = line_status(line) == status::SKIP;
+    scratch.partial.len = if is_header { 0 } else { bytes };
+    scratch.partial.skip = if is_header { bytes } else { 0 };
     scratch.partial.ktime_ns = read::ktime_ns();
     let from = scratch.data.as_ptr() as u64;
     // SAFETY: both arrays are at least this long.
@@ -79,6 +82,9 @@ pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
         forget(conn_key);
         return 0;
     };
+    if partial.skip != 0 {
+        return skip_header(key, sk, partial.skip.into());
+    }
     let joined = u64::from(partial.len);
     if joined == 0 || joined >= LINE_MAX {
         forget(conn_key);
@@ -102,6 +108,12 @@ pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
             let slot = match_rules(scratch.task_mask.into(), line);
             start_request(key, sk, slot, joined);
         }
+        // It ends in this read or a later one: when the piece was read, there was not enough of it to tell.
+        status::SKIP => {
+            let skip = Line(line).skip();
+            let rest = if skip > joined { skip - joined } else { 0 };
+            skip_header(key, sk, rest);
+        }
         status::NO => {
             forget(conn_key);
             count_all(scratch.task_mask, KernelCounter::PartialHeadDropped);
@@ -118,6 +130,40 @@ pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
             }
             partial.len = (joined + copied) as u32;
         }
+    }
+    0
+}
+
+/// The next `skip` bytes are the rest of a PROXY header. What the call has read behind them, if anything, is looked
+/// at as the beginning of a line.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn skip_header(key: u64, sk: u64, skip: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let conn_key = unpack(key);
+    if skip > scratch.len {
+        if let Some(partial) = maps::partial_head(conn_key) {
+            partial.len = 0;
+            partial.skip = (skip - scratch.len) as u32;
+        }
+        return 0;
+    }
+    forget(conn_key);
+    if skip == scratch.len {
+        return 0;
+    }
+    scratch.advance(skip);
+    let line = read_line();
+    if line_status(line) == status::WHOLE {
+        end_if_tracked(key);
+        let slot = match_rules(scratch.task_mask.into(), line);
+        start_request(key, sk, slot, 0);
+    } else if line_status(line) != status::NO && Line(line).skip() != 0 {
+        keep_piece(key, sk, line);
     }
     0
 }

@@ -27,10 +27,11 @@ fn handle(old_tid: u64) -> i32 {
     let (tgid, tid) = read::current_ids();
     drop_thread(old_tid as u32, EndReason::Exec);
     drop_thread(tid, EndReason::Exec);
-    if maps::target(tgid).is_none() {
+    let Some(target) = maps::target(tgid) else {
         return 0;
-    }
+    };
+    let task_mask = target.task_mask;
     maps::remove_python_process(tgid);
-    emit::process_event(RequestEventKind::Exec, tgid, -1, 0);
+    emit::process_event(RequestEventKind::Exec, task_mask, tgid, -1, 0);
     0
 }

@@ -27,12 +27,16 @@ pub(crate) fn raw_exit(_ctx: RawTracePointContext) -> i32 {
 fn handle() -> i32 {
     let (tgid, tid) = read::current_ids();
     drop_thread(tid, EndReason::ThreadExit);
-    if maps::target(tgid).is_none() || !is_last_thread() {
+    let Some(target) = maps::target(tgid) else {
+        return 0;
+    };
+    let task_mask = target.task_mask;
+    if !is_last_thread() {
         return 0;
     }
     maps::remove_target(tgid);
     maps::remove_python_process(tgid);
-    emit::process_event(RequestEventKind::Exit, tgid, -1, 0);
+    emit::process_event(RequestEventKind::Exit, task_mask, tgid, -1, 0);
     0
 }
 

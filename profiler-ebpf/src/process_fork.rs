@@ -45,6 +45,12 @@ fn handle(child: u64) -> i32 {
     {
         count_all(target.task_mask, KernelCounter::MapUpdateFailed);
     }
-    emit::process_event(RequestEventKind::Fork, tgid, -1, child_tgid);
+    emit::process_event(
+        RequestEventKind::Fork,
+        target.task_mask,
+        tgid,
+        -1,
+        child_tgid,
+    );
     0
 }

@@ -1,6 +1,6 @@
 //! Which task a request line may belong to: the prefilter of `profiler_common::Rule`.
 
-use profiler_common::{KernelCounter, LITERAL_MAX_BYTES, MAX_TASKS, rule_flag};
+use profiler_common::{KernelCounter, Line, MAX_TASKS, rule_flag};
 
 use crate::count::count;
 use crate::{head, maps};
@@ -52,8 +52,6 @@ pub(crate) extern "C" fn match_slot(task_mask: u64, slot: u64, line: u64, matche
 }
 
 /// The rule's flags if it passes the request line, else 0.
-///
-/// A percent sign where the literal has something else passes too: the daemon decodes.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn rule_passes(slot: u64, line: u64) -> u64 {
@@ -65,33 +63,9 @@ pub(crate) extern "C" fn rule_passes(slot: u64, line: u64) -> u64 {
     let Some(rule) = maps::rule(slot as u32) else {
         return 0;
     };
-    let flags = rule.flags;
-    if flags & rule_flag::LIVE == 0 || rule.method_mask >> head::method(line) & 1 == 0 {
-        return 0;
-    }
-    let passed = u64::from(flags);
-    let offset = head::target_offset(line);
-    if head::byte(scratch, offset) != b'/' {
-        return passed;
-    }
-    let mut index = 0;
-    while index < LITERAL_MAX_BYTES as u64 {
-        if index >= u64::from(rule.literal_len) {
-            break;
-        }
-        let byte = head::byte(scratch, offset + index);
-        // SAFETY: the index is below the literal's length.
-        let wanted = unsafe { *rule.literal.as_ptr().add(index as usize) };
-        if byte != wanted {
-            return if byte == b'%' { passed } else { 0 };
-        }
-        index += 1;
-    }
-    if flags & rule_flag::EXACT == 0 {
-        return passed;
-    }
-    match head::byte(scratch, offset + index) {
-        b' ' | b'?' | b';' | b'#' | b'%' | b'\r' | b'\n' => passed,
-        _ => 0,
+    if rule.passes(Line(line), |index| head::byte(scratch, index)) {
+        u64::from(rule.flags)
+    } else {
+        0
     }
 }

@@ -53,19 +53,24 @@ fn handle(ctx: &impl EbpfContext, preempted: u64, prev_tid: u32, next_tid: u32) 
     if maps::may_be_tagged(next_tid)
         && let Some(state) = maps::thread_state(next_tid)
     {
-        state.ktime_ns = read::ktime_ns();
-        state.in_ktime_ns = state.ktime_ns;
-        state.flags = thread_state_flag::ON_CPU;
-        // Even to even: a reader that saw the thread switched out learns that it ran.
-        state.seq += 2;
+        switch_in(state);
     }
     0
 }
 
+/// The thread is about to run: a reader that saw it switched out learns that it ran.
+#[inline(always)]
+fn switch_in(state: &mut ThreadState) {
+    let seq = begin_write(state);
+    state.ktime_ns = read::ktime_ns();
+    state.in_ktime_ns = state.ktime_ns;
+    state.flags = thread_state_flag::ON_CPU;
+    write_seq(state, seq + 1);
+}
+
 #[inline(always)]
 fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) {
-    let seq = state.seq;
-    write_seq(state, seq | 1);
+    let seq = begin_write(state);
     state.ktime_ns = read::ktime_ns();
     let prev_state: u32 = read::kernel(read::current_task() + offset!(task_state)).unwrap_or(0);
     state.prev_state = prev_state;
@@ -87,7 +92,7 @@ fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) 
         state.kernel_frame_count = 0;
         state.flags |= thread_state_flag::KERNEL_STACK_SKIPPED;
     }
-    write_seq(state, (seq | 1) + 1);
+    write_seq(state, seq + 1);
 }
 
 /// Whether the thread may have another kernel stack unwound in this window of time.
@@ -116,6 +121,18 @@ fn store_stack(ctx: &impl EbpfContext, state: &mut ThreadState) {
         )
     };
     state.kernel_frame_count = if bytes > 0 { bytes as u32 / 8 } else { 0 };
+}
+
+/// Makes the number odd and returns it.
+///
+/// Read and write may be two steps here: this hook runs with interrupts off, and a thread that leaves or takes a
+/// CPU runs on no other. Everywhere else the number is moved on in one step, see `tag::set_tag`.
+#[inline(always)]
+fn begin_write(state: &mut ThreadState) -> u64 {
+    // SAFETY: a reference is valid for reads.
+    let seq = unsafe { core::ptr::read_volatile(&raw const state.seq) } | 1;
+    write_seq(state, seq);
+    seq
 }
 
 /// Volatile, so that the number is really odd while the rest is written.

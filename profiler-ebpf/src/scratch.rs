@@ -1,16 +1,24 @@
 //! Work space too large for the 512-byte BPF stack, one per CPU and kind of program.
 //!
-//! Safe to share between the functions of one program run: `sample_on_cpu`, which interrupts the others, has a
-//! space of its own, and process hooks use [`RequestScratch::alone`] only. Request hooks interrupt each other from
-//! Linux 7.0 on, where tracepoints do not switch preemption off any more: a socket hook takes the space for
-//! itself ([`RequestScratch::is_taken`]), and `sys_exit` still runs with preemption off.
+//! Safe to share between the functions of one program run, because one run at a time uses a space:
+//!
+//! | space | users | why one at a time |
+//! |---|---|---|
+//! | [`SampleScratch`] | `sample_on_cpu` | runs in the interrupt of its CPU's clock |
+//! | [`RequestScratch`] | `sys_exit` | runs with preemption off, also on Linux 7.0 and later |
+//! | [`RequestScratch`] | `sock_recv`, `sock_send`, `sock_state` | take it for themselves: [`RequestScratch::take`] |
+//!
+//! From Linux 7.0 on a tracepoint does not switch preemption off: a thread can be preempted in the middle of a
+//! hook, and the next one may run other hooks on the same CPU. Process hooks use no space, `sched_switch` runs
+//! with interrupts off. A second run of the *same* program on a CPU is left out by the kernel, which counts it as
+//! `recursion_misses` of the program.
 
 use profiler_common::{
     HEAD_MAX_BYTES, KERNEL_FRAMES_MAX, PARTIAL_HEAD_MAX_BYTES, PYTHON_FRAMES_MAX, PartialHead,
     PythonFrameRecord, PythonProcess, RequestEventHeader, STACK_COPY_MAX_BYTES, SampleHeader,
 };
 
-use crate::{maps, read};
+use crate::{atomic, maps, read};
 
 /// Room for head bytes: a partial line and a full read behind it.
 const DATA_BYTES: usize = HEAD_MAX_BYTES + PARTIAL_HEAD_MAX_BYTES;
@@ -22,26 +30,60 @@ pub(crate) struct RequestScratch {
     pub(crate) base: u64,
     /// Elements at `base`; 0: `base` is a plain buffer.
     pub(crate) iovec_count: u64,
-    /// Bytes the system call moved.
+    /// Bytes of them that are left out: what stands before a request line.
+    pub(crate) skip: u64,
+    /// Bytes the system call moved, without those.
     pub(crate) len: u64,
     /// `Target::task_mask` of the current process.
     pub(crate) task_mask: u32,
     /// `Target::flags` of the current process.
     pub(crate) target_flags: u32,
     /// 1 while a socket hook uses the space.
-    pub(crate) is_taken: u64,
+    is_taken: u64,
     /// The current thread, host pid namespace.
     pub(crate) tid: u64,
     /// The `struct sock` that a socket hook was given.
     pub(crate) sk: u64,
+    /// The latest range of descriptors that was closed on this CPU: key, last descriptor, thread. Outlives a run.
+    pub(crate) closed_range: [u64; 3],
+    /// `CLOCK_MONOTONIC` of that.
+    pub(crate) closed_ktime_ns: u64,
     /// Room to build a `PARTIAL_HEADS` value.
     pub(crate) partial: PartialHead,
-    /// An event without data.
-    pub(crate) alone: RequestEventHeader,
     /// Header of the next event.
     pub(crate) header: RequestEventHeader,
     /// Data of the next event; must follow the header.
     pub(crate) data: [u8; DATA_BYTES],
+}
+
+impl RequestScratch {
+    /// Leaves out the next bytes of the system call; there are more.
+    #[inline(always)]
+    pub(crate) fn advance(&mut self, bytes: u64) {
+        self.skip += bytes;
+        self.len -= bytes;
+    }
+
+    /// Takes the space, if nothing else uses it, until [`Self::leave`]. One instruction asks and takes: from Linux
+    /// 7.0 on another hook of this CPU may run between two.
+    ///
+    /// Minimum kernel: 5.12; the socket hooks need a later one.
+    #[inline(always)]
+    pub(crate) fn take(scratch: *mut Self) -> Option<&'static mut Self> {
+        // SAFETY: the pointer is to this CPU's element, whose word only this function and `leave` touch.
+        if unsafe { atomic::swap(&raw mut (*scratch).is_taken, 1) } != 0 {
+            return None;
+        }
+        // SAFETY: the element lives as long as the program, and is ours now.
+        Some(unsafe { &mut *scratch })
+    }
+
+    /// Gives the space back.
+    #[inline(always)]
+    pub(crate) fn leave(&mut self) {
+        // SAFETY: a reference is valid for writes. Volatile, so that it is the last one.
+        unsafe { core::ptr::write_volatile(&raw mut self.is_taken, 0) }
+    }
 }
 
 /// Size of the largest sample.
@@ -104,8 +146,9 @@ pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
         return 0;
     }
     if scratch.iovec_count == 0 {
-        return copy_to_data(scratch, at, wanted, scratch.base);
+        return copy_to_data(scratch, at, wanted, scratch.base + scratch.skip);
     }
+    let mut skip = scratch.skip;
     let mut copied = 0;
     let mut index = 0;
     while index < 4 {
@@ -115,12 +158,15 @@ pub(crate) extern "C" fn fetch(at: u64, limit: u64) -> u64 {
         let Some([base, len]) = read::user::<[u64; 2]>(scratch.base + 16 * index) else {
             break;
         };
+        let skipped = if skip > len { len } else { skip };
+        skip -= skipped;
+        let left = len - skipped;
         let mut chunk = wanted - copied;
-        if chunk > len {
-            chunk = len;
+        if chunk > left {
+            chunk = left;
         }
         if chunk != 0 {
-            let done = copy_to_data(scratch, at + copied, chunk, base);
+            let done = copy_to_data(scratch, at + copied, chunk, base + skipped);
             if done == 0 {
                 break;
             }

@@ -11,7 +11,7 @@ use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 
 use crate::arch::call;
-use crate::syscall::{MSG_PEEK, at_socket, leave, on_received};
+use crate::syscall::{MSG_PEEK, at_socket, on_received};
 
 #[btf_tracepoint(function = "sock_recv_length")]
 pub(crate) fn sock_recv(ctx: BtfTracePointContext) -> i32 {
@@ -30,7 +30,7 @@ fn handle(ctx: &impl EbpfContext, sk: u64, result: i32, flags: u32) -> i32 {
     }
     if let Some((scratch, call)) = at_socket(sk, call::RECEIVES) {
         on_received(ctx, scratch, &call, u64::from(result.cast_unsigned()));
-        leave(scratch);
+        scratch.leave();
     }
     0
 }

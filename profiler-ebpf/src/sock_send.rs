@@ -10,7 +10,7 @@ use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 
 use crate::arch::call;
-use crate::syscall::{at_socket, leave, on_sent};
+use crate::syscall::{at_socket, on_sent};
 
 #[btf_tracepoint(function = "sock_send_length")]
 pub(crate) fn sock_send(ctx: BtfTracePointContext) -> i32 {
@@ -29,7 +29,7 @@ fn handle(ctx: &impl EbpfContext, sk: u64, result: i32) -> i32 {
     }
     if let Some((scratch, call)) = at_socket(sk, call::SENDS) {
         on_sent(ctx, scratch, &call, u64::from(result.cast_unsigned()));
-        leave(scratch);
+        scratch.leave();
     }
     0
 }

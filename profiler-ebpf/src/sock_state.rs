@@ -14,7 +14,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 
 use crate::arch::call;
 use crate::conn::unpack;
-use crate::syscall::{at_socket, leave, on_ended};
+use crate::syscall::{at_socket, on_ended};
 use crate::{maps, socket};
 
 /// What `close` and `shutdown` lead to: `TCP_FIN_WAIT1`, `TCP_CLOSE` (unread bytes are thrown away) and,
@@ -48,6 +48,6 @@ fn handle(sk: u64, state: u32) -> i32 {
     if call.meaning == call::CLOSE_RANGE || is_ours() {
         on_ended(&call);
     }
-    leave(scratch);
+    scratch.leave();
     0
 }

@@ -76,7 +76,8 @@ impl Registers {
 
 /// What a socket hook needs: this CPU's work space and the current task's system call, if its process is
 /// a target and the call's meaning is one of `meanings` ([`call::bit`]s). The socket is in the scratch then,
-/// which must be given back by [`leave`].
+/// which must be given back by
+/// [`RequestScratch::leave`].
 ///
 /// Nothing is written before the meaning is known: `sock_state` also runs in interrupts, in the middle
 /// of another hook's program.
@@ -89,15 +90,11 @@ pub(crate) fn at_socket(sk: u64, meanings: u32) -> Option<(&'static mut RequestS
     if call::bit(meaning) & meanings == 0 || registers.is_compat() {
         return None;
     }
-    let scratch = maps::request_scratch()?;
-    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
-    let scratch = unsafe { &mut *scratch };
-    if scratch.is_taken != 0 {
+    let Some(scratch) = RequestScratch::take(maps::request_scratch()?) else {
         // Of a thread that was preempted in the middle of a hook, on this CPU.
-        count_all(target.task_mask, KernelCounter::RequestRingFull);
+        count_all(target.task_mask, KernelCounter::HookBusy);
         return None;
-    }
-    scratch.is_taken = 1;
+    };
     scratch.tid = u64::from(tid);
     scratch.task_mask = target.task_mask;
     scratch.target_flags = target.flags;
@@ -111,13 +108,6 @@ pub(crate) fn at_socket(sk: u64, meanings: u32) -> Option<(&'static mut RequestS
             args,
         },
     ))
-}
-
-/// Gives the work space back.
-#[inline(always)]
-pub(crate) fn leave(scratch: &mut RequestScratch) {
-    // SAFETY: a reference is valid for writes. Volatile, so that it is the last one.
-    unsafe { core::ptr::write_volatile(&raw mut scratch.is_taken, 0) }
 }
 
 /// Bytes were read.
@@ -228,6 +218,7 @@ pub(crate) fn on_ended(call: &Call) {
 fn source(scratch: &mut RequestScratch, base: u64, iovec_count: u64, len: u64) {
     scratch.base = base;
     scratch.iovec_count = iovec_count;
+    scratch.skip = 0;
     scratch.len = len;
 }
 

@@ -7,7 +7,7 @@ use profiler_common::{
 
 use crate::conn::{end_request, pack};
 use crate::socket::names_socket;
-use crate::{maps, read};
+use crate::{atomic, maps, read};
 
 /// Results of [`set`].
 pub(crate) mod set_result {
@@ -51,17 +51,6 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
         other.flags |= conn_flag::INTERLEAVED;
         result = set_result::INTERLEAVED;
     }
-    if maps::thread_state(tid).is_none() && !maps::insert_thread_state(tid, &RUNNING) {
-        return set_result::FULL;
-    }
-    maps::note_tagged(tid);
-    if let Some(state) = maps::thread_state(tid) {
-        state.seq += 2;
-        state.ktime_ns = read::ktime_ns();
-        state.in_ktime_ns = state.ktime_ns;
-        state.flags = thread_state_flag::ON_CPU;
-        state.tgid = tgid;
-    }
     let tag = ThreadTag {
         request_id,
         slot: slot as u32,
@@ -69,12 +58,43 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
         fd: fd as i32,
         pad: 0,
     };
-    if maps::insert_thread_tag(tid, &tag) {
-        result
-    } else {
+    // The tag first: from then on `sched_switch`, which may come in between, finds no cancelled request and leaves
+    // the state alone.
+    if !maps::insert_thread_tag(tid, &tag) {
         maps::remove_thread_state(tid);
-        set_result::FULL
+        return set_result::FULL;
     }
+    if !begin_state(tgid, tid) {
+        maps::remove_thread_tag(tid);
+        return set_result::FULL;
+    }
+    result
+}
+
+/// Makes the current thread's state be of a thread that runs, under a number that none of its states had before;
+/// false if there is no room.
+///
+/// From Linux 7.0 on the thread may be preempted at any place in here, and `sched_switch` writes the state then.
+/// So the number is moved on by one instruction, and the rest has one value all the time: times stay 0 until the
+/// first switch.
+#[inline(always)]
+fn begin_state(tgid: u32, tid: u32) -> bool {
+    let mut step = 2;
+    if maps::thread_state(tid).is_none() {
+        if !maps::insert_thread_state(tid, &RUNNING) {
+            return false;
+        }
+        // A state that was removed meanwhile had fewer switches than nanoseconds have passed.
+        step = read::ktime_ns() & !1;
+    }
+    maps::note_tagged(tid);
+    if let Some(state) = maps::thread_state(tid) {
+        // SAFETY: the first number of a map's value.
+        unsafe { atomic::add(&raw mut state.seq, step) };
+        state.flags = thread_state_flag::ON_CPU;
+        state.tgid = tgid;
+    }
+    true
 }
 
 /// Ends the unanswered request of the current thread's tag if its descriptor is not the connection's any

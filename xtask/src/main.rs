@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup|demo|test|ci|vm|bench`.
+//! Developer commands: `cargo xtask setup|demo|test|ci|vm|golden|bench`.
 //!
 //! They speak on stderr and keep stdout for results. Nothing here depends on the daemon's crates:
 //! `setup` must build on a machine that cannot build the daemon yet.
@@ -7,6 +7,7 @@ mod bench;
 mod command;
 mod daemon;
 mod demo;
+mod golden;
 mod report;
 mod setup;
 mod test;
@@ -35,6 +36,8 @@ enum XtaskCommand {
     Ci,
     /// Runs the kernel tests under another kernel, in qemu.
     Vm(vm::VmArgs),
+    /// Records the stacks of `tests/golden`, of each CPython or of one.
+    Golden(golden::GoldenArgs),
     /// Measures overhead, completeness and start-up against the goals.
     Bench(bench::BenchArgs),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         XtaskCommand::Test(args) => test::run(&args),
         XtaskCommand::Ci => test::run_ci(),
         XtaskCommand::Vm(args) => vm::run(&args),
+        XtaskCommand::Golden(args) => golden::run(&args),
         XtaskCommand::Bench(args) => bench::run(&args),
     };
     match result {

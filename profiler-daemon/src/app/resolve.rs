@@ -95,7 +95,7 @@ impl Resolve {
             waiting,
             events,
             unwinder: Unwinder::default(),
-            symbolizer: Symbolizer::new(code_signature),
+            symbolizer: Symbolizer::new(code_signature).showing(frames),
             frames,
             processes: HashMap::new(),
             runtimes: HashMap::new(),

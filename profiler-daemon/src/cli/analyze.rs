@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::analyze::{self, Analysis, Lines, OwnedRow, Query, Row};
 use crate::model::{ProfileReport, SegmentReport, SnapshotReport, TreeNode};
-use crate::output::{self, Format};
+use crate::output::{self, Format, View};
 
 /// Snapshots in, call trees out.
 #[derive(Args, Clone, Debug)]
@@ -146,7 +146,12 @@ fn write(rows: &[OwnedRow], args: &AnalyzeArgs, name: &str, out: &mut dyn Write)
         return Ok(());
     }
     let selected = analyze::select_rows(&rows, &queries);
-    output::print(&report(&analysis, &selected, name), args.format, out)
+    // What OAP says, all of it.
+    let view = View {
+        min_percent: 0.0,
+        ..args.format.into()
+    };
+    output::print(&report(&analysis, &selected, name), view, out)
 }
 
 /// The analysis as one request, for the formats that know requests only.

@@ -21,10 +21,9 @@ pub fn kind_of(signature: &str) -> FrameKind {
     if signature == "[kernel]" {
         return FrameKind::Kernel;
     }
-    if let Some((rest, mark)) = bracketed(signature, '[', ']') {
+    if let Some((_, mark)) = bracketed(signature, '[', ']') {
         return match mark {
             "vdso" => FrameKind::CLibrary,
-            "inlined" => kind_of(rest),
             "jit" => FrameKind::Native,
             _ => FrameKind::Kernel, // or a module of it
         };
@@ -77,7 +76,7 @@ mod tests {
             ("[kernel]", K::Kernel),
             ("__vdso_time [vdso]", K::CLibrary),
             ("script::handler main.js:7 [jit]", K::Native),
-            ("Vec<T>::push (server) [inlined]", K::Native),
+            ("Vec<T>::push (inlined) (server)", K::Native),
             (
                 "std::vector<int>::operator[](unsigned long) (server)",
                 K::Native,
@@ -92,6 +91,7 @@ mod tests {
             ("libx.so+0x1234", K::Native),
             ("libpython3.12.so.1.0+0x1f0", K::RuntimeInternal),
             ("[unknown] (libx.so)", K::Native),
+            ("[unknown] [jit]", K::Native),
             ("[unknown]", K::Native),
             ("[garbage collection]", K::Builtin),
             ("shop.views.cart:12", K::Python),

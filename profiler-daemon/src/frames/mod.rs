@@ -24,8 +24,8 @@
 //! 2. A stack without an interpreter or virtual machine keeps all its user frames.
 //! 3. Any other loses the interpreter's own frames. Of those below the innermost function of the language
 //!    the ones with a name in the language stay, under that name; without one nothing is guessed.
-//! 4. It loses the C library where that only starts the thread (at the root) or only makes a system call
-//!    for the interpreter (directly below it). Elsewhere it tells something: `memmove` below `bytes.join`.
+//! 4. It loses the C library where that only starts the thread (at the root), returns from a signal handler, or
+//!    only makes a system call for the interpreter (directly below it). Elsewhere it tells something: `memmove` below `bytes.join`.
 //! 5. Of the import machinery, which is Python code of the interpreter, the outermost frame of each run
 //!    stays: it says `import`.
 //! 6. Frames of other libraries stay wherever they are, and a stack never becomes empty.
@@ -151,7 +151,9 @@ fn managed(user: &[&Frame], activity: Option<&Frame>) -> Vec<Frame> {
                 }
                 true
             }
-            FrameKind::Native | FrameKind::CLibrary => index >= calls_start && index < root_start,
+            FrameKind::Native | FrameKind::CLibrary => {
+                index >= calls_start && index < root_start && !is_signal_return(frame)
+            }
             _ => true,
         };
         if is_shown {
@@ -190,6 +192,12 @@ fn thread_start_frames(user: &[&Frame]) -> usize {
             || f.signature.starts_with("_start (")
     };
     user.iter().rev().take_while(starts).count()
+}
+
+/// Whether the frame is the code that a signal handler returns to, of glibc or musl: the interpreter's
+/// handler only takes note, and runs none of the application.
+fn is_signal_return(frame: &Frame) -> bool {
+    frame.kind == FrameKind::CLibrary && frame.signature.starts_with("__restore")
 }
 
 /// Whether the frame is of the machinery behind `import`, whose source is compiled into the interpreter.

@@ -144,6 +144,19 @@ fn waits_of_the_interpreter_are_told() {
     );
 }
 
+/// Check that of the interpreter's signal handler nothing is left below the function that it interrupted.
+#[test]
+fn a_signal_handler_is_the_interpreters() {
+    assert_eq!(
+        shown("i:trip_signal i:signal_handler c:__restore_rt p:main:1 i:run c:clone3"),
+        ["main:1"]
+    );
+    assert_eq!(
+        shown("c:memmove i:bytes_join=bytes.join p:main:1 i:trip_signal c:__restore_rt p:outer:2"),
+        ["memmove (libc.so.6)", "bytes.join", "main:1", "outer:2"]
+    );
+}
+
 /// Check that a run of the import machinery is one frame, at the leaf as well as between modules, and that
 /// two imports stay two.
 #[test]

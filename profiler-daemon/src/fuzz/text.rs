@@ -1,5 +1,6 @@
 //! Texts: HTTP heads, what `/proc` shows, perf maps, commands, configuration, answers of an OAP.
 
+use profiler_common::{line_of, line_status};
 use profiler_proto::skywalking::{Command, KeyStringValuePair};
 
 use super::service;
@@ -21,15 +22,21 @@ const ROWS_MAX: usize = 10_000;
 pub fn request_head(data: &[u8]) {
     let (endpoint, head) = first_line(data);
     let endpoint = Endpoint::parse(&endpoint);
-    if let Ok(endpoint) = &endpoint {
-        let _ = endpoint.rule();
-    }
-    let Some(head) = RequestHead::parse(head) else {
+    let rule = endpoint.as_ref().ok().map(Endpoint::rule);
+    let bytes = head;
+    let Some(head) = RequestHead::parse(bytes) else {
         return;
     };
     let _ = head.path();
-    if let Ok(endpoint) = &endpoint {
-        let _ = endpoint.matches(&head.method, &head.target, head.host.as_deref());
+    if let Ok(endpoint) = &endpoint
+        && endpoint.matches(&head.method, &head.target, head.host.as_deref())
+    {
+        // What matches passes the prefilter, if the line is whole and nothing stands before it.
+        let line = line_of(bytes);
+        let byte = |index: u64| bytes.get(index as usize).copied().unwrap_or(0);
+        let rule = rule.and_then(|rule| rule.to_kernel());
+        let is_whole = line.status() == line_status::WHOLE;
+        assert!(!is_whole || rule.is_some_and(|rule| rule.passes(line, byte)));
     }
     if let Some(value) = &head.sw8 {
         let _ = crate::request::sw8::parse(value);

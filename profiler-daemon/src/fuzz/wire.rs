@@ -10,7 +10,7 @@ use super::service;
 use crate::embedded::store::{Store, StoreLimits};
 use crate::embedded::task::TaskRequest;
 use crate::embedded::wire;
-use crate::kernel::{KernelTypes, RequestRecord, decode_request, decode_sample};
+use crate::kernel::{KernelTypes, decode_request, decode_sample};
 use crate::model::{Pid, ProcessKey, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock};
 use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
 
@@ -81,7 +81,7 @@ pub fn request_records(data: &[u8]) {
     let clock = WallClock::from_readings(0, 1_700_000_000_000_000_000);
     let mut actions = Vec::new();
     for record in parts(data) {
-        let Ok(RequestRecord::Event(event)) = decode_request(record) else {
+        let Ok(event) = decode_request(record) else {
             continue;
         };
         match event {
@@ -93,6 +93,9 @@ pub fn request_records(data: &[u8]) {
                 tracker.on_process_gone(key(pid), 0, &mut actions);
                 tracker.remove_target(key(pid));
             }
+            RequestEvent::CloseRange {
+                pid, first, last, ..
+            } => tracker.on_close_range(pid, first..=last, 0, &NoConns, &mut actions),
             _ => {}
         }
         tracker.on_event(event, clock, &mut actions);

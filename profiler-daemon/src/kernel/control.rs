@@ -15,26 +15,14 @@ impl Kernel {
     /// The slot does not exist, the literal is too long, or the map refuses.
     pub fn set_rule(&mut self, slot: TaskSlot, rule: &EndpointRule) -> Result<(), KernelError> {
         check_slot(slot)?;
-        let len = rule.literal.len();
-        if len > LITERAL_MAX_BYTES {
+        let Some(kernel_rule) = rule.to_kernel() else {
             return Err(KernelError::Argument(format!(
-                "a rule's literal has {len} bytes; at most {LITERAL_MAX_BYTES} fit"
+                "a rule's literal has {} bytes; at most {LITERAL_MAX_BYTES} fit",
+                rule.literal.len()
             )));
-        }
-        let mut literal = [0; LITERAL_MAX_BYTES];
-        literal[..len].copy_from_slice(&rule.literal);
-        let exact = if rule.exact { rule_flag::EXACT } else { 0 };
+        };
         self.clear_rule(slot)?;
-        self.maps.set_rule(
-            slot.0,
-            &Rule {
-                flags: rule_flag::LIVE | exact,
-                method_mask: rule.method_mask,
-                literal_len: len as u32,
-                pad: 0,
-                literal,
-            },
-        )
+        self.maps.set_rule(slot.0, &kernel_rule)
     }
 
     /// Switches a slot between tagging and only counting its requests.

@@ -1,7 +1,7 @@
 //! Turns records of the `REQUESTS` ring into [`RequestEvent`]s.
 //!
 //! In:  record bytes, written by `profiler-ebpf/src/emit.rs`
-//! Out: [`RequestRecord`]
+//! Out: [`RequestEvent`]
 //! Lost: nothing here; a record that does not fit is a [`BadRecord`] for the caller to count
 //!
 //! # Layout
@@ -15,30 +15,12 @@ use crate::model::{Pid, RequestEvent, RequestId, TaskSlot, Tid};
 
 const HEADER: usize = size_of::<RequestEventHeader>();
 
-/// One record of the ring.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RequestRecord {
-    /// Something the daemon wants to know.
-    Event(RequestEvent),
-    /// A process closed a range of descriptors: their requests end.
-    CloseRange {
-        /// The process.
-        pid: Pid,
-        /// First descriptor.
-        first: u32,
-        /// Last descriptor, included; may be far beyond the last one in use.
-        last: u32,
-        /// When, `CLOCK_MONOTONIC`.
-        ktime_ns: u64,
-    },
-}
-
 /// Decodes one record.
 ///
 /// # Errors
 ///
 /// The bytes are not what the programs write.
-pub fn decode_request(bytes: &[u8]) -> Result<RequestRecord, BadRecord> {
+pub fn decode_request(bytes: &[u8]) -> Result<RequestEvent, BadRecord> {
     let mut reader = Reader::new(bytes);
     let header = read_header(&mut reader).ok_or(BadRecord::Short {
         len: bytes.len(),
@@ -57,7 +39,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestRecord, BadRecord> {
     }
     let id = RequestId(header.request_id);
     let (pid, tid) = (Pid(header.tgid), Tid(header.tid));
-    Ok(RequestRecord::Event(match kind {
+    Ok(match kind {
         RequestEventKind::Start => RequestEvent::Start {
             id,
             slot: TaskSlot(header.slot),
@@ -102,15 +84,13 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestRecord, BadRecord> {
             pid,
             ktime_ns: header.ktime_ns,
         },
-        RequestEventKind::CloseRange => {
-            return Ok(RequestRecord::CloseRange {
-                pid,
-                first: header.fd.cast_unsigned(),
-                last: header.detail,
-                ktime_ns: header.ktime_ns,
-            });
-        }
-    }))
+        RequestEventKind::CloseRange => RequestEvent::CloseRange {
+            pid,
+            first: header.fd.cast_unsigned(),
+            last: header.detail,
+            ktime_ns: header.ktime_ns,
+        },
+    })
 }
 
 fn read_header(reader: &mut Reader<'_>) -> Option<RequestEventHeader> {
@@ -158,7 +138,7 @@ mod tests {
         let bytes = record(1, 0, b"GET / HTTP/1.1\r\n");
         assert_eq!(
             decode_request(&bytes),
-            Ok(RequestRecord::Event(RequestEvent::Start {
+            Ok(RequestEvent::Start {
                 id: RequestId(0x0001_0000_0000_0007),
                 slot: TaskSlot(3),
                 pid: Pid(100),
@@ -167,18 +147,18 @@ mod tests {
                 start_ktime_ns: 900_000,
                 flags: 5,
                 head: b"GET / HTTP/1.1\r\n".to_vec(),
-            }))
+            })
         );
     }
 
     /// Check that an end record keeps its reason and that an unknown reason is refused.
     #[test]
     fn an_end_record_keeps_its_reason() {
-        let Ok(RequestRecord::Event(RequestEvent::End {
+        let Ok(RequestEvent::End {
             reason,
             last_write_ktime_ns,
             ..
-        })) = decode_request(&record(3, 2, b""))
+        }) = decode_request(&record(3, 2, b""))
         else {
             panic!("not an end event");
         };
@@ -195,10 +175,10 @@ mod tests {
     fn an_outbound_record_keeps_its_head() {
         assert_eq!(
             decode_request(&record(8, 0, b"GET / HTTP/1.1\r\n")),
-            Ok(RequestRecord::Event(RequestEvent::Outbound {
+            Ok(RequestEvent::Outbound {
                 id: RequestId(0x0001_0000_0000_0007),
                 head: b"GET / HTTP/1.1\r\n".to_vec(),
-            }))
+            })
         );
     }
 
@@ -207,16 +187,16 @@ mod tests {
     fn process_events_name_the_process() {
         assert_eq!(
             decode_request(&record(4, 55, b"")),
-            Ok(RequestRecord::Event(RequestEvent::Fork {
+            Ok(RequestEvent::Fork {
                 parent: Pid(100),
                 tid: Tid(101),
                 child: Pid(55),
                 ktime_ns: 1_000_000,
-            }))
+            })
         );
         assert_eq!(
             decode_request(&record(7, u32::MAX, b"")),
-            Ok(RequestRecord::CloseRange {
+            Ok(RequestEvent::CloseRange {
                 pid: Pid(100),
                 first: 9,
                 last: u32::MAX,

@@ -51,7 +51,7 @@ use tracing_log::log::Log;
 
 pub use bad_record::BadRecord;
 pub use btf::{BtfError, KernelTypes};
-pub use decode_request::{RequestRecord, decode_request};
+pub use decode_request::decode_request;
 pub use decode_sample::decode_sample;
 pub use drain::Drained;
 pub use error::{KernelError, MINIMUM_KERNEL};
@@ -250,6 +250,13 @@ impl Kernel {
     #[must_use]
     pub fn program_time_ns(&self) -> u64 {
         stats::run_time_ns(&self.ebpf)
+    }
+
+    /// Runs of hooks that the kernel has left out since the object was loaded, because one was under way on the same
+    /// CPU; for any process of the host.
+    #[must_use]
+    pub fn left_out_runs(&self) -> u64 {
+        stats::left_out_runs(&self.ebpf)
     }
 
     /// What the loaded programs cost.

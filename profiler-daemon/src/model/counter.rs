@@ -89,6 +89,7 @@ counters! {
     HeadsUnreadable, "heads_unreadable", Connections, loss: true, "heads whose bytes could not be read";
     PartialHeadsDropped, "partial_heads_dropped", Connections, loss: true, "split request lines that could not be joined";
     RequestEventsLost, "request_events_lost", Connections, loss: true, "request events lost to a full ring buffer";
+    HooksLeftOut, "hooks_left_out", Connections, loss: true, "hook runs left out because the hook was at work on that processor, for any process of the host: events may be missing";
     BadRecords, "bad_records", Connections, loss: true, "ring buffer records that could not be decoded";
     PeriodsExpected, "periods_expected", Samples, loss: false, "dump periods inside profiled requests";
     PeriodsSampled, "periods_sampled", Samples, loss: false, "dump periods that have a snapshot";

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use profiler_common::EndReason;
+use profiler_common::{EndReason, LITERAL_MAX_BYTES, Rule, rule_flag};
 
 use super::{Coverage, Pid, ProcessKey, Service, TaskId, TaskSlot, Tid, WallClock};
 
@@ -23,8 +23,27 @@ pub struct EndpointRule {
     pub method_mask: u32,
     /// First bytes of the target on the wire, at most [`profiler_common::LITERAL_MAX_BYTES`].
     pub literal: Vec<u8>,
-    /// The target must end after the literal.
+    /// The path must end after the literal.
     pub exact: bool,
+}
+
+impl EndpointRule {
+    /// The rule as the programs read it; `None` if the literal is too long.
+    #[must_use]
+    pub fn to_kernel(&self) -> Option<Rule> {
+        let mut literal = [0; LITERAL_MAX_BYTES];
+        literal
+            .get_mut(..self.literal.len())?
+            .copy_from_slice(&self.literal);
+        let exact = if self.exact { rule_flag::EXACT } else { 0 };
+        Some(Rule {
+            flags: rule_flag::LIVE | exact,
+            method_mask: self.method_mask,
+            literal_len: self.literal.len() as u32,
+            pad: 0,
+            literal,
+        })
+    }
 }
 
 /// One record of the `REQUESTS` ring, decoded.
@@ -85,6 +104,17 @@ pub enum RequestEvent {
         flags: u32,
         /// Why it ended.
         reason: EndReason,
+    },
+    /// A target process closed a range of descriptors, of which the programs have looked at the beginning only.
+    CloseRange {
+        /// The process.
+        pid: Pid,
+        /// First descriptor.
+        first: u32,
+        /// Last descriptor, included; may be far beyond the last one in use.
+        last: u32,
+        /// When.
+        ktime_ns: u64,
     },
     /// A target process forked.
     Fork {

@@ -270,12 +270,13 @@ mod tests {
     #[test]
     fn every_cause_is_told_as_what_it_is() {
         use Counter as C;
-        // These are no reasons: they say what was seen, or that something is in the result.
-        const NO_CAUSES: [C; 4] = [
+        // These are no reasons: they say what was seen, what may be missing, or that something is in the result.
+        const NO_CAUSES: [C; 5] = [
             C::RequestsSeen,
             C::RequestsMatched,
             C::RequestsProfiled,
             C::RequestsOtherEndpoint,
+            C::HooksLeftOut,
         ];
         const LOST: [C; 2] = [C::RequestEventsLost, C::BadRecords];
         let mut texts = Vec::new();

@@ -16,6 +16,7 @@ mod folded;
 mod merged;
 mod pprof;
 mod reduce;
+mod rows;
 mod style;
 mod svg;
 mod text;

@@ -55,9 +55,23 @@ pub(super) fn names(pid: Pid, folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Where a process stands: relative paths on its command line begin there.
+/// Whether a path is a regular file; nothing is read, and nothing waited for.
+pub(super) fn is_file(pid: Pid, path: &Path) -> bool {
+    open(pid, path, OFlag::O_PATH)
+        .and_then(|file| file.metadata())
+        .is_ok_and(|metadata| metadata.is_file())
+}
+
+/// Where a process stands, as it sees it: relative paths on its command line begin there.
 pub(super) fn working_folder(pid: Pid) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/{}/cwd", door(pid)))
+    let door = door(pid);
+    let folder = fs::read_link(format!("/proc/{door}/cwd"))?;
+    // A root that is a folder of ours (chroot) is part of the link, that of a container is not.
+    let root = fs::read_link(format!("/proc/{door}/root"))?;
+    Ok(match folder.strip_prefix(root) {
+        Ok(below) => Path::new("/").join(below),
+        Err(_) => folder,
+    })
 }
 
 fn open(pid: Pid, path: &Path, flags: OFlag) -> io::Result<File> {
@@ -90,5 +104,13 @@ mod tests {
         assert!(read(own, folder.path(), 4).is_err());
         assert!(read(own, Path::new("/proc/self/exe"), 4).is_err());
         assert!(names(own, &path).is_empty());
+
+        assert!(is_file(own, &path));
+        for other in [&pipe, folder.path(), Path::new("/proc/self/exe")] {
+            assert!(!is_file(own, other), "{}", other.display());
+        }
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(is_file(own, &link));
     }
 }

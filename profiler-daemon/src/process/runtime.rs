@@ -264,6 +264,31 @@ mod tests {
         assert!(matches!(go.request_model(), RequestModel::Unsupported(_)));
     }
 
+    /// Check that a runtime whose functions have no names says so, and that machine code and a CPython whose
+    /// frames can be read do not.
+    #[test]
+    fn runtimes_without_names_say_so() {
+        let python = |minor| {
+            Runtime::CPython(PythonVersion {
+                major: 3,
+                minor,
+                micro: 0,
+            })
+        };
+        for (runtime, has_all) in [
+            (Runtime::Native, true),
+            (python(14), true),
+            (python(11), true),
+            (python(10), false),
+            (Runtime::Jvm { version: None }, false),
+            (Runtime::Ruby, false),
+            (Runtime::Php, false),
+        ] {
+            let named = runtime.named_frames();
+            assert_eq!(named == NamedFrames::All, has_all, "{runtime}");
+        }
+    }
+
     /// Check that this test program is native, and that a missing process is an error.
     #[test]
     fn a_rust_program_is_native() {

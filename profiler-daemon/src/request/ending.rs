@@ -1,10 +1,14 @@
 //! How a request leaves the tracker: kept, with one of the task's places, or dropped and counted.
 
-use profiler_common::EndReason;
+use std::ops::RangeInclusive;
+
+use profiler_common::{EndReason, conn_flag};
 
 use super::task::LiveTask;
-use super::tracker::{Action, RequestTracker};
-use crate::model::{Counter, Coverage, FinishedRequest, ProcessKey, RequestId, Service, TaskSlot};
+use super::tracker::{Action, ConnView, RequestTracker};
+use crate::model::{
+    Counter, Coverage, FinishedRequest, Pid, ProcessKey, RequestId, Service, TaskSlot,
+};
 
 impl RequestTracker {
     /// Takes one of the task's places for a request that passed the threshold, or drops it.
@@ -149,6 +153,37 @@ impl RequestTracker {
     ) {
         for id in self.ids(|open| open.request.process == process) {
             self.finish(id, now_ktime_ns, Some(EndReason::ThreadExit), actions);
+        }
+    }
+
+    /// A process closed a range of descriptors: the requests on them end. What is looked up is the process's open
+    /// requests, of which there are few, however many connections it and the others have.
+    pub fn on_close_range(
+        &mut self,
+        pid: Pid,
+        descriptors: RangeInclusive<u32>,
+        ktime_ns: u64,
+        conns: &impl ConnView,
+        actions: &mut Vec<Action>,
+    ) {
+        let closed = self.ids(|open| {
+            open.request.process.pid == pid
+                && descriptors.contains(&open.request.fd.cast_unsigned())
+        });
+        for id in closed {
+            let Some(open) = self.open.get_mut(&id) else {
+                continue;
+            };
+            let conn = open.conn(conns);
+            if conn.is_some_and(|conn| conn.flags & conn_flag::HANDED_OFF != 0) {
+                self.drop_open(id, Counter::RequestsHandedOff, actions);
+                continue;
+            }
+            if let Some(conn) = conn {
+                open.on_write(conn.last_write_ktime_ns, conn.written_bytes);
+            }
+            // Without a reason: the kernel side does not know of this end and is told.
+            self.finish(id, ktime_ns, None, actions);
         }
     }
 }

@@ -12,14 +12,14 @@
 //! | `GET:http://shop:8080/orders?x=1` | method, host, path, query | Go fasthttp |
 //! | `*` | every request | |
 //!
-//! A path segment `{x}`, `{x:regex}`, `:x` or `<x>` stands for any one segment; `*`, `*x`, `**` and
-//! `{*x}` for the rest of the path. A regex in braces is not evaluated. The query counts only where
-//! the endpoint has one. A target is compared as it stands and percent-decoded; `%2F` never
-//! separates segments.
+//! Methods are those of HTTP, the registered ones of others (WebDAV: `PROPFIND:/dav`) and an application's own; in
+//! the text they may be written in lower case. What paths equal each other: [`super::path`]. The query counts only
+//! where the endpoint has one, and as it stands. Hosts are compared without regard to case.
 
-use percent_encoding::percent_decode_str;
-use profiler_common::{LITERAL_MAX_BYTES, Method, method_bit};
+use profiler_common::{ANY_METHOD, METHOD_MAX_BYTES, Method, method_bit};
 
+use super::head::split_authority;
+use super::path::Pattern;
 use crate::model::EndpointRule;
 
 /// Operation names are cut at this many characters by the agents and by OAP (`endpoint_name`).
@@ -37,7 +37,7 @@ pub enum EndpointError {
          an HTTP/1 request line); use `METHOD:/path`, `/path`, or `*` for every request"
     )]
     NotAPath(String),
-    /// The method is not one of HTTP's.
+    /// The method is no token, or almost one of HTTP's.
     #[error("the endpoint `{endpoint}` names the unknown method `{method}`; {hint}")]
     UnknownMethod {
         /// As given.
@@ -53,30 +53,11 @@ pub enum EndpointError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     text: String,
-    method_mask: u32,
+    /// Any, if there is none.
+    method: Option<String>,
     host: Option<String>,
     path: Pattern,
     query: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Pattern {
-    /// Any path.
-    Any,
-    /// This path, or with `cut` a path that begins like this.
-    Literal { path: String, cut: bool },
-    /// Segment by segment; `rest` takes whatever follows.
-    Template { segments: Vec<Segment>, rest: bool },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
-    Literal(String),
-    /// Any non-empty text between the two.
-    Param {
-        prefix: String,
-        suffix: String,
-    },
 }
 
 impl Endpoint {
@@ -90,52 +71,59 @@ impl Endpoint {
         if text.is_empty() {
             return Err(EndpointError::Empty);
         }
-        let all_methods = Method::ALL.iter().fold(0, |mask, &m| mask | method_bit(m));
-        let whole = |mask, rest: &str| Self::from_target(text, mask, rest);
+        let any = |rest: &str| Self::from_target(text, None, rest);
+        let one = |method: &str, rest: &str| {
+            let method = method_named(text, method)?;
+            Self::from_target(text, Some(method), rest)
+        };
         if text == "*" {
-            return Ok(Self {
-                text: text.to_owned(),
-                method_mask: all_methods,
-                host: None,
-                path: Pattern::Any,
-                query: None,
-            });
+            return any(text);
         }
         if let Some(rest) = text.strip_prefix("Netty-http:") {
-            return whole(all_methods, rest);
+            return any(rest);
         }
         if let Some((method, path)) = text.strip_prefix('{').and_then(|t| t.split_once('}'))
             && path.starts_with('/')
         {
-            return whole(method_mask(text, method)?, path);
+            return one(method, path);
         }
         if text.starts_with('/') {
-            if let Some((path, method)) = text.rsplit_once('@')
-                && let Ok(mask) = method_mask(text, method)
-            {
-                return whole(mask, path);
-            }
-            return whole(all_methods, text);
+            return match text.rsplit_once('@') {
+                Some((path, method)) if is_registered(&method.to_ascii_uppercase()) => {
+                    one(method, path)
+                }
+                _ => any(text),
+            };
         }
-        if text.starts_with("http://") || text.starts_with("https://") {
-            return whole(all_methods, text);
+        if split_authority(text).0.is_some() {
+            return any(text);
         }
         if let Some((method, target)) = text.split_once(char::is_whitespace)
             && method.bytes().all(|b| b.is_ascii_alphabetic())
             && let target = target.trim_start()
             && target.starts_with(['/', '*'])
         {
-            return whole(method_mask(text, method)?, target);
+            return one(method, target);
         }
         match text.split_once(':') {
+            // Another scheme than HTTP's is no method.
+            Some((scheme, target))
+                if target.starts_with("//") && !is_registered(&scheme.to_ascii_uppercase()) =>
+            {
+                Err(EndpointError::NotAPath(text.to_owned()))
+            }
             Some((method, target)) if target.starts_with(['/', '*']) || target.contains("://") => {
-                whole(method_mask(text, method)?, target)
+                one(method, target)
             }
             _ => Err(EndpointError::NotAPath(text.to_owned())),
         }
     }
 
-    fn from_target(text: &str, method_mask: u32, target: &str) -> Result<Self, EndpointError> {
+    fn from_target(
+        text: &str,
+        method: Option<String>,
+        target: &str,
+    ) -> Result<Self, EndpointError> {
         let (host, target) = split_authority(target);
         // A colon path such as `/a?b` has its query after the first question mark; templates have none.
         let (path, query) = match target.split_once('?') {
@@ -152,7 +140,7 @@ impl Endpoint {
         };
         Ok(Self {
             text: text.to_owned(),
-            method_mask,
+            method,
             host: host.map(str::to_owned),
             path,
             query,
@@ -168,15 +156,16 @@ impl Endpoint {
     /// Whether a request line is a request to this endpoint.
     #[must_use]
     pub fn matches(&self, method: &str, target: &str, host: Option<&str>) -> bool {
-        let Some(known) = Method::ALL.into_iter().find(|m| m.token() == method) else {
-            return false;
-        };
-        if self.method_mask & method_bit(known) == 0 {
+        if let Some(wanted) = &self.method
+            && wanted != method
+        {
             return false;
         }
         let (authority, target) = split_authority(target);
         if let Some(wanted) = &self.host
-            && authority.or(host) != Some(wanted.as_str())
+            && !authority
+                .or(host)
+                .is_some_and(|host| host.eq_ignore_ascii_case(wanted))
         {
             return false;
         }
@@ -196,295 +185,84 @@ impl Endpoint {
     /// The kernel side's prefilter. It passes everything that [`Self::matches`].
     #[must_use]
     pub fn rule(&self) -> EndpointRule {
-        let (literal, whole) = match &self.path {
-            Pattern::Any => (String::new(), false),
-            Pattern::Literal { path, cut } => (path.clone(), !cut && self.query.is_none()),
-            Pattern::Template { segments, .. } => {
-                let mut literal = String::new();
-                for segment in segments {
-                    literal.push('/');
-                    match segment {
-                        Segment::Literal(text) => literal.push_str(text),
-                        Segment::Param { prefix, .. } => {
-                            literal.push_str(prefix);
-                            break;
-                        }
-                    }
-                }
-                (literal, false)
-            }
-        };
-        // Bytes outside this set stand percent-encoded on the wire; the daemon compares those.
-        let safe = literal
-            .bytes()
-            .position(|b| !(b.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@/".contains(&b)))
-            .unwrap_or(literal.len())
-            .min(LITERAL_MAX_BYTES);
+        let (literal, is_whole) = self.path.literal();
         EndpointRule {
-            method_mask: self.method_mask,
-            literal: literal.as_bytes()[..safe].to_vec(),
-            exact: whole && safe == literal.len(),
+            method_mask: self
+                .method
+                .as_deref()
+                .map_or(ANY_METHOD, |method| method_bit(Method::from_token(method))),
+            literal,
+            exact: is_whole && self.query.is_none(),
         }
     }
 }
 
-impl Pattern {
-    fn parse(path: &str, cut: bool) -> Self {
-        let mut segments = Vec::new();
-        let mut template = false;
-        let mut rest = false;
-        for part in path[1..].split('/') {
-            if part.starts_with('*') || (part.starts_with("{*") && part.ends_with('}')) {
-                template = true;
-                rest = true;
-                break;
-            }
-            let segment = Segment::parse(part);
-            template |= matches!(segment, Segment::Param { .. });
-            segments.push(segment);
-        }
-        if template {
-            Self::Template { segments, rest }
-        } else {
-            Self::Literal {
-                path: path.to_owned(),
-                cut,
-            }
-        }
-    }
+/// Methods of other specifications, as registered at IANA; `PRI` of HTTP/2 is none that a request has.
+/// <https://www.iana.org/assignments/http-methods/http-methods.xhtml>
+const REGISTERED: &[&str] = &[
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "COPY",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "ORDERPATCH",
+    "PROPFIND",
+    "PROPPATCH",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+];
 
-    fn matches(&self, path: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Literal { path: wanted, cut } => {
-                let same = |path: &str| {
-                    if *cut {
-                        path.starts_with(wanted)
-                    } else {
-                        path == wanted
-                    }
-                };
-                same(path) || decode(path).is_some_and(|decoded| same(&decoded))
-            }
-            Self::Template { segments, rest } => {
-                let Some(path) = path.strip_prefix('/') else {
-                    return false;
-                };
-                let mut parts = path.split('/');
-                segments
-                    .iter()
-                    .all(|segment| parts.next().is_some_and(|p| segment.matches(p)))
-                    && (*rest || parts.next().is_none())
-            }
-        }
-    }
+fn is_registered(method: &str) -> bool {
+    Method::from_token(method) != Method::Other || REGISTERED.contains(&method)
 }
 
-impl Segment {
-    fn parse(text: &str) -> Self {
-        let param = |prefix: &str, suffix: &str| Self::Param {
-            prefix: prefix.to_owned(),
-            suffix: suffix.to_owned(),
-        };
-        if (text.starts_with(':') && text.len() > 1)
-            || (text.starts_with('<') && text.ends_with('>'))
-        {
-            return param("", "");
-        }
-        match (text.find('{'), text.rfind('}')) {
-            (Some(open), Some(close)) if open < close => param(&text[..open], &text[close + 1..]),
-            _ => Self::Literal(text.to_owned()),
-        }
-    }
-
-    fn matches(&self, part: &str) -> bool {
-        // Path parameters (`;jsessionid=...`) do not belong to the segment's name.
-        let part = part.split(';').next().unwrap_or(part);
-        match self {
-            Self::Literal(wanted) => {
-                part == wanted || decode(part).is_some_and(|decoded| decoded == *wanted)
-            }
-            Self::Param { prefix, suffix } => part
-                .strip_prefix(prefix.as_str())
-                .and_then(|p| p.strip_suffix(suffix.as_str()))
-                .is_some_and(|middle| !middle.is_empty()),
-        }
-    }
-}
-
-/// Percent-decodes, keeping an encoded slash encoded; `None` if nothing is encoded or it is not UTF-8.
-fn decode(path: &str) -> Option<String> {
-    if !path.contains('%') {
-        return None;
-    }
-    let kept = path.replace("%2F", "%252F").replace("%2f", "%252f");
-    percent_decode_str(&kept)
-        .decode_utf8()
-        .ok()
-        .map(std::borrow::Cow::into_owned)
-}
-
-/// Splits `http://host/path` into host and path; anything else has no authority.
-fn split_authority(target: &str) -> (Option<&str>, &str) {
-    let Some(after) = target
-        .strip_prefix("http://")
-        .or_else(|| target.strip_prefix("https://"))
-    else {
-        return (None, target);
-    };
-    match after.find(['/', '?']) {
-        Some(end) => (Some(&after[..end]), &after[end..]),
-        None => (Some(after), ""),
-    }
-}
-
-fn method_mask(endpoint: &str, method: &str) -> Result<u32, EndpointError> {
+/// The method that the endpoint text names, in upper case.
+fn method_named(endpoint: &str, method: &str) -> Result<String, EndpointError> {
     let upper = method.to_ascii_uppercase();
-    if let Some(known) = Method::ALL.into_iter().find(|m| m.token() == upper) {
-        return Ok(method_bit(known));
+    if is_registered(&upper) {
+        return Ok(upper);
     }
-    let nearest = Method::ALL
-        .into_iter()
-        .max_by(|a, b| {
-            let score = |m: &Method| strsim::jaro_winkler(&upper, m.token());
-            score(a).total_cmp(&score(b))
+    let refused = |hint| {
+        Err(EndpointError::UnknownMethod {
+            endpoint: endpoint.to_owned(),
+            method: method.to_owned(),
+            hint,
         })
-        .map_or("GET", Method::token);
-    Err(EndpointError::UnknownMethod {
-        endpoint: endpoint.to_owned(),
-        method: method.to_owned(),
-        hint: format!("did you mean `{nearest}`?"),
-    })
+    };
+    let is_of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if upper.is_empty() || upper.len() >= METHOD_MAX_BYTES || !upper.bytes().all(is_of_token) {
+        return refused(
+            "a method has letters, digits and `-`, like `GET` or `PROPFIND`".to_owned(),
+        );
+    }
+    // One letter too many, too few, wrong or in another's place.
+    let is_meant = |known: &Method| strsim::osa_distance(&upper, known.token()) == 1;
+    match Method::ALL.into_iter().find(is_meant) {
+        Some(known) => refused(format!("did you mean `{}`?", known.token())),
+        None => Ok(upper),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hits(endpoint: &str, method: &str, target: &str) -> bool {
-        let endpoint = Endpoint::parse(endpoint).unwrap();
-        let matched = endpoint.matches(method, target, None);
-        if matched {
-            assert!(
-                passes(&endpoint.rule(), method, target),
-                "the prefilter refuses a match"
-            );
-        }
-        matched
-    }
-
-    /// The prefilter as the kernel side evaluates it.
-    fn passes(rule: &EndpointRule, method: &str, target: &str) -> bool {
-        let bit = Method::ALL
-            .into_iter()
-            .find(|m| m.token() == method)
-            .map_or(0, method_bit);
-        if rule.method_mask & bit == 0 {
-            return false;
-        }
-        if target.starts_with("http") {
-            return true;
-        }
-        for (index, &byte) in rule.literal.iter().enumerate() {
-            match target.as_bytes().get(index) {
-                Some(b'%') => return true,
-                Some(&b) if b == byte => {}
-                _ => return false,
-            }
-        }
-        !rule.exact
-            || matches!(
-                target.as_bytes().get(rule.literal.len()),
-                None | Some(b'?' | b';')
-            )
-    }
-
-    /// Check that method and path are compared exactly and the query is ignored.
-    #[test]
-    fn method_and_path_match_exactly_without_query() {
-        assert!(hits("POST:/", "POST", "/"));
-        assert!(hits("POST:/", "POST", "/?a=1"));
-        assert!(hits("POST /", "POST", "/") && hits("post  /x y", "POST", "/x%20y"));
-        assert!(!hits("POST /", "GET", "/"));
-        assert!(!hits("POST:/", "GET", "/"));
-        assert!(!hits("POST:/", "POST", "/x"));
-        assert!(!hits("GET:/busy", "GET", "/busy/"));
-        assert!(!hits("GET:/busy", "GET", "/busybody"));
-        assert!(hits("get:/busy", "GET", "/busy"));
-    }
-
-    /// Check the forms other agents give endpoint names.
-    #[test]
-    fn forms_of_other_agents_are_understood() {
-        assert!(hits("{GET}/orders", "GET", "/orders"));
-        assert!(!hits("{GET}/orders", "POST", "/orders"));
-        assert!(hits("/orders@get", "GET", "/orders"));
-        assert!(!hits("/orders@get", "PUT", "/orders"));
-        assert!(hits("/orders", "DELETE", "/orders?x"));
-        assert!(hits("/mail/a@b.c", "GET", "/mail/a@b.c"));
-        assert!(hits("Netty-http:/x?y=1", "GET", "/x?y=1"));
-        assert!(!hits("Netty-http:/x?y=1", "GET", "/x"));
-        assert!(hits("*", "OPTIONS", "*"));
-        assert!(hits("GET:*", "GET", "/any"));
-    }
-
-    /// Check that placeholders stand for one segment and a catch-all for the rest.
-    #[test]
-    fn templates_match_by_segment() {
-        for endpoint in [
-            "GET:/users/{id}/cart",
-            "GET:/users/:id/cart",
-            "GET:/users/<id>/cart",
-        ] {
-            assert!(hits(endpoint, "GET", "/users/42/cart"));
-            assert!(!hits(endpoint, "GET", "/users/42/43/cart"));
-            assert!(!hits(endpoint, "GET", "/users//cart"));
-            assert!(!hits(endpoint, "GET", "/users/42"));
-        }
-        assert!(hits("GET:/f/{name}.json", "GET", "/f/a.json"));
-        assert!(!hits("GET:/f/{name}.json", "GET", "/f/.json"));
-        assert!(hits("GET:/static/*path", "GET", "/static/a/b/c.js"));
-        assert!(hits("GET:/static/{*path}", "GET", "/static/x"));
-        assert!(!hits("GET:/static/**", "GET", "/other/x"));
-        assert!(hits("GET:/a/{id:[0-9]+}", "GET", "/a/7;v=1"));
-    }
-
-    /// Check that encoded targets equal decoded names, and that an encoded slash stays in its segment.
-    #[test]
-    fn percent_encoding_is_decoded_but_never_separates() {
-        assert!(hits("GET:/café", "GET", "/caf%C3%A9"));
-        assert!(hits("GET:/busy", "GET", "/%62usy"));
-        assert!(hits("GET:/a b", "GET", "/a%20b"));
-        assert!(!hits("GET:/a/b", "GET", "/a%2Fb"));
-        assert!(hits("GET:/a/{x}", "GET", "/a/b%2Fc"));
-    }
-
-    /// Check absolute-form targets, with and without a host in the endpoint.
-    #[test]
-    fn absolute_targets_are_cut_to_their_path() {
-        assert!(hits("GET:/x", "GET", "http://shop:80/x?q"));
-        assert!(hits("GET:/", "GET", "http://shop"));
-        assert!(hits("GET:http://shop:80/x", "GET", "http://shop:80/x"));
-        let endpoint = Endpoint::parse("GET:http://shop/x").unwrap();
-        assert!(endpoint.matches("GET", "/x", Some("shop")));
-        assert!(!endpoint.matches("GET", "/x", Some("other")));
-    }
-
-    /// Check that a name cut by an agent at 150 characters matches what it was cut from.
-    #[test]
-    fn a_name_of_150_characters_matches_by_prefix() {
-        let long = format!("GET:/{}", "a".repeat(200));
-        let cut: String = long.chars().take(150).collect();
-        assert!(hits(&cut, "GET", &long[4..]));
-    }
-
-    /// Check that what cannot stand in a request line is refused with a way out.
-    #[test]
-    fn names_without_a_path_are_refused() {
-        assert_eq!(Endpoint::parse("  "), Err(EndpointError::Empty));
-        let rpc = Endpoint::parse("shop.Cart.Add").unwrap_err().to_string();
-        assert!(rpc.contains("METHOD:/path"), "{rpc}");
-        let method = Endpoint::parse("GTE:/x").unwrap_err().to_string();
-        assert!(method.contains("did you mean `GET`"), "{method}");
-    }
-}
+#[path = "endpoint_tests.rs"]
+mod tests;

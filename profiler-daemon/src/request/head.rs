@@ -1,4 +1,7 @@
-//! Reads what the daemon needs from the bytes of an HTTP/1 request head (RFC 9112 §3, §5).
+//! Reads what the daemon needs from the bytes of an HTTP/1 request head (RFC 9112 §3, §5). What is a request line at
+//! all is said by `profiler_common::line`, by which the kernel side goes as well.
+
+use profiler_common::{Line, SKIPS_MAX, line_of, line_status};
 
 /// Most header lines looked at.
 const HEADERS_MAX: usize = 128;
@@ -8,7 +11,7 @@ const HEADERS_MAX: usize = 128;
 pub struct RequestHead {
     /// Method token.
     pub method: String,
-    /// Request target as it stands on the wire.
+    /// Request target as it stands on the wire, but with the bytes percent-encoded that are not UTF-8.
     pub target: String,
     /// `Host` header.
     pub host: Option<String>,
@@ -46,37 +49,69 @@ impl RequestHead {
     /// The target without scheme, authority and query.
     #[must_use]
     pub fn path(&self) -> &str {
-        let target = self.target.as_str();
-        let origin = match target.split_once("://") {
-            Some(("http" | "https", rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-            _ => target,
-        };
-        origin.split('?').next().unwrap_or(origin)
+        let (_, origin) = split_authority(&self.target);
+        let path = origin.split('?').next().unwrap_or(origin);
+        if path.is_empty() { "/" } else { path }
     }
+}
+
+/// Splits `http://host/path` into host and path; anything else has no authority.
+pub(super) fn split_authority(target: &str) -> (Option<&str>, &str) {
+    let after = target.split_once("://").and_then(|(scheme, after)| {
+        let is_http = ["http", "https"]
+            .iter()
+            .any(|http| scheme.eq_ignore_ascii_case(http));
+        is_http.then_some(after)
+    });
+    let Some(after) = after else {
+        return (None, target);
+    };
+    match after.find(['/', '?']) {
+        Some(end) => (Some(&after[..end]), &after[end..]),
+        None => (Some(after), ""),
+    }
+}
+
+/// Where a request line begins, and what it is; `None` if there is none.
+fn find_line(bytes: &[u8]) -> Option<(usize, Line)> {
+    let mut start = 0;
+    for _ in 0..=SKIPS_MAX {
+        let line = line_of(bytes.get(start..)?);
+        if line.status() != line_status::SKIP {
+            return (line.status() >= line_status::TARGET).then_some((start, line));
+        }
+        start += line.skip() as usize;
+    }
+    None
+}
+
+/// The bytes as text: those that are not UTF-8 as they would stand if the client had encoded them.
+fn encoded(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("%{byte:02X}")));
+    }
+    text
 }
 
 impl Part {
     /// Parses the first head of the bytes.
     fn parse(bytes: &[u8]) -> Option<Self> {
-        // Servers skip empty lines before a request line (RFC 9112 §2.2).
-        let start = bytes.iter().position(|b| !b"\r\n".contains(b))?;
+        let (start, line) = find_line(bytes)?;
         let mut lines = bytes[start..].split(|&b| b == b'\n');
         let first = lines.next()?;
-        let line = std::str::from_utf8(trim_cr(first)).ok()?;
-        let mut words = line.split(' ').filter(|w| !w.is_empty());
-        let (method, target) = (words.next()?, words.next()?);
+        let (method, rest) = trim_cr(first).split_at_checked(line.target_offset() as usize)?;
+        let mut words = rest.split(|&b| b == b' ');
+        let target = words.next()?;
         // A version must follow unless the line was cut; HTTP/0.9 is not spoken any more.
-        // Compared by bytes: the version's seventh may be the middle of a character.
-        let is_http_1 = |version: &str| version.bytes().zip(*b"HTTP/1.").all(|(a, b)| a == b);
+        let is_http_1 = |version: &[u8]| version.iter().zip(b"HTTP/1.").all(|(a, b)| a == b);
         if !words.next().is_none_or(is_http_1) {
             return None;
         }
-        if !method.bytes().all(|b| b.is_ascii_uppercase()) {
-            return None;
-        }
         let mut head = RequestHead {
-            method: method.to_owned(),
-            target: target.to_owned(),
+            method: std::str::from_utf8(method).ok()?.trim_end().to_owned(),
+            target: encoded(target),
             ..RequestHead::default()
         };
         let mut head_len = start + first.len() + 1;
@@ -165,6 +200,26 @@ mod tests {
         assert_eq!(RequestHead::parse(b"GET /fa").unwrap().target, "/fa");
     }
 
+    /// Check that a PROXY header and empty lines before a request line are no part of it.
+    #[test]
+    fn what_stands_before_a_head_is_skipped() {
+        let line = &b"REPORT /x HTTP/1.1\r\n\r\n"[..];
+        let second =
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x01\x02\x03\x04\x05\x06\x07\x08\0\x50\x20\x01";
+        for before in [
+            &b"\r\n"[..],
+            b"PROXY TCP4 10.0.0.1 10.0.0.2 5 6\r\n",
+            b"PROXY UNKNOWN\r\n\r\n",
+            second,
+        ] {
+            let bytes = [before, line].concat();
+            let head = RequestHead::parse(&bytes).unwrap();
+            assert_eq!((head.method.as_str(), head.path()), ("REPORT", "/x"));
+            assert!(head.complete);
+        }
+        assert_eq!(RequestHead::parse(&second[..20]), None);
+    }
+
     /// Check that bytes that are no request line are refused, whatever they are.
     #[test]
     fn other_bytes_are_refused() {
@@ -172,7 +227,6 @@ mod tests {
             &b""[..],
             b"\r\n",
             b"HTTP/1.1 200 OK\r\n",
-            b"get / HTTP/1.1\r\n",
             b"GET",
             b"\xff\xfe / x",
             b"GET / once upon a time\n",

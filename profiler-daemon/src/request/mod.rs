@@ -4,7 +4,7 @@
 //! Out: [`Action`]s: begin, cancel, untag, finish; carried out by [`crate::app`]
 //! Lost: every request that is not reported has a [`crate::model::Counter`] saying why
 //!
-//! [`endpoint`] decides whether a request belongs to a task, [`head`] and [`response`] read the bytes
+//! [`endpoint`] decides whether a request belongs to a task (`path` about its path), [`head`] and [`response`] read the bytes
 //! on the wire, [`sw8`] the caller's trace context, [`tracker`] is the state machine, `ending` its last
 //! steps.
 
@@ -12,6 +12,7 @@ mod ending;
 pub mod endpoint;
 pub mod head;
 mod open;
+mod path;
 pub mod response;
 pub mod sw8;
 mod task;

@@ -5,6 +5,7 @@ use profiler_common::Conn;
 use super::head::RequestHead;
 use super::response::ResponseHead;
 use super::sw8;
+use super::tracker::ConnView;
 use crate::model::{ActiveRequest, Sw8};
 
 /// A response with no write for this long, whose length is unknown, is taken as complete.
@@ -91,6 +92,12 @@ impl OpenRequest {
             has_forked: false,
             gone_since_ktime_ns: None,
         }
+    }
+
+    /// Its connection, while the kernel side knows it and it serves no later request.
+    pub(super) fn conn(&self, conns: &impl ConnView) -> Option<Conn> {
+        let conn = conns.conn(self.request.process.pid, self.request.fd)?;
+        (conn.request_id == self.request.id.0).then_some(conn)
     }
 
     /// Takes note of the latest write; 0 is none.

@@ -262,7 +262,10 @@ impl RequestTracker {
                     self.finish(id, ktime_ns, Some(reason), actions);
                 }
             }
-            RequestEvent::Fork { .. } | RequestEvent::Exec { .. } | RequestEvent::Exit { .. } => {}
+            RequestEvent::CloseRange { .. }
+            | RequestEvent::Fork { .. }
+            | RequestEvent::Exec { .. }
+            | RequestEvent::Exit { .. } => {}
         }
     }
 
@@ -367,8 +370,7 @@ impl RequestTracker {
         let Some(open) = self.open.get_mut(&id) else {
             return;
         };
-        let conn = conns.conn(open.request.process.pid, open.request.fd);
-        let conn = conn.filter(|conn| conn.request_id == id.0);
+        let conn = open.conn(conns);
         if conn.is_some_and(|conn| conn.flags & conn_flag::HANDED_OFF != 0) {
             return self.drop_open(id, Counter::RequestsHandedOff, actions);
         }

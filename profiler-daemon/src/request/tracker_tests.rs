@@ -25,10 +25,13 @@ struct Conns {
     closed: Vec<u64>,
     /// How often a descriptor was looked at.
     looks: Cell<usize>,
+    /// How often a connection was asked for.
+    asked: Cell<usize>,
 }
 
 impl ConnView for Conns {
     fn conn(&self, pid: Pid, fd: i32) -> Option<Conn> {
+        self.asked.set(self.asked.get() + 1);
         self.known.get(&(pid, fd)).copied()
     }
 
@@ -397,6 +400,44 @@ fn an_unseen_close_ends_a_request() {
             assert_eq!(ends, [20 * MS]);
         }
     }
+}
+
+/// Check that a closed range of descriptors ends the process's requests in it at their last write, and that the
+/// connections of other processes, however many, are not looked at for it.
+#[test]
+fn a_closed_range_ends_the_requests_of_its_process() {
+    let mut tracker = tracker(0, 5);
+    let other = Pid(101);
+    tracker.add_target(SLOT, other, service());
+    let mut conns = Conns::default();
+    for fd in 0..60_000 {
+        conns.known.insert((other, fd), conn(0, 500, 100));
+    }
+    for (id, fd) in [(1, 1), (2, 70), (3, 71)] {
+        send(&mut tracker, start(id, fd, 0, "GET /a"));
+        let known = Conn {
+            request_id: id,
+            ..conn(0, if id == 3 { 0 } else { 500 }, 100)
+        };
+        conns.known.insert((PID, fd as i32), known);
+    }
+    let mut of_other = start(4, 70, 0, "GET /a");
+    if let RequestEvent::Start { pid, .. } = &mut of_other {
+        *pid = other;
+    }
+    send(&mut tracker, of_other);
+
+    let mut actions = Vec::new();
+    tracker.on_close_range(PID, 67..=u32::MAX, 900 * MS, &conns, &mut actions);
+    assert_eq!(conns.asked.get(), 2);
+    let finished = finished(&actions);
+    let ends = finished.iter().map(|f| (f.request.id, f.end_ktime_ns));
+    assert_eq!(ends.collect::<Vec<_>>(), [(RequestId(2), 500 * MS)]);
+    assert_eq!(finished[0].reason, None, "the kernel side is told");
+    assert_eq!(count(&mut tracker, Counter::RequestsUnanswered), 1);
+    let mut open: Vec<_> = tracker.open().map(|request| request.id.0).collect();
+    open.sort_unstable();
+    assert_eq!(open, [1, 4]);
 }
 
 /// Check that no descriptor is looked at where the kernel side sees every close.

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 pub use depth::STACK_FRAMES_MAX;
 
+use crate::frames::FrameSet;
 use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, ProcessKey, Stack, UnwindEnd};
 use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
@@ -49,6 +50,7 @@ pub struct Symbolizer {
     kernel_names: HashMap<u64, Name>,
     processes: HashMap<ProcessKey, ProcessNames>,
     python: PythonNamer,
+    shown: FrameSet,
 }
 
 /// A name once found.
@@ -102,6 +104,21 @@ impl Symbolizer {
             kernel_names: HashMap::new(),
             processes: HashMap::new(),
             python: PythonNamer::new(signature),
+            shown: FrameSet::All,
+        }
+    }
+
+    /// The frames that will be shown of the stacks; a name that is missing elsewhere is no loss.
+    #[must_use]
+    pub fn showing(self, shown: FrameSet) -> Self {
+        Self { shown, ..self }
+    }
+
+    /// Whether frames of a kind are shown, as far as the kind alone decides.
+    fn is_shown(&self, kind: FrameKind) -> bool {
+        match self.shown {
+            FrameSet::All => true,
+            FrameSet::Application => kind == FrameKind::Native,
         }
     }
 
@@ -160,7 +177,7 @@ impl Symbolizer {
                     continue;
                 }
             };
-            if name.is_unknown {
+            if name.is_unknown && self.is_shown(name.frame.kind) {
                 losses.bump(Counter::FramesUnknown);
             }
             frames.push(name.frame);

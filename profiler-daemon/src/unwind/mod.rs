@@ -12,7 +12,7 @@ pub mod python;
 
 use crate::model::{Captured, Counter, Coverage, ProcessKey, Stack, UnwindEnd};
 use crate::process::Process;
-pub use native::{NativeFrame, NativeUnwinder, Unwound};
+pub use native::{AARCH64, Arch, NativeFrame, NativeUnwinder, Unwound, X86_64};
 
 /// Unwinds samples; keeps what it learned about objects and addresses.
 #[derive(Debug, Default)]

@@ -19,6 +19,30 @@ else:
     print(listener.getsockname()[1])
 
 
+def behind_proxy_header(data):
+    """What follows a PROXY header, None if that is not whole."""
+    if data.startswith(b"\r\n\r\n\0\r\nQUIT\n"):
+        end = 16 + int.from_bytes(data[14:16], "big") if len(data) >= 16 else 16
+        return data[end:] if len(data) >= end else None
+    if b"\r\n".startswith(data[:2]) or b"\n" not in data:
+        return None
+    return data[data.index(b"\n") + 1 :]
+
+
+def has_read_behind_proxy_header(connection, size):
+    """Reads a PROXY header, so many bytes at a time at most, and the head behind it; whether there was one."""
+    data = b""
+    while not (behind_proxy_header(data) or b"").endswith(b"\r\n\r\n"):
+        left = size
+        if size == 1 and behind_proxy_header(data) is not None:
+            left = 1000  # The header is whole and the head is not begun.
+        piece = connection.recv(left)
+        if not piece:
+            return False
+        data += piece
+    return True
+
+
 def serve(connection):
     if mode == "vector":
         # The head arrives in pieces of one message.
@@ -31,6 +55,9 @@ def serve(connection):
             file.write(OK)
             file.flush()
             os.sendfile(connection.fileno(), file.fileno(), 0, len(OK))
+    elif mode.startswith("proxied"):
+        if has_read_behind_proxy_header(connection, int(mode.removeprefix("proxied"))):
+            connection.send(OK)
     elif mode == "peek":
         connection.recv(1000, socket.MSG_PEEK)
         connection.recv(1000)

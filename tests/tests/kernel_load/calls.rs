@@ -16,7 +16,7 @@ use crate::harness::{DEADLINE, Server, Watch};
 const HEAD: &[u8] = b"GET /target HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// The server of `calls.py` in a mode.
-fn server(mode: &str) -> Server {
+pub(crate) fn server(mode: &str) -> Server {
     Server::start(Command::new("python3").args(["-u", SCRIPT, mode]))
 }
 

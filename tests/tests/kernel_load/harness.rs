@@ -1,12 +1,12 @@
 //! A server under watch: the process, the kernel side attached to it, the events it caused.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use profiler_common::{EndReason, KernelCounter, method_bit};
+use profiler_common::{ANY_METHOD, EndReason, KernelCounter};
 use profiler_daemon::kernel::{Kernel, LoadOptions};
 use profiler_daemon::model::{
     EndpointRule, Pid, RawSample, RequestEvent, RequestId, TaskSlot, Tid,
@@ -105,6 +105,12 @@ impl Client {
         self.response()
     }
 
+    /// Whether the server has closed the connection; to be asked when no response is due.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        !matches!(self.stream.peek(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
     pub(crate) fn close(self) {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
@@ -128,8 +134,7 @@ impl Watch {
     pub(crate) fn with_options(pid: Pid, literal: &str, options: &LoadOptions) -> Self {
         let mut kernel = Kernel::load(options).unwrap();
         let rule = EndpointRule {
-            method_mask: method_bit(profiler_common::Method::Get)
-                | method_bit(profiler_common::Method::Post),
+            method_mask: ANY_METHOD,
             literal: literal.as_bytes().to_vec(),
             exact: false,
         };

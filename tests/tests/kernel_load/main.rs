@@ -7,6 +7,8 @@ mod calls;
 mod chain;
 mod harness;
 mod hygiene;
+mod lines;
+mod preempt;
 mod python;
 mod requests;
 mod stacks;
@@ -71,7 +73,14 @@ fn requests_are_seen_at_system_calls_as_well() {
     }
     drop(kernel);
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["calls::", "hygiene::", "requests::", "--test-threads=1"])
+        .args([
+            "calls::",
+            "hygiene::",
+            "lines::",
+            "preempt::",
+            "requests::",
+            "--test-threads=1",
+        ])
         .env(SYS_EXIT, "1")
         .output()
         .unwrap();

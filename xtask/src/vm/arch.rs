@@ -21,7 +21,7 @@ pub(crate) enum Arch {
 
 impl Arch {
     /// As Rust and the kernel name it.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",

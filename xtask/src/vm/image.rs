@@ -66,7 +66,12 @@ fn find_kernel(unpacked: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// An initramfs that runs these one after the other; `profilerd` is there for those that start it.
-pub(super) fn initramfs(arch: Arch, runs: &[TestRun], profilerd: &Path) -> Result<PathBuf> {
+pub(super) fn initramfs(
+    arch: Arch,
+    sysroot: Sysroot,
+    runs: &[TestRun],
+    profilerd: Option<&Path>,
+) -> Result<PathBuf> {
     let folder = arch.folder();
     let root = folder.join("root");
     if root.exists() {
@@ -80,11 +85,14 @@ pub(super) fn initramfs(arch: Arch, runs: &[TestRun], profilerd: &Path) -> Resul
         .args([root.join("init"), init]))
     .context("cannot link /init statically (Debian: package libc6-dev)")?;
     let image = Image {
-        sysroot: Sysroot::prepare(arch)?,
+        sysroot,
         arch,
         root,
     };
-    let mut files = image.install(profilerd, "profilerd")?;
+    let mut files = match profilerd {
+        Some(profilerd) => image.install(profilerd, "profilerd")?,
+        None => BTreeSet::new(),
+    };
     let mut lines = String::new();
     for run in runs {
         files.extend(image.install(&run.binary, &run.test)?);

@@ -10,6 +10,7 @@
 
 mod arch;
 mod image;
+mod record;
 mod sysroot;
 mod test_binary;
 
@@ -27,7 +28,9 @@ use crate::daemon;
 use crate::setup::{self, Group};
 use crate::test::Totals;
 
-use arch::Arch;
+pub(crate) use arch::Arch;
+pub(crate) use record::record;
+use sysroot::Sysroot;
 
 /// Kernels that can be had from Debian, for both architectures: version and suite.
 const KERNELS: &[(&str, &str)] = &[
@@ -121,13 +124,16 @@ pub(crate) fn run_tests(args: &VmArgs) -> Result<Totals> {
     };
     let filter = args.filter.as_deref();
     let runs = test_binary::build(target.as_ref(), &args.tests, filter)?;
-    let initramfs = image::initramfs(arch, &runs, &profilerd)?;
+    let sysroot = Sysroot::prepare(arch)?;
+    let initramfs = image::initramfs(arch, sysroot, &runs, Some(&profilerd))?;
     let mut outcomes = Vec::new();
     for kernel in kernels {
         let deadline = Duration::from_secs(args.deadline_s);
         let booted = image::kernel(arch, kernel, suite_of(kernel)?).and_then(|vmlinuz| {
             step(&format!("boot Linux {kernel} for {}", arch.name()));
-            boot(arch, &vmlinuz, &initramfs, deadline, runs.len())
+            boot(arch, &vmlinuz, &initramfs, deadline, runs.len(), |line| {
+                eprintln!("  {line}");
+            })
         });
         // One kernel that cannot be had or booted does not keep the others from running.
         let (booted, reason) = match booted {
@@ -179,7 +185,7 @@ fn suite_of(kernel: &str) -> Result<&'static str> {
     })
 }
 
-/// Boots, passes the output on, and counts the results in it; yields those of each test binary, fewer
+/// Boots, passes lines of output on, and counts the results in it; yields those of each test binary, fewer
 /// than `expected` if the machine stopped before.
 fn boot(
     arch: Arch,
@@ -187,6 +193,7 @@ fn boot(
     initramfs: &Path,
     deadline: Duration,
     expected: usize,
+    mut on_line: impl FnMut(&str),
 ) -> Result<Vec<(Totals, Duration)>> {
     let mut command = arch.qemu();
     command
@@ -221,7 +228,7 @@ fn boot(
                     // The firmware clearing its screen.
                     continue;
                 }
-                eprintln!("  {line}");
+                on_line(line);
                 totals.add_line(line);
                 if let Some(text) = line.strip_prefix(EXIT_MARK) {
                     let status = text.trim().parse::<i32>().context("exit status")?;

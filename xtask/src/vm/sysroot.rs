@@ -16,8 +16,10 @@ use super::arch::Arch;
 use crate::command::output;
 use crate::setup::{Archive, debian_suite};
 
-/// Debian's CPython: the one on `PATH` may be a version manager's script.
-const PYTHON: &str = "/usr/bin/python3";
+/// Debian's CPython: the one on `PATH` may be a version manager's script. Also the package's name.
+const PYTHON: &str = "python3";
+/// Where programs are.
+const PROGRAMS: &str = "/usr/bin";
 /// Folders that the loader of Debian's libc searches.
 const LIBRARY_FOLDERS: &[&str] = &["lib", "usr/lib"];
 
@@ -31,6 +33,8 @@ pub(super) enum Sysroot {
         folder: PathBuf,
         /// Name of the folders with its libraries.
         triplet: String,
+        /// Name of CPython, with or without a version.
+        python: String,
     },
 }
 
@@ -48,18 +52,34 @@ impl Sysroot {
         if arch == Arch::X86_64 {
             return Ok(Self::Host);
         }
-        let suite = debian_suite()?;
-        let packages = arch.folder().join("packages").join(&suite);
+        Self::of_suite(arch, &debian_suite()?, PYTHON)
+    }
+
+    /// The tree of a suite with a CPython, `python3` or one of a version such as `python3.14`; packages are
+    /// fetched once.
+    pub(super) fn of_suite(arch: Arch, suite: &str, python: &str) -> Result<Self> {
+        let mut packages = arch.folder().join("packages").join(suite);
+        if python != PYTHON {
+            packages = packages.join(python);
+        }
         let folder = packages.join("root");
         if !folder.exists() {
-            let archive = Archive::open(&suite, arch.debian_name(), &packages)?;
+            let archive = Archive::open(suite, arch.debian_name(), &packages)?;
             let unpacked = packages.join("unpacked");
-            archive.unpack_with_dependencies("python3", &unpacked)?;
+            archive.unpack_with_dependencies(python, &unpacked)?;
+            let lib = unpacked.join("lib");
+            if !lib.exists() {
+                // Newer packages leave this link to the one that sets a system up.
+                std::os::unix::fs::symlink("usr/lib", lib)?;
+            }
             // Only a whole tree gets the name that is looked for.
             fs::rename(unpacked, &folder)?;
         }
-        let triplet = format!("{}-linux-gnu", arch.name());
-        Ok(Self::Unpacked { folder, triplet })
+        Ok(Self::Unpacked {
+            folder,
+            triplet: format!("{}-linux-gnu", arch.name()),
+            python: python.to_owned(),
+        })
     }
 
     /// Where a file of the machine is on this one.
@@ -111,20 +131,24 @@ impl Sysroot {
 
     /// CPython, if there is one.
     pub(super) fn python(&self) -> Result<Option<Python>> {
-        let python = self.locate(Path::new(PYTHON));
-        if !python.exists() {
+        let name = match self {
+            Self::Host => PYTHON,
+            Self::Unpacked { python, .. } => python,
+        };
+        let executable = Path::new(PROGRAMS).join(name);
+        let file = self.locate(&executable);
+        if !file.exists() {
             return Ok(None);
         }
-        let Self::Unpacked { .. } = self else {
+        if let Self::Host = self {
             return host_python().map(Some);
-        };
+        }
         // Debian links python3 to the program with the version, which the library's folder has as well.
-        let version =
-            fs::read_link(&python).with_context(|| format!("{} is no link", python.display()))?;
+        let version = fs::read_link(&file).unwrap_or_else(|_| executable.clone());
+        let version = version.file_name().unwrap_or(OsStr::new(PYTHON));
         Ok(Some(Python {
-            executable: PathBuf::from(PYTHON),
-            library: Path::new("/usr/lib")
-                .join(version.file_name().unwrap_or(OsStr::new("python3"))),
+            library: Path::new("/usr/lib").join(version),
+            executable,
         }))
     }
 }
@@ -132,11 +156,12 @@ impl Sysroot {
 fn host_python() -> Result<Python> {
     let script =
         "import sys, sysconfig; print(sys.executable); print(sysconfig.get_path('stdlib'))";
-    let text = output(Command::new(PYTHON).args(["-I", "-c", script]))?;
+    let python = Path::new(PROGRAMS).join(PYTHON);
+    let text = output(Command::new(&python).args(["-I", "-c", script]))?;
     let (executable, library) = text
         .trim()
         .split_once('\n')
-        .with_context(|| format!("{PYTHON} printed {text:?}"))?;
+        .with_context(|| format!("{} printed {text:?}", python.display()))?;
     Ok(Python {
         executable: executable.into(),
         library: library.into(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -71,7 +72,25 @@ fn build_targets(
     if let Some(target) = target {
         target.configure(&mut build);
     }
-    let messages = output(&mut build)?;
+    executables(&mut build)
+}
+
+/// The program of the crate `tests` that records a stack.
+pub(super) fn build_recorder(target: Option<&CrossTarget>) -> Result<PathBuf> {
+    const NAME: &str = "record_stack";
+    let mut build = cargo();
+    build.args(["build", "-p", "profiler-tests", "--locked", "--bin", NAME]);
+    build.arg("--message-format=json-render-diagnostics");
+    if let Some(target) = target {
+        target.configure(&mut build);
+    }
+    let built = executables(&mut build)?.remove(NAME);
+    built.with_context(|| format!("cargo built no {NAME}"))
+}
+
+/// Runs a cargo command that prints JSON; yields what it built by name.
+fn executables(build: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
+    let messages = output(build)?;
     let mut binaries = BTreeMap::new();
     for line in messages.lines() {
         let message: serde_json::Value = serde_json::from_str(line).context("cargo's messages")?;

@@ -10,6 +10,7 @@ pub(super) fn add_kernel_counts(coverage: &mut Coverage, counts: &[(KernelCounte
         let to = match counter {
             KernelCounter::RequestsSeen => Counter::RequestsSeen,
             KernelCounter::RequestRingFull => Counter::RequestEventsLost,
+            KernelCounter::HookBusy => Counter::HooksLeftOut,
             KernelCounter::SampleRingFull => Counter::SamplesRingFull,
             KernelCounter::SamplesTaken => Counter::SamplesOnCpu,
             KernelCounter::TagsFull => Counter::TagsFull,

@@ -80,6 +80,8 @@ struct Live {
     period: Duration,
     ends_ktime_ns: Option<u64>,
     targets: HashSet<ProcessKey>,
+    /// Hook runs that the kernel had left out before the task came.
+    left_out_before: u64,
 }
 
 /// State of the thread.
@@ -267,10 +269,14 @@ impl Capture {
 
     /// The task's coverage as this thread and the kernel side know it.
     fn coverage(&mut self, slot: TaskSlot) -> Option<(TaskId, Coverage)> {
-        let task_id = self.live.get(&slot)?.task_id.clone();
+        let live = self.live.get(&slot)?;
+        let (task_id, left_out_before) = (live.task_id.clone(), live.left_out_before);
         let mut coverage = self.tracker.coverage_mut(slot)?.clone();
-        let counts = self.kernel.as_ref()?.counters(slot).unwrap_or_default();
+        let kernel = self.kernel.as_ref()?;
+        let counts = kernel.counters(slot).unwrap_or_default();
         add_kernel_counts(&mut coverage, &counts);
+        let left_out = kernel.left_out_runs().saturating_sub(left_out_before);
+        coverage.add(Counter::HooksLeftOut, left_out);
         Some((task_id, coverage))
     }
 

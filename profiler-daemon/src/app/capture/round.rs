@@ -12,7 +12,7 @@ use super::clock::wall_clock;
 use super::targets::Changed;
 use super::{Capture, Work, nanos};
 use crate::kernel::Drained;
-use crate::model::{Counter, RawSample, SampleKind};
+use crate::model::{Counter, RawSample, RequestEvent, SampleKind};
 use crate::request::Action;
 use crate::timeline::Grids;
 
@@ -80,6 +80,17 @@ impl Capture {
             ..kernel.drained()
         });
         for event in events {
+            if let RequestEvent::CloseRange {
+                pid,
+                first,
+                last,
+                ktime_ns,
+            } = event
+                && let Some(kernel) = &self.kernel
+            {
+                self.tracker
+                    .on_close_range(pid, first..=last, ktime_ns, kernel, &mut actions);
+            }
             gone.extend(self.on_process_event(&event, &mut actions));
             self.tracker.on_event(event, clock, &mut actions);
         }

@@ -99,6 +99,7 @@ impl Capture {
             period,
             ends_ktime_ns: None,
             targets: HashSet::new(),
+            left_out_before: self.kernel.as_ref().map_or(0, Kernel::left_out_runs),
         };
         self.live.insert(slot, live);
         let kernel = match &mut self.kernel {

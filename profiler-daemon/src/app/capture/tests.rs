@@ -50,6 +50,7 @@ fn capture(queue: usize) -> (Capture, Receiver<Work>) {
         period: Duration::from_millis(10),
         ends_ktime_ns: None,
         targets: HashSet::new(),
+        left_out_before: 0,
     };
     capture.live.insert(SLOT, live);
     let endpoint = Endpoint::parse("*").unwrap();
@@ -246,6 +247,7 @@ fn a_task_that_ends_lets_go_of_its_processes() {
         period: Duration::from_millis(10),
         ends_ktime_ns: None,
         targets: HashSet::from([shared]),
+        left_out_before: 0,
     };
     capture.live.insert(TaskSlot(4), other);
     capture.end_task(SLOT, now_ktime_ns());

@@ -9,6 +9,7 @@
 //! modules). Each lookup therefore reads the object's header again, one system call, and compares
 //! the fields that tell code objects apart. Strings and line tables are read only when they differ.
 
+use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,15 +17,16 @@ use std::sync::Arc;
 use lru::LruCache;
 
 use super::line_table::LineTable;
-use super::module::module_of;
-use super::string::read_str;
+use super::modules::ProcessModules;
+use super::string::{read_str, read_unique_str};
 use super::{CodeLayout, PythonRuntime};
 use crate::model::{ProcessKey, PythonRef};
 use crate::process::ReadMemory;
 
 /// Code objects remembered over all processes; about 300 bytes each.
 const CODES_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
-/// Longest file name kept, in characters (`PATH_MAX` is 4096 bytes, few paths pass 200).
+/// Longest file name kept, in characters (`PATH_MAX` is 4096 bytes, few paths pass 200). A longer one
+/// ends with a mark of the whole.
 const FILE_CHARS_MAX: usize = 1024;
 /// Longest name kept, in characters. Nested closures pass 100, nothing sane passes this.
 const NAME_CHARS_MAX: usize = 512;
@@ -40,7 +42,7 @@ const CODE_UNIT_BYTES: u64 = 2;
 pub struct PythonCode {
     /// `co_filename`.
     pub file: Arc<str>,
-    /// The module, derived from the file; see `module.rs`.
+    /// The module, derived from the file and from where the process imports; see `module.rs`.
     pub module: Arc<str>,
     /// `co_name`: the bare function name.
     pub name: Arc<str>,
@@ -48,7 +50,8 @@ pub struct PythonCode {
     pub qualname: Arc<str>,
     /// `co_firstlineno`: the line of `def`, or of its first decorator.
     pub first_line: u32,
-    /// `<module>.<qualname>:<first line>`: names the function, whatever it is executing.
+    /// `<module>.<qualname>:<first line>`: names the function, whatever it is executing. Differs from
+    /// that of every function of another file of the process.
     pub signature: Arc<str>,
 }
 
@@ -97,12 +100,14 @@ struct Entry {
 /// Code objects that were described before, of all processes.
 pub struct CodeNames {
     entries: LruCache<(ProcessKey, u64), Entry>,
+    modules: HashMap<ProcessKey, ProcessModules>,
 }
 
 impl Default for CodeNames {
     fn default() -> Self {
         Self {
             entries: LruCache::new(CODES_MAX),
+            modules: HashMap::new(),
         }
     }
 }
@@ -162,6 +167,7 @@ impl CodeNames {
 
     /// Drops what is remembered about a process.
     pub fn forget(&mut self, process: ProcessKey) {
+        self.modules.remove(&process);
         let gone: Vec<_> = self
             .entries
             .iter()
@@ -195,16 +201,19 @@ impl CodeNames {
             .is_some_and(|entry| entry.fingerprint == fingerprint);
         if !known {
             let text = |address, chars_max| read_str(memory, &runtime.code, address, chars_max);
-            let file = text(fingerprint.file, FILE_CHARS_MAX).map_err(failed("co_filename"))?;
+            let file = read_unique_str(memory, &runtime.code, fingerprint.file, FILE_CHARS_MAX)
+                .map_err(failed("co_filename"))?;
+            let file: Arc<str> = file.into();
             let name = text(fingerprint.name, NAME_CHARS_MAX).map_err(failed("co_name"))?;
             let qualname =
                 text(fingerprint.qualname, NAME_CHARS_MAX).map_err(failed("co_qualname"))?;
             let first_line = fingerprint.first_line;
-            let module = module_of(&file);
+            let modules = self.modules.entry(runtime.process).or_default();
+            let module = modules.name(memory, runtime, &file);
             let code = PythonCode {
-                signature: format!("{module}.{qualname}:{first_line}").into(),
-                module: module.into(),
-                file: file.into(),
+                signature: modules.signature(&module, &qualname, first_line, &file),
+                module,
+                file,
                 name: name.into(),
                 qualname: qualname.into(),
                 first_line,

@@ -26,6 +26,7 @@ struct DebugFields {
     interpreters_head: usize,
     interp_next: usize,
     interp_threads_head: usize,
+    interp_sysdict: usize,
     tstate_next: usize,
     tstate_current_frame: usize,
     tstate_native_thread_id: usize,
@@ -53,6 +54,7 @@ const FIELDS_3_13: DebugFields = DebugFields {
     interpreters_head: 5,
     interp_next: 8,
     interp_threads_head: 9,
+    interp_sysdict: 12,
     tstate_next: 21,
     tstate_current_frame: 23,
     tstate_native_thread_id: 25,
@@ -80,6 +82,7 @@ const FIELDS_3_14: DebugFields = DebugFields {
     interpreters_head: 5,
     interp_next: 8,
     interp_threads_head: 9,
+    interp_sysdict: 13,
     tstate_next: 24,
     tstate_current_frame: 26,
     tstate_native_thread_id: 28,
@@ -154,6 +157,7 @@ impl Layout {
                 frame_owner: object(fields.frame_owner)?,
             },
             code: CodeLayout {
+                interp_sysdict: state(fields.interp_sysdict)?,
                 // Not in the list; `int co_flags` has stood before `int co_argcount` since 3.12.
                 flags: argcount
                     .checked_sub(4)
@@ -203,6 +207,7 @@ mod tests {
         (5, 808),
         (8, 7272),
         (9, 7344),
+        (13, 7672),
         (24, 8),
         (26, 72),
         (28, 160),
@@ -245,6 +250,7 @@ mod tests {
                 frame_owner: 74,
             }
         );
+        assert_eq!(layout.code.interp_sysdict, 7672);
         assert_eq!(layout.code.flags, 48);
         assert_eq!(layout.code.bytecode, 208);
         assert_eq!(layout.code.str_compact_data, 56);

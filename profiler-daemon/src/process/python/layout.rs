@@ -23,9 +23,11 @@ pub struct Layout {
     pub code: CodeLayout,
 }
 
-/// Offsets in bytes inside `PyCodeObject`, `str` and `bytes`.
+/// Offsets in bytes inside `PyCodeObject`, `str` and `bytes`, and of what leads to `sys.path`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodeLayout {
+    /// `PyInterpreterState.sysdict`, a `dict *`.
+    pub interp_sysdict: u32,
     /// `co_flags`, an `int`.
     pub flags: u32,
     /// `co_argcount`, an `int`.
@@ -86,6 +88,7 @@ const LAYOUT_3_11: Layout = Layout {
         frame_owner: 68,
     },
     code: CodeLayout {
+        interp_sysdict: 904,
         flags: 48,
         argcount: 56,
         firstlineno: 72,
@@ -119,6 +122,7 @@ const LAYOUT_3_12: Layout = Layout {
         frame_owner: 70,
     },
     code: CodeLayout {
+        interp_sysdict: 352,
         flags: 48,
         argcount: 52,
         firstlineno: 68,

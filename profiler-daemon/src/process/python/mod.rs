@@ -5,12 +5,11 @@
 //!      is; [`PythonNamer`]: frames to names
 //! Lost: an interpreter that cannot be used is a [`PythonError`] whose text says why
 //!
-//! Works on release builds of 3.11 to 3.14, static or shared, stripped or not. 3.14 is tested
-//! against a recorded description of its structures, not against a running process.
+//! Works on release builds of 3.11 to 3.14, static or shared, stripped or not.
 //!
 //! Reading order: `layout.rs` (offsets), `locate.rs` (symbols), `eval_loop.rs`, `thread.rs`, `code.rs`
-//! with `string.rs`, `line_table.rs` and `module.rs`, then `name.rs`; `own_code.rs` and `method.rs` (the
-//! functions in C). The walk along the frames is in
+//! with `string.rs` and `line_table.rs`, `modules.rs` with `module.rs` and `sys_path.rs`, then `name.rs`;
+//! `own_code.rs` and `method.rs` (the functions in C). The walk along the frames is in
 //! [`crate::unwind::python`].
 
 mod code;
@@ -23,10 +22,12 @@ mod line_table;
 mod locate;
 mod method;
 mod module;
+mod modules;
 mod name;
 mod object;
 mod own_code;
 mod string;
+mod sys_path;
 mod thread;
 
 use std::collections::HashSet;

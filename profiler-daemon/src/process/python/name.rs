@@ -20,7 +20,8 @@ use crate::process::ReadMemory;
 /// The form of a Python frame's signature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CodeSignature {
-    /// `<module>.<qualname>:<line of def>`, for example `http.server.HTTPServer.server_bind:134`.
+    /// `<module>.<qualname>:<line of def>`, for example `http.server.HTTPServer.server_bind:134`. Functions
+    /// of different files of a process have different signatures.
     #[default]
     Function,
     /// `<file>.<function>: <current line>`, as SkyWalking's Python agent prints it, for example

@@ -23,6 +23,7 @@ use crate::process::page_cache::PageCache;
 /// call them. The collector's names differ from version to version.
 const INNER: &[(&str, &str)] = &[
     ("take_gil", "[waiting for the GIL]"),
+    ("drop_gil", "[handing over the GIL]"),
     ("gc_collect_main", "[garbage collection]"),
     ("gc_collect_young", "[garbage collection]"),
     ("gc_collect_increment", "[garbage collection]"),

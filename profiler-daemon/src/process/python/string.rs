@@ -9,11 +9,14 @@
 //! ```
 //! <https://github.com/python/cpython/blob/v3.12.0/Include/cpython/unicodeobject.h>
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Error, ErrorKind};
 
 use super::CodeLayout;
 use crate::process::ReadMemory;
 
+/// Bytes of a string's characters that [`read_unique_str`] reads.
+const WHOLE_BYTES_MAX: usize = 64 * 1024;
 /// Covers the header and all of most names, so that one read does.
 const FIRST_READ_BYTES: usize = 256;
 const COMPACT: u32 = 1 << 3;
@@ -29,46 +32,96 @@ pub(crate) fn read_str(
     address: u64,
     chars_max: usize,
 ) -> Result<String, Error> {
-    let mut first = [0; FIRST_READ_BYTES];
-    let used = memory.read(address, &mut first)?;
-    let first = &first[..used];
-    let field = |offset: u32, bytes: usize| {
-        first
-            .get(offset as usize..offset as usize + bytes)
-            .ok_or_else(|| Error::from(ErrorKind::UnexpectedEof))
-    };
-    let mut word = [0; 8];
-    word.copy_from_slice(field(layout.str_length, 8)?);
-    let length = usize::try_from(u64::from_ne_bytes(word)).unwrap_or(usize::MAX);
-    let mut word = [0; 4];
-    word.copy_from_slice(field(layout.str_state, 4)?);
-    let state = state_bits(u32::from_ne_bytes(word));
-    if state & COMPACT == 0 {
-        return Err(Error::new(ErrorKind::InvalidData, "not a compact str"));
+    let characters = Characters::read(memory, layout, address, |_| chars_max)?;
+    Ok(characters.text(chars_max))
+}
+
+/// As [`read_str`], but strings that differ yield texts that differ: one that is cut or has replaced
+/// characters ends with a mark of the whole.
+pub(crate) fn read_unique_str(
+    memory: &dyn ReadMemory,
+    layout: &CodeLayout,
+    address: u64,
+    chars_max: usize,
+) -> Result<String, Error> {
+    let characters = Characters::read(memory, layout, address, |width| WHOLE_BYTES_MAX / width)?;
+    let mut text = characters.text(chars_max);
+    let is_whole = characters.length <= chars_max;
+    if !is_whole || text.contains(char::REPLACEMENT_CHARACTER) {
+        let mut hasher = DefaultHasher::new();
+        (characters.length, characters.width, &characters.bytes).hash(&mut hasher);
+        let mark = if is_whole { "#" } else { "…#" };
+        text += &format!("{mark}{:016x}", hasher.finish());
     }
-    let data = if state & ASCII != 0 {
-        layout.str_ascii_data
-    } else {
-        layout.str_compact_data
-    };
-    let width = match state & KIND {
-        width @ (1 | 2 | 4) => width as usize,
-        _ => return Err(Error::new(ErrorKind::InvalidData, "strange str kind")),
-    };
-    let bytes = length.min(chars_max) * width;
-    let mut more = Vec::new();
-    let characters = match first.get(data as usize..data as usize + bytes) {
-        Some(characters) => characters,
-        None => {
-            more.resize(bytes, 0);
-            let address = address
-                .checked_add(data.into())
-                .ok_or(ErrorKind::InvalidData)?;
-            memory.read_exact(address, &mut more)?;
-            &more
+    Ok(text)
+}
+
+/// The characters of a `str`, as far as they were asked for.
+struct Characters {
+    /// Of the whole string, in characters.
+    length: usize,
+    /// Bytes of a character: 1, 2 or 4.
+    width: usize,
+    bytes: Vec<u8>,
+}
+
+impl Characters {
+    /// Reads as many as `chars_max` allows for their width.
+    fn read(
+        memory: &dyn ReadMemory,
+        layout: &CodeLayout,
+        address: u64,
+        chars_max: impl Fn(usize) -> usize,
+    ) -> Result<Self, Error> {
+        let mut first = [0; FIRST_READ_BYTES];
+        let used = memory.read(address, &mut first)?;
+        let first = &first[..used];
+        let field = |offset: u32, bytes: usize| {
+            first
+                .get(offset as usize..offset as usize + bytes)
+                .ok_or_else(|| Error::from(ErrorKind::UnexpectedEof))
+        };
+        let mut word = [0; 8];
+        word.copy_from_slice(field(layout.str_length, 8)?);
+        let length = usize::try_from(u64::from_ne_bytes(word)).unwrap_or(usize::MAX);
+        let mut word = [0; 4];
+        word.copy_from_slice(field(layout.str_state, 4)?);
+        let state = state_bits(u32::from_ne_bytes(word));
+        if state & COMPACT == 0 {
+            return Err(Error::new(ErrorKind::InvalidData, "not a compact str"));
         }
-    };
-    Ok(characters.chunks_exact(width).map(to_char).collect())
+        let data = if state & ASCII != 0 {
+            layout.str_ascii_data
+        } else {
+            layout.str_compact_data
+        };
+        let width = match state & KIND {
+            width @ (1 | 2 | 4) => width as usize,
+            _ => return Err(Error::new(ErrorKind::InvalidData, "strange str kind")),
+        };
+        let bytes = length.min(chars_max(width)) * width;
+        let bytes = match first.get(data as usize..data as usize + bytes) {
+            Some(characters) => characters.to_vec(),
+            None => {
+                let mut more = vec![0; bytes];
+                let address = address
+                    .checked_add(data.into())
+                    .ok_or(ErrorKind::InvalidData)?;
+                memory.read_exact(address, &mut more)?;
+                more
+            }
+        };
+        Ok(Self {
+            length,
+            width,
+            bytes,
+        })
+    }
+
+    fn text(&self, chars_max: usize) -> String {
+        let characters = self.bytes.chunks_exact(self.width).take(chars_max);
+        characters.map(to_char).collect()
+    }
 }
 
 /// The state from `kind` on. The width of `interned` before it is 2 bits, or 16 in newer sources;
@@ -184,5 +237,28 @@ mod tests {
         assert!(read(3, state(3, false), b"abc", 9).is_err());
         assert!(read(3, 0, b"abc", 9).is_err());
         assert!(read_str(&Object(vec![0; 8]), &layout, 0x1000, 9).is_err());
+    }
+
+    /// Check that strings whose texts would be the same are told apart by a mark.
+    #[test]
+    fn a_mark_tells_cut_strings_apart() {
+        let layout = layout(12);
+        let read = |state: u32, characters: &[u8]| {
+            let length = characters.len() / if state >> 2 & KIND == 2 { 2 } else { 1 };
+            let object = object(&layout, length as u64, state, characters);
+            read_unique_str(&object, &layout, 0x1000, 8).unwrap()
+        };
+        let ascii = state(1, true);
+        assert_eq!(read(ascii, b"whole"), "whole");
+        let (one, two) = (read(ascii, b"too long 1"), read(ascii, b"too long 2"));
+        assert!(one.starts_with("too long…#"), "{one}");
+        assert_ne!(one, two);
+        let surrogates =
+            [0xdcff_u16, 0xdcfe].map(|code| read(state(2, false), &code.to_ne_bytes()));
+        assert!(surrogates[0].starts_with("\u{fffd}#"), "{surrogates:?}");
+        assert_ne!(surrogates[0], surrogates[1]);
+        // Past the bound only the length tells.
+        let huge = [100_000, 100_001].map(|length| read(ascii, &vec![b'x'; length]));
+        assert_ne!(huge[0], huge[1]);
     }
 }

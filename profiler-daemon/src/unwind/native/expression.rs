@@ -76,7 +76,7 @@ fn result(evaluation: &Evaluation<EndianSlice<'_, NativeEndian>>) -> Result<u64,
 
 #[cfg(test)]
 mod tests {
-    use super::super::arch;
+    use super::super::arch::Arch;
     use super::*;
     use crate::model::StackBytes;
 
@@ -94,8 +94,8 @@ mod tests {
             bytes: [0x77_u64, 0x88].map(u64::to_ne_bytes).concat(),
             cut: false,
         };
-        let mut registers = Registers::from_pt_regs(&[0; profiler_common::REGS_MAX]);
-        registers.set(arch::SP, Some(0x1000));
+        let mut registers = Registers::from_pt_regs(Arch::HOST, &[0; profiler_common::REGS_MAX]);
+        registers.set(Arch::HOST.sp, Some(0x1000));
         registers.set(0, None);
         let memory = StackMemory::new(&stack, None);
         evaluate(bytes, initial, &registers, &memory)
@@ -104,7 +104,7 @@ mod tests {
     /// Check that registers, memory and the initial value are used.
     #[test]
     fn registers_and_memory_are_read() {
-        let sp = BREG0 + u8::try_from(arch::SP).unwrap();
+        let sp = BREG0 + u8::try_from(Arch::HOST.sp).unwrap();
         assert_eq!(run(&[sp, 8], None), Ok(0x1008));
         assert_eq!(run(&[sp, 8, DEREF], None), Ok(0x88));
         assert_eq!(run(&[DEREF], Some(0x1000)), Ok(0x77));

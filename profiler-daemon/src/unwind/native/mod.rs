@@ -39,6 +39,7 @@ use gimli::UnwindContext;
 use crate::model::{Captured, ProcessKey, UnwindEnd};
 use crate::process::{Process, ReadMemory};
 use arch::Registers;
+pub use arch::{AARCH64, Arch, X86_64};
 use module::Modules;
 use row::Row;
 use stack_memory::StackMemory;
@@ -81,6 +82,7 @@ impl Unwound {
 
 /// Unwinds the native stacks of any number of processes.
 pub struct NativeUnwinder {
+    arch: &'static Arch,
     modules: Modules,
     /// By table and address; `None` where no unwind information covers the address.
     rows: HashMap<(u32, u64), Option<Row>>,
@@ -103,7 +105,14 @@ impl NativeUnwinder {
     /// An unwinder that has seen nothing yet.
     #[must_use]
     pub fn new() -> Self {
+        Self::for_arch(Arch::HOST)
+    }
+
+    /// An unwinder for stacks that were recorded on some machine.
+    #[must_use]
+    pub fn for_arch(arch: &'static Arch) -> Self {
         Self {
+            arch,
             modules: Modules::default(),
             rows: HashMap::new(),
             context: Box::default(),
@@ -134,16 +143,18 @@ impl NativeUnwinder {
         captured: &Captured,
         beyond: Option<&dyn ReadMemory>,
     ) -> Unwound {
+        let arch = self.arch;
         let mut walk = Walk {
+            arch,
             unwinder: self,
             process,
             memory: StackMemory::new(&captured.stack, beyond),
-            registers: Registers::from_pt_regs(&captured.regs),
+            registers: Registers::from_pt_regs(arch, &captured.regs),
             is_exact: true,
             frames: Vec::with_capacity(64),
         };
-        let end = if arch::is_native(&captured.regs) {
-            if arch::may_be_in_sigreturn(&captured.regs) {
+        let end = if arch.is_native(&captured.regs) {
+            if arch.may_be_in_sigreturn(&captured.regs) {
                 walk.back_to_sigreturn();
             }
             walk.run()
@@ -164,12 +175,13 @@ impl NativeUnwinder {
         }
         self.rows
             .entry((table.id, address))
-            .or_insert_with(|| table.row(&mut self.context, address));
+            .or_insert_with(|| table.row(self.arch, &mut self.context, address));
     }
 }
 
 /// One walk.
 struct Walk<'w> {
+    arch: &'static Arch,
     unwinder: &'w mut NativeUnwinder,
     process: &'w mut Process,
     memory: StackMemory<'w>,
@@ -240,7 +252,7 @@ impl Walk<'_> {
         }
         let sp = self.registers.sp();
         // What a signal interrupted may be a leaf as well.
-        let may_be_empty = arch::LEAF_MAY_BE_EMPTY && self.is_exact && caller.pc != pc;
+        let may_be_empty = self.arch.leaf_may_be_empty && self.is_exact && caller.pc != pc;
         if caller.sp() < sp && !is_signal || caller.sp() == sp && !is_signal && !may_be_empty {
             return Err(UnwindEnd::Unreadable);
         }
@@ -269,10 +281,8 @@ impl Walk<'_> {
     /// In `rt_sigreturn` the saved pc points past the restorer, into an unrelated function that the thread never
     /// runs: looks up the restorer instead.
     fn back_to_sigreturn(&mut self) {
-        let start = self
-            .registers
-            .pc
-            .wrapping_sub(arch::SIGRETURN_CODE.len() as u64);
+        let code_bytes = self.arch.sigreturn_code.len() as u64;
+        let start = self.registers.pc.wrapping_sub(code_bytes);
         if self.is_sigreturn(start) {
             self.registers.pc = start;
         }
@@ -280,18 +290,20 @@ impl Walk<'_> {
 
     /// Whether the code that ends a signal handler begins there.
     fn is_sigreturn(&self, pc: u64) -> bool {
-        let mut code = [0; arch::SIGRETURN_CODE.len()];
+        let expected = self.arch.sigreturn_code;
+        let mut buffer = [0; 16];
+        let code = &mut buffer[..expected.len()];
         // Code does not change: live memory will do.
-        let is_read = self.memory.read(pc, &mut code).is_ok()
-            || self.process.memory.read_exact(pc, &mut code).is_ok();
-        is_read && code == *arch::SIGRETURN_CODE
+        let is_read =
+            self.memory.read(pc, code).is_ok() || self.process.memory.read_exact(pc, code).is_ok();
+        is_read && code == expected
     }
 
     /// The registers that the kernel saved when it ran a signal handler.
     fn interrupted(&self) -> Result<Registers, UnwindEnd> {
         let mut registers = self.registers;
-        let start = self.registers.sp().wrapping_add(arch::SIGNAL_REGISTERS);
-        for (index, &number) in arch::SIGNAL_ORDER.iter().enumerate() {
+        let start = self.registers.sp().wrapping_add(self.arch.signal_registers);
+        for (index, &number) in self.arch.signal_order.iter().enumerate() {
             let value = self.memory.read_u64(start.wrapping_add(8 * index as u64))?;
             registers.set(number, Some(value));
             // The pc is the last one.
@@ -302,7 +314,7 @@ impl Walk<'_> {
 
     /// The frame record that the frame pointer points to: the caller's, and the return address.
     fn frame_pointer_caller(&self) -> Result<Registers, UnwindEnd> {
-        let fp = self.registers.get(arch::FP);
+        let fp = self.registers.get(self.arch.fp);
         let fp = fp.ok_or(UnwindEnd::NoUnwindInfo)?;
         if fp == 0 {
             return Err(UnwindEnd::Root);
@@ -316,16 +328,17 @@ impl Walk<'_> {
             read => read,
         };
         let (caller_fp, return_address) = (read(0)?, read(8)?);
-        let mut caller = Registers::unknown();
-        caller.set(arch::FP, Some(caller_fp));
+        let arch = self.arch;
+        let mut caller = Registers::unknown(arch);
+        caller.set(arch.fp, Some(caller_fp));
         let record_end = fp.wrapping_add(16);
-        if arch::FRAME_RECORD_IS_LAST {
-            caller.set(arch::SP, Some(record_end));
+        if arch.frame_record_is_last {
+            caller.set(arch.sp, Some(record_end));
         } else {
             caller.set_least_sp(record_end);
         }
-        caller.set(arch::RETURN_ADDRESS, Some(return_address));
-        caller.pc = arch::code_address(return_address);
+        caller.set(arch.return_address, Some(return_address));
+        caller.pc = arch.code_address(return_address);
         Ok(caller)
     }
 }

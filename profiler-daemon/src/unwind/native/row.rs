@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use gimli::{CfaRule, RegisterRule, UnwindExpression, UnwindTableRow};
 
-use super::arch::{self, Registers};
+use super::arch::{Arch, Registers};
 use super::expression::evaluate;
 use super::stack_memory::StackMemory;
 use crate::model::UnwindEnd;
@@ -49,7 +49,7 @@ enum Rule {
 
 impl Row {
     /// Keeps what is needed of gimli's row.
-    pub(super) fn new(row: &UnwindTableRow<usize>, is_signal: bool) -> Option<Self> {
+    pub(super) fn new(arch: &Arch, row: &UnwindTableRow<usize>, is_signal: bool) -> Option<Self> {
         let cfa = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => Cfa::Register(register.0, *offset),
             CfaRule::Expression(expression) => Cfa::Expression(range(expression)?),
@@ -57,12 +57,12 @@ impl Row {
         let mut rules = Vec::new();
         let mut is_root = false;
         for (register, rule) in row.registers() {
-            if usize::from(register.0) >= arch::COUNT {
+            if usize::from(register.0) >= arch.count {
                 continue;
             }
             let rule = match rule {
                 RegisterRule::Undefined => {
-                    is_root |= register.0 == arch::RETURN_ADDRESS;
+                    is_root |= register.0 == arch.return_address;
                     Rule::Undefined
                 }
                 RegisterRule::SameValue => continue,
@@ -84,9 +84,11 @@ impl Row {
         })
     }
 
-    /// Whether the stack pointer, from which the row counts, is not known: [`arch::FRAME_RECORD_IS_LAST`].
+    /// Whether the stack pointer, from which the row counts, is not known: [`Arch::frame_record_is_last`].
     pub(super) fn lacks_sp(&self, registers: &Registers) -> bool {
-        matches!(self.cfa, Cfa::Register(arch::SP, _)) && registers.get(arch::SP).is_none()
+        let sp = registers.arch.sp;
+        matches!(self.cfa, Cfa::Register(register, _) if register == sp)
+            && registers.get(sp).is_none()
     }
 
     /// The registers of the caller. `eh_frame` is the section that the row comes from.
@@ -114,13 +116,14 @@ impl Row {
             Cfa::Register(register, offset) => known(*register)?.wrapping_add_signed(*offset),
             Cfa::Expression(expression) => run(expression, None)?,
         };
+        let arch = registers.arch;
         let mut caller = *registers;
         if !self.is_signal {
             caller.forget_scratch();
         }
-        caller.set(arch::SP, Some(cfa));
+        caller.set(arch.sp, Some(cfa));
         // Without a rule, the return address is where the architecture left it at the call.
-        caller.set(arch::RETURN_ADDRESS, registers.get(arch::RETURN_ADDRESS));
+        caller.set(arch.return_address, registers.get(arch.return_address));
         for (number, rule) in &self.rules {
             let read = match rule {
                 Rule::Undefined => Ok(None),
@@ -142,14 +145,14 @@ impl Row {
             };
             let value = match read {
                 Ok(value) => value,
-                Err(end) if *number == arch::RETURN_ADDRESS => return Err(end),
+                Err(end) if *number == arch.return_address => return Err(end),
                 // Perhaps no caller needs it.
                 Err(_) => None,
             };
             caller.set(*number, value);
         }
-        let return_address = caller.get(arch::RETURN_ADDRESS);
-        caller.pc = arch::code_address(return_address.ok_or(UnwindEnd::Unreadable)?);
+        let return_address = caller.get(arch.return_address);
+        caller.pc = arch.code_address(return_address.ok_or(UnwindEnd::Unreadable)?);
         Ok(caller)
     }
 }
@@ -178,9 +181,9 @@ mod tests {
     /// other row.
     #[test]
     fn a_row_needs_the_stack_pointer_it_counts_from() {
-        let from_sp = row(Cfa::Register(arch::SP, 16));
-        let from_fp = row(Cfa::Register(arch::FP, 16));
-        let mut registers = Registers::from_pt_regs(&[0x1000; REGS_MAX]);
+        let from_sp = row(Cfa::Register(Arch::HOST.sp, 16));
+        let from_fp = row(Cfa::Register(Arch::HOST.fp, 16));
+        let mut registers = Registers::from_pt_regs(Arch::HOST, &[0x1000; REGS_MAX]);
         assert!(!from_sp.lacks_sp(&registers));
         registers.set_least_sp(0x1000);
         assert!(from_sp.lacks_sp(&registers));

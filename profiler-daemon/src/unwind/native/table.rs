@@ -23,7 +23,7 @@ use gimli::{
     UnwindSection,
 };
 
-use super::arch;
+use super::arch::Arch;
 use super::row::Row;
 use crate::process::ReadMemory;
 use crate::process::elf::{ElfLayout, Section, Segment};
@@ -108,10 +108,15 @@ impl UnwindTable {
     }
 
     /// The row for an address of the object.
-    pub(super) fn row(&self, context: &mut UnwindContext<usize>, address: u64) -> Option<Row> {
+    pub(super) fn row(
+        &self,
+        arch: &Arch,
+        context: &mut UnwindContext<usize>,
+        address: u64,
+    ) -> Option<Row> {
         let offset = EhFrameOffset(self.find(address)?);
         let mut section = EhFrame::new(&self.eh_frame, NativeEndian);
-        section.set_vendor(arch::VENDOR);
+        section.set_vendor(arch.vendor);
         let fde = section
             .fde_from_offset(&self.bases, offset, EhFrame::cie_from_offset)
             .ok()?;
@@ -121,7 +126,7 @@ impl UnwindTable {
         let row = fde
             .unwind_info_for_address(&section, &self.bases, context, address)
             .ok()?;
-        Row::new(row, fde.is_signal_trampoline())
+        Row::new(arch, row, fde.is_signal_trampoline())
     }
 
     /// Offset in `.eh_frame` of the last description that does not start after `address`.
@@ -264,10 +269,10 @@ mod tests {
             let (object, address) = own_object(code);
             let table = UnwindTable::load(1, &object).unwrap().unwrap();
             let mut context = UnwindContext::new();
-            assert!(table.row(&mut context, address).is_some());
-            assert!(table.row(&mut context, address + 1).is_some());
-            assert!(table.row(&mut context, 1).is_none());
-            assert!(table.row(&mut context, u64::MAX).is_none());
+            assert!(table.row(Arch::HOST, &mut context, address).is_some());
+            assert!(table.row(Arch::HOST, &mut context, address + 1).is_some());
+            assert!(table.row(Arch::HOST, &mut context, 1).is_none());
+            assert!(table.row(Arch::HOST, &mut context, u64::MAX).is_none());
 
             let layout = ElfLayout::read(&object).unwrap();
             let (start, eh_frame, _) = read_section(&object, &layout).unwrap().unwrap();
@@ -302,18 +307,18 @@ mod tests {
             for (at, &original) in whole.iter().enumerate().skip(start).take(64) {
                 for byte in [0, 1, 0x7f, 0x80, 0xff] {
                     table.eh_frame[at] = byte;
-                    let _ = table.row(&mut context, address);
-                    let _ = table.row(&mut context, address + 40);
+                    let _ = table.row(Arch::HOST, &mut context, address);
+                    let _ = table.row(Arch::HOST, &mut context, address + 40);
                     table.eh_frame[at] = original;
                 }
             }
         }
         table.eh_frame.truncate(fde + 8);
-        assert!(table.row(&mut context, address).is_none());
+        assert!(table.row(Arch::HOST, &mut context, address).is_none());
         if let Index::Header { table, .. } = &mut table.index {
             table.iter_mut().for_each(|byte| *byte = !*byte);
         }
-        let _ = table.row(&mut context, address);
+        let _ = table.row(Arch::HOST, &mut context, address);
         let _ = index_functions(&whole[..fde + 9], &table.bases);
     }
 }

@@ -1,0 +1,44 @@
+//! Recorded stacks have the frames that are written beside them, on any machine.
+//!
+//! `tests/golden/NAME.recording` is what finding the frames reads (`profiler_tests::recording`),
+//! `NAME.stack` what is found. `cargo xtask golden` records again and writes both; read the difference
+//! before it is committed.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use profiler_tests::recording::Recording;
+use profiler_tests::{PYTHON_MINORS, workspace_root};
+
+/// Tells that what is found is to be written, not compared.
+const WRITE: &str = "PROFILERD_RECORD";
+
+fn folder() -> PathBuf {
+    workspace_root().join("tests/golden")
+}
+
+/// Check that each recorded stack has its frames, and that there is one for each version of CPython.
+#[test]
+fn recorded_stacks_have_their_frames() {
+    let mut names = BTreeSet::new();
+    for entry in folder().read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|kind| kind == "recording") {
+            let recording = Recording::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            let frames = recording.frames().unwrap();
+            let expected = path.with_extension("stack");
+            if std::env::var_os(WRITE).is_some() {
+                std::fs::write(&expected, &frames).unwrap();
+            }
+            let expected = std::fs::read_to_string(expected).unwrap();
+            assert_eq!(frames, expected, "{}", path.display());
+            names.insert(path.file_stem().unwrap().to_string_lossy().into_owned());
+        }
+    }
+    for minor in PYTHON_MINORS {
+        let name = format!("python-3.{minor}-x86_64");
+        assert!(names.contains(&name), "{name} is not recorded");
+    }
+}
