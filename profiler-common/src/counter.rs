@@ -27,25 +27,23 @@ pub enum KernelCounter {
     HeadUnreadable = 8,
     /// Stack copies that got no byte (page not resident, or no user stack).
     StackUnreadable = 9,
-    /// Python frame walks that stopped early on an unreadable address.
-    PythonUnreadable = 10,
     /// A head arriving after the response was shut down; it is never served.
-    HeadAfterShutdown = 11,
+    HeadAfterShutdown = 10,
     /// Head bytes held for joining that had no room in `PARTIAL_HEADS` or grew past its limit.
-    PartialHeadDropped = 12,
+    PartialHeadDropped = 11,
     /// A map update refused by the kernel for another reason than those above.
-    MapUpdateFailed = 13,
+    MapUpdateFailed = 12,
     /// Heads that passed the prefilter while the rule was [`crate::rule_flag::COUNT_ONLY`].
-    CountedOnly = 14,
+    CountedOnly = 13,
     /// Heads that passed the prefilter but were given to a task in a lower slot.
-    OtherTask = 15,
+    OtherTask = 14,
     /// Calls on sockets that were not looked at: a thread had been preempted in the middle of another socket hook of
     /// the same CPU (Linux 7.0).
-    HookBusy = 16,
+    HookBusy = 15,
 }
 
 /// Number of [`KernelCounter`]s, the stride between two task slots.
-pub const KERNEL_COUNTERS: u32 = 17;
+pub const KERNEL_COUNTERS: u32 = 16;
 
 impl KernelCounter {
     /// All counters, in index order.
@@ -60,7 +58,6 @@ impl KernelCounter {
         Self::NotServerSocket,
         Self::HeadUnreadable,
         Self::StackUnreadable,
-        Self::PythonUnreadable,
         Self::HeadAfterShutdown,
         Self::PartialHeadDropped,
         Self::MapUpdateFailed,

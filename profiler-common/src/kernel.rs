@@ -19,6 +19,9 @@ pub struct KernelOffsets {
     pub task_state: u32,
     /// `task_struct.thread_pid`.
     pub task_thread_pid: u32,
+    /// `task_struct.thread.fsbase` on x86_64, `task_struct.thread.uw.tp_value` on aarch64: the thread
+    /// pointer of a thread in user space. 0 if unknown.
+    pub task_thread_pointer: u32,
     /// `task_struct.signal`.
     pub task_signal: u32,
     /// `task_struct.files`.
@@ -83,5 +86,5 @@ pub struct Settings {
     pub sample_wakeup_bytes: u32,
 }
 
-const _: () = assert!(size_of::<KernelOffsets>() == 25 * 4);
+const _: () = assert!(size_of::<KernelOffsets>() == 26 * 4);
 const _: () = assert!(size_of::<Settings>() == 8);

@@ -22,12 +22,13 @@ pub use line::{
     token, version,
 };
 pub use python::{
-    PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, python_flag,
+    PYTHON_FRAMES_MAX, PythonFrameRecord, PythonOffsets, PythonProcess, PythonThread, is_thread_id,
+    python_flag, thread_id_span, tstate_offset,
 };
 pub use request::{
     Conn, ConnKey, EndReason, HEAD_MAX_BYTES, PARTIAL_HEAD_MAX_BYTES, PartialHead,
     RESPONSE_HEAD_MAX_BYTES, RequestEventHeader, RequestEventKind, cancel, conn_flag, conn_state,
-    event_flag,
+    ends_chunks, event_flag,
 };
 pub use rule::{
     ANY_METHOD, LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag,

@@ -2,8 +2,10 @@
 
 /// Most bytes of a request head shipped with [`RequestEventKind::Start`].
 pub const HEAD_MAX_BYTES: usize = 4096;
-/// Most bytes of a response head shipped with [`RequestEventKind::FirstWrite`].
-pub const RESPONSE_HEAD_MAX_BYTES: usize = 512;
+/// Most bytes of one write shipped with [`RequestEventKind::FirstWrite`] or [`RequestEventKind::MoreResponse`],
+/// and most bytes of a response after which no more of it is shipped. Heads with cookies and a content policy
+/// take one to two KiB.
+pub const RESPONSE_HEAD_MAX_BYTES: usize = 2048;
 /// Most bytes of an unfinished request line that are kept until the next read.
 pub const PARTIAL_HEAD_MAX_BYTES: usize = 256;
 
@@ -49,10 +51,21 @@ pub mod conn_flag {
     pub const PIPELINED: u32 = 1 << 4;
     /// The beginning of a request line waits in `PARTIAL_HEADS`.
     pub const PARTIAL: u32 = 1 << 5;
+    /// No more bytes of the response are shipped: its head is whole, or its rest cannot be.
+    pub const RESPONSE_SHIPPED: u32 = 1 << 6;
+    /// The reader slept in `epoll_wait` before the response's end, in the set [`super::Conn::wait_fd`].
+    pub const WAITED: u32 = 1 << 7;
     /// Lowest bit of the number of outbound calls that were shipped for the open request.
     pub const OUTBOUND_ONE: u32 = 1 << 8;
     /// Bits of that number; it stays at its highest.
     pub const OUTBOUND: u32 = 7 << 8;
+    /// Lowest bit of the number of the response's writes that were shipped.
+    pub const PIECES_ONE: u32 = 1 << 11;
+    /// Bits of that number. A head in more pieces is not known.
+    pub const PIECES: u32 = 7 << 11;
+    /// The reader slept in `epoll_wait` since the response's latest write. What it waits for is its own business if
+    /// no other write follows.
+    pub const WAITS: u32 = 1 << 14;
 }
 
 /// State of one server connection: value of `CONNS`, written by the hooks that see requests.
@@ -68,12 +81,12 @@ pub struct Conn {
     pub request_id: u64,
     /// `CLOCK_MONOTONIC` when the read that completed the request line returned.
     pub start_ktime_ns: u64,
-    /// First write of the response, 0 before it.
-    pub first_write_ktime_ns: u64,
-    /// Latest write of the response: the request's end if nothing follows.
+    /// Latest write of the response, 0 before the first: the request's end if nothing follows.
     pub last_write_ktime_ns: u64,
     /// Bytes of the response written so far (without interim `100 Continue` heads).
     pub written_bytes: u64,
+    /// Last eight bytes of the response so far, the latest one in the highest byte; 0 where bytes are not known.
+    pub tail: u64,
     /// Thread that read the head.
     pub reader_tid: u32,
     /// [`conn_state`].
@@ -82,6 +95,10 @@ pub struct Conn {
     pub flags: u32,
     /// Task slot of a tracked request.
     pub slot: u32,
+    /// The set of [`conn_flag::WAITED`] and [`conn_flag::WAITS`]: an epoll descriptor.
+    pub wait_fd: i32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Beginning of a request line that did not arrive whole: value of `PARTIAL_HEADS`.
@@ -123,6 +140,8 @@ pub enum RequestEventKind {
     /// [`HEAD_MAX_BYTES`]. Only of targets with [`crate::target_flag::AGENT`], and not more than
     /// [`conn_flag::OUTBOUND`] counts.
     Outbound = 8,
+    /// The next bytes of a response whose head may not be whole yet; data as with `FirstWrite`.
+    MoreResponse = 9,
 }
 
 impl RequestEventKind {
@@ -138,6 +157,7 @@ impl RequestEventKind {
             6 => Self::Exit,
             7 => Self::CloseRange,
             8 => Self::Outbound,
+            9 => Self::MoreResponse,
             _ => return None,
         })
     }
@@ -147,7 +167,7 @@ impl RequestEventKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum EndReason {
-    /// The next head was read on the connection.
+    /// The next head was read: on the connection, or on another one by the thread that had begun the answer.
     NextHead = 1,
     /// The client closed its side: a read returned 0.
     PeerClosed = 2,
@@ -196,8 +216,6 @@ pub mod cancel {
     pub const NO: u32 = 0;
     /// The request is not tracked any more; no further event of it is sent.
     pub const REQUEST: u32 = 1;
-    /// Only the tag goes, until the response's next write.
-    pub const TAG: u32 = 2;
 }
 
 /// Bits of [`RequestEventHeader::flags`].
@@ -214,6 +232,22 @@ pub mod event_flag {
     pub const PIPELINED: u32 = 1 << 4;
     /// The socket check could not be made (offsets unknown); only the content speaks for a request.
     pub const SOCKET_UNCHECKED: u32 = 1 << 5;
+    /// The response's last bytes are those of a last chunk, see [`super::ends_chunks`].
+    pub const LAST_CHUNK: u32 = 1 << 6;
+    /// [`super::conn_flag::WAITED`].
+    pub const WAITED: u32 = 1 << 7;
+}
+
+/// Whether a response with these last bytes ([`Conn::tail`]) has ended if it is chunked: they are a chunk of
+/// size 0 without extension and trailers (RFC 9112 §7.1), behind the end of a line or behind bytes that are not known.
+///
+/// Data may look the same, up to the end of a write in the middle of a chunk.
+#[must_use]
+pub const fn ends_chunks(tail: u64) -> bool {
+    const LAST: u64 = u64::from_le_bytes(*b"\0\0\x000\r\n\r\n");
+    const LINE_END: u64 = u16::from_le_bytes(*b"\r\n") as u64;
+    let before = tail & 0xff_ffff;
+    tail & !0xff_ffff == LAST && (before >> 8 == LINE_END || before == 0)
 }
 
 /// First bytes of every record in `REQUESTS`; `data_len` bytes follow.
@@ -236,7 +270,8 @@ pub struct RequestEventHeader {
     pub fd: i32,
     /// Task slot.
     pub slot: u32,
-    /// Kind-specific: [`EndReason`], the child's tgid, or the last descriptor of a closed range.
+    /// Kind-specific: [`EndReason`], the child's tgid, the last descriptor of a closed range, or of a response's
+    /// bytes [`Conn::wait_fd`].
     pub detail: u32,
     /// Bytes that follow this header.
     pub data_len: u32,
@@ -248,7 +283,29 @@ pub struct RequestEventHeader {
     pub written_bytes: u64,
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that a last chunk is one behind a line's end or behind nothing known, and nothing else.
+    #[test]
+    fn a_last_chunk_is_told_by_the_last_bytes() {
+        for (bytes, ends) in [
+            (b"x\r\n0\r\n\r\n", true),
+            (b"\n\r\n0\r\n\r\n", true),
+            (b"\0\0\x000\r\n\r\n", true),
+            (b"\r\n10\r\n\r\n", false),
+            (b"\0\0a0\r\n\r\n", false),
+            (b"x\r\n0\r\n\r\0", false),
+            (b"12345678", false),
+            (b"\0\0\0\0\0\0\0\0", false),
+        ] {
+            assert_eq!(ends_chunks(u64::from_le_bytes(*bytes)), ends, "{bytes:?}");
+        }
+    }
+}
+
 const _: () = assert!(size_of::<ConnKey>() == 8);
-const _: () = assert!(size_of::<Conn>() == 72);
+const _: () = assert!(size_of::<Conn>() == 80);
 const _: () = assert!(size_of::<PartialHead>() == 16 + PARTIAL_HEAD_MAX_BYTES);
 const _: () = assert!(size_of::<RequestEventHeader>() == 72);

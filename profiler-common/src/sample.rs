@@ -71,6 +71,9 @@ pub struct ThreadState {
     pub tgid: u32,
     /// Used entries of `kernel_frames`.
     pub kernel_frame_count: u32,
+    /// The thread pointer when the thread was tagged, 0 if unknown: `fsbase` on x86_64, `tpidr_el0` on
+    /// aarch64. Not among `regs`.
+    pub thread_pointer: u64,
     /// User registers as words of the architecture's `struct pt_regs`.
     pub regs: [u64; REGS_MAX],
     /// Kernel stack at switch-out, innermost first.
@@ -131,5 +134,5 @@ pub struct SampleHeader {
 }
 
 const _: () = assert!(size_of::<ThreadTag>() == 24);
-const _: () = assert!(size_of::<ThreadState>() == 56 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
+const _: () = assert!(size_of::<ThreadState>() == 64 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
 const _: () = assert!(size_of::<SampleHeader>() == 56 + 8 * REGS_MAX);

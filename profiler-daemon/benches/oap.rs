@@ -162,6 +162,7 @@ fn segment(task_id: &TaskId, service: &Service) -> ProfiledSegment {
             },
             end_ktime_ns: 0,
             status: Some(200),
+            cut: None,
             reason: None,
             outbound: None,
             losses: Coverage::default(),

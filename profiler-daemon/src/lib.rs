@@ -2,8 +2,8 @@
 //!
 //! `model` holds the nouns; the stages import `model`, `process` and [`frames`], never each other; only `app`
 //! wires them. Heavy dependencies have one door each: aya in [`kernel`], blazesym in [`symbolize`],
-//! tonic in [`oap`] and [`embedded`], clap in [`cli`], rustls in [`kubernetes`], prometheus-client in
-//! [`metrics`].
+//! tonic in [`oap`] and [`embedded`], clap in [`cli`], rustls in [`kubernetes`] and [`oap`], prometheus-client
+//! in [`metrics`].
 
 pub mod analyze;
 pub mod app;
@@ -20,6 +20,7 @@ pub mod guard;
 mod http;
 pub mod kernel;
 pub mod kubernetes;
+pub mod limit;
 pub mod metrics;
 pub mod model;
 pub mod oap;

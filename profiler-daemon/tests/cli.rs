@@ -122,6 +122,10 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         (vec!["ps", "--log-level", "loud"], "accepted are error"),
         (vec!["standalone", "--listen", "nowhere"], "--listen"),
         (
+            vec!["standalone", "--no-token", "--token-file", "t"],
+            "cannot be used with",
+        ),
+        (
             vec!["daemon", "--metrics", "9464"],
             "such as 127.0.0.1:9464, and off",
         ),
@@ -236,7 +240,7 @@ fn missing_privileges_are_named() {
     };
     for args in [
         &["record", "--endpoint", "/x", "--pid", "1"][..],
-        &["standalone", "--listen", "127.0.0.1:0"],
+        &["standalone", "--listen", "127.0.0.1:0", "--no-token"],
         &["daemon"],
     ] {
         let run = run(args);

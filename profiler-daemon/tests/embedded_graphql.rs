@@ -361,6 +361,13 @@ async fn requests_that_are_no_queries_are_refused() {
             " ".repeat(2 << 20),
             413,
         ),
+        (
+            Method::POST,
+            "/graphql",
+            vec![("authorization", "Bearer secret"), JSON],
+            version.clone(),
+            200,
+        ),
         (Method::POST, "/graphql", vec![token, JSON], version, 200),
     ];
     for (method, path, headers, body, expected) in cases {

@@ -79,6 +79,8 @@ hostile! {
     config_file: 2000,
     graphql_answer: 2000,
     object: 200,
+    debug_info: 2000,
+    symbol_name: 2000,
     stack: 200,
     python_memory: 2000,
     python_methods: 2000,

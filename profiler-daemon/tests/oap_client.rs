@@ -72,6 +72,7 @@ fn segment(task: &TaskId, service: &Service, id: &str, stacks: &[&str]) -> Profi
             },
             end_ktime_ns: 0,
             status: Some(200),
+            cut: None,
             reason: None,
             outbound: None,
             losses: Coverage::default(),
@@ -394,7 +395,10 @@ async fn the_token_is_sent() {
     let address = oap.local_addr().to_string();
     let mut tasks = TaskClient::connect(&address, None).await.unwrap();
     let error = tasks.show("").await.unwrap_err().to_string();
-    assert!(error.contains("refuses the token"), "{error}");
+    assert!(
+        error.contains("refuses the call: give its token"),
+        "{error}"
+    );
     let mut tasks = TaskClient::connect(&address, Some("tok123")).await.unwrap();
     assert_eq!(tasks.show("").await.unwrap().logs.len(), 1);
 }

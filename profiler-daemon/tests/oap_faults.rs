@@ -11,10 +11,10 @@ use std::time::Duration;
 use fake_oap::{DEADLINE, Fake, Fault, State};
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
-    ActiveRequest, Binding, Coverage, FinishedRequest, Pid, ProcessKey, ProfiledSegment, RequestId,
-    Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Binding, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfiledSegment,
+    RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
-use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle, QueueRoom};
+use profiler_daemon::oap::{DeliveryStats, OapClient, OapConfig, OapEvent, OapHandle, QueueRoom};
 use profiler_proto::skywalking as pb;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
@@ -87,6 +87,7 @@ fn segment(id: &str, snapshots: i32) -> ProfiledSegment {
             },
             end_ktime_ns: 0,
             status: Some(200),
+            cut: None,
             reason: None,
             outbound: None,
             losses: Coverage::default(),
@@ -154,6 +155,7 @@ async fn no_snapshot_is_sent_twice() {
     assert_eq!(stats.snapshots_queued, 0);
     assert!(stats.snapshots_lost >= 10, "{stats:?}");
     assert!(stats.snapshots_sent >= 300, "{stats:?}");
+    assert!((1..=4).contains(&stats.requests_incomplete), "{stats:?}");
     fake.with(|state| {
         let key = |s: &pb::ThreadSnapshot| (s.trace_segment_id.clone(), s.sequence);
         let keys: HashSet<_> = state.snapshots.iter().map(key).collect();
@@ -161,6 +163,70 @@ async fn no_snapshot_is_sent_twice() {
         assert!(state.snapshots.len() as u64 >= stats.snapshots_sent);
         assert_eq!(state.segments.len(), 5);
     });
+}
+
+/// Check that segments an OAP took and died with are sent again, before any of their snapshots, and that nothing
+/// counts as lost.
+#[tokio::test]
+async fn a_segment_that_went_down_with_its_oap_is_sent_again() {
+    let fake = Fake::default();
+    fake.with(|state| state.segment_faults = vec![Fault::Dies, Fault::Busy, Fault::Dies]);
+    let (address, _server) = fake.serve();
+    let (handle, _events) = client(address);
+    for name in ["a", "b", "c"] {
+        handle.report(segment(name, 4)).unwrap();
+    }
+    handle.finish(TaskId("task".to_owned()), service(), Coverage::default());
+    fake.until("the end", |state| !state.finishes.is_empty())
+        .await;
+    fake.with(|state| {
+        let segments: Vec<_> = state.segments.iter().map(|s| &s.trace_segment_id).collect();
+        assert_eq!(segments, ["a", "b", "c"]);
+        assert_eq!(state.snapshots.len(), 12);
+    });
+    let expected = DeliveryStats {
+        snapshots_sent: 12,
+        segments_sent: 3,
+        finished: 1,
+        ..DeliveryStats::default()
+    };
+    assert_eq!(handle.delivery(&TaskId("task".to_owned())), expected);
+}
+
+/// Check that a segment that no OAP takes costs itself and its snapshots, which are not sent, and no other
+/// request; and that the loss is counted.
+#[tokio::test]
+async fn a_segment_that_is_refused_costs_itself() {
+    let fake = Fake::default();
+    fake.with(|state| state.poison = Some("b".to_owned()));
+    let (address, _server) = fake.serve();
+    let (handle, _events) = client(address);
+    for name in ["a", "b", "c"] {
+        handle.report(segment(name, 4)).unwrap();
+    }
+    handle.finish(TaskId("task".to_owned()), service(), Coverage::default());
+    fake.until("the end", |state| !state.finishes.is_empty())
+        .await;
+    fake.with(|state| {
+        let segments = state.segments.iter().map(|s| s.trace_segment_id.as_str());
+        assert_eq!(segments.collect::<HashSet<_>>(), HashSet::from(["a", "c"]));
+        let shown = state.snapshots.iter().map(|s| s.trace_segment_id.as_str());
+        assert!(shown.eq(["a"; 4].into_iter().chain(["c"; 4])));
+    });
+    let expected = DeliveryStats {
+        snapshots_sent: 8,
+        snapshots_lost: 4,
+        segments_sent: 2,
+        segments_lost: 1,
+        requests_incomplete: 1,
+        finished: 1,
+        ..DeliveryStats::default()
+    };
+    let stats = handle.delivery(&TaskId("task".to_owned()));
+    assert_eq!(stats, expected);
+    let mut coverage = Coverage::default();
+    handle.add_delivery(&TaskId("task".to_owned()), &service(), &mut coverage);
+    assert_eq!(coverage.get(Counter::RequestsIncomplete), 1);
 }
 
 /// Check that what an absent OAP leaves no room for in memory goes to disk, that a stop leaves the rest

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fake_oap::{DEADLINE, Fake};
 use profiler_daemon::model::Service;
 use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle, TlsConfig};
@@ -222,8 +224,105 @@ async fn tls_on_one_side_is_explained() {
         "{reason_plain}"
     );
     let (encrypted, _server) = Fake::default().serve_at(any(), Some(authority.server()));
-    let reason_tls = reason(encrypted, None).await;
-    assert!(reason_tls.contains("with TLS off"), "{reason_tls}");
+    let (_handle, mut events) = client(encrypted, None);
+    let OapEvent::Disconnected { reason } = next(&mut events).await else {
+        panic!("connected");
+    };
+    let expected = "it speaks TLS on this port, and oap.tls.enabled is false: set it to true";
+    assert!(reason.contains(expected), "{reason}");
+    // Dozens of attempts, which fail in one way or another.
+    let again = timeout(Duration::from_secs(1), events.recv()).await;
+    assert!(again.is_err(), "{again:?}");
+}
+
+/// A certificate of version 1: without the fields of the later ones. Nobody verifies the signature of their own.
+fn version_1(pem: &str) -> String {
+    let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = STANDARD.decode(base64).unwrap();
+    let [certificate] = &elements(&der)[..] else {
+        panic!("more than a certificate")
+    };
+    let parts = elements(content(certificate));
+    let fields = elements(content(parts[0])).into_iter();
+    let old = fields.filter(|field| !matches!(field[0], 0xa0 | 0xa3));
+    let body = sequence(&old.collect::<Vec<_>>().concat());
+    let der = sequence(&[&body, parts[1], parts[2]].concat());
+    let text = STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
+/// Lengths of header and content of an element of DER.
+fn lengths(der: &[u8]) -> (usize, usize) {
+    match usize::from(der[1]) {
+        short @ ..0x80 => (2, short),
+        long => {
+            let bytes = &der[2..2 + (long & 0x7f)];
+            let length = bytes
+                .iter()
+                .fold(0, |sum, &byte| sum << 8 | usize::from(byte));
+            (2 + bytes.len(), length)
+        }
+    }
+}
+
+fn content(element: &[u8]) -> &[u8] {
+    &element[lengths(element).0..]
+}
+
+fn elements(mut der: &[u8]) -> Vec<&[u8]> {
+    let mut elements = Vec::new();
+    while !der.is_empty() {
+        let (header, length) = lengths(der);
+        let (element, rest) = der.split_at(header + length);
+        elements.push(element);
+        der = rest;
+    }
+    elements
+}
+
+fn sequence(content: &[u8]) -> Vec<u8> {
+    // A length has no leading zeros.
+    let length = match u16::try_from(content.len()).unwrap().to_be_bytes() {
+        [0, short @ ..0x80] => vec![short],
+        [0, byte] => vec![0x81, byte],
+        [high, low] => vec![0x82, high, low],
+    };
+    [&[0x30], &length[..], content].concat()
+}
+
+/// Check that what is wrong with our own certificate or key is said of its file, and not of the OAP.
+#[tokio::test]
+async fn an_own_certificate_that_cannot_be_used_is_named() {
+    let (theirs, ours) = (Authority::new("theirs"), Authority::new("ours"));
+    let ca = Certificate::from_pem(&ours.pem);
+    let tls = theirs.server().client_ca_root(ca);
+    let (address, _server) = Fake::default().serve_at(any(), Some(tls));
+    let good = ours.sign(&["profilerd"], |_| {});
+    let other = ours.sign(&["profilerd"], |_| {});
+    let signed = |pem: &str, key: &str| Signed {
+        pem: pem.to_owned(),
+        key: key.to_owned(),
+    };
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (own, parts) in [
+        (
+            signed(&version_1(&good.pem), &good.key),
+            ["own.pem", "X.509 version 1"],
+        ),
+        (signed(broken, &good.key), ["own.pem", "cannot be used"]),
+        (
+            signed(&good.pem, &other.key),
+            ["own.key", "is not the one of"],
+        ),
+    ] {
+        let files = Files::new();
+        let reason = reason(address, Some(files.trust_and_show(&theirs, &own))).await;
+        for part in parts {
+            assert!(reason.contains(part), "{part}: {reason}");
+        }
+        assert!(reason.contains("oap.tls."), "{reason}");
+        assert!(!reason.contains("peer certificate"), "{reason}");
+    }
 }
 
 /// What a port that is none of an OAP says to each connection, after it has heard something.

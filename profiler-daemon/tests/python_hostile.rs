@@ -102,6 +102,7 @@ fn random_memory_is_survived() {
         let python = PythonRef {
             code: random.next(),
             instr: random.next(),
+            identity: random.next() as u32,
         };
         let mut losses = Coverage::default();
         for form in [CodeSignature::Function, CodeSignature::Line] {

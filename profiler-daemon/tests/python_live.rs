@@ -265,7 +265,7 @@ fn a_thread_in_a_pid_namespace_is_found_by_its_inner_id() {
         assert_ne!(host_tid.0, thread.tid);
         let mut walker = PythonWalker::default();
         for _ in 0..2 {
-            assert_eq!(walker.walk_thread(&memory, &runtime, host_tid), chain);
+            assert_eq!(walker.walk_thread(&memory, &runtime, host_tid, 0), chain);
         }
     }
 }

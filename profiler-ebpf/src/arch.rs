@@ -63,10 +63,20 @@ mod layout {
     pub(crate) const REGS_WORDS: usize = 21;
     /// Stack pointer.
     pub(crate) const SP: usize = 19;
+    /// Of a thread inside a system call: its number and first argument.
+    pub(crate) const CALL: [usize; 2] = [15, 14];
+
+    /// `epoll_wait`, `epoll_pwait`, `epoll_pwait2`.
+    #[inline(always)]
+    pub(crate) fn is_epoll_wait(number: u64) -> bool {
+        matches!(number, 232 | 281 | 441)
+    }
     /// First four system call arguments: `rdi`, `rsi`, `rdx`, `r10`.
     pub(crate) const ARGS: [usize; 4] = [14, 13, 12, 7];
     /// System call number: the low half of `orig_rax`.
     pub(crate) const NUMBER: usize = 15;
+    /// See `profiler_common::is_thread_id`.
+    pub(crate) const THREAD_ID_SPAN: u64 = profiler_common::thread_id_span::X86_64;
     /// Word that tells 32-bit callers, which have other call numbers and structures: `cs`.
     pub(crate) const MODE: usize = 17;
 
@@ -109,10 +119,21 @@ mod layout {
     pub(crate) const REGS_WORDS: usize = 34;
     /// Stack pointer.
     pub(crate) const SP: usize = 31;
+    /// Of a thread inside a system call: its number (`x8`) and first argument.
+    pub(crate) const CALL: [usize; 2] = [8, 0];
+
+    /// `epoll_pwait`, `epoll_pwait2`; there is no `epoll_wait`.
+    #[inline(always)]
+    pub(crate) fn is_epoll_wait(number: u64) -> bool {
+        matches!(number, 22 | 441)
+    }
+
     /// First four system call arguments: `orig_x0` (x0 holds the result), `x1` to `x3`.
     pub(crate) const ARGS: [usize; 4] = [34, 1, 2, 3];
     /// System call number: `syscallno`, half a word.
     pub(crate) const NUMBER: usize = 35;
+    /// See `profiler_common::is_thread_id`.
+    pub(crate) const THREAD_ID_SPAN: u64 = profiler_common::thread_id_span::AARCH64;
     /// Word that tells 32-bit callers, which have other call numbers and structures: `pstate`.
     pub(crate) const MODE: usize = 33;
 

@@ -75,8 +75,8 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         }
         return 0;
     }
-    if begins != status::NO && setting(setting_flag::SOCKET_HOOKS) && maps::may_be_tagged(tid) {
-        tag::end_if_closed();
+    if begins != status::NO {
+        tag::on_other_head(key, begins);
     }
     let mut sk;
     if let Some(conn) = known {

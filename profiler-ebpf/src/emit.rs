@@ -2,7 +2,7 @@
 
 use profiler_common::{
     Conn, HEAD_MAX_BYTES, KernelCounter, RequestEventHeader, RequestEventKind, conn_flag,
-    event_flag,
+    ends_chunks, event_flag,
 };
 
 use crate::count::{count, count_all};
@@ -21,6 +21,12 @@ pub(crate) fn flags_of(conn: &Conn) -> u32 {
     if conn.flags & conn_flag::PIPELINED != 0 {
         flags |= event_flag::PIPELINED;
     }
+    if conn.flags & conn_flag::WAITED != 0 {
+        flags |= event_flag::WAITED;
+    }
+    if ends_chunks(conn.tail) {
+        flags |= event_flag::LAST_CHUNK;
+    }
     flags
 }
 
@@ -31,7 +37,7 @@ pub(crate) fn set_header(kind: RequestEventKind, conn: &Conn, fd: i32, flags: u3
         return;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
-    unsafe { (*scratch).header = header(kind, conn, fd, flags, 0) };
+    unsafe { (*scratch).header = header(kind, conn, fd, flags, conn.wait_fd.cast_unsigned()) };
 }
 
 /// Sends the end of the request that is open on `conn`.

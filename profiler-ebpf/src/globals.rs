@@ -10,6 +10,7 @@ static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     task_stack: 0,
     task_state: 0,
     task_thread_pid: 0,
+    task_thread_pointer: 0,
     task_signal: 0,
     task_files: 0,
     signal_live: 0,

@@ -49,6 +49,8 @@ mod process_fork;
 #[cfg(target_arch = "bpf")]
 mod python;
 #[cfg(target_arch = "bpf")]
+mod python_thread;
+#[cfg(target_arch = "bpf")]
 mod read;
 #[cfg(target_arch = "bpf")]
 mod response;
@@ -78,6 +80,8 @@ mod sys_exit;
 mod syscall;
 #[cfg(target_arch = "bpf")]
 mod tag;
+#[cfg(target_arch = "bpf")]
+mod tail;
 
 /// Many helpers are reserved to programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]

@@ -57,13 +57,15 @@ fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
         inode: socket::inode_number(sk),
         request_id: 0,
         start_ktime_ns: 0,
-        first_write_ktime_ns: 0,
         last_write_ktime_ns: 0,
         written_bytes: 0,
+        tail: 0,
         reader_tid: 0,
         state: conn_state::IDLE,
         flags: conn_flag::PARTIAL,
         slot: 0,
+        wait_fd: -1,
+        pad: 0,
     };
     maps::insert_conn(key, &conn)
 }
@@ -83,7 +85,8 @@ pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
         return 0;
     };
     if partial.skip != 0 {
-        return skip_header(key, sk, partial.skip.into());
+        begin_anew(key, sk, skip_header(key, partial.skip.into()));
+        return 0;
     }
     let joined = u64::from(partial.len);
     if joined == 0 || joined >= LINE_MAX {
@@ -112,7 +115,7 @@ pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
         status::SKIP => {
             let skip = Line(line).skip();
             let rest = if skip > joined { skip - joined } else { 0 };
-            skip_header(key, sk, rest);
+            begin_anew(key, sk, skip_header(key, rest));
         }
         status::NO => {
             forget(conn_key);
@@ -134,13 +137,13 @@ pub(crate) extern "C" fn join_piece(key: u64, sk: u64) -> u64 {
     0
 }
 
-/// The next `skip` bytes are the rest of a PROXY header. What the call has read behind them, if anything, is looked
-/// at as the beginning of a line.
+/// The next `skip` bytes are the rest of a PROXY header. Returns what the call has read behind them, as [`read_line`]
+/// does; nothing if they are all it has read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn skip_header(key: u64, sk: u64, skip: u64) -> u64 {
+extern "C" fn skip_header(key: u64, skip: u64) -> u64 {
     let Some(scratch) = maps::request_scratch() else {
-        return 0;
+        return status::NO;
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &mut *scratch };
@@ -150,22 +153,31 @@ extern "C" fn skip_header(key: u64, sk: u64, skip: u64) -> u64 {
             partial.len = 0;
             partial.skip = (skip - scratch.len) as u32;
         }
-        return 0;
+        return status::NO;
     }
     forget(conn_key);
     if skip == scratch.len {
-        return 0;
+        return status::NO;
     }
     scratch.advance(skip);
-    let line = read_line();
+    read_line()
+}
+
+/// Looks at a line behind a PROXY header. Not in [`skip_header`], from where it would lie too deep for the BPF stack.
+#[inline(always)]
+fn begin_anew(key: u64, sk: u64, line: u64) {
+    let Some(scratch) = maps::request_scratch() else {
+        return;
+    };
     if line_status(line) == status::WHOLE {
         end_if_tracked(key);
-        let slot = match_rules(scratch.task_mask.into(), line);
+        // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+        let task_mask = unsafe { (*scratch).task_mask };
+        let slot = match_rules(task_mask.into(), line);
         start_request(key, sk, slot, 0);
     } else if line_status(line) != status::NO && Line(line).skip() != 0 {
         keep_piece(key, sk, line);
     }
-    0
 }
 
 /// Drops the pieces of a connection.

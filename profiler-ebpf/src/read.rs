@@ -79,6 +79,17 @@ pub(crate) fn current_task() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
+/// The current thread's thread pointer, 0 if unknown. It is that of the thread's latest switch-out or
+/// system call that set it, which is soon after the thread has begun.
+#[inline(always)]
+pub(crate) fn thread_pointer() -> u64 {
+    let offset = offset!(task_thread_pointer);
+    if offset == 0 {
+        return 0;
+    }
+    kernel(current_task() + offset).unwrap_or(0)
+}
+
 /// Address of the current task's user registers on its kernel stack.
 #[inline(always)]
 pub(crate) fn current_user_regs() -> Option<u64> {

@@ -1,15 +1,14 @@
 //! Writes to a connection: the response of its open request. Others may be calls of a request.
 
 use profiler_common::{
-    EndReason, KernelCounter, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag,
-    conn_state,
+    EndReason, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag, conn_state, event_flag,
 };
 
 use crate::conn::{end_request, forget_replaced, unpack};
-use crate::count::count;
 use crate::outbound::on_outbound;
 use crate::scratch::fetch;
-use crate::tag::{self, open_conn, set_result, set_tag};
+use crate::tag::{self, open_conn};
+use crate::tail::{EMPTY_LINE, tail};
 use crate::{emit, head, maps, read, socket};
 
 /// Status code of `101 Switching Protocols`.
@@ -67,7 +66,7 @@ pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
     0
 }
 
-/// Times, threads and the first bytes of a response the daemon wants to know about.
+/// Times, threads, the first bytes and the last bytes of a response the daemon wants to know about.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 {
@@ -75,36 +74,68 @@ pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 
     let Some(conn) = maps::conn(conn_key) else {
         return 0;
     };
-    let now = read::ktime_ns();
-    conn.last_write_ktime_ns = now;
-    conn.written_bytes += len;
+    let is_first = conn.last_write_ktime_ns == 0;
+    let before = conn.written_bytes;
+    conn.last_write_ktime_ns = read::ktime_ns();
+    conn.written_bytes = before + len;
+    conn.tail = if seen == 0 { 0 } else { tail(conn.tail) };
+    if conn.flags & conn_flag::WAITS != 0 {
+        conn.flags |= conn_flag::WAITED;
+    }
     let tid = read::current_ids().1;
     if tid != conn.reader_tid {
         conn.flags |= conn_flag::HANDED_OFF;
-    } else if let Some(tag) = maps::thread_tag(tid) {
-        if tag.request_id != conn.request_id {
-            // The thread began another request before it finished this one: an event loop.
-            conn.flags |= conn_flag::INTERLEAVED;
-            if let Some(other) = open_conn(tag) {
-                other.flags |= conn_flag::INTERLEAVED;
-            }
-        }
-    } else if set_tag(conn.request_id, u64::from(conn.slot), key & 0xffff_ffff) == set_result::FULL
+    } else if let Some(tag) = maps::thread_tag(tid)
+        && tag.request_id != conn.request_id
     {
-        // The daemon had taken the tag away after a long silence (a stream).
-        count(conn.slot, KernelCounter::TagsFull);
+        // The thread began another request before it finished this one: an event loop.
+        conn.flags |= conn_flag::INTERLEAVED;
+        if let Some(other) = open_conn(tag) {
+            other.flags |= conn_flag::INTERLEAVED;
+        }
     }
-    if conn.first_write_ktime_ns == 0 {
-        conn.first_write_ktime_ns = now;
-        let copied = if seen == 0 {
-            0
+    if is_first {
+        ship(key, RequestEventKind::FirstWrite as u64, seen);
+    } else if conn.flags & conn_flag::RESPONSE_SHIPPED == 0 {
+        if before < RESPONSE_HEAD_MAX_BYTES as u64 {
+            ship(key, RequestEventKind::MoreResponse as u64, seen);
         } else {
-            fetch(0, RESPONSE_HEAD_MAX_BYTES as u64)
-        };
-        emit::set_header(RequestEventKind::FirstWrite, conn, conn_key.fd, 0);
-        emit::send(copied);
+            conn.flags |= conn_flag::RESPONSE_SHIPPED;
+        }
     }
     0
+}
+
+/// Ships the bytes of a write that may belong to the response's head. Whether the head is whole is for the
+/// daemon to find out; a write that ends with an empty line is taken for its end.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn ship(key: u64, kind: u64, seen: u64) -> u64 {
+    let (Some(scratch), Some(conn)) = (maps::request_scratch(), maps::conn(unpack(key))) else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let len = unsafe { (*scratch).len };
+    let copied = if seen == 0 {
+        0
+    } else {
+        fetch(0, RESPONSE_HEAD_MAX_BYTES as u64)
+    };
+    let is_cut = seen == 0 || copied < len;
+    let pieces = conn.flags & conn_flag::PIECES;
+    if is_cut || pieces == conn_flag::PIECES || conn.tail >> 32 == EMPTY_LINE {
+        conn.flags |= conn_flag::RESPONSE_SHIPPED;
+    } else {
+        conn.flags += conn_flag::PIECES_ONE;
+    }
+    let kind = if kind == RequestEventKind::FirstWrite as u64 {
+        RequestEventKind::FirstWrite
+    } else {
+        RequestEventKind::MoreResponse
+    };
+    let flags = if is_cut { event_flag::HEAD_CUT } else { 0 };
+    emit::set_header(kind, conn, unpack(key).fd, flags);
+    emit::send(copied)
 }
 
 /// The status code in `HTTP/1.x NNN`, the beginning of a response; 0 if the bytes are none.

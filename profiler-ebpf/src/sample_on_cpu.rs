@@ -98,11 +98,8 @@ fn try_sample(
     let scratch = maps::sample_scratch().ok_or(KernelCounter::MapUpdateFailed)?;
     // SAFETY: the pointer is to this CPU's element; this program does not interrupt itself.
     let scratch = unsafe { &mut *scratch };
-    let python_flags = scratch.python_flags;
-    if python_flags & sample_flag::PYTHON_PARTIAL != 0 {
-        count(tag.slot, KernelCounter::PythonUnreadable);
-    }
-    flags |= python_flags;
+    // The daemon counts a chain that stopped early: it may still complete it.
+    flags |= scratch.python_flags;
     let (python_frames, python_next) = (scratch.python_frames, scratch.python_next);
     let stack_skipped_bytes = scratch.stack_skipped_bytes;
     // SAFETY: the header is the first part of the aligned byte array.

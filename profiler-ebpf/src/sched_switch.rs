@@ -20,7 +20,7 @@ use profiler_common::{
     KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, ThreadState, thread_state_flag,
 };
 
-use crate::arch::REGS_WORDS;
+use crate::arch::{CALL, REGS_WORDS, is_epoll_wait};
 use crate::globals::offset;
 use crate::{maps, read, tag};
 
@@ -85,6 +85,9 @@ fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) 
         unsafe {
             read::copy_kernel(state.regs.as_mut_ptr().cast(), 8 * REGS_WORDS as u64, regs);
         }
+    }
+    if state.flags & thread_state_flag::RUNNABLE == 0 && is_epoll_wait(state.regs[CALL[0]]) {
+        tag::note_wait(state.regs[CALL[1]]);
     }
     if may_store_stack(state) {
         store_stack(ctx, state);

@@ -106,6 +106,16 @@ pub(crate) struct SampleScratch {
     pub(crate) interp: u64,
     /// Thread state the search stands at.
     pub(crate) tstate: u64,
+    /// The best thread state the search has found, 0 if none.
+    pub(crate) best_tstate: u64,
+    /// How well it suits the thread.
+    pub(crate) best_rank: u64,
+    /// The current thread's thread pointer, 0 if unknown.
+    pub(crate) thread_pointer: u64,
+    /// The current thread's id in the process's own pid namespace.
+    pub(crate) wanted_tid: u32,
+    /// Unused.
+    pub(crate) pad: u32,
     /// Result of the Python walk: the first frame not copied, 0 if none.
     pub(crate) python_next: u64,
     /// Result of the Python walk: records written.

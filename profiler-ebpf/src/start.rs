@@ -56,40 +56,49 @@ pub(crate) extern "C" fn start_request(key: u64, sk: u64, slot: u64, joined: u64
     0
 }
 
+/// What a connection's record is before it is filled in. In read-only memory, since the stack has no room for it.
+#[unsafe(no_mangle)]
+static NEW: Conn = Conn {
+    sk: 0,
+    inode: 0,
+    request_id: 0,
+    start_ktime_ns: 0,
+    last_write_ktime_ns: 0,
+    written_bytes: 0,
+    tail: 0,
+    reader_tid: 0,
+    state: conn_state::IDLE,
+    flags: 0,
+    slot: 0,
+    wait_fd: -1,
+    pad: 0,
+};
+
 /// Writes the connection's record.
 #[inline(always)]
 fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
     let start_ktime_ns = if request_id == 0 { 0 } else { read::ktime_ns() };
     let reader_tid = read::current_ids().1;
     let inode = socket::inode_number(sk);
-    if let Some(conn) = maps::conn(key) {
-        conn.sk = sk;
-        conn.inode = inode;
-        conn.request_id = request_id;
-        conn.start_ktime_ns = start_ktime_ns;
-        conn.first_write_ktime_ns = 0;
-        conn.last_write_ktime_ns = 0;
-        conn.written_bytes = 0;
-        conn.reader_tid = reader_tid;
-        conn.state = conn_state::OPEN;
-        conn.flags = flags;
-        conn.slot = slot;
-        return true;
+    if maps::conn(key).is_none() && !maps::insert_conn(key, &NEW) {
+        return false;
     }
-    let conn = Conn {
-        sk,
-        inode,
-        request_id,
-        start_ktime_ns,
-        first_write_ktime_ns: 0,
-        last_write_ktime_ns: 0,
-        written_bytes: 0,
-        reader_tid,
-        state: conn_state::OPEN,
-        flags,
-        slot,
+    let Some(conn) = maps::conn(key) else {
+        return false;
     };
-    maps::insert_conn(key, &conn)
+    conn.sk = sk;
+    conn.inode = inode;
+    conn.request_id = request_id;
+    conn.start_ktime_ns = start_ktime_ns;
+    conn.last_write_ktime_ns = 0;
+    conn.written_bytes = 0;
+    conn.tail = 0;
+    conn.reader_tid = reader_tid;
+    conn.state = conn_state::OPEN;
+    conn.flags = flags;
+    conn.slot = slot;
+    conn.wait_fd = -1;
+    true
 }
 
 /// Ships the head.

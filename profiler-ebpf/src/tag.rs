@@ -2,11 +2,13 @@
 
 use profiler_common::{
     Conn, ConnKey, EndReason, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, cancel,
-    conn_flag, conn_state, thread_state_flag,
+    conn_flag, conn_state, setting_flag, thread_state_flag,
 };
 
-use crate::conn::{end_request, pack};
-use crate::socket::names_socket;
+use crate::conn::{end_request, pack, unpack};
+use crate::globals::setting;
+use crate::head::status;
+use crate::socket::{names_socket, server_socket};
 use crate::{atomic, maps, read};
 
 /// Results of [`set`].
@@ -33,6 +35,7 @@ static RUNNING: ThreadState = ThreadState {
     flags: thread_state_flag::ON_CPU,
     tgid: 0,
     kernel_frame_count: 0,
+    thread_pointer: 0,
     regs: [0; REGS_MAX],
     kernel_frames: [0; KERNEL_FRAMES_MAX],
 };
@@ -93,29 +96,66 @@ fn begin_state(tgid: u32, tid: u32) -> bool {
         unsafe { atomic::add(&raw mut state.seq, step) };
         state.flags = thread_state_flag::ON_CPU;
         state.tgid = tgid;
+        state.thread_pointer = read::thread_pointer();
     }
     true
 }
 
-/// Ends the unanswered request of the current thread's tag if its descriptor is not the connection's any
-/// more: the socket hooks do not see every close, and the thread is about to read its next head. It is
-/// called from there, and not from [`set_tag`], which lies too deep for the BPF stack.
+/// The current thread, which has a tag, has read a head or the beginning of one ([`status`]) from the descriptor
+/// of `key`. Ends the request of its tag if
+/// that is another one's:
+///
+/// * one whose answer it has begun: whatever the protocol still lets expect, the thread is done with it;
+/// * one without an answer whose descriptor is not the connection's any more: the socket hooks do not see every
+///   close.
+///
+/// Called from there, and not from [`set_tag`], which lies too deep for the BPF stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn end_if_closed() -> u64 {
+pub(crate) extern "C" fn on_other_head(key: u64, begins: u64) -> u64 {
     let (_, tid) = read::current_ids();
+    // Asked here and not by the caller, whose stack is full.
+    if !maps::may_be_tagged(tid) {
+        return 0;
+    }
     let Some(tag) = maps::thread_tag(tid) else {
         return 0;
     };
+    let tagged = pack(tag.tgid, tag.fd);
     let Some(conn) = open_conn(tag) else {
         return 0;
     };
-    if conn.state == conn_state::OPEN
-        && names_socket(u64::from(tag.fd.cast_unsigned()), conn.sk, conn.inode) == 0
+    let fd = u64::from(tag.fd.cast_unsigned());
+    if conn.state == conn_state::RESPONDING {
+        // What a request reads as a client may look like a head.
+        let is_other = tagged != key && begins == status::WHOLE;
+        if is_other && (maps::conn(unpack(key)).is_some() || server_socket(key & 0xffff_ffff) != 0)
+        {
+            end_request(tagged, EndReason::NextHead as u64);
+        }
+    } else if conn.state == conn_state::OPEN
+        && setting(setting_flag::SOCKET_HOOKS)
+        && names_socket(fd, conn.sk, conn.inode) == 0
     {
-        end_request(pack(tag.tgid, tag.fd), EndReason::Closed as u64);
+        end_request(tagged, EndReason::Closed as u64);
     }
     0
+}
+
+/// The current thread falls asleep in `epoll_wait` on a set. Notes it for the request that the thread serves: the
+/// daemon finds out who else is in the set.
+#[inline(always)]
+pub(crate) fn note_wait(set: u64) {
+    let (_, tid) = read::current_ids();
+    let Some(conn) = maps::thread_tag(tid).and_then(|tag| open_conn(tag)) else {
+        return;
+    };
+    conn.wait_fd = set as i32;
+    if conn.state == conn_state::OPEN {
+        conn.flags |= conn_flag::WAITED;
+    } else if conn.state == conn_state::RESPONDING {
+        conn.flags |= conn_flag::WAITS;
+    }
 }
 
 /// The connection of a tag, if its request is still the one that is open there.

@@ -32,7 +32,7 @@ fn the_daemon_keeps_only_what_it_needs() {
     let mut command = Command::new(profilerd());
     let listen = format!("127.0.0.1:{port}");
     command.args(["standalone", "--listen", &listen, "--http-listen", "off"]);
-    command.args(["--data-dir", ":memory:"]);
+    command.args(["--data-dir", ":memory:", "--no-token"]);
     let mut daemon = ChildGuard::spawn("profilerd", &mut command).unwrap();
     let tasks = format!("/proc/{}/task", daemon.id());
     let threads = wait_until(

@@ -21,6 +21,8 @@ const EXIT_NO_REQUEST: i32 = 3;
 /// A budget that is never exceeded: the demo runs a build for debugging, and the benchmark measures what is
 /// used, not what is allowed.
 const UNGUARDED: &str = "100000";
+/// Tells `standalone` and `task` where the token is.
+const TOKEN_VARIABLE: &str = "PROFILERD_STANDALONE_TOKEN_FILE";
 /// Lines of its log that an error shows.
 const LOG_TAIL_LINES: usize = 20;
 
@@ -96,6 +98,7 @@ impl Daemon {
             .args(["--http-listen", "off", "--data-dir", ":memory:"])
             .args(options)
             .env("PROFILERD_LIMITS_MAX_CPU_PERCENT", UNGUARDED)
+            .env(TOKEN_VARIABLE, token_file(log))
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file);
@@ -121,6 +124,14 @@ impl Daemon {
     /// Where its OAP listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.oap
+    }
+
+    /// What agents must send to it.
+    pub(crate) fn token(&self) -> Result<String> {
+        let file = token_file(&self.log);
+        let text = fs::read_to_string(&file);
+        let text = text.with_context(|| format!("failed to read {}", file.display()))?;
+        Ok(text.trim().to_owned())
     }
 
     /// Whether an instance was given the task.
@@ -197,6 +208,7 @@ impl Daemon {
         command.arg("task").args(args.next());
         command.args(["--oap", &self.oap.to_string()]).args(args);
         let output = command
+            .env(TOKEN_VARIABLE, token_file(&self.log))
             .stdin(Stdio::null())
             .output()
             .context("failed to start profilerd task")?;
@@ -213,6 +225,11 @@ impl Daemon {
         let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
         format!("the end of {}:\n{}", self.log.display(), tail.join("\n"))
     }
+}
+
+/// Beside the log: the machine's own token is none of ours.
+fn token_file(log: &Path) -> PathBuf {
+    log.with_extension("token")
 }
 
 /// Whether a daemon's log says that it looks at requests for the task.

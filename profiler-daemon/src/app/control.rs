@@ -30,7 +30,7 @@ use super::statistics::StatisticsKeeper;
 use crate::config::Config;
 use crate::kubernetes::watch_pods;
 use crate::metrics::{MetricsServer, Questions};
-use crate::model::{Counter, Coverage, ProfileTask, ProfiledSegment, TaskId};
+use crate::model::{Counter, Coverage, ProfileTask, ProfiledSegment, Service, TaskId};
 use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use crate::process::{Pods, ProcessTable};
 use crate::state::TaskJournal;
@@ -46,10 +46,6 @@ const MEASURE: Duration = Duration::from_secs(1);
 /// Names told of in [`Control::tell_clashes`]; processes can make up any number.
 const CLASHES_MAX: usize = 64;
 
-/// What the coverage of a task says that a stop has ended.
-const CUT_SHORT: &str = "cut short: profilerd was stopped before the task's end; the task goes on if it \
-                         is started again in time";
-
 struct Control {
     oap: OapHandle,
     pipeline: Pipeline,
@@ -58,6 +54,10 @@ struct Control {
     waiting: Vec<ProfileTask>,
     live: HashMap<TaskId, Live>,
     journal: Option<TaskJournal>,
+    /// The OAP is ours: it need not hear of the end of a task that goes on when both are started again.
+    oap_stops_too: bool,
+    /// Tasks that go on with the next start, with what they have counted.
+    stopped: Vec<(TaskId, Service, Coverage)>,
     clashes_told: HashSet<String>,
     bindings: Bindings,
     overhead: Overhead,
@@ -82,6 +82,7 @@ pub(super) async fn run(
     if let Some(server) = &metrics {
         tracing::info!(address = %server.local_addr(), "metrics are served");
     }
+    let oap_stops_too = oap_config.is_embedded();
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
     if statistics.is_some() {
@@ -95,6 +96,8 @@ pub(super) async fn run(
         waiting: Vec::new(),
         live: HashMap::new(),
         journal,
+        oap_stops_too,
+        stopped: Vec::new(),
         clashes_told: HashSet::new(),
         bindings: Bindings::spawn(&config)?,
         overhead: Overhead::new(config.budget(), statistics),
@@ -272,22 +275,14 @@ impl Control {
                 self.pipeline.send(Command::ReleasePlace { slot, service });
             }
             PipelineEvent::Coverage(task_id, coverage) => {
-                if let Some(live) = self.live.get(&task_id) {
-                    let coverage = self.completed(&task_id, coverage);
-                    self.observed.totals.update(&task_id, &coverage);
-                    self.oap.coverage(task_id, live.reporter.clone(), coverage);
-                }
+                self.tell_coverage(&task_id, coverage);
             }
             PipelineEvent::ProgramTime(run_time_ns, ktime_ns) => {
                 self.overhead.on_program_time(run_time_ns, ktime_ns);
             }
             PipelineEvent::TaskDone(task_id, coverage) => {
-                let mut coverage = coverage;
                 if let Some(live) = self.live.get_mut(&task_id) {
                     self.observed.totals.update(&task_id, &coverage);
-                    if !live.ending {
-                        coverage.note(CUT_SHORT);
-                    }
                     live.done = Some(coverage);
                 }
                 self.finish_if_settled(&task_id);
@@ -369,10 +364,25 @@ impl Control {
             }
         }
         let lost = oap.shutdown(SHUTDOWN_DEADLINE).await;
+        if let Some(journal) = &mut self.journal {
+            note_stopped(journal, &oap, self.stopped);
+        }
         if lost > 0 {
             tracing::warn!(lost, "snapshots could not be delivered before the exit");
         }
         result
+    }
+}
+
+/// Leaves to the next start what was counted of the tasks that go on then, deliveries included.
+fn note_stopped(
+    journal: &mut TaskJournal,
+    oap: &OapHandle,
+    stopped: Vec<(TaskId, Service, Coverage)>,
+) {
+    for (task_id, service, mut coverage) in stopped {
+        oap.add_delivery(&task_id, &service, &mut coverage);
+        journal.stopped(&task_id, &service, &coverage);
     }
 }
 

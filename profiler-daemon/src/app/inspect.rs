@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::capture::Command;
+use super::capture::{Command, NewTarget};
 use crate::model::{Counter, ProcessKey, Service, TaskSlot};
 use crate::process::procfs::Procfs;
 use crate::process::python::{PythonError, PythonRuntime};
-use crate::process::{RequestModel, Runtime, stand_in};
+use crate::process::{RequestModel, Runtime};
 
 /// The commands that add a process to a task, with what is known about its runtime. `None` if its
 /// interpreter still starts (ask again) or the process has just ended. Reads the process's memory,
@@ -23,6 +23,8 @@ pub(super) fn inspect(
         text,
     };
     let pid = process.pid;
+    // Before anything else is read of it: should it run another program meanwhile, this tells.
+    let program = Procfs::default().stat(pid).ok()?;
     if let Ok(runtime) = Runtime::detect(pid)
         && let RequestModel::Unsupported(why) = runtime.request_model()
     {
@@ -43,12 +45,13 @@ pub(super) fn inspect(
             None
         }
     };
-    commands.push(Command::AddTarget {
+    commands.push(Command::AddTarget(NewTarget {
         slot,
         process,
         service,
+        program,
         python,
         has_agent,
-    });
+    }));
     Some(commands)
 }

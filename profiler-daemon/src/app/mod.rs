@@ -10,6 +10,7 @@ mod binding;
 mod capture;
 mod control;
 mod inspect;
+mod neighbour;
 mod overhead;
 mod pipeline;
 mod privilege;
@@ -25,18 +26,22 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use caps::Capability;
 
-use crate::config::Config;
-use crate::embedded::EmbeddedOap;
+use crate::config::{Config, Secret};
+use crate::embedded::{DataDir, EmbeddedOap};
 use crate::metrics;
+use crate::model::ProfileTask;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
-use crate::state::{SavedTask, StateFolder, TaskJournal};
+use crate::state::{SavedTask, StateFolder, TaskJournal, keep_token};
 use statistics::StatisticsKeeper;
 
 pub use record::record;
 
 /// How long a clean exit may take to deliver what is left.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where `standalone` keeps its journal, below its data: `daemon` may have one in the same folder.
+const JOURNAL_DIR: &str = "journal";
 
 /// Ports below it are for who has `CAP_NET_BIND_SERVICE`, unless the host says otherwise.
 const FIRST_ORDINARY_PORT: u16 = 1024;
@@ -58,10 +63,11 @@ pub fn run_daemon(config: Config) -> Result<()> {
         .state_dir
         .as_ref()
         .map(|folder| (folder.join("spool"), u64::from(config.limits.spool_bytes)));
-    let saved = journal.iter().flat_map(TaskJournal::tasks);
-    oap.known_tasks = saved.map(SavedTask::task).collect();
+    oap.known_tasks = known_tasks(journal.as_ref());
     let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
+    // After the keeper of statistics, which is one of us as well.
+    let _mark = neighbour::announce(&oap.backends);
     privilege::restrict(&[]);
     runtime()?.block_on(control::run(config, oap, journal, statistics, metrics))
 }
@@ -70,7 +76,7 @@ pub fn run_daemon(config: Config) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`run_daemon`]; or an address cannot be listened on, or the data not used.
+/// As [`run_daemon`]; or an address cannot be listened on, or data or token not used.
 pub fn run_standalone(
     config: Config,
     listen: SocketAddr,
@@ -83,25 +89,63 @@ pub fn run_standalone(
     } else {
         &[]
     };
+    let token = standalone_token(&config)?;
     let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(also);
     runtime()?.block_on(async move {
-        let embedded = config.embedded_config(listen, http_listen);
+        let embedded = config.embedded_config(listen, http_listen, token.clone());
+        let data = embedded.data.clone();
         let embedded = EmbeddedOap::start_with(embedded).await?;
         let address = embedded.local_addr();
         tracing::info!(%address, "the built-in OAP listens");
         if let Some(address) = embedded.query_addr() {
             tracing::info!(%address, "the built-in OAP answers GraphQL");
         }
+        let _mark = neighbour::announce(&[address.to_string()]);
+        // The database's lock keeps a second one out of the folder.
+        let journal = match &data {
+            DataDir::Directory(dir) => Some(StateFolder::open(&dir.join(JOURNAL_DIR))?),
+            DataDir::Memory => None, // its tasks end with it
+        };
+        let journal = journal.map(|folder| TaskJournal::open(folder, unix_ms_now()));
+        let journal = journal.transpose()?;
         let client = OapConfig {
-            token: config.oap_config().token,
+            token,
+            known_tasks: known_tasks(journal.as_ref()),
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client, None, statistics, metrics).await;
+        let result = control::run(config, client, journal, statistics, metrics).await;
         embedded.shutdown().await;
         result
     })
+}
+
+/// Tasks that a daemon before has received.
+fn known_tasks(journal: Option<&TaskJournal>) -> Vec<ProfileTask> {
+    let saved = journal.into_iter().flat_map(TaskJournal::tasks);
+    saved.map(SavedTask::task).collect()
+}
+
+/// The token that callers of the built-in OAP must send. It is made if there is none yet.
+fn standalone_token(config: &Config) -> Result<Option<String>> {
+    if let Some(Secret(token)) = &config.oap.authentication {
+        tracing::info!("callers of the built-in OAP need the token of oap.authentication");
+        return Ok(Some(token.clone()));
+    }
+    let Some(file) = config.token_files().into_iter().next() else {
+        tracing::warn!(
+            "the built-in OAP asks for no token: everybody who reaches its ports, every user of this host \
+             among them, can create profile tasks and read stacks and URLs of other users' processes"
+        );
+        return Ok(None);
+    };
+    let token = keep_token(&file)?;
+    tracing::info!(
+        token_file = %file.display(),
+        "callers of the built-in OAP need a token; `profilerd task` finds it if it may read the file"
+    );
+    Ok(Some(token))
 }
 
 /// What the overhead guard measures the programs by; nothing if its budget is all of the host.

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{bounded, unbounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
-use super::capture::{Capture, CaptureState, Command, WaitingBytes};
+use super::capture::{Capture, CaptureState, Command, Commands, WaitingBytes};
 use super::resolve::{PipelineEvent, Resolve};
 use super::worker::{self, Worker};
 use crate::config::{CodeSignature as Setting, Config};
@@ -25,8 +25,7 @@ const EVENTS_MAX: usize = 1024;
 
 /// The running pipeline.
 pub(super) struct Pipeline {
-    commands: Sender<Command>,
-    wake: Arc<EventFd>,
+    commands: Commands,
     capture: Arc<CaptureState>,
     /// In the order in which one's end leads to the other's.
     workers: Vec<Worker>,
@@ -43,6 +42,10 @@ impl Pipeline {
         let wake = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
         )?);
+        let commands = Commands {
+            sender: commands,
+            wake: Arc::clone(&wake),
+        };
         let options = LoadOptions {
             request_ring_bytes: config.limits.requests_ring_bytes,
             sample_ring_bytes: config.limits.samples_ring_bytes,
@@ -58,7 +61,7 @@ impl Pipeline {
         ));
         let capture = Capture::new(
             receive_commands,
-            Arc::clone(&wake),
+            wake,
             send_work,
             Arc::clone(&waiting),
             options,
@@ -74,14 +77,14 @@ impl Pipeline {
             worker::raise_priority();
             capture.run()
         })?;
+        let to_capture = commands.clone();
         let resolve = Worker::spawn("resolve", move || {
             // Built here: symbol caches are not shared between threads.
-            Resolve::new(work, waiting, send_events, signature, frames).run();
+            Resolve::new(work, waiting, to_capture, send_events, signature, frames).run();
             Ok(())
         })?;
         let pipeline = Self {
             commands,
-            wake,
             capture: state,
             workers: vec![capture, resolve],
         };
@@ -95,10 +98,7 @@ impl Pipeline {
 
     /// Gives a command.
     pub(super) fn send(&self, command: Command) {
-        if self.commands.send(command).is_ok() {
-            // A full counter still wakes.
-            let _ = self.wake.write(1);
-        }
+        self.commands.send(command);
     }
 
     /// Ends all tasks. The event channel closes when everything is resolved.
@@ -142,8 +142,10 @@ impl Pipeline {
             Ok(())
         })?;
         let pipeline = Self {
-            commands,
-            wake: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?),
+            commands: Commands {
+                sender: commands,
+                wake: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?),
+            },
             capture: Arc::new(CaptureState::new(0, 0, 0)),
             workers: vec![capture, resolve],
         };

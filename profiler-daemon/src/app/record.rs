@@ -20,7 +20,7 @@ use crate::model::{
     ProgressState, RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId,
     TaskReport, TaskSlot,
 };
-use crate::process::ProcessTable;
+use crate::process::{Family, ProcessTable};
 use crate::request::Endpoint;
 
 const SLOT: TaskSlot = TaskSlot(0);
@@ -28,8 +28,17 @@ const SLOT: TaskSlot = TaskSlot(0);
 /// What a recording reacts to.
 struct Inputs {
     events: mpsc::Receiver<PipelineEvent>,
-    /// One stream for the whole time: a signal that comes between two waits is not lost.
+    /// One stream each for the whole time: a signal that comes between two waits is not lost.
     interrupt: Signal,
+    terminate: Signal,
+}
+
+/// Waits for one of two signals.
+async fn stopped(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 /// Records one endpoint and returns what was found, coverage included.
@@ -69,9 +78,9 @@ async fn run(
         Err(error) => tracing::warn!("pods cannot be learned from Kubernetes: {error:#}"),
     }
     table.scan()?;
-    let wanted = Wanted::new(&table, &request.target)?;
-    let targets = wanted.targets(&table);
-    let service = match targets.first() {
+    let mut targets = Targets::new(&table, &request.target)?;
+    let found = targets.find(&table);
+    let service = match found.first() {
         Some((_, service)) => service.clone(),
         None => bail!("the process has just ended"),
     };
@@ -87,28 +96,24 @@ async fn run(
         start_unix_ms: now_ms,
         create_unix_ms: now_ms,
     };
-    // Before anything is attached: from here on Ctrl-C ends the recording in order.
+    // Before anything is attached: from here on a signal ends the recording in order.
     let interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
+    let terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
     let (pipeline, events) = Pipeline::spawn(config)?;
-    let mut inputs = Inputs { events, interrupt };
+    let mut inputs = Inputs {
+        events,
+        interrupt,
+        terminate,
+    };
     pipeline.send(Command::StartTask {
         slot: SLOT,
         task: Box::new(task.clone()),
         endpoint: Box::new(endpoint),
     });
-    let mut watched = HashSet::new();
-    for (process, service) in targets {
-        watch(&pipeline, process, service, &mut watched);
+    for (process, service) in found {
+        targets.watch(&pipeline, process, service);
     }
-    let collected = collect(
-        &pipeline,
-        &mut inputs,
-        &task,
-        &wanted,
-        progress,
-        &mut table,
-        watched,
-    );
+    let collected = collect(&pipeline, &mut inputs, &task, progress, &mut table, targets);
     let collected = collected.await;
     // Also after a failure: the kernel side is detached in order, and why a thread ended early is
     // known when it is joined.
@@ -131,10 +136,9 @@ async fn collect(
     pipeline: &Pipeline,
     inputs: &mut Inputs,
     task: &ProfileTask,
-    wanted: &Wanted<'_>,
     progress: &dyn Progress,
     table: &mut ProcessTable,
-    mut watched: HashSet<ProcessKey>,
+    mut targets: Targets,
 ) -> Result<(Vec<ProfiledSegment>, Coverage)> {
     let started = Instant::now();
     let mut segments: Vec<ProfiledSegment> = Vec::new();
@@ -144,7 +148,7 @@ async fn collect(
     };
     let mut ending = false;
     let mut tick = tokio::time::interval(Duration::from_millis(200));
-    let mut scanned = Instant::now();
+    let mut scanned = Some(Instant::now());
     loop {
         tokio::select! {
             event = inputs.events.recv() => match event {
@@ -158,17 +162,21 @@ async fn collect(
                 Some(PipelineEvent::Coverage(_, coverage)) => {
                     state.requests_matched = coverage.get(Counter::RequestsMatched);
                 }
-                Some(PipelineEvent::TaskDone(_, coverage)) => return Ok((segments, coverage)),
+                Some(PipelineEvent::TaskDone(_, mut coverage)) => {
+                    targets.note(&mut coverage);
+                    return Ok((segments, coverage));
+                }
                 Some(PipelineEvent::TaskFailed(_, error)) => return Err(error),
-                Some(
-                    PipelineEvent::Armed(_)
-                    | PipelineEvent::ProcessChanged(_)
-                    | PipelineEvent::ProgramTime(..),
-                ) => {}
+                // It runs another program now.
+                Some(PipelineEvent::ProcessChanged(process)) => {
+                    targets.watched.remove(&process);
+                    scanned = None;
+                }
+                Some(PipelineEvent::Armed(_) | PipelineEvent::ProgramTime(..)) => {}
                 None => bail!("nothing can be captured any more"),
             },
             _ = tick.tick() => {}
-            _ = inputs.interrupt.recv(), if !ending => {
+            () = stopped(&mut inputs.interrupt, &mut inputs.terminate), if !ending => {
                 ending = true;
                 pipeline.send(Command::EndTask { slot: SLOT });
             }
@@ -180,61 +188,95 @@ async fn collect(
             ending = true;
             pipeline.send(Command::EndTask { slot: SLOT });
         }
-        if !ending && scanned.elapsed() > Duration::from_secs(1) {
-            scanned = Instant::now();
+        if !ending && scanned.is_none_or(|it| it.elapsed() > Duration::from_secs(1)) {
+            scanned = Some(Instant::now());
             if table.scan().is_ok() {
-                watched.retain(|&process| table.find(process).is_some());
-                for (process, service) in wanted.targets(table) {
-                    watch(pipeline, process, service, &mut watched);
+                for (process, service) in targets.find(table) {
+                    targets.watch(pipeline, process, service);
                 }
             }
         }
     }
 }
 
-/// Adds a process, unless it is watched already or its interpreter still starts.
-fn watch(
-    pipeline: &Pipeline,
-    process: ProcessKey,
-    service: Service,
-    watched: &mut HashSet<ProcessKey>,
-) {
-    let look = || inspect(SLOT, process, service, false);
-    if !watched.contains(&process)
-        && let Some(commands) = tokio::task::block_in_place(look)
-    {
-        watched.insert(process);
-        commands
-            .into_iter()
-            .for_each(|command| pipeline.send(command));
-    }
+/// The processes that are recorded.
+struct Targets {
+    whom: Whom,
+    watched: HashSet<ProcessKey>,
+    /// Most that were there at one time.
+    most: usize,
 }
 
 /// Whom to record, once it is known which process has the id that was asked for.
-enum Wanted<'a> {
-    Process(ProcessKey),
-    Service(&'a str),
+enum Whom {
+    /// A process and its descendants, all of which report as the process does.
+    Family(Service, Family),
+    /// A service by its name.
+    Service(String),
 }
 
-impl<'a> Wanted<'a> {
-    fn new(table: &ProcessTable, target: &'a RecordTarget) -> Result<Self> {
-        match target {
+impl Targets {
+    fn new(table: &ProcessTable, target: &RecordTarget) -> Result<Self> {
+        let whom = match target {
             RecordTarget::Pid(pid) => match table.get(*pid) {
-                Some(process) => Ok(Self::Process(process.key)),
+                Some(first) => Whom::Family(first.identity.service.clone(), Family::of(first.key)),
                 None => bail!("there is no process {pid}; `profilerd ps` lists them"),
             },
             RecordTarget::Service(name) if table.processes_of_name(name).next().is_none() => {
                 bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
             }
-            RecordTarget::Service(name) => Ok(Self::Service(name)),
+            RecordTarget::Service(name) => Whom::Service(name.clone()),
+        };
+        Ok(Self {
+            whom,
+            watched: HashSet::new(),
+            most: 0,
+        })
+    }
+
+    /// Those among the processes of the table, and the instances that they report as.
+    fn find(&mut self, table: &ProcessTable) -> Vec<(ProcessKey, Service)> {
+        self.watched
+            .retain(|&process| table.find(process).is_some());
+        let found: Vec<(ProcessKey, Service)> = match &mut self.whom {
+            Whom::Family(service, family) => {
+                let members = family.update(table).into_iter();
+                members.map(|member| (member, service.clone())).collect()
+            }
+            Whom::Service(name) => {
+                let processes = table.processes_of_name(name);
+                processes
+                    .map(|process| (process.key, process.identity.service.clone()))
+                    .collect()
+            }
+        };
+        self.most = self.most.max(found.len());
+        found
+    }
+
+    /// Adds a process, unless it is watched already or its interpreter still starts.
+    fn watch(&mut self, pipeline: &Pipeline, process: ProcessKey, service: Service) {
+        let look = || inspect(SLOT, process, service, false);
+        if !self.watched.contains(&process)
+            && let Some(commands) = tokio::task::block_in_place(look)
+        {
+            self.watched.insert(process);
+            commands
+                .into_iter()
+                .for_each(|command| pipeline.send(command));
         }
     }
 
-    fn targets(&self, table: &ProcessTable) -> Vec<(ProcessKey, Service)> {
-        let found = |p: &crate::process::table::Process| (p.key, p.identity.service.clone());
-        match self {
-            Self::Process(key) => table.find(*key).map(found).into_iter().collect(),
-            Self::Service(name) => table.processes_of_name(name).map(found).collect(),
+    /// Says that more than the process that was asked for was recorded.
+    fn note(&self, coverage: &mut Coverage) {
+        if let Whom::Family(_, family) = &self.whom
+            && self.most > 1
+        {
+            coverage.note(format!(
+                "process {} was recorded with its descendants, at most {} at one time",
+                family.first(),
+                self.most - 1
+            ));
         }
     }
 }
@@ -276,6 +318,7 @@ fn segment_report(segment: &ProfiledSegment) -> SegmentReport {
         start_ms: segment.start_unix_ms,
         duration_ms: segment.end_unix_ms - segment.start_unix_ms,
         status: segment.request.status,
+        cut: segment.request.cut.map(|why| why.to_string()),
         snapshots: segment
             .snapshots
             .iter()

@@ -13,7 +13,7 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
-use super::capture::{WaitingBytes, Work};
+use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work};
 use crate::frames::{FrameSet, activity};
 use crate::kernel;
 use crate::model::{
@@ -22,6 +22,7 @@ use crate::model::{
     TimedStack,
 };
 use crate::process::Process;
+use crate::process::procfs::Procfs;
 use crate::process::python::{CodeSignature, PythonRuntime};
 use crate::snapshot;
 use crate::symbolize::Symbolizer;
@@ -31,6 +32,8 @@ use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
+/// Tag of a request of which the end is not shown: why.
+const TAG_CUT: &str = "profilerd.cut";
 
 /// Most memory that the samples of all open requests may take: some 40,000 different stacks of 60 frames.
 const SAMPLES_MAX_BYTES: usize = 64 << 20;
@@ -70,6 +73,7 @@ struct Open {
 pub(super) struct Resolve {
     pub(super) work: Receiver<Work>,
     waiting: Arc<WaitingBytes>,
+    commands: Commands,
     pub(super) events: mpsc::Sender<PipelineEvent>,
     unwinder: Unwinder,
     symbolizer: Symbolizer,
@@ -86,6 +90,7 @@ impl Resolve {
     pub(super) fn new(
         work: Receiver<Work>,
         waiting: Arc<WaitingBytes>,
+        commands: Commands,
         events: mpsc::Sender<PipelineEvent>,
         code_signature: CodeSignature,
         frames: FrameSet,
@@ -93,6 +98,7 @@ impl Resolve {
         Self {
             work,
             waiting,
+            commands,
             events,
             unwinder: Unwinder::default(),
             symbolizer: Symbolizer::new(code_signature).showing(frames),
@@ -114,24 +120,9 @@ impl Resolve {
 
     fn take(&mut self, work: Work) {
         match work {
-            Work::Target(key, python) => {
-                self.forget(key);
+            Work::Target(target) => self.on_target(target),
+            Work::Forked(child, python) => {
                 if let Some(python) = python {
-                    self.runtimes.insert(key, python);
-                }
-                let start = Instant::now();
-                if let Err(error) = self.open_process(key) {
-                    tracing::debug!(pid = %key, %error, "process cannot be opened");
-                }
-                if let Some(process) = self.processes.get(&key) {
-                    // Now, rather than between the first request and its samples.
-                    self.unwinder.prepare(process);
-                    self.symbolizer.prepare(process);
-                }
-                tracing::debug!(pid = %key, elapsed = ?start.elapsed(), "process prepared");
-            }
-            Work::Forked(parent, child) => {
-                if let Some(python) = self.runtimes.get(&parent).cloned() {
                     self.runtimes.insert(child, python);
                 }
             }
@@ -193,13 +184,41 @@ impl Resolve {
         }
     }
 
+    /// Reads what stacks of a process need, before there are any.
+    fn on_target(&mut self, target: NewTarget) {
+        let key = target.process;
+        self.forget(key);
+        if let Some(python) = &target.python {
+            self.runtimes.insert(key, Arc::clone(python));
+        }
+        let start = Instant::now();
+        if let Err(error) = self.open_process(key) {
+            tracing::debug!(pid = %key, %error, "process cannot be opened");
+        }
+        if let Some(process) = self.processes.get(&key) {
+            self.unwinder.prepare(process);
+            self.symbolizer.prepare(process);
+            // Most of what a request's stacks will have below its handler.
+            let mut unwanted = Coverage::default();
+            for stack in self.unwinder.python_stacks(process) {
+                self.symbolizer.symbolize(process, &stack, &mut unwanted);
+            }
+        }
+        tracing::debug!(pid = %key, elapsed = ?start.elapsed(), "process prepared");
+        match Procfs::default().stat(key.pid) {
+            Ok(now) if now.key(key.pid) == key && !now.is_same_program(&target.program) => {
+                self.forget(key);
+                self.tell(PipelineEvent::ProcessChanged(key));
+            }
+            // Whether it has ended is looked at when it is watched.
+            _ => self.commands.send(Command::Watch(target)),
+        }
+    }
+
     fn open_process(&mut self, key: ProcessKey) -> io::Result<()> {
         if !self.processes.contains_key(&key) {
             let mut process = Process::open_same(key)?;
             process.python = self.runtimes.get(&key).map(|python| (**python).clone());
-            if let Some(python) = &mut process.python {
-                python.process = key;
-            }
             self.processes.insert(key, process);
         }
         Ok(())
@@ -348,6 +367,9 @@ impl Resolve {
                     let period_ms = (period_ns / 1_000_000).to_string();
                     segment.tags.push((TAG_DUMP_PERIOD.to_owned(), period_ms));
                 }
+                if let Some(why) = segment.request.cut {
+                    segment.tags.push((TAG_CUT.to_owned(), why.to_string()));
+                }
                 self.coverage
                     .entry(task_id)
                     .or_default()
@@ -395,6 +417,8 @@ fn activity_of(stack: &Stack<Frame>, captured: &Captured, is_off_cpu: bool) -> O
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
     use super::*;
     use crate::model::UnwindEnd;
     use crate::model::binding::tests::profiled;
@@ -407,10 +431,15 @@ mod tests {
         const PERIOD_NS: u64 = 10_000_000;
         let (_work, work) = crossbeam_channel::bounded(1);
         let (events, _events) = mpsc::channel(1);
-        let waiting = Arc::default();
+        let (sender, _commands) = crossbeam_channel::unbounded();
+        let commands = Commands {
+            sender,
+            wake: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap()),
+        };
         let mut resolve = Resolve::new(
             work,
-            waiting,
+            Arc::default(),
+            commands,
             events,
             CodeSignature::Function,
             FrameSet::All,

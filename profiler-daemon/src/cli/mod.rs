@@ -19,6 +19,7 @@ mod status;
 mod status_text;
 pub mod task;
 mod task_text;
+mod token;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -30,7 +31,8 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::app;
-use crate::config::{Config, parse_listen, parse_metrics};
+use crate::config::{Config, TokenFile, parse_listen, parse_metrics};
+use crate::limit;
 
 /// Profiles single endpoints of unmodified services from outside, with eBPF, for Apache SkyWalking.
 #[derive(Debug, Parser)]
@@ -128,7 +130,10 @@ struct DaemonArgs {
 #[command(after_help = "\
 Examples:
   profilerd standalone &
-  profilerd task create --service shop --endpoint GET:/orders/{id} --duration 5m --wait")]
+  profilerd task create --service shop --endpoint GET:/orders/{id} --duration 5m --wait
+
+Callers must send the token that is made in /var/lib/profilerd/token at the first start: `profilerd task` finds
+it there as root, agents are given it as SW_AGENT_AUTHENTICATION.")]
 struct StandaloneArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -153,6 +158,13 @@ struct StandaloneArgs {
         value_parser = http_listen
     )]
     http_listen: Listen,
+    /// File of the token that callers must send, instead of the configured one; made if it is not there
+    #[arg(long, value_name = "FILE", conflicts_with = "no_token")]
+    token_file: Option<PathBuf>,
+    /// Ask for no token: whoever reaches the ports, every user of this host among them, can profile all
+    /// services and read the results
+    #[arg(long)]
+    no_token: bool,
     #[command(flatten)]
     metrics: MetricsArgs,
 }
@@ -173,7 +185,11 @@ pub fn main() -> ExitCode {
         // `profilerd ps | head`: who reads has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("profilerd: {error:#}");
+            let text = format!("{error:#}");
+            match limit::remedy(error.as_ref()) {
+                Some(remedy) if !text.contains(&remedy) => eprintln!("profilerd: {text}: {remedy}"),
+                _ => eprintln!("profilerd: {text}"),
+            }
             ExitCode::FAILURE
         }
     }
@@ -200,15 +216,20 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             if args.data_dir.is_some() {
                 config.standalone.data_dir.clone_from(&args.data_dir);
             }
+            if let Some(file) = &args.token_file {
+                config.standalone.token_file = TokenFile::At(file.clone());
+                config.oap.authentication = None;
+            }
+            if args.no_token {
+                config.standalone.token_file = TokenFile::Off;
+                config.oap.authentication = None;
+            }
             args.metrics.apply(&mut config);
             crate::doctor::require()?;
             app::run_standalone(config, args.listen, args.http_listen.0)?;
         }
         Command::Record(args) => return record::run(args, level),
-        Command::Task(args) => {
-            log(level, "warn");
-            return task::run(args);
-        }
+        Command::Task(args) => return task::run(args, level),
         Command::Analyze(args) => {
             log(level, "warn");
             return analyze::run(args);

@@ -46,7 +46,7 @@ pub(super) struct RecordArgs {
     /// Endpoint to profile
     #[arg(long, value_parser = endpoint)]
     endpoint: String,
-    /// Process to record
+    /// Process to record, with its descendants: those there are, and those that start later
     #[arg(long, group = "target", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
     /// Service to record, with all its processes, as `profilerd ps` names it

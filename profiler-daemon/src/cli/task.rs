@@ -15,8 +15,11 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use profiler_proto::profilerd as pb;
 
+use super::ConfigArgs;
 use super::delivery::OutputArgs;
 use super::task_text::{self as text, Start};
+use super::token::{Credential, TokenArgs};
+use crate::config::Config;
 use crate::embedded::{TaskClient, wire};
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, ProfileReport};
@@ -33,6 +36,9 @@ const UNTAKEN_HINT_MS: i64 = 10_000;
 /// Profile tasks: create, list, look at, get the result.
 #[derive(Args, Clone, Debug)]
 pub struct TaskArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
     #[command(flatten)]
     target: TargetArgs,
 
@@ -56,15 +62,8 @@ struct TargetArgs {
     #[arg(long, global = true, value_name = "URL", conflicts_with = "oap")]
     graphql: Option<String>,
 
-    /// Token of the embedded OAP
-    #[arg(
-        long,
-        global = true,
-        value_name = "TEXT",
-        env = "SW_AGENT_AUTHENTICATION",
-        hide_env_values = true
-    )]
-    token: Option<String>,
+    #[command(flatten)]
+    token: TokenArgs,
 }
 
 #[derive(Subcommand, Clone, Debug)]
@@ -158,13 +157,14 @@ struct ResultArgs {
 /// # Errors
 ///
 /// If the OAP cannot be reached, refuses, or the result cannot be written.
-pub fn run(args: &TaskArgs) -> Result<ExitCode> {
+pub(super) fn run(args: &TaskArgs, level: Option<&str>) -> Result<ExitCode> {
+    let config = super::load(&args.config, level, "warn")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
     let mut out = BufWriter::new(io::stdout().lock());
-    let code = runtime.block_on(execute(args, &mut out))?;
+    let code = runtime.block_on(execute(args, &config, &mut out))?;
     out.flush().context("failed to write to standard output")?;
     Ok(ExitCode::from(code))
 }
@@ -176,13 +176,21 @@ enum Oap {
 }
 
 impl Oap {
-    async fn connect(target: &TargetArgs) -> Result<Self> {
+    async fn connect(target: &TargetArgs, config: &Config) -> Result<Self> {
         Ok(match &target.graphql {
             Some(url) => {
-                Self::Graphql(GraphqlClient::new(url)?.with_token(target.token.as_deref())?)
+                let client = GraphqlClient::new(url)?;
+                let (host, port) = client.address();
+                let Credential { token, remedy } = target.token.find(config, host, port)?;
+                let client = client.with_token(token.as_deref())?;
+                Self::Graphql(client.with_remedy(remedy))
             }
             None => {
-                Self::Embedded(TaskClient::connect(&target.oap, target.token.as_deref()).await?)
+                let (host, port) = target.oap.rsplit_once(':').unwrap_or_default();
+                let port = port.parse().unwrap_or(0);
+                let Credential { token, remedy } = target.token.find(config, host, port)?;
+                let client = TaskClient::connect(&target.oap, token.as_deref()).await?;
+                Self::Embedded(client.with_remedy(remedy))
             }
         })
     }
@@ -227,9 +235,9 @@ impl Oap {
     }
 }
 
-async fn execute(args: &TaskArgs, out: &mut dyn Write) -> Result<u8> {
+async fn execute(args: &TaskArgs, config: &Config, out: &mut dyn Write) -> Result<u8> {
     let target = &args.target;
-    let mut oap = Oap::connect(target).await?;
+    let mut oap = Oap::connect(target, config).await?;
     match &args.command {
         Command::Create(args) => create(&mut oap, target, args, out).await,
         Command::List(args) => {
@@ -275,6 +283,7 @@ fn deliver(
         None if target.oap != OAP_DEFAULT => again.extend(["--oap".to_owned(), target.oap.clone()]),
         None => {}
     }
+    again.extend(target.token.again());
     output.deliver(&report, &again, out)
 }
 
@@ -372,7 +381,7 @@ mod tests {
         let address = oap.local_addr().to_string();
         let args: Vec<&str> = args.iter().copied().chain(["--oap", &address]).collect();
         let mut out = Vec::new();
-        let code = execute(&parse(&args).unwrap(), &mut out).await;
+        let code = execute(&parse(&args).unwrap(), &Config::default(), &mut out).await;
         (code, String::from_utf8(out).unwrap())
     }
 
@@ -459,12 +468,16 @@ mod tests {
         let address = oap.local_addr().to_string();
         oap.shutdown().await;
         let args = parse(&["list", "--oap", &address]).unwrap();
-        let error = execute(&args, &mut Vec::new()).await.unwrap_err();
+        let error = execute(&args, &Config::default(), &mut Vec::new())
+            .await
+            .unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains(&address) && text.contains("profilerd standalone"));
         let url = format!("http://{address}/graphql");
         let args = parse(&["list", "--graphql", &url]).unwrap();
-        let error = execute(&args, &mut Vec::new()).await.unwrap_err();
+        let error = execute(&args, &Config::default(), &mut Vec::new())
+            .await
+            .unwrap_err();
         assert!(format!("{error:#}").contains(&url));
     }
 }

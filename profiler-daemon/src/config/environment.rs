@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 
 use super::{
-    AgentProfiler, CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, nearest,
-    parse_metrics, range, state_folder,
+    AgentProfiler, CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, TokenFile,
+    nearest, parse_metrics, range, state_folder,
 };
 use crate::frames::FrameSet;
 
@@ -126,6 +126,10 @@ const VARIABLES: &[(&str, Setter)] = &[
     }),
     ("PROFILERD_STANDALONE_DATA_DIR", |config, text| {
         config.standalone.data_dir = Some(text.into());
+        Ok(())
+    }),
+    ("PROFILERD_STANDALONE_TOKEN_FILE", |config, text| {
+        config.standalone.token_file = TokenFile::parse(text);
         Ok(())
     }),
     ("PROFILERD_STANDALONE_RETENTION_DAYS", |config, text| {
@@ -277,7 +281,7 @@ mod tests {
             let (config, warnings) = applied(variables).unwrap();
             assert!(warnings.is_empty(), "{warnings:?}");
             let any_port = "127.0.0.1:0".parse().unwrap();
-            config.embedded_config(any_port, None).data
+            config.embedded_config(any_port, None, None).data
         };
         let directory = |path: &str| DataDir::Directory(path.into());
         assert_eq!(data_of(&[]), directory("/var/lib/profilerd"));

@@ -38,6 +38,12 @@ pub use unit::{DurationRange, SizeRange, duration_text, parse_duration};
 /// As the file system hierarchy has it for what programs keep between runs.
 const STATE_DIR: &str = "/var/lib/profilerd";
 
+/// Where a token is kept if nothing is to outlive a restart of the host.
+const RUNTIME_DIR: &str = "/run/profilerd";
+
+/// Name of the token's file in these folders.
+const TOKEN_FILE: &str = "token";
+
 /// A folder, or `none`.
 fn state_folder(text: &str) -> Option<PathBuf> {
     (text != "none").then(|| PathBuf::from(text))
@@ -225,6 +231,9 @@ pub struct Limits {
 pub struct StandaloneSettings {
     /// Where tasks and results are kept, `:memory:` for nowhere; if not given, in [`Config::state_dir`].
     pub data_dir: Option<PathBuf>,
+    /// Where its token is kept; [`OapSettings::authentication`], if given, is the token instead.
+    #[serde(deserialize_with = "token_file")]
+    pub token_file: TokenFile,
     /// Days for which a task and its results are kept after its end. A week: who looks at a result
     /// comes back to it within days.
     #[serde(deserialize_with = "StandaloneSettings::retention_days")]
@@ -232,6 +241,32 @@ pub struct StandaloneSettings {
     /// Most space for all tasks. 1 GiB holds tens of millions of snapshots.
     #[serde(deserialize_with = "StandaloneSettings::max_bytes")]
     pub max_bytes: u64,
+}
+
+/// Where the token is that callers of the OAP of `standalone` must send.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum TokenFile {
+    /// `token` in [`Config::state_dir`].
+    #[default]
+    InStateDir,
+    /// In this file.
+    At(PathBuf),
+    /// No token is asked for.
+    Off,
+}
+
+impl TokenFile {
+    fn parse(text: &str) -> Self {
+        match text {
+            "none" => Self::Off,
+            path => Self::At(path.into()),
+        }
+    }
+}
+
+fn token_file<'de, D: serde::Deserializer<'de>>(from: D) -> Result<TokenFile, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    Ok(text.as_deref().map(TokenFile::parse).unwrap_or_default())
 }
 
 /// What the text of a stack frame stands for.
@@ -340,6 +375,7 @@ impl Default for StandaloneSettings {
     fn default() -> Self {
         Self {
             data_dir: None,
+            token_file: TokenFile::default(),
             retention_days: 7,
             max_bytes: 1 << 30,
         }
@@ -463,19 +499,35 @@ impl Config {
         self.oap_config().check()
     }
 
+    /// Files in which the token of `standalone` may be, the first being where it is made; none if no token is
+    /// asked for.
+    #[must_use]
+    pub fn token_files(&self) -> Vec<PathBuf> {
+        match &self.standalone.token_file {
+            TokenFile::Off => Vec::new(),
+            TokenFile::At(path) => vec![path.clone()],
+            TokenFile::InStateDir => {
+                let folders = self.state_dir.as_deref().into_iter();
+                let folders = folders.chain([Path::new(RUNTIME_DIR)]);
+                folders.map(|folder| folder.join(TOKEN_FILE)).collect()
+            }
+        }
+    }
+
     /// What the OAP of `standalone` needs.
     #[must_use]
     pub fn embedded_config(
         &self,
         listen: SocketAddr,
         http_listen: Option<SocketAddr>,
+        token: Option<String>,
     ) -> EmbeddedConfig {
         let standalone = &self.standalone;
         let data_dir = standalone.data_dir.as_ref().or(self.state_dir.as_ref());
         EmbeddedConfig {
             listen,
             http_listen,
-            token: self.oap_config().token,
+            token,
             data: data_dir.map_or(DataDir::Memory, |dir| dir.as_path().into()),
             limits: StoreLimits {
                 bytes: standalone.max_bytes,
@@ -550,6 +602,7 @@ mod tests {
             "requests_ring",
             "samples_ring",
             "data_dir",
+            "standalone.token_file",
             "retention_days",
             "max_bytes",
             "code_signature",
@@ -602,6 +655,24 @@ mod tests {
             error.starts_with("p.yaml:1:") && error.contains("such as 127.0.0.1:9464, and off"),
             "{error}"
         );
+    }
+
+    /// Check where the token of `standalone` is looked for, and that `none` asks for none.
+    #[test]
+    fn the_token_is_in_the_state_folder() {
+        let files = |text: &str| {
+            let config = file::parse(text, "p.yaml").unwrap();
+            let files = config.token_files().into_iter();
+            let files = files.map(|path| path.display().to_string());
+            files.collect::<Vec<_>>()
+        };
+        let run = "/run/profilerd/token";
+        assert_eq!(files(""), ["/var/lib/profilerd/token", run]);
+        assert_eq!(files("state_dir: /x\n"), ["/x/token", run]);
+        assert_eq!(files("state_dir: none\n"), [run]);
+        assert_eq!(files("standalone:\n  token_file: /etc/t\n"), ["/etc/t"]);
+        assert_eq!(files("standalone:\n  token_file: null\n").len(), 2);
+        assert_eq!(files("standalone:\n  token_file: none\n"), [""; 0]);
     }
 
     /// Check that a token is not shown, and that half of mutual TLS is refused.

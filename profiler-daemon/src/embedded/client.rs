@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use super::wire;
 use crate::model::ProfileReport;
-use crate::oap::auth::Token;
+use crate::oap::auth::{TOKEN_REMEDY, Token};
 
 /// Largest part of a result: one segment of 12,000 snapshots whose stacks all differ.
 const MESSAGE_MAX_BYTES: usize = 512 << 20;
@@ -23,6 +23,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct TaskClient {
     address: String,
+    /// What to do when the token is refused.
+    remedy: String,
     client: TasksClient<InterceptedService<Channel, Token>>,
 }
 
@@ -46,9 +48,16 @@ impl TaskClient {
         })?;
         Ok(Self {
             address: address.to_owned(),
+            remedy: TOKEN_REMEDY.to_owned(),
             client: TasksClient::with_interceptor(channel, token)
                 .max_decoding_message_size(MESSAGE_MAX_BYTES),
         })
+    }
+
+    /// The same, with another sentence about what to do when the token is refused.
+    #[must_use]
+    pub fn with_remedy(self, remedy: String) -> Self {
+        Self { remedy, ..self }
     }
 
     /// Creates a task.
@@ -149,10 +158,9 @@ impl TaskClient {
                 "the OAP at {address} is not an embedded one; use --graphql \
                  http://HOST:12800/graphql for a SkyWalking OAP"
             ),
-            tonic::Code::PermissionDenied => anyhow!(
-                "the OAP at {address} refuses the token; set it with --token or \
-                 SW_AGENT_AUTHENTICATION"
-            ),
+            tonic::Code::PermissionDenied => {
+                anyhow!("the OAP at {address} refuses the call: {}", self.remedy)
+            }
             tonic::Code::InvalidArgument
             | tonic::Code::FailedPrecondition
             | tonic::Code::NotFound

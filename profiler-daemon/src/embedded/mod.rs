@@ -22,6 +22,7 @@
 mod agents;
 mod chunk;
 pub mod client;
+mod door;
 mod intake;
 mod lookup;
 mod query;
@@ -54,14 +55,14 @@ use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmen
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tonic::metadata::MetadataValue;
+use tonic::Request;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Status};
 use tracing::{info, warn};
 
 use agents::Agents;
+use door::Door;
 use store::{Store, StoreLimits};
 use tasks::TaskService;
 use unkept::Unkept;
@@ -74,8 +75,6 @@ pub use query::sdl;
 pub use storage::StorageError;
 pub use storage::database::{DataDir, OpenError};
 
-/// Name of the header that carries the token, of gRPC and of HTTP.
-const AUTHENTICATION: &str = "authentication";
 /// Largest message accepted. A snapshot of 1024 frames of 5,000 bytes fits; OAP takes ten times
 /// more, which no agent needs.
 const MESSAGE_MAX_BYTES: usize = 8 << 20;
@@ -93,7 +92,7 @@ pub struct EmbeddedConfig {
     pub listen: SocketAddr,
     /// Where to answer GraphQL, if at all.
     pub http_listen: Option<SocketAddr>,
-    /// Token that callers must send as `authentication` metadata.
+    /// Token that callers of either door must send, see `door.rs`; `None` lets everybody in.
     pub token: Option<String>,
     /// Where the data is kept.
     pub data: DataDir,
@@ -174,15 +173,15 @@ impl EmbeddedOap {
         let EmbeddedConfig { data, limits, .. } = config;
         let store = spawn_blocking(move || Store::open(&data, limits)).await;
         let store = Arc::new(store.context("the store was not opened")??);
+        let door = Door::new(config.token);
         let query = match config.http_listen {
             Some(listen) => {
-                let token = config.token.clone();
-                Some(query::server::start(listen, Arc::clone(&store), token).await?)
+                Some(query::server::start(listen, Arc::clone(&store), door.clone()).await?)
             }
             None => None,
         };
         let (stop, stopped) = oneshot::channel();
-        let router = router(&store, config.token).await;
+        let router = router(&store, door).await;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let sweeper = Sweeper(tokio::spawn(sweep(Arc::clone(&store))));
         let server = tokio::spawn(async move {
@@ -236,8 +235,8 @@ impl EmbeddedOap {
 }
 
 /// All services; all but the health check ask for the token.
-async fn router(store: &Arc<Store>, token: Option<String>) -> tonic::transport::server::Router {
-    let check = move |request: Request<()>| check_token(token.as_deref(), request);
+async fn router(store: &Arc<Store>, door: Door) -> tonic::transport::server::Router {
+    let check = move |request: Request<()>| door.check(request);
     let agents = Agents::new(Arc::clone(store));
     let tasks = TaskService::new(Arc::clone(store));
     let unkept = Unkept::default();
@@ -289,21 +288,4 @@ async fn router(store: &Arc<Store>, token: Option<String>) -> tonic::transport::
             TasksServer::new(tasks).max_decoding_message_size(MESSAGE_MAX_BYTES),
             check,
         ))
-}
-
-/// Whether the whole value that was sent is the token, or none is asked for.
-fn is_token(token: Option<&str>, sent: Option<&[u8]>) -> bool {
-    token.is_none_or(|token| sent == Some(token.as_bytes()))
-}
-
-/// OAP answers a wrong one with PERMISSION_DENIED.
-fn check_token(token: Option<&str>, request: Request<()>) -> Result<Request<()>, Status> {
-    let sent = request.metadata().get(AUTHENTICATION);
-    if is_token(token, sent.map(MetadataValue::as_bytes)) {
-        Ok(request)
-    } else {
-        Err(Status::permission_denied(
-            "the authentication metadata is missing or wrong",
-        ))
-    }
 }

@@ -256,6 +256,7 @@ pub fn segment_report(wire: pb::Segment) -> Result<SegmentReport, WireError> {
         start_ms: wire.start_ms,
         duration_ms: wire.duration_ms,
         status: wire.status.and_then(|status| u16::try_from(status).ok()),
+        cut: None, // the store keeps no tags
         snapshots,
         trees,
     })

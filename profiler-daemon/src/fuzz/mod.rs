@@ -60,6 +60,8 @@ targets! {
     text::config_file,
     text::graphql_answer,
     process::object,
+    process::debug_info,
+    process::symbol_name,
     process::stack,
     process::python_memory,
     process::python_methods,

@@ -10,13 +10,15 @@ use profiler_common::REGS_MAX;
 
 use crate::kernel::{IP, SP};
 use crate::model::{Captured, Coverage, Pid, ProcessKey, PythonRef, StackBytes, UnwindEnd};
+use crate::process::elf::ElfLayout;
 use crate::process::image::{Headers, PF_W, PF_X, PT_LOAD, Segment};
+use crate::process::object::ObjectFile;
 use crate::process::python::{
     CodeNames, CodeSignature, DEBUG_OFFSETS_BYTES, Layout, PythonNamer, PythonRuntime,
     PythonVersion, read_methods,
 };
 use crate::process::{Process, ReadMemory};
-use crate::symbolize::Symbolizer;
+use crate::symbolize::{DebugInfo, Symbolizer, shown_symbol};
 use crate::unwind::Unwinder;
 use crate::unwind::merge::merge;
 use crate::unwind::python::walk_chain;
@@ -42,6 +44,25 @@ pub fn object(data: &[u8]) {
     let mut captured = captured(thread, &mapped.range());
     name_frames(&mut process, &mut captured);
     let _ = PythonRuntime::detect(pid);
+}
+
+/// An ELF file. The functions inlined at its addresses are looked for.
+pub fn debug_info(data: &[u8]) {
+    let object = ObjectFile::from_image(data.to_vec());
+    let Ok(layout) = ElfLayout::read(&object) else {
+        return;
+    };
+    let Ok(Some(mut info)) = DebugInfo::open(object, &layout) else {
+        return;
+    };
+    for address in (0x40_0000..0x40_0200).step_by(8).chain([0, u64::MAX]) {
+        let _ = info.inlined_at(address);
+    }
+}
+
+/// A symbol of an object.
+pub fn symbol_name(data: &[u8]) {
+    let _ = shown_symbol(&String::from_utf8_lossy(data));
 }
 
 /// Registers and stack of a thread that runs the code of this program.
@@ -185,6 +206,7 @@ pub fn python_memory(data: &[u8]) {
         let python = PythonRef {
             code: frame.code,
             instr: frame.instr,
+            identity: frame.identity,
         };
         namer.frame(&memory, &runtime, python, &mut losses);
         let _ = codes.line(&memory, &runtime, python);

@@ -7,7 +7,6 @@ use super::service;
 use crate::analyze::{self, Lines, Query};
 use crate::config::Template;
 use crate::kubernetes;
-use crate::model::Pid;
 use crate::oap::{command, graphql};
 use crate::process::procfs::parse_stat;
 use crate::process::program::program_name;
@@ -108,8 +107,10 @@ pub fn identity_files(data: &[u8]) {
 
 /// `/tmp/perf-PID.map`.
 pub fn perf_map(data: &[u8]) {
-    let mut map = PerfMap::new(Pid(std::process::id()));
-    map.parse(data);
+    let mut map = PerfMap::default();
+    let (first, rest) = data.split_at(data.len() / 2);
+    map.append(first);
+    map.append(rest);
     for address in [0, 0x1000, u64::MAX] {
         let _ = map.find(address);
     }

@@ -11,7 +11,10 @@ use crate::embedded::store::{Store, StoreLimits};
 use crate::embedded::task::TaskRequest;
 use crate::embedded::wire;
 use crate::kernel::{KernelTypes, decode_request, decode_sample};
-use crate::model::{Pid, ProcessKey, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock};
+use crate::model::{
+    ActiveRequest, Pid, ProcessKey, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock,
+};
+use crate::process::wait_set::Waits;
 use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
 
 /// Splits `len u16 | bytes` repeated; what is left over is the last part.
@@ -60,6 +63,14 @@ impl ConnView for NoConns {
 
     fn is_socket(&self, _: Pid, _: Tid, _: i32, _: u64) -> bool {
         true
+    }
+
+    fn waits(&self, _: &ActiveRequest, set_fd: i32) -> Waits {
+        if set_fd % 2 == 0 {
+            Waits::ForItself
+        } else {
+            Waits::ForOthers
+        }
     }
 }
 

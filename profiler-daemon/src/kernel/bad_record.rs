@@ -55,6 +55,12 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
+    pub(super) fn u16(&mut self) -> Option<u16> {
+        let (bytes, rest) = self.rest.split_first_chunk()?;
+        self.rest = rest;
+        Some(u16::from_ne_bytes(*bytes))
+    }
+
     pub(super) fn u32(&mut self) -> Option<u32> {
         let (bytes, rest) = self.rest.split_first_chunk()?;
         self.rest = rest;

@@ -137,16 +137,6 @@ impl Kernel {
         }
     }
 
-    /// Stops sampling the thread of a request. The response's next write has it sampled again (a
-    /// stream that was silent for a while).
-    ///
-    /// # Errors
-    ///
-    /// The map refuses.
-    pub fn untag(&mut self, request: RequestId) -> Result<(), KernelError> {
-        self.maps.cancels.insert(request.0, cancel::TAG)
-    }
-
     /// Stops tracking a request: its thread is not sampled any more, and no further event of it is
     /// sent. A request that has ended stays ended.
     ///

@@ -8,7 +8,7 @@
 //!
 //! | `RequestEventHeader` 72 B | `data_len` bytes of request or response head |
 
-use profiler_common::{EndReason, MAX_TASKS, RequestEventHeader, RequestEventKind};
+use profiler_common::{EndReason, MAX_TASKS, RequestEventHeader, RequestEventKind, event_flag};
 
 use super::bad_record::{BadRecord, Reader};
 use crate::model::{Pid, RequestEvent, RequestId, TaskSlot, Tid};
@@ -57,6 +57,14 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestEvent, BadRecord> {
             written_bytes: header.written_bytes,
             flags: header.flags,
             head: data.to_vec(),
+            wait_fd: (header.flags & event_flag::WAITED != 0).then(|| header.detail.cast_signed()),
+        },
+        RequestEventKind::MoreResponse => RequestEvent::MoreResponse {
+            id,
+            ktime_ns: header.ktime_ns,
+            written_bytes: header.written_bytes,
+            flags: header.flags,
+            bytes: data.to_vec(),
         },
         RequestEventKind::Outbound => RequestEvent::Outbound {
             id,
@@ -151,6 +159,19 @@ mod tests {
         );
     }
 
+    /// Check that a response's first bytes come with the set that the thread had slept on, if it had.
+    #[test]
+    fn a_response_tells_what_was_waited_for() {
+        for (flags, expected) in [(0_u32, None), (event_flag::WAITED, Some(11))] {
+            let mut bytes = record(2, 11, b"HTTP/1.1 200 OK");
+            bytes[4..8].copy_from_slice(&flags.to_ne_bytes());
+            let Ok(RequestEvent::FirstWrite { wait_fd, .. }) = decode_request(&bytes) else {
+                panic!("no first write");
+            };
+            assert_eq!(wait_fd, expected);
+        }
+    }
+
     /// Check that an end record keeps its reason and that an unknown reason is refused.
     #[test]
     fn an_end_record_keeps_its_reason() {
@@ -212,7 +233,10 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(decode_request(&bytes[..len]).is_err(), "cut at {len}");
         }
-        assert_eq!(decode_request(&record(9, 0, b"")), Err(BadRecord::Kind(9)));
+        assert_eq!(
+            decode_request(&record(10, 0, b"")),
+            Err(BadRecord::Kind(10))
+        );
         let mut slot = record(1, 0, b"");
         slot[36..40].copy_from_slice(&16_u32.to_ne_bytes());
         assert_eq!(decode_request(&slot), Err(BadRecord::Slot(16)));

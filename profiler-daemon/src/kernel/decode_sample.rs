@@ -109,8 +109,9 @@ fn read_python_frame(reader: &mut Reader<'_>) -> Option<PythonFrameRecord> {
     Some(PythonFrameRecord {
         code: reader.u64()?,
         instr: reader.u64()?,
-        owner: reader.u32()?,
-        flags: reader.u32()?,
+        owner: reader.u16()?,
+        flags: reader.u16()?,
+        identity: reader.u32()?,
     })
 }
 
@@ -118,7 +119,7 @@ fn read_python_frame(reader: &mut Reader<'_>) -> Option<PythonFrameRecord> {
 mod tests {
     use super::*;
 
-    fn record(flags: u32, kernel: &[u64], python: &[(u64, u64, u32)], stack: &[u8]) -> Vec<u8> {
+    fn record(flags: u32, kernel: &[u64], python: &[(u64, u64, u16)], stack: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for word in [7_u64, 1_000] {
             bytes.extend(word.to_ne_bytes());
@@ -145,7 +146,9 @@ mod tests {
         for (code, instr, owner) in python {
             bytes.extend(code.to_ne_bytes());
             bytes.extend(instr.to_ne_bytes());
-            bytes.extend(u64::from(*owner).to_ne_bytes());
+            for half in [*owner, 0, 5, 0] {
+                bytes.extend(half.to_ne_bytes());
+            }
         }
         bytes.extend(stack);
         bytes
@@ -172,6 +175,7 @@ mod tests {
         assert_eq!(python.frames[0].code, 0x10);
         assert_eq!(python.frames[0].instr, 0x20);
         assert_eq!(python.frames[0].owner, 3);
+        assert_eq!(python.frames[0].identity, 5);
     }
 
     /// Check that a sample of another process has no Python chain.

@@ -1,5 +1,6 @@
 //! What can keep the kernel side from working, each with what to do about it.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use aya::{EbpfError, util::KernelVersion};
 use thiserror::Error;
 
 use super::btf::BtfError;
+use crate::limit::remedy;
 
 /// Oldest kernel that can work: the BPF ring buffer is of 5.8.
 pub const MINIMUM_KERNEL: (u8, u8, u16) = (5, 8, 0);
@@ -53,9 +55,8 @@ pub enum KernelError {
     },
     /// The kernel or a security policy refuses perf events.
     #[error(
-        "the kernel refuses perf events ({source}): give the process CAP_PERFMON or CAP_SYS_ADMIN, \
-         check `sysctl kernel.perf_event_paranoid` (4 on some distributions refuses even root in \
-         containers) and the container's seccomp profile, which must allow perf_event_open"
+        "the kernel refuses perf events ({source}): {}",
+        remedy_or(source, PERF_EVENTS_REMEDY)
     )]
     PerfEvents {
         /// The cause.
@@ -63,10 +64,8 @@ pub enum KernelError {
     },
     /// The kernel refused to create a map.
     #[error(
-        "the kernel refuses to create the BPF map {name} ({source}): before Linux 5.11, raise the \
-         locked-memory limit (ulimit -l unlimited); otherwise check capabilities, \
-         `sysctl kernel.unprivileged_bpf_disabled` and the container's seccomp profile, which must \
-         allow bpf"
+        "the kernel refuses to create the BPF map {name} ({source}): {}",
+        remedy_or(source, refusal_remedy(source))
     )]
     MapCreation {
         /// Name of the map.
@@ -87,8 +86,22 @@ pub enum KernelError {
         /// Last lines of the verifier's log.
         log_tail: String,
     },
+    /// The kernel refused a program before its verifier had looked at it.
+    #[error(
+        "the kernel refuses to load the BPF program {name} ({source}): {}",
+        remedy_or(source, refusal_remedy(source))
+    )]
+    ProgramRefused {
+        /// Name of the program.
+        name: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
     /// A program could not be loaded for another reason.
-    #[error("the BPF program {name} cannot be loaded: {source}")]
+    #[error(
+        "the BPF program {name} cannot be loaded: {source}{}",
+        remedy_behind(source)
+    )]
     Program {
         /// Name of the program.
         name: &'static str,
@@ -96,7 +109,10 @@ pub enum KernelError {
         source: ProgramError,
     },
     /// A loaded program could not be attached.
-    #[error("the BPF program {name} cannot be attached to its hook: {source}")]
+    #[error(
+        "the BPF program {name} cannot be attached to its hook: {source}{}",
+        remedy_behind(source)
+    )]
     Attach {
         /// Name of the program.
         name: &'static str,
@@ -104,13 +120,16 @@ pub enum KernelError {
         source: ProgramError,
     },
     /// The embedded object could not be loaded for another reason.
-    #[error("the embedded BPF object cannot be loaded: {0}")]
+    #[error("the embedded BPF object cannot be loaded: {}{}", .0, remedy_behind(.0))]
     Object(#[source] EbpfError),
     /// The embedded object lacks a program or map; daemon and object do not fit each other.
     #[error("the embedded BPF object has no {0}")]
     Absent(&'static str),
     /// A map could not be read or written.
-    #[error("the BPF map {name} cannot be accessed: {source}")]
+    #[error(
+        "the BPF map {name} cannot be accessed: {source}{}",
+        remedy_behind(source)
+    )]
     Map {
         /// Name of the map.
         name: &'static str,
@@ -130,12 +149,56 @@ pub enum KernelError {
     Argument(String),
 }
 
+/// If it is no limit that keeps a perf event from being opened.
+const PERF_EVENTS_REMEDY: &str = "give the process CAP_PERFMON or CAP_SYS_ADMIN, check `sysctl \
+    kernel.perf_event_paranoid` (4 on some distributions refuses even root in containers) and the container's \
+    seccomp profile, which must allow perf_event_open";
+
+/// First kernel that counts maps and programs as memory of the control group, not as locked memory.
+/// <https://github.com/torvalds/linux/commit/80ee81e0403c48f4eb342f7c8d40477c89b8836a>
+const NO_LOCKED_MEMORY: KernelVersion = KernelVersion::new(5, 11, 0);
+
+/// What to do when the kernel refuses maps and programs, but for a limit that the error names.
+fn refusal_remedy(error: &io::Error) -> &'static str {
+    let counts_locked = KernelVersion::current().is_ok_and(|version| version < NO_LOCKED_MEMORY);
+    if counts_locked && error.raw_os_error() == Some(libc::EPERM) {
+        "raise the limit of locked memory (systemd: LimitMEMLOCK=infinity; container: --ulimit memlock=-1; \
+         shell: ulimit -l unlimited), which Linux before 5.11 counts them against; if that is high, check \
+         capabilities and the container's seccomp profile, which must allow bpf"
+    } else {
+        "check capabilities, `sysctl kernel.unprivileged_bpf_disabled` and the container's seccomp profile, \
+         which must allow bpf"
+    }
+}
+
+fn remedy_or(error: &(dyn Error + 'static), otherwise: &str) -> String {
+    remedy(error).unwrap_or_else(|| otherwise.to_owned())
+}
+
+fn remedy_behind(error: &(dyn Error + 'static)) -> String {
+    remedy(error).map_or_else(String::new, |remedy| format!(": {remedy}"))
+}
+
 impl KernelError {
+    /// A limit is reached, which another way of doing the same would meet as well.
+    pub(super) fn is_limit(&self) -> bool {
+        remedy(self).is_some()
+    }
+
     /// Turns the error of loading one program into ours. A verifier's log can be megabytes long; what
     /// it stumbled over stands at the end.
     pub(super) fn from_program(name: &'static str, error: ProgramError) -> Self {
         const LOG_LINES: usize = 24;
         match error {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } if verifier_log.to_string().trim().is_empty() || remedy(&io_error).is_some() => {
+                Self::ProgramRefused {
+                    name,
+                    source: io_error,
+                }
+            }
             ProgramError::LoadError {
                 io_error,
                 verifier_log,
@@ -203,4 +266,63 @@ pub(super) fn check_capabilities() -> Result<(), KernelError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that a limit is blamed for what it causes and for nothing else, wherever it is met.
+    #[test]
+    fn the_limit_that_is_reached_is_named() {
+        let io = io::Error::from_raw_os_error;
+        let map = |errno| KernelError::MapCreation {
+            name: "TAGS".to_owned(),
+            source: io(errno),
+        };
+        let text = map(libc::EMFILE).to_string();
+        assert!(
+            text.contains("TAGS") && text.contains("LimitNOFILE"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("locked") && !text.contains("seccomp"),
+            "{text}"
+        );
+        assert!(map(libc::ENOMEM).to_string().contains("memory limit"));
+        let text = map(libc::EPERM).to_string();
+        assert!(
+            text.contains("capabilities") && !text.contains("LimitNOFILE"),
+            "{text}"
+        );
+        assert!(map(libc::ENFILE).is_limit() && !map(libc::EPERM).is_limit());
+
+        let syscall = |errno| {
+            ProgramError::SyscallError(aya::sys::SyscallError {
+                call: "perf_event_open",
+                io_error: io(errno),
+            })
+        };
+        let perf = |errno| {
+            KernelError::PerfEvents {
+                source: syscall(errno),
+            }
+            .to_string()
+        };
+        assert!(
+            perf(libc::EMFILE).contains("LimitNOFILE"),
+            "{}",
+            perf(libc::EMFILE)
+        );
+        assert!(perf(libc::EACCES).contains("perf_event_paranoid"));
+        let attach = |errno| {
+            KernelError::Attach {
+                name: "x",
+                source: syscall(errno),
+            }
+            .to_string()
+        };
+        assert!(attach(libc::EMFILE).contains("LimitNOFILE"));
+        assert!(!attach(libc::EINVAL).contains("Limit"));
+    }
 }

@@ -109,7 +109,7 @@ impl Kernel {
     /// The kernel or the process's privileges do not allow it; the text says what to do.
     pub fn load(options: &LoadOptions) -> Result<Self, KernelError> {
         // Reads all kernel symbols, which takes as long as the verifier takes meanwhile.
-        let schedule = std::thread::spawn(scheduler::schedule_range);
+        let schedule = std::thread::Builder::new().spawn(scheduler::schedule_range);
         let (mut ebpf, hooks) = object::load(options)?;
         let log = if options.log {
             EbpfLogger::init(&mut ebpf)
@@ -128,7 +128,10 @@ impl Kernel {
             hooks,
             log,
             statistics: None,
-            schedule: schedule.join().unwrap_or_default(),
+            schedule: match schedule {
+                Ok(thread) => thread.join().unwrap_or_default(),
+                Err(_) => scheduler::schedule_range(), // no thread is left
+            },
             ebpf,
         })
     }

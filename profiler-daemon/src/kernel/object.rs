@@ -22,6 +22,7 @@ use super::btf::KernelTypes;
 use super::error::{KernelError, check_capabilities, check_kernel_version};
 use super::memory_limit::raise_memory_limit;
 use super::offsets::kernel_offsets;
+use crate::limit::raise_open_files;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/profiler-ebpf"));
 
@@ -173,6 +174,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<(Ebpf, RequestHooks), Kernel
     check_kernel_version()?;
     check_capabilities()?;
     raise_memory_limit();
+    raise_open_files();
 
     let path = &options.btf_path;
     let bytes = fs::read(path).map_err(|source| KernelError::NoBtf {
@@ -193,6 +195,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<(Ebpf, RequestHooks), Kernel
         let hooks = RequestHooks::Sockets;
         match load_programs(options, &btf, &offsets, flags, hooks) {
             Ok(ebpf) => return Ok((ebpf, hooks)),
+            Err(error) if error.is_limit() => return Err(error),
             Err(error) => tracing::warn!(%error, "requests are looked for at every system call"),
         }
     }

@@ -39,6 +39,9 @@ pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, 
         // Renamed in 5.14.
         task_state: task("__state").or_else(|_| task("state"))?,
         task_thread_pid: task("thread_pid")?,
+        task_thread_pointer: thread_pointer(types)
+            .inspect_err(|error| tracing::debug!(%error, "thread pointers are unknown"))
+            .unwrap_or(0),
         task_signal: task("signal")?,
         signal_live: types.offset_of("signal_struct", "live")?,
         pid_level: types.offset_of("pid", "level")?,
@@ -63,6 +66,17 @@ pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, 
         }
     }
     Ok((offsets, flags))
+}
+
+/// Where a thread's thread pointer is kept. It is the first member of aarch64's `uw`.
+/// <https://github.com/torvalds/linux/blob/v5.10/arch/arm64/include/asm/processor.h#L134>
+fn thread_pointer(types: &KernelTypes<'_>) -> Result<u32, BtfError> {
+    let member = if cfg!(target_arch = "aarch64") {
+        "uw"
+    } else {
+        "fsbase"
+    };
+    Ok(types.offset_of("task_struct", "thread")? + types.offset_of("thread_struct", member)?)
 }
 
 fn add_socket_offsets(
@@ -128,6 +142,7 @@ mod tests {
         let types = KernelTypes::parse(&bytes).unwrap();
         let (offsets, flags) = kernel_offsets(&types).unwrap();
         assert_ne!(offsets.task_pid, 0);
+        assert_ne!(offsets.task_thread_pointer, 0);
         assert_eq!(offsets.upid_size, 16);
         assert_ne!(flags & setting_flag::SOCKET_CHECK, 0);
     }

@@ -91,6 +91,7 @@ mod tests {
             flags: 0,
             tgid: 0,
             kernel_frame_count: 4,
+            thread_pointer: 0,
             regs: [0; REGS_MAX],
             kernel_frames: [0; KERNEL_FRAMES_MAX],
         };

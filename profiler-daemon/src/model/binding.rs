@@ -177,6 +177,7 @@ pub(crate) mod tests {
                 request,
                 end_ktime_ns: 0,
                 status: None,
+                cut: None,
                 reason: None,
                 outbound: None,
                 losses: Coverage::default(),

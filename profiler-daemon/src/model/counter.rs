@@ -72,10 +72,11 @@ counters! {
     RequestsOfOtherTask, "requests_of_other_task", Requests, loss: false, "matched requests that another live task of the process profiles";
     RequestsOverOpenLimit, "requests_over_open_limit", Requests, loss: true, "matched requests not sampled because too many were open at once";
     RequestsProfiled, "requests_profiled", Requests, loss: false, "matched requests that were profiled and reported";
-    RequestsUnfinished, "requests_unfinished", Requests, loss: false, "matched requests that were still open when the task ended";
+    RequestsUnfinished, "requests_unfinished", Requests, loss: false, "matched requests that were still open when the task ended; what is shown of them is cut there";
     RequestsUnanswered, "requests_unanswered", Requests, loss: true, "matched requests that ended without a response line";
     RequestsHandedOff, "requests_handed_off", Requests, loss: true, "matched requests answered by another thread than the one that read them";
     RequestsInterleaved, "requests_interleaved", Requests, loss: true, "matched requests whose thread served another request at the same time";
+    RequestsOnLoop, "requests_on_loop", Requests, loss: true, "matched requests served by an event loop, where what a thread does may be another request's";
     RequestsTooShort, "requests_too_short", Requests, loss: true, "matched requests that were over before a sample was due";
     RequestsByOtherProgram, "requests_by_other_program", Requests, loss: true, "matched requests that a child process or another program answers (CGI)";
     RequestsProcessGone, "requests_process_gone", Requests, loss: true, "matched requests whose process had ended before their stacks could be read";
@@ -111,11 +112,14 @@ counters! {
     StacksTooDeep, "stacks_too_deep", Stacks, loss: true, "stacks over the frame limit; the middle is left out";
     PythonMergeMismatch, "python_merge_mismatch", Stacks, loss: true, "python and native frames that did not fit each other; Python was put on top";
     PythonPartial, "python_partial", Stacks, loss: true, "python chains that could not be read to their end";
+    PythonNoThread, "python_no_thread", Stacks, loss: false, "samples of threads that run no Python: the interpreter does not know them";
     PythonNameUnreadable, "python_name_unreadable", Stacks, loss: true, "python frames whose code object could not be read";
+    PythonCodeGone, "python_code_gone", Stacks, loss: true, "python frames without a name: their code object was freed soon after the sample";
     FramesUnknown, "frames_unknown", Stacks, loss: true, "native frames without a symbol";
     SnapshotsTaken, "snapshots_taken", Delivery, loss: false, "snapshots handed to the reporter";
     SnapshotsSent, "snapshots_sent", Delivery, loss: false, "snapshots accepted by the OAP";
     SnapshotsLost, "snapshots_lost", Delivery, loss: true, "snapshots not delivered to the OAP, or not known to be";
+    RequestsIncomplete, "requests_incomplete", Delivery, loss: true, "profiled requests that the OAP has not got whole, or is not known to have";
     SegmentsBoundByCall, "segments_bound_by_call", Delivery, loss: false, "requests shown in their agent's segment, which their own outbound calls name";
     SegmentsBoundByQuery, "segments_bound_by_query", Delivery, loss: false, "requests shown in their agent's segment, which the OAP was asked for";
     SegmentsSynthetic, "segments_synthetic", Delivery, loss: true, "requests of a process with an agent that are shown in a segment of profilerd instead";

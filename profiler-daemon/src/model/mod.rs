@@ -37,7 +37,9 @@ pub use record::{Progress, ProgressState, RecordRequest, RecordTarget};
 pub use report::{
     CoverageReport, ProfileReport, SegmentReport, SnapshotReport, TaskReport, TreeNode,
 };
-pub use request::{ActiveRequest, EndpointRule, FinishedRequest, RequestEvent, RequestId, Sw8};
+pub use request::{
+    ActiveRequest, Cut, EndpointRule, FinishedRequest, RequestEvent, RequestId, Sw8,
+};
 pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes, TimedStack};
 pub use snapshot::{ProfiledSegment, Snapshot};
 pub use stack::{AddrFrame, Frame, FrameKind, PythonRef, Stack, UnwindEnd};

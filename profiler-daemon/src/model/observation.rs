@@ -113,6 +113,8 @@ pub struct DeliveryObservation {
     pub snapshots_sent: u64,
     /// Snapshots not delivered, or not known to be; [`Observation::counters`] has it too.
     pub snapshots_lost: u64,
+    /// Requests of which something was lost; [`Observation::counters`] has it too.
+    pub requests_incomplete: u64,
     /// Trace segments that the OAP accepted.
     pub segments_sent: u64,
     /// Trace segments not delivered, or not known to be.

@@ -7,7 +7,7 @@ use super::Pid;
 /// Whom to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordTarget {
-    /// One process.
+    /// A process and its descendants, those that start later included.
     Pid(Pid),
     /// All processes of a service, those that start later included.
     Service(String),

@@ -63,10 +63,13 @@ pub struct SegmentReport {
     pub endpoint: String,
     /// Start, epoch milliseconds.
     pub start_ms: i64,
-    /// From the head read to the last write, milliseconds.
+    /// From the head read to the last write, or to where the request is cut, milliseconds.
     pub duration_ms: i64,
     /// HTTP status, if a response line was seen.
     pub status: Option<u16>,
+    /// Why the request's end is not shown: it lasted longer than `duration_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<String>,
     /// The snapshots, by sequence.
     pub snapshots: Vec<SnapshotReport>,
     /// OAP's analysis of the snapshots over the whole segment.

@@ -82,6 +82,21 @@ pub enum RequestEvent {
         flags: u32,
         /// First bytes of the response.
         head: Vec<u8>,
+        /// The epoll descriptor that the thread had slept on since it read the request.
+        wait_fd: Option<i32>,
+    },
+    /// More bytes of a response were written whose head may not be whole yet.
+    MoreResponse {
+        /// The request.
+        id: RequestId,
+        /// When the write returned.
+        ktime_ns: u64,
+        /// Bytes written so far.
+        written_bytes: u64,
+        /// [`profiler_common::event_flag`] bits.
+        flags: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
     },
     /// The request's thread called another server.
     Outbound {
@@ -199,13 +214,33 @@ pub struct ActiveRequest {
     pub sw8: Option<Sw8>,
 }
 
+/// Why what is shown of a request ends before its response did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The task ended first.
+    TaskEnded,
+    /// The thread that served the request ended, or its process, or executed another program.
+    ThreadEnded,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TaskEnded => "the task ended first",
+            Self::ThreadEnded => "its thread ended first",
+        })
+    }
+}
+
 /// A request that is over, with its end known.
 #[derive(Clone, Debug)]
 pub struct FinishedRequest {
     /// What was known while it ran.
     pub request: ActiveRequest,
-    /// Last write of the response, `CLOCK_MONOTONIC`.
+    /// Last write of the response, `CLOCK_MONOTONIC`; of a cut request the instant at which it was cut.
     pub end_ktime_ns: u64,
+    /// Why the response had not ended by then, if so.
+    pub cut: Option<Cut>,
     /// HTTP status, `None` if no response line was seen.
     pub status: Option<u16>,
     /// Why the kernel side ended it; `None` if the response was complete before any such event.

@@ -46,6 +46,8 @@ pub struct PythonRef {
     pub code: u64,
     /// Address of the last instruction.
     pub instr: u64,
+    /// The code object's identity when the frame was read, 0 if unknown.
+    pub identity: u32,
 }
 
 impl From<&PythonFrameRecord> for PythonRef {
@@ -53,6 +55,7 @@ impl From<&PythonFrameRecord> for PythonRef {
         Self {
             code: record.code,
             instr: record.instr,
+            identity: record.identity,
         }
     }
 }

@@ -5,6 +5,10 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
+/// What to do about a token that an OAP of `profilerd standalone` refuses.
+pub const TOKEN_REMEDY: &str =
+    "give its token with --token-file FILE or SW_AGENT_AUTHENTICATION; its log names the file";
+
 /// Adds the `authentication` metadata to each call. OAP compares the whole value; there is no
 /// "Bearer" before it.
 #[derive(Clone, Debug, Default)]

@@ -38,10 +38,26 @@ const HINTS: &[(&str, &str)] = &[
         "it knows another of the same name as who has signed our certificate, oap.tls.cert_file",
     ),
     (
+        VERSION_WORD,
+        "its certificate is of X.509 version 1, and version 3 is wanted: sign it with extensions, for example \
+         `openssl x509 -req -extfile`",
+    ),
+    (
         "InvalidContentType",
         "it does not speak TLS on this port, and oap.tls.enabled is true",
     ),
 ];
+
+/// Of a certificate without extensions, which `openssl x509 -req` made by default for long.
+const VERSION_WORD: &str = "UnsupportedCertVersion";
+
+/// What an error about a certificate of ours means, if it is of an old version.
+pub(super) fn version_hint(error: &str) -> Option<&'static str> {
+    error.contains(VERSION_WORD).then_some(
+        "it is of X.509 version 1, and version 3 is wanted: sign it with extensions, for example `openssl x509 \
+         -req -extfile`",
+    )
+}
 
 /// What an error asks for, if it is one of those.
 pub(super) fn hint(error: &str) -> Option<&'static str> {

@@ -1,15 +1,16 @@
 //! How to reach an OAP.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::room::QueueRoom;
 use super::spool::{Losses, Spool};
+use super::tls::TlsConfig;
 use crate::model::ProfileTask;
 use anyhow::{Context, Result, bail};
 use tokio::sync::Notify;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Endpoint;
 
 /// Everything the client needs to know.
 #[derive(Clone, Debug)]
@@ -45,17 +46,6 @@ pub struct OapConfig {
     pub batch_snapshots: usize,
 }
 
-/// Files for TLS, in PEM. They are read again for each connection, so renewed ones are picked up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsConfig {
-    /// Certificates to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Our certificate chain and its key, for an OAP that asks for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// Name in the server's certificate, if it differs from the address.
-    pub domain: Option<String>,
-}
-
 impl OapConfig {
     /// For an embedded OAP, which says when there is a task.
     #[must_use]
@@ -65,6 +55,12 @@ impl OapConfig {
             retry: (Duration::from_millis(100), Duration::from_secs(5)),
             ..Self::new(vec![address.into()])
         }
+    }
+
+    /// Whether the OAP is part of this process.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.poll_now.is_some()
     }
 
     /// For SkyWalking OAPs.
@@ -146,39 +142,6 @@ impl OapConfig {
     }
 }
 
-impl TlsConfig {
-    fn to_tonic(&self) -> Result<ClientTlsConfig> {
-        let mut tls = ClientTlsConfig::new();
-        tls = match &self.ca_file {
-            Some(path) => tls.ca_certificate(Certificate::from_pem(read_pem(path, "CERTIFICATE")?)),
-            None => tls.with_native_roots(),
-        };
-        if let Some((certificate, key)) = &self.identity {
-            let certificate = read_pem(certificate, "CERTIFICATE")?;
-            tls = tls.identity(Identity::from_pem(
-                certificate,
-                read_pem(key, "PRIVATE KEY")?,
-            ));
-        }
-        if let Some(domain) = &self.domain {
-            tls = tls.domain_name(domain);
-        }
-        Ok(tls)
-    }
-}
-
-/// Reads a file that has to have such a part. Without it nobody would be trusted, and nothing would say why.
-fn read_pem(path: &Path, part: &str) -> Result<Vec<u8>> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("failed to read {shown}"))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains(part);
-    if !text.lines().any(begins) {
-        bail!("{shown} has no {part} in PEM");
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,19 +165,5 @@ mod tests {
             assert!(check(bad).is_err(), "{bad}");
         }
         assert!(OapConfig::new(Vec::new()).check().is_err());
-    }
-
-    /// Check that a missing certificate file is named.
-    #[test]
-    fn a_missing_certificate_is_named() {
-        let config = OapConfig {
-            tls: Some(TlsConfig {
-                ca_file: Some("/nonexistent/ca.pem".into()),
-                ..TlsConfig::default()
-            }),
-            ..OapConfig::new(vec!["oap:1".to_owned()])
-        };
-        let error = config.endpoint("oap:1").unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/ca.pem"));
     }
 }

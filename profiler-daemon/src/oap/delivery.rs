@@ -3,6 +3,8 @@
 use std::iter::Sum;
 use std::ops::AddAssign;
 
+use crate::model::{Counter, Coverage};
+
 /// What became of a task's snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryStats {
@@ -16,8 +18,19 @@ pub struct DeliveryStats {
     pub segments_sent: u64,
     /// Trace segments not delivered, or not known to be.
     pub segments_lost: u64,
+    /// Requests of which a snapshot or the segment was lost.
+    pub requests_incomplete: u64,
     /// Service instances for which the end of the task was reported.
     pub finished: u64,
+}
+
+impl DeliveryStats {
+    /// Adds to the counts of a task what became of its requests since the client started.
+    pub fn add_to(&self, coverage: &mut Coverage) {
+        coverage.add(Counter::SnapshotsSent, self.snapshots_sent);
+        coverage.add(Counter::SnapshotsLost, self.snapshots_lost);
+        coverage.add(Counter::RequestsIncomplete, self.requests_incomplete);
+    }
 }
 
 impl AddAssign for DeliveryStats {
@@ -27,6 +40,7 @@ impl AddAssign for DeliveryStats {
         self.snapshots_queued += other.snapshots_queued;
         self.segments_sent += other.segments_sent;
         self.segments_lost += other.segments_lost;
+        self.requests_incomplete += other.requests_incomplete;
         self.finished += other.finished;
     }
 }

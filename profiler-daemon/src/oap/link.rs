@@ -30,13 +30,16 @@ use super::backoff::Backoff;
 use super::cause;
 use super::observe::LinkState;
 use super::skew::{Bounds, Skew};
-use super::{OapConfig, OapEvent};
+use super::{OapConfig, OapEvent, tls};
 use crate::model::clock::unix_ms_now;
 
 /// A connection that lasted this long was good: the next attempt starts with the shortest pause.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// Largest answer accepted: a list of commands.
 const ANSWER_MAX_BYTES: usize = 4 << 20;
+
+/// Reasons remembered.
+const TOLD_MAX: usize = 16;
 
 type Authenticated = InterceptedService<Channel, Token>;
 
@@ -241,6 +244,35 @@ impl Link {
     }
 }
 
+/// Why a connection is given up.
+enum Down {
+    /// The text says all there is to say.
+    Explained(String),
+    /// Nothing has come from the other side that an OAP would say.
+    NeverAnswered(String),
+}
+
+/// Reasons that the application was told since an OAP answered. A wrong port may fail in turns in several ways.
+#[derive(Debug, Default)]
+struct Told(Vec<String>);
+
+impl Told {
+    fn is_new(&mut self, reason: &str) -> bool {
+        let is_new = !self.0.iter().any(|told| told == reason);
+        if is_new {
+            if self.0.len() >= TOLD_MAX {
+                self.0.remove(0);
+            }
+            self.0.push(reason.to_owned());
+        }
+        is_new
+    }
+
+    fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
 /// Keeps the connection; ends when no [`Link`] is left.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -256,7 +288,7 @@ impl Keeper {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(self.config.retry);
         let mut first_backend = 0;
-        let mut told_reason = None;
+        let mut told = Told::default();
         let mut generation = 0;
         loop {
             match self.connect(first_backend).await {
@@ -271,18 +303,19 @@ impl Keeper {
                         generation,
                     };
                     self.sender.send_replace(Some(connection));
-                    let failure = self.wait_for_failure(generation, &mut told_reason).await;
-                    let Some(reason) = failure else { return };
+                    let failure = self.wait_for_failure(generation, &mut told).await;
+                    let Some(failure) = failure else { return };
                     self.sender.send_replace(None);
                     self.state.set_connected(false);
-                    let reason = format!("the OAP at {}: {reason}", self.config.backends[backend]);
-                    self.tell_down(reason, &mut told_reason);
+                    let backend_name = &self.config.backends[backend];
+                    let reason = self.down_reason(failure, backend_name).await;
+                    self.tell_down(format!("the OAP at {backend_name}: {reason}"), &mut told);
                     first_backend = (backend + 1) % self.config.backends.len();
                     if up_since.elapsed() > GOOD_AFTER {
                         backoff.reset();
                     }
                 }
-                Err(error) => self.tell_down(format!("{error:#}"), &mut told_reason),
+                Err(error) => self.tell_down(format!("{error:#}"), &mut told),
             }
             sleep(backoff.pause()).await;
         }
@@ -325,11 +358,7 @@ impl Keeper {
 
     /// Waits until a caller reports that this connection is bad; `None` when all callers are gone. An
     /// open port is no OAP yet: the application is told of the first answer.
-    async fn wait_for_failure(
-        &mut self,
-        generation: u64,
-        told_reason: &mut Option<String>,
-    ) -> Option<String> {
+    async fn wait_for_failure(&mut self, generation: u64, told: &mut Told) -> Option<Down> {
         let mut was_answered = false;
         loop {
             let (is_answered, failed) = {
@@ -341,31 +370,42 @@ impl Keeper {
             if is_answered && !was_answered {
                 was_answered = true;
                 self.state.set_connected(true);
-                *told_reason = None;
+                told.forget();
                 self.tell(OapEvent::Connected);
             }
             match failed {
                 Some(reason) if was_answered || cause::hint(&reason).is_some() => {
-                    return Some(reason);
+                    return Some(Down::Explained(reason));
                 }
-                Some(reason) => {
-                    let tls = match self.config.tls {
-                        Some(_) => "on",
-                        None => "off",
-                    };
-                    return Some(format!(
-                        "{reason} (wanted is its gRPC port, usually 11800, with TLS {tls})"
-                    ));
-                }
+                Some(reason) => return Some(Down::NeverAnswered(reason)),
                 None => self.reports.changed().await.ok()?,
             }
         }
     }
 
+    /// The cause of a failure, with what to do about it.
+    async fn down_reason(&self, down: Down, backend: &str) -> String {
+        match down {
+            Down::Explained(reason) => reason,
+            Down::NeverAnswered(_) if self.config.tls.is_none() && tls::is_spoken_at(backend).await => {
+                "it speaks TLS on this port, and oap.tls.enabled is false: set it to true \
+                 (SW_AGENT_FORCE_TLS=true), and oap.tls.ca_file if its certificate is signed by nobody whom \
+                 this host trusts"
+                    .to_owned()
+            }
+            Down::NeverAnswered(reason) => {
+                let tls = match self.config.tls {
+                    Some(_) => "on",
+                    None => "off",
+                };
+                format!("{reason} (wanted is its gRPC port, usually 11800, with TLS {tls})")
+            }
+        }
+    }
+
     /// Tells why there is no OAP, once for each reason.
-    fn tell_down(&self, reason: String, told_reason: &mut Option<String>) {
-        if told_reason.as_ref() != Some(&reason) {
-            *told_reason = Some(reason.clone());
+    fn tell_down(&self, reason: String, told: &mut Told) {
+        if told.is_new(&reason) {
             self.tell(OapEvent::Disconnected { reason });
         }
     }

@@ -6,7 +6,7 @@
 //! ([`DeliveryStats`]); commands that are refused, told as events
 //!
 //! ```text
-//!                  link.rs: one connection, kept, failed over (cause.rs: why not; skew.rs: its clock)
+//!                  link.rs: one connection, kept, failed over (cause.rs, tls.rs: why not; skew.rs: its clock)
 //!                 /          |                \
 //! presence.rs  heartbeat   poll.rs  tasks     report.rs  segments, snapshots, ends of tasks
 //!    (turns.rs: each in its turn)             ^
@@ -30,6 +30,7 @@ mod observe;
 mod outgoing;
 mod poll;
 mod presence;
+mod progress;
 mod queue;
 mod report;
 mod room;
@@ -37,6 +38,7 @@ mod segment;
 mod skew;
 mod spool;
 mod spool_file;
+mod tls;
 mod turns;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,11 +58,12 @@ use queue::Queue;
 use report::Reporter;
 use skew::Skew;
 
-pub use config::{OapConfig, TlsConfig};
+pub use config::OapConfig;
 pub use delivery::DeliveryStats;
 pub use presence::Reporting;
 pub use queue::ReportError;
 pub use room::QueueRoom;
+pub use tls::TlsConfig;
 
 /// Events that may wait for the application.
 const EVENTS_MAX: usize = 64;
@@ -228,7 +231,7 @@ impl OapHandle {
     }
 
     /// Sends the counts of a task at an instance while it runs; only the latest of a task is kept.
-    /// `SnapshotsSent` and `SnapshotsLost` are filled in here.
+    /// What became of its requests on the way is added here, see [`DeliveryStats::add_to`].
     pub fn coverage(&self, task_id: TaskId, service: Service, coverage: Coverage) {
         self.queue.coverage((task_id, service), coverage);
     }
@@ -243,6 +246,12 @@ impl OapHandle {
     #[must_use]
     pub fn delivery(&self, task_id: &TaskId) -> DeliveryStats {
         self.queue.stats(task_id)
+    }
+
+    /// Adds to the counts of a task at an instance what became of its requests on the way to the OAP.
+    pub fn add_delivery(&self, task_id: &TaskId, service: &Service, coverage: &mut Coverage) {
+        let stats = self.queue.stats_at(&(task_id.clone(), service.clone()));
+        stats.add_to(coverage);
     }
 
     /// A sentence about the clock of the OAP, if it is more than a second from the clock of this host.

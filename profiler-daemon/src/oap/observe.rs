@@ -46,8 +46,7 @@ impl OapHandle {
     /// What the client looks like now.
     #[must_use]
     pub fn observe(&self) -> DeliveryObservation {
-        let total = self.queue.total();
-        let used = self.queue.used();
+        let (total, used) = self.queue.observe();
         let (spool_files, spool_bytes) = self.queue.spooled();
         let last_answer_unix_ms = self.state.last_answer_unix_ms.load(Ordering::Relaxed);
         DeliveryObservation {
@@ -57,6 +56,7 @@ impl OapHandle {
             clock_skew_ms: self.skew.difference_ms().unwrap_or(0),
             snapshots_sent: total.snapshots_sent,
             snapshots_lost: total.snapshots_lost,
+            requests_incomplete: total.requests_incomplete,
             segments_sent: total.segments_sent,
             segments_lost: total.segments_lost,
             ends_reported: total.finished,

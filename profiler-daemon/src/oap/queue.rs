@@ -146,9 +146,15 @@ impl Queue {
     pub(super) fn with_spool(limit: QueueRoom, spool: Spool, losses: Losses) -> Self {
         let queue = Self::new(limit);
         let mut state = queue.lock();
-        for (key, lost) in losses.snapshots {
-            warn!(task_id = %key.0, lost, "snapshots were being sent when profilerd died: they may be lost");
-            state.stats(&key).snapshots_lost += lost;
+        for (key, lost) in losses.uncertain {
+            warn!(
+                task_id = %key.0, requests = lost.requests, snapshots = lost.snapshots,
+                "requests were being sent when profilerd died: they may be lost"
+            );
+            let stats = state.stats(&key);
+            stats.snapshots_lost += lost.snapshots;
+            stats.segments_lost += lost.segments;
+            stats.requests_incomplete += lost.requests;
         }
         drop(state);
         warn_unreadable(losses.records);
@@ -191,6 +197,7 @@ impl Queue {
         if taken.is_err() {
             stats.snapshots_lost += count;
             stats.segments_lost += 1;
+            stats.requests_incomplete += 1;
         }
         drop(state);
         self.wake.notify_one();
@@ -358,6 +365,11 @@ impl Queue {
         }
     }
 
+    /// Notes that something of a request is lost; once for each.
+    pub(super) fn settle_incomplete(&self, key: &TaskAt) {
+        self.lock().stats(key).requests_incomplete += 1;
+    }
+
     /// Notes that the end of a task was reported.
     pub(super) fn settle_finish(&self, key: &TaskAt) {
         self.lock().stats(key).finished += 1;
@@ -375,15 +387,12 @@ impl Queue {
         fitting.map(|(_, stats)| *stats).sum()
     }
 
-    /// What became of all snapshots so far, tasks that are forgotten included.
-    pub(super) fn total(&self) -> DeliveryStats {
+    /// What became of all snapshots so far, tasks that are forgotten included, and what waits in memory or is
+    /// being sent: of one instant.
+    pub(super) fn observe(&self) -> (DeliveryStats, QueueRoom) {
         let state = self.lock();
-        state.stats.values().copied().chain([state.forgotten]).sum()
-    }
-
-    /// What waits in memory or is being sent.
-    pub(super) fn used(&self) -> QueueRoom {
-        self.lock().used
+        let all = state.stats.values().copied().chain([state.forgotten]);
+        (all.sum(), state.used)
     }
 
     /// Files of the spool and their size.
@@ -428,6 +437,13 @@ impl Queue {
         state.coverage.clear();
         state.used = QueueRoom::NONE;
         let mut given_up = 0;
+        for item in items.iter().map(|(item, _)| item) {
+            if let Item::Segment(segment) = item {
+                let stats = state.stats(&segment.key);
+                stats.requests_incomplete += 1;
+                stats.segments_lost += u64::from(segment.object.is_some());
+            }
+        }
         for stats in state.stats.values_mut() {
             given_up += stats.snapshots_queued;
             stats.snapshots_lost += stats.snapshots_queued;

@@ -2,7 +2,9 @@
 //!
 //! In:  [`Work`]
 //! Out: `collect`, `collectSnapshot`, `ReportCoverage` (embedded OAP only), `reportTaskFinish`
-//! Lost: snapshots that were given to a connection which then failed -> `snapshots_lost`
+//! Lost: snapshots that were given to a connection which then failed -> `snapshots_lost`; a segment that no OAP
+//! takes, with its snapshots -> `segments_lost`, `snapshots_lost`; each request with a loss ->
+//! `requests_incomplete`
 //!
 //! One stream is open at a time; what is reported meanwhile rides in the next one, so batches grow
 //! with the load and a lone request is delivered at once.
@@ -13,6 +15,13 @@
 //! SQL storages. When a stream fails, what the transport had taken from it may or may not have
 //! arrived: it counts as lost and is not sent again. What the transport had not taken is sent on
 //! the next connection.
+//!
+//! # A segment is sent until it has arrived
+//!
+//! Without its segment a request is not shown, however many of its snapshots have arrived. So a segment that
+//! may have arrived is sent again: its key is its id, storages keep the first row or write the same one over
+//! it, and SQL storages log an error for the second. Snapshots follow once the OAP has answered with OK. A
+//! stream that an OAP refuses is sent segment by segment, so one that it cannot take costs itself alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,9 +37,10 @@ use super::backoff::Backoff;
 use super::link::{Connection, Failure, Link, explain};
 use super::outgoing::Outgoing;
 use super::presence::cut_service;
+use super::progress::Progress;
 use super::queue::{Queue, TaskAt, Work};
 use crate::embedded::wire::coverage_to_wire;
-use crate::model::{Counter, Coverage};
+use crate::model::Coverage;
 
 /// Attempts of a call that the OAP answers with an error before it has read anything of it.
 const ATTEMPTS: u32 = 8;
@@ -52,24 +62,6 @@ struct Gone;
 struct Attempts {
     left: u32,
     backoff: Backoff,
-}
-
-/// What was dealt with of some segments.
-#[derive(Default)]
-struct Progress {
-    objects: usize,
-    /// Over all segments, in order.
-    snapshots: usize,
-}
-
-impl Progress {
-    /// How many snapshots of one segment were dealt with.
-    fn snapshots_of(&self, index: usize, segments: &[Outgoing]) -> usize {
-        let before: usize = segments[..index].iter().map(|s| s.snapshots.len()).sum();
-        self.snapshots
-            .saturating_sub(before)
-            .min(segments[index].snapshots.len())
-    }
 }
 
 /// What to do after a failed call.
@@ -126,12 +118,7 @@ impl Reporter {
         match Failure::of(status) {
             Failure::Unimplemented => return Ok(Next::GiveUp),
             Failure::Link if taken == 0 || is_unauthorized(status) => {
-                tokio::select! {
-                    next = self.link.connection_after(connection.generation) => {
-                        next.ok_or(Gone)?;
-                    }
-                    () = self.queue.stopped() => return Err(Gone),
-                }
+                self.next_connection(connection).await?;
                 return Ok(Next::Retry);
             }
             Failure::Refused | Failure::Link if taken > 0 => return Ok(Next::GoOn),
@@ -147,8 +134,21 @@ impl Reporter {
                 }
             }
         }
+        self.pause(attempts).await?;
+        Ok(Next::Retry)
+    }
+
+    /// Waits for a connection after this one, unless all waiting is over.
+    async fn next_connection(&self, connection: &Connection) -> Result<(), Gone> {
         tokio::select! {
-            () = sleep(attempts.backoff.pause()) => Ok(Next::Retry),
+            next = self.link.connection_after(connection.generation) => next.map(drop).ok_or(Gone),
+            () = self.queue.stopped() => Err(Gone),
+        }
+    }
+
+    async fn pause(&self, attempts: &mut Attempts) -> Result<(), Gone> {
+        tokio::select! {
+            () = sleep(attempts.backoff.pause()) => Ok(()),
             () = self.queue.stopped() => Err(Gone),
         }
     }
@@ -157,57 +157,108 @@ impl Reporter {
     /// ends goes back to the queue.
     async fn deliver(&self, segments: Vec<Outgoing>) -> Result<(), Gone> {
         let segments: Arc<[Outgoing]> = segments.into();
-        let mut progress = Progress::default();
-        let done = self.deliver_all(&segments, &mut progress).await;
+        let mut progress = Progress::new(&segments);
+        let mut done = self.deliver_segments(&segments, &mut progress).await;
+        if done.is_ok() {
+            done = self.deliver_snapshots(&segments, &mut progress).await;
+        }
         if done.is_err() {
-            let rest = segments.iter().enumerate().filter_map(|(index, segment)| {
-                let is_sent = index < progress.objects;
-                let from = progress.snapshots_of(index, &segments);
-                let rest = Outgoing {
-                    object: segment.object.clone().filter(|_| !is_sent),
-                    snapshots: segment.snapshots[from..].to_vec(),
-                    ..segment.clone()
-                };
-                (!rest.snapshots.is_empty()).then_some(rest)
-            });
-            self.queue.put_back(rest.collect::<Vec<_>>().into_iter());
+            self.queue.put_back(progress.rest(&segments).into_iter());
         }
         done
     }
 
-    async fn deliver_all(
+    async fn deliver_segments(
         &self,
         segments: &Arc<[Outgoing]>,
         progress: &mut Progress,
     ) -> Result<(), Gone> {
         let mut attempts = self.attempts();
-        // What hangs below an agent's segment has no object of ours.
-        while segments[progress.objects..]
-            .iter()
-            .any(|segment| segment.object.is_some())
-        {
+        let mut is_one_by_one = false;
+        loop {
+            let mut waiting = progress.waiting();
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            if is_one_by_one {
+                waiting.truncate(1);
+            }
             let connection = self.connection().await?;
-            let next = progress.objects;
-            let (result, taken) = self.stream_segments(&connection, segments, next).await;
-            let rest = segments.len() - next;
-            let (sent, lost) = match result {
-                Ok(_) => (rest, 0),
+            let answers = self.link.state.answers();
+            let (result, taken) = self
+                .stream_segments(&connection, segments, waiting.clone())
+                .await;
+            let is_there = match result {
+                Ok(_) => true,
                 Err(status) => {
-                    let next = self.after_failure(&mut attempts, &connection, &status, taken);
-                    (0, lost(next.await?, taken, rest))
+                    let is_alive = taken > 0 && self.link.state.answers() != answers;
+                    let next = self.after_segments(&mut attempts, &connection, &status, is_alive);
+                    match next.await? {
+                        Next::Retry => continue,
+                        _ if waiting.len() > 1 => {
+                            is_one_by_one = true;
+                            attempts = self.attempts();
+                            continue;
+                        }
+                        _ => false,
+                    }
                 }
             };
-            for (index, segment) in segments[next..].iter().take(sent + lost).enumerate() {
-                if segment.object.is_some() {
-                    self.queue.settle_segment(&segment.key, index < sent);
+            for index in waiting {
+                progress.settle_segment(index, is_there);
+                let segment = &segments[index];
+                self.queue.settle_segment(&segment.key, is_there);
+                if !is_there {
+                    warn!(
+                        segment_id = segment.segment_id,
+                        "no OAP has taken a trace segment; its request will not be shown"
+                    );
+                    let lost = segment.snapshots.len() as u64;
+                    self.queue.settle(&segment.key, 0, lost);
+                    self.queue.settle_incomplete(&segment.key);
                 }
             }
-            progress.objects += sent + lost;
+            attempts = self.attempts();
         }
+    }
 
-        let rows: Vec<(usize, usize)> = (0..segments.len())
-            .flat_map(|index| (0..segments[index].snapshots.len()).map(move |row| (index, row)))
-            .collect();
+    /// Waits as long as a failed stream of segments asks for, and says whether they are sent again. An OAP that
+    /// is away costs no attempt; one that `is_alive` and breaks off this stream does.
+    async fn after_segments(
+        &self,
+        attempts: &mut Attempts,
+        connection: &Connection,
+        status: &Status,
+        is_alive: bool,
+    ) -> Result<Next, Gone> {
+        debug!("a stream of segments failed: {}", explain(status));
+        match Failure::of(status) {
+            Failure::Unimplemented => return Ok(Next::GiveUp),
+            Failure::Link => {
+                self.next_connection(connection).await?;
+                if is_alive && !is_unauthorized(status) {
+                    attempts.left -= 1;
+                }
+            }
+            Failure::Busy => self.pause(attempts).await?,
+            Failure::Refused => {
+                attempts.left -= 1;
+                self.pause(attempts).await?;
+            }
+        }
+        Ok(if attempts.left == 0 {
+            Next::GiveUp
+        } else {
+            Next::Retry
+        })
+    }
+
+    async fn deliver_snapshots(
+        &self,
+        segments: &Arc<[Outgoing]>,
+        progress: &mut Progress,
+    ) -> Result<(), Gone> {
+        let rows = progress.rows(segments);
         for batch in rows.chunks(self.config.batch_snapshots.max(1)) {
             let mut next = 0;
             let mut attempts = self.attempts();
@@ -226,26 +277,30 @@ impl Reporter {
                 };
                 for (position, &(index, _)) in rest.iter().take(sent + lost).enumerate() {
                     let (sent, lost) = if position < sent { (1, 0) } else { (0, 1) };
-                    self.queue.settle(&segments[index].key, sent, lost);
+                    let key = &segments[index].key;
+                    self.queue.settle(key, sent, lost);
+                    progress.settle_snapshot(index);
+                    if lost > 0 && progress.mark_incomplete(index) {
+                        self.queue.settle_incomplete(key);
+                    }
                 }
                 next += sent + lost;
-                progress.snapshots += sent + lost;
             }
         }
         Ok(())
     }
 
-    /// One `collect` stream of the segments from `first` on; also says how many were taken.
+    /// One `collect` stream of `those` segments; also says how many were taken.
     async fn stream_segments(
         &self,
         connection: &Connection,
         segments: &Arc<[Outgoing]>,
-        first: usize,
+        those: Vec<usize>,
     ) -> (Result<Commands, Status>, usize) {
         let taken = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&taken);
         let segments = Arc::clone(segments);
-        let objects = (first..segments.len()).filter_map(move |index| {
+        let objects = those.into_iter().filter_map(move |index| {
             count.fetch_add(1, Ordering::Relaxed);
             segments[index].object.clone()
         });
@@ -305,10 +360,8 @@ impl Reporter {
         key: &TaskAt,
         coverage: &Coverage,
     ) -> Result<(), Status> {
-        let stats = self.queue.stats_at(key);
         let mut coverage = coverage.clone();
-        coverage.set(Counter::SnapshotsSent, stats.snapshots_sent);
-        coverage.set(Counter::SnapshotsLost, stats.snapshots_lost);
+        self.queue.stats_at(key).add_to(&mut coverage);
         let service = cut_service(&key.1);
         let request = ReportCoverageRequest {
             task_id: key.0.0.clone(),
@@ -339,6 +392,7 @@ impl Reporter {
             let call = client.report_task_finish(report.clone());
             let Err(status) = self.link.call(&connection, call).await else {
                 self.queue.settle_finish(key);
+                self.tell_losses(key);
                 return Ok(());
             };
             let next = self.after_failure(&mut attempts, &connection, &status, 0);
@@ -346,6 +400,22 @@ impl Reporter {
                 warn!(task_id = %key.0, "the OAP did not take the end of the task");
                 return Ok(());
             }
+        }
+    }
+}
+
+impl Reporter {
+    /// A SkyWalking OAP has no place for it.
+    fn tell_losses(&self, key: &TaskAt) {
+        let stats = self.queue.stats_at(key);
+        if stats.snapshots_lost > 0 || stats.requests_incomplete > 0 {
+            warn!(
+                task_id = %key.0, instance = key.1.instance,
+                requests_incomplete = stats.requests_incomplete,
+                snapshots_lost = stats.snapshots_lost,
+                segments_lost = stats.segments_lost,
+                "the OAP has not got all of the task, or is not known to have"
+            );
         }
     }
 }

@@ -192,6 +192,7 @@ pub(super) mod tests {
                 request,
                 end_ktime_ns: 0,
                 status: Some(200),
+                cut: None,
                 reason: None,
                 outbound: None,
                 losses: Coverage::default(),

@@ -51,10 +51,10 @@ pub(super) struct Spool {
     own_from: u64,
 }
 
-/// Snapshots that a crash made uncertain, by task and instance, and records nobody can read.
+/// What a crash made uncertain, by task and instance, and records nobody can read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Losses {
-    pub(super) snapshots: BTreeMap<TaskAt, u64>,
+    pub(super) uncertain: BTreeMap<TaskAt, Uncertain>,
     pub(super) records: u64,
 }
 
@@ -65,6 +65,14 @@ pub(super) enum Pushed {
     NoRoom,
     /// It would be a record of so many bytes.
     TooLong(usize),
+}
+
+/// What was being sent of a task at an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Uncertain {
+    pub(super) requests: u64,
+    pub(super) segments: u64,
+    pub(super) snapshots: u64,
 }
 
 /// What was read at a time.
@@ -126,12 +134,13 @@ impl Spool {
             records.skip(name.dealt)?;
             for _ in name.dealt..name.handed {
                 match records.next()? {
-                    Found::Item(item) => {
-                        let snapshots = item.snapshots() as u64;
-                        if snapshots > 0 {
-                            *losses.snapshots.entry(item.key().clone()).or_default() += snapshots;
-                        }
+                    Found::Item(Item::Segment(segment)) => {
+                        let lost = losses.uncertain.entry(segment.key.clone()).or_default();
+                        lost.requests += 1;
+                        lost.segments += u64::from(segment.object.is_some());
+                        lost.snapshots += segment.snapshots.len() as u64;
                     }
+                    Found::Item(Item::Finish(..)) => {}
                     Found::Unreadable => losses.records += 1,
                     Found::Broken(_) | Found::End => break,
                 }
@@ -442,7 +451,12 @@ mod tests {
         drop(spool);
         let (mut spool, losses) = open(folder.path());
         let key = item("a").key().clone();
-        assert_eq!(losses.snapshots, BTreeMap::from([(key, 4)]));
+        let lost = Uncertain {
+            requests: 2,
+            segments: 2,
+            snapshots: 4,
+        };
+        assert_eq!(losses.uncertain, BTreeMap::from([(key, lost)]));
         drop(spool);
         (spool, _) = open(folder.path());
         assert_eq!(open(folder.path()).1, Losses::default());

@@ -35,6 +35,12 @@ const FATES: &[Cause] = &[
         "this version follows servers in which one thread serves one request at a time",
     ),
     Cause(
+        Counter::RequestsOnLoop,
+        "were served by an event loop, or by a proxy",
+        "this version follows servers in which one thread serves one request at a time; the notes of the \
+         coverage name the process",
+    ),
+    Cause(
         Counter::RequestsByOtherProgram,
         "were left to a child process or another program to answer (CGI)",
         "this version follows the thread that reads a request, and no program behind it",

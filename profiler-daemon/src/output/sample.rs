@@ -65,6 +65,7 @@ pub(super) fn segment(id: &str, stacks: &[&[&str]]) -> SegmentReport {
         start_ms,
         duration_ms,
         status: Some(200),
+        cut: None,
         snapshots: snapshots
             .iter()
             .map(|snapshot| SnapshotReport {

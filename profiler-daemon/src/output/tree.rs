@@ -97,6 +97,12 @@ fn write_all(segments: &[SegmentReport], view: View, style: Style, text: &mut St
     }
     text.push_str(&statuses(segments));
     text.push('\n');
+    let cut = segments.iter().filter(|segment| segment.cut.is_some());
+    match cut.count() {
+        0 => {}
+        1 => text.push_str("  1 of them is cut: it lasted longer\n"),
+        cut => text.push_str(&format!("  {cut} of them are cut: they lasted longer\n")),
+    }
     Rows::new(requests, view, style, text).write(&merge(segments));
 }
 
@@ -114,6 +120,9 @@ fn write_segment(segment: &SegmentReport, view: View, style: Style, text: &mut S
     ];
     facts.extend(ids(segment));
     text.push_str(&format!("  {}\n", facts.join(", ")));
+    if let Some(why) = &segment.cut {
+        text.push_str(&format!("  cut, it lasted longer: {}\n", clean(why)));
+    }
     Rows::new(1, view, style, text).write(&merge([segment]));
 }
 
@@ -195,6 +204,16 @@ mod tests {
 
         profiled 1 of 1 matching requests; 100.0 % of their time was seen
         ");
+    }
+
+    /// Check that a request with a trace of its own is named once.
+    #[test]
+    fn one_id_is_told_once() {
+        let mut report = sample::report();
+        let segment = &mut report.segments[0];
+        segment.trace_id.clone_from(&segment.segment_id);
+        let text = text(&report, None);
+        assert!(text.contains("instance shop-1, trace s1\n"), "{text}");
     }
 
     /// Check that several requests are one tree of means, with the worst request of each function.

@@ -25,6 +25,8 @@ const SECTION_HEADERS_MAX: usize = 16_384;
 const SECTION_NAMES_BYTES_MAX: usize = 1 << 20;
 const PT_LOAD: u32 = 1;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
+/// `sh_flags` of a section that is compressed.
+const SHF_COMPRESSED: u64 = 0x800;
 /// `p_flags` of an executable segment.
 const PF_X: u32 = 1;
 
@@ -61,6 +63,8 @@ pub(crate) struct Section {
     name: u32,
     /// `sh_type`.
     pub(crate) kind: u32,
+    /// `sh_flags`.
+    flags: u64,
     /// Address in the object, 0 if it is not loaded.
     pub(crate) address: u64,
     /// Offset in the file.
@@ -69,6 +73,13 @@ pub(crate) struct Section {
     pub(crate) bytes: u64,
     /// Index of a section it refers to.
     pub(crate) link: u32,
+}
+
+impl Section {
+    /// Whether its content begins with a compression header.
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.flags & SHF_COMPRESSED != 0
+    }
 }
 
 /// The section headers as they are in the file.
@@ -90,6 +101,7 @@ impl SectionTable {
             .map(|entry| Section {
                 name: u32_at(entry, 0),
                 kind: u32_at(entry, 4),
+                flags: u64_at(entry, 8),
                 address: u64_at(entry, 16),
                 offset: u64_at(entry, 24),
                 bytes: u64_at(entry, 32),

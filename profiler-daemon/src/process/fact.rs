@@ -11,8 +11,8 @@ use super::runtime::Runtime;
 use crate::config::{LABEL, RuleMatch};
 use crate::model::Pid;
 
-/// Longest text taken from a process.
-const TEXT_MAX_CHARS: usize = 200;
+/// Longest text taken from a process. The name of a Kubernetes workload with its namespace has up to 317 characters.
+const TEXT_MAX_CHARS: usize = 400;
 
 /// What identity is derived from.
 #[derive(Clone, Copy, Debug)]

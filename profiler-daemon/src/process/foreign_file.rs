@@ -1,7 +1,7 @@
-//! Reads small files as a process sees them: in its root, following its links, and no further.
+//! Opens files as a process sees them: in its root, following its links, and no further.
 //!
 //! In:  a process and a path in its file system
-//! Out: bytes, or names of a folder's entries
+//! Out: bytes, an open file, or names of a folder's entries
 //! Lost: what is beyond a bound
 //!
 //! A path below `/proc/PID/root` is not enough: an absolute symbolic link on it leads into *our* root,
@@ -29,16 +29,37 @@ const ENTRIES_MAX: usize = 4096;
 ///
 /// It is not there, no regular file, or the process is gone.
 pub(super) fn read(pid: Pid, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
-    let file = open(pid, path, OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
+    let mut bytes = Vec::new();
+    let file = regular(pid, path, LastLink::Follow)?;
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What a symbolic link at the end of a path does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastLink {
+    /// It is followed, within the process's root.
+    Follow,
+    /// It is an error: in a folder where everybody may write, anybody can make a link.
+    Refuse,
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+///
+/// It is not there, no regular file, or the process is gone.
+pub(crate) fn regular(pid: Pid, path: &Path, last_link: LastLink) -> io::Result<File> {
+    let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    flags.set(OFlag::O_NOFOLLOW, last_link == LastLink::Refuse);
+    let file = open(pid, path, flags)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "not a regular file",
         ));
     }
-    let mut bytes = Vec::new();
-    file.take(max_bytes).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok(file)
 }
 
 /// Names in a folder, in no order; none if it cannot be read.
@@ -112,5 +133,20 @@ mod tests {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(is_file(own, &link));
+    }
+
+    /// Check that a link at the end of a path is followed or refused as asked.
+    #[test]
+    fn a_last_link_is_followed_or_refused() {
+        let own = Pid(std::process::id());
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "x").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for last_link in [LastLink::Follow, LastLink::Refuse] {
+            assert!(regular(own, &file, last_link).is_ok());
+        }
+        assert!(regular(own, &link, LastLink::Follow).is_ok());
+        assert!(regular(own, &link, LastLink::Refuse).is_err());
     }
 }

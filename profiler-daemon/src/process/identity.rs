@@ -3,9 +3,11 @@
 //! In:  what [`super::table`] has read, the rules of [`crate::config`]
 //! Out: [`Identity`], by the first that applies: rule, agent or environment, Kubernetes workload,
 //!      container, systemd unit, program
-//! Lost: what is behind the 70th character of a name ([`Identity::uncut`] keeps it)
+//! Lost: what is behind the 70th character of a name that was given, the middle of a longer one that was found
+//!       ([`Identity::uncut`] keeps it)
 //!
-//! Names are cut here, as OAP cuts them, so that a task's names and the table's are the same texts.
+//! Names are cut here, as OAP cuts them, so that a task's names and the table's are the same texts. Names that were
+//! found are shortened so that they stay apart.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use super::program::program_name;
 use super::{instance, property};
 use crate::config::{RuleMatch, ServiceRule, Template};
 use crate::model::Service;
-use crate::model::name::{SERVICE_MAX, cut};
+use crate::model::name::{SERVICE_MAX, cut, shorten};
 
 /// Variables that identity is read from.
 pub const VARIABLES: [&str; 5] = [
@@ -132,7 +134,12 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
         filled.collect::<Vec<_>>()
     };
     let tags = pairs(|rule| &rule.tags);
-    let name = cut(&full, SERVICE_MAX).to_owned();
+    // A name that was given is cut as the OAP cuts it for others who report under it.
+    let name = if rule.is_given() {
+        cut(&full, SERVICE_MAX).to_owned()
+    } else {
+        shorten(&full, SERVICE_MAX).into_owned()
+    };
     Identity {
         properties: property::properties(&facts, pairs(|rule| &rule.properties), &tags).into(),
         service: Service {
@@ -389,6 +396,17 @@ mod tests {
             ..pod()
         });
         assert_eq!(given.identity(&rules).service.name, "shop-5d9f-x");
+    }
+
+    /// Check that services whose long names were found stay two.
+    #[test]
+    fn found_names_do_not_merge() {
+        let named = |end: &str| {
+            let cgroup = format!("/system.slice/{}{end}.service", "s".repeat(80));
+            named(&[], &cgroup).0
+        };
+        assert_ne!(named("a"), named("b"));
+        assert!(named("a").encode_utf16().count() <= SERVICE_MAX);
     }
 
     /// Check that names are cut as OAP cuts them, and that the whole name is kept.

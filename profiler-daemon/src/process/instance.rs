@@ -18,7 +18,10 @@
 //! namespace without a place of its own (`PrivateNetwork=` of systemd) ports may repeat, so the process
 //! id stays.
 
+use std::fmt::Display;
+
 use super::fact::{Facts, tidy};
+use crate::model::name::{SERVICE_MAX, shorten};
 
 /// First port that Linux gives to sockets that ask for none (`ip_local_port_range`).
 const EPHEMERAL_FIRST: u16 = 32_768;
@@ -39,10 +42,15 @@ pub(super) fn name(facts: &Facts<'_>) -> String {
             .iter()
             .filter(|&&port| port < EPHEMERAL_FIRST);
         match chosen.next() {
-            Some(port) if is_unique => format!("{place}:{port}"),
-            _ => format!("{place}:{}", facts.pid),
+            Some(port) if is_unique => of_place(&place, port),
+            _ => of_place(&place, facts.pid),
         }
     })
+}
+
+/// The name of a pod may be longer than an instance's, and what tells instances apart is its end.
+fn of_place(place: &str, number: impl Display) -> String {
+    shorten(&format!("{place}:{number}"), SERVICE_MAX).into_owned()
 }
 
 /// Where the process runs, in one word.
@@ -85,6 +93,21 @@ mod tests {
             ..Pod::default()
         });
         assert_eq!(named(&given), "shop-x:8080");
+    }
+
+    /// Check that instances in a place with a long name stay two.
+    #[test]
+    fn instances_with_long_names_do_not_merge() {
+        let mut given = Given::new(&[], "/");
+        given.pod = Some(Pod {
+            name: "p".repeat(100),
+            ..Pod::default()
+        });
+        let first = named(&given);
+        assert_eq!(first.len(), SERVICE_MAX + "…".len() - 1);
+        given.listen_ports = vec![8081];
+        let second = named(&given);
+        assert!(first != second && second.contains(":8081#"), "{second}");
     }
 
     /// Check which port names an instance, and when the process id does.

@@ -38,7 +38,9 @@ pub(super) fn listeners(procfs: &Procfs, pid: Pid, tables: &[&str]) -> Option<Li
     let mut found = Listeners::new();
     for table in tables {
         match File::open(procfs.path(pid, table)) {
-            Ok(file) => read_table(file, &mut found),
+            Ok(file) => read_table(file, |row| {
+                found.insert(row.inode, row.port);
+            }),
             Err(_) if *table == IPV6_TABLE => {} // the kernel may be without
             Err(_) => return None,
         }
@@ -46,7 +48,32 @@ pub(super) fn listeners(procfs: &Procfs, pid: Pid, tables: &[&str]) -> Option<Li
     Some(found)
 }
 
-fn read_table(mut file: File, found: &mut Listeners) {
+/// User ids of those who listen on a port in our own network namespace; empty if nobody does.
+#[must_use]
+pub fn owners_of(port: u16) -> Vec<u32> {
+    let mut owners = Vec::new();
+    for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
+        // The kernel may be without the second.
+        if let Ok(file) = File::open(table) {
+            read_table(file, |row| {
+                if row.port == port {
+                    owners.push(row.owner);
+                }
+            });
+        }
+    }
+    owners
+}
+
+/// A listening socket.
+#[derive(Debug, PartialEq, Eq)]
+struct Row {
+    inode: u64,
+    port: u16,
+    owner: u32,
+}
+
+fn read_table(mut file: File, mut visit: impl FnMut(Row)) {
     let mut text = Vec::new();
     let mut chunk = [0; CHUNK_BYTES];
     let mut is_heading = true;
@@ -62,9 +89,9 @@ fn read_table(mut file: File, found: &mut Listeners) {
                 continue;
             }
             match parse_line(line) {
-                Some((inode, port)) => found.insert(inode, port),
+                Some(row) => visit(row),
                 None => return,
-            };
+            }
         }
         // With room for another line the table is at its end; to be told so takes a second walk
         // through all connections.
@@ -75,14 +102,14 @@ fn read_table(mut file: File, found: &mut Listeners) {
     }
 }
 
-/// Inode and port of a listening socket.
-fn parse_line(line: &str) -> Option<(u64, u16)> {
+fn parse_line(line: &str) -> Option<Row> {
     let mut fields = line.split_ascii_whitespace();
     let local = fields.nth(1)?;
     let state = fields.nth(1)?;
-    let inode = fields.nth(5)?.parse().ok()?;
+    let owner = fields.nth(3)?.parse().ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
     let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
-    (state == LISTEN).then_some((inode, port))
+    (state == LISTEN).then_some(Row { inode, port, owner })
 }
 
 /// Ports of those listening sockets that a process holds, sorted.
@@ -114,10 +141,11 @@ mod tests {
     /// Check lines of both tables, and that other states end the list.
     #[test]
     fn lines_are_read() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0";
-        assert_eq!(parse_line(line), Some((4711, 8080)));
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0000000000000000 100 0 0 10 0";
+        let row = |inode, port, owner| Some(Row { inode, port, owner });
+        assert_eq!(parse_line(line), row(4711, 8080, 1000));
         let v6 = "   1: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12 1";
-        assert_eq!(parse_line(v6), Some((12, 80)));
+        assert_eq!(parse_line(v6), row(12, 80, 0));
         assert_eq!(parse_line(&line.replace(" 0A ", " 01 ")), None);
         assert_eq!(parse_line("  0: x"), None);
     }
@@ -133,6 +161,7 @@ mod tests {
         let tables = ["net/tcp", IPV6_TABLE];
         let listeners = listeners(&procfs, pid, &tables).unwrap();
         assert!(ports_of(&procfs, pid, &listeners).contains(&port));
+        assert_eq!(owners_of(port), [nix::unistd::geteuid().as_raw()]);
         assert_eq!(ports_of(&procfs, Pid(u32::MAX), &listeners), [0; 0]);
     }
 }

@@ -46,6 +46,12 @@ pub trait ReadMemory {
         Ok(u64::from_ne_bytes(bytes))
     }
 
+    /// Reads native-endian `u64`s, `None` for those that are unreadable. After many of these the rest may
+    /// be `None` as well.
+    fn read_words(&self, addresses: &[u64]) -> Vec<Option<u64>> {
+        addresses.iter().map(|&at| self.read_u64(at).ok()).collect()
+    }
+
     /// Reads a native-endian `u32`.
     ///
     /// # Errors
@@ -72,6 +78,39 @@ impl ProcessMemory {
     }
 }
 
+/// Words of one system call; `IOV_MAX` is 1024.
+const WORDS_MAX: usize = 512;
+/// Unreadable words after which the rest of a list is not tried: the process is gone, or makes addresses up.
+const FAILURES_MAX: usize = 16;
+
+impl ProcessMemory {
+    /// The thread that the kernel shows the memory of.
+    fn thread(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(door(self.pid).0.cast_signed())
+    }
+
+    /// Reads words by one system call, up to the first that is unreadable: `true` if there is one.
+    fn read_batch(&self, addresses: &[u64]) -> (impl Iterator<Item = u64> + use<>, bool) {
+        let mut bytes = vec![0; 8 * addresses.len()];
+        let remote: Vec<RemoteIoVec> = addresses
+            .iter()
+            .map(|&address| RemoteIoVec {
+                base: usize::try_from(address).unwrap_or_default(),
+                len: 8,
+            })
+            .collect();
+        let read = process_vm_readv(self.thread(), &mut [IoSliceMut::new(&mut bytes)], &remote);
+        let whole = read.unwrap_or(0) / 8;
+        bytes.truncate(8 * whole);
+        let words = (0..whole).map(move |index| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+            u64::from_ne_bytes(word)
+        });
+        (words, whole < addresses.len())
+    }
+}
+
 impl ReadMemory for ProcessMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Error> {
         let Ok(base) = usize::try_from(address) else {
@@ -81,13 +120,30 @@ impl ReadMemory for ProcessMemory {
             base,
             len: buffer.len(),
         }];
-        let thread = nix::unistd::Pid::from_raw(door(self.pid).0.cast_signed());
         // One remote vector that runs into an unreadable page is cut there, at page granularity.
         Ok(process_vm_readv(
-            thread,
+            self.thread(),
             &mut [IoSliceMut::new(buffer)],
             &remote,
         )?)
+    }
+
+    fn read_words(&self, addresses: &[u64]) -> Vec<Option<u64>> {
+        let mut words = Vec::with_capacity(addresses.len());
+        let mut failures = 0;
+        while words.len() < addresses.len() && failures < FAILURES_MAX {
+            let rest = &addresses[words.len()..];
+            let batch = &rest[..rest.len().min(WORDS_MAX)];
+            let (read, failed) = self.read_batch(batch);
+            words.extend(read.map(Some));
+            // It ends before the first one that is unreadable.
+            if failed {
+                words.push(None);
+                failures += 1;
+            }
+        }
+        words.resize(addresses.len(), None);
+        words
     }
 }
 
@@ -102,5 +158,23 @@ mod tests {
         let word = 0x1122_3344_5566_7788_u64;
         assert_eq!(memory.read_u64(&raw const word as u64).unwrap(), word);
         assert!(memory.read_u64(8).is_err());
+    }
+
+    /// Check that many words are read in their order, over several system calls, and that unreadable ones
+    /// between them leave their place empty.
+    #[test]
+    fn words_are_read_in_order_around_unreadable_ones() {
+        let memory = ProcessMemory::new(Pid(std::process::id()));
+        let own: Vec<u64> = (0..2 * WORDS_MAX as u64).map(|n| n * 3).collect();
+        let mut addresses: Vec<u64> = own.iter().map(|word| &raw const *word as u64).collect();
+        let mut expected: Vec<Option<u64>> = own.iter().copied().map(Some).collect();
+        for at in [0, 1, 700, expected.len() - 1] {
+            addresses[at] = 8;
+            expected[at] = None;
+        }
+        assert_eq!(memory.read_words(&addresses), expected);
+        assert!(memory.read_words(&[]).is_empty());
+        let gone = ProcessMemory::new(Pid(u32::MAX >> 2));
+        assert_eq!(gone.read_words(&addresses[..3]), [None::<u64>; 3]);
     }
 }

@@ -5,16 +5,18 @@
 //!
 //! [`table`] finds processes, [`identity`] names their service by [`cgroup`], [`program`] and the
 //! environment, [`listen`] tells which can serve requests at all, [`agent`] which have a SkyWalking agent. [`target`] is a process that is
-//! being profiled, [`mapping`] its code, `object` and `elf` the files behind it, [`python`] its interpreter.
+//! being profiled, [`mapping`] its code, `object`, `elf` and `eh_frame` the files behind it, [`python`] its interpreter.
 
 pub mod agent;
 pub mod cgroup;
 pub mod container;
 pub mod descriptor;
+pub(crate) mod eh_frame;
 pub(crate) mod elf;
 mod entry;
 mod fact;
-mod foreign_file;
+mod family;
+pub(crate) mod foreign_file;
 pub(crate) mod go_build;
 pub mod identity;
 pub(crate) mod image;
@@ -37,10 +39,12 @@ mod sock_diag;
 pub(crate) mod stand_in;
 pub mod table;
 pub mod target;
+pub mod wait_set;
 
 pub use agent::{Agent, AgentLanguage};
 pub use cgroup::{Cgroup, Container};
 pub use container::ContainerNames;
+pub use family::Family;
 pub use identity::{Identity, IdentityRule};
 pub use image::ImageError;
 pub use mapping::{Mapping, Mappings};

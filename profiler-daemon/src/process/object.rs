@@ -18,9 +18,10 @@ use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::LazyLock;
 
-use super::stand_in::door;
+use super::foreign_file::{self, LastLink};
 use super::{Mapping, ProcessMemory, ReadMemory};
 use crate::model::Pid;
 
@@ -82,8 +83,8 @@ impl ObjectFile {
         let path = path.unwrap_or(&mapping.path);
         Self::from_path(&mapping.file_path(pid), None)
             .or_else(|_| {
-                let path = format!("/proc/{}/root{path}", door(pid));
-                Self::from_path(&path, Some(mapping.inode))
+                let file = foreign_file::regular(pid, Path::new(path), LastLink::Follow)?;
+                Self::from_file(file)?.with_inode(mapping.inode)
             })
             .or_else(|_| Self::from_path(path, Some(mapping.inode)))
             .map_err(|error| Error::new(error.kind(), format!("failed to open {path}: {error}")))
@@ -96,13 +97,20 @@ impl ObjectFile {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
         let object = Self::from_file(file)?;
-        if inode.is_some_and(|inode| inode != object.id.inode) {
+        match inode {
+            Some(inode) => object.with_inode(inode),
+            None => Ok(object),
+        }
+    }
+
+    fn with_inode(self, inode: u64) -> Result<Self, Error> {
+        if inode != self.id.inode {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 "another file has this path",
             ));
         }
-        Ok(object)
+        Ok(self)
     }
 
     /// An object in a file.
@@ -136,7 +144,7 @@ impl ObjectFile {
     }
 
     /// An object whose bytes are already here.
-    pub(super) fn from_image(image: Vec<u8>) -> Self {
+    pub(crate) fn from_image(image: Vec<u8>) -> Self {
         Self {
             id: FileId::from_image(&image),
             source: Source::Image(image),

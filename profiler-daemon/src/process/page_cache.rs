@@ -97,6 +97,11 @@ impl ReadMemory for PageCache<'_> {
         }
         Ok(done)
     }
+
+    /// Not by pages: the words of a list lie far from each other.
+    fn read_words(&self, addresses: &[u64]) -> Vec<Option<u64>> {
+        self.memory.read_words(addresses)
+    }
 }
 
 #[cfg(test)]

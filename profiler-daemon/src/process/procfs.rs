@@ -50,6 +50,13 @@ impl Stat {
             start_ticks: self.start_ticks,
         }
     }
+
+    /// Whether it is of the same process, which has not executed another program.
+    #[must_use]
+    pub fn is_same_program(&self, other: &Self) -> bool {
+        let of = |stat: &Self| (stat.start_ticks, stat.start_stack);
+        of(self) == of(other)
+    }
 }
 
 /// The inode of a process's folder in /proc; listing /proc tells it at no cost. The next process with the same id
@@ -137,6 +144,17 @@ impl Procfs {
     pub fn stat(&self, pid: Pid) -> io::Result<Stat> {
         let bytes = read_bounded(&self.own_path(pid, "stat"), STAT_MAX_BYTES)?;
         parse_stat(&String::from_utf8_lossy(&bytes))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of stat"))
+    }
+
+    /// The parent of a process, 0 if it has none in this pid namespace.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::stat`].
+    pub fn parent(&self, pid: Pid) -> io::Result<Pid> {
+        let bytes = read_bounded(&self.path(pid, "stat"), STAT_MAX_BYTES)?;
+        parse_parent(&String::from_utf8_lossy(&bytes))
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of stat"))
     }
 
@@ -236,6 +254,12 @@ pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
+/// Field 4, `ppid`.
+fn parse_parent(text: &str) -> Option<Pid> {
+    let (_, tail) = text.rsplit_once(')')?;
+    tail.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,8 +272,10 @@ mod tests {
         assert_eq!(stat.name, "a) S 1 (b");
         assert_eq!((stat.start_ticks, stat.start_stack), (4242, 140_000));
         assert!(!stat.is_dead && !stat.is_kernel);
+        assert_eq!(parse_parent(text), Some(Pid(1)));
         for bad in ["", "1", "1 (a)", "1 (a) R", ")("] {
             assert_eq!(parse_stat(bad), None, "{bad:?}");
+            assert_eq!(parse_parent(bad), None, "{bad:?}");
         }
     }
 
@@ -268,6 +294,10 @@ mod tests {
         );
         let path = procfs.environ(pid, |name| name == "PATH").unwrap();
         assert_eq!(path[0].1, std::env::var("PATH").unwrap());
+        assert_eq!(
+            procfs.parent(pid).unwrap(),
+            Pid(std::os::unix::process::parent_id())
+        );
         assert!(procfs.stat(Pid(u32::MAX)).is_err());
     }
 }

@@ -4,10 +4,12 @@ use std::ops::RangeInclusive;
 
 use profiler_common::{EndReason, conn_flag};
 
+use super::event_loop::Loops;
+use super::open::OpenRequest;
 use super::task::LiveTask;
 use super::tracker::{Action, ConnView, RequestTracker};
 use crate::model::{
-    Counter, Coverage, FinishedRequest, Pid, ProcessKey, RequestId, Service, TaskSlot,
+    Counter, Coverage, Cut, FinishedRequest, Pid, ProcessKey, RequestId, Service, TaskSlot,
 };
 
 impl RequestTracker {
@@ -62,6 +64,7 @@ impl RequestTracker {
         });
     }
 
+    /// Ends a request that is over, or whose thread is.
     pub(super) fn finish(
         &mut self,
         id: RequestId,
@@ -83,23 +86,40 @@ impl RequestTracker {
             };
             return self.drop_open(id, why, actions);
         }
-        let end_ktime_ns = if open.is_answered {
-            open.last_write_ktime_ns
+        let end = if has_died && open.is_owed_at_close() {
+            End::cut(now, Cut::ThreadEnded)
         } else {
-            now
+            End::at(open.last_write_ktime_ns)
         };
         let task = self.tasks.get(&open.request.slot);
-        let threshold_ns = task.map_or(0, LiveTask::threshold_ns);
         let period_ns = task.map_or(0, LiveTask::period_ns);
-        let duration_ns = end_ktime_ns.saturating_sub(open.request.start_ktime_ns);
+        let duration_ns = end.ktime_ns.saturating_sub(open.request.start_ktime_ns);
         // Its own part of it is over at once, and says nothing of how long it took.
         let is_left = reason == Some(EndReason::Exec) || (open.has_forked && !open.is_complete());
         if is_left && duration_ns < period_ns {
             return self.drop_open(id, Counter::RequestsByOtherProgram, actions);
         }
+        self.close(id, end, reason, Counter::RequestsBelowThreshold, actions);
+    }
+
+    /// Keeps a request, or drops it if it did not pass the threshold.
+    fn close(
+        &mut self,
+        id: RequestId,
+        end: End,
+        reason: Option<EndReason>,
+        too_short: Counter,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(open) = self.open.get(&id) else {
+            return;
+        };
+        let task = self.tasks.get(&open.request.slot);
+        let threshold_ns = task.map_or(0, LiveTask::threshold_ns);
+        let duration_ns = end.ktime_ns.saturating_sub(open.request.start_ktime_ns);
         // A threshold of zero keeps every request, whatever the clock's resolution.
         if threshold_ns > 0 && duration_ns <= threshold_ns {
-            return self.drop_open(id, Counter::RequestsBelowThreshold, actions);
+            return self.drop_open(id, too_short, actions);
         }
         if !self.count(id, actions) {
             return;
@@ -108,20 +128,26 @@ impl RequestTracker {
             return;
         };
         let mut losses = Coverage::default();
-        if !open.is_answered {
+        if !open.is_answered && end.cut == Some(Cut::ThreadEnded) {
             losses.bump(Counter::RequestsUnanswered);
         }
-        actions.push(Action::Finish(Box::new(FinishedRequest {
+        if end.cut == Some(Cut::TaskEnded) {
+            losses.bump(Counter::RequestsUnfinished);
+        }
+        let finished = FinishedRequest {
             status: open.response.map(|response| response.status),
             request: open.request,
-            end_ktime_ns,
+            end_ktime_ns: end.ktime_ns,
+            cut: end.cut,
             reason,
             outbound: open.outbound.into_context(),
             losses,
-        })));
+        };
+        actions.push(Action::Finish(Box::new(finished)));
     }
 
-    /// Ends a task: its open requests are cut at `now` and kept if they passed the threshold.
+    /// Ends a task: its open requests are cut at `now` and kept if they passed the threshold. Of those whose
+    /// response may be whole already the end is the last write, as ever.
     /// Returns what the tracker counted.
     pub fn end_task(
         &mut self,
@@ -130,18 +156,19 @@ impl RequestTracker {
         actions: &mut Vec<Action>,
     ) -> Option<Coverage> {
         for id in self.ids(|open| open.request.slot == slot) {
-            let Some(open) = self.open.get_mut(&id) else {
-                continue;
-            };
-            if !open.is_answered {
-                open.on_write(now_ktime_ns, 0);
-                if let Some(task) = self.tasks.get_mut(&slot) {
-                    task.coverage.bump(Counter::RequestsUnfinished);
-                }
+            if self.open.get(&id).is_some_and(OpenRequest::is_owed) {
+                let end = End::cut(now_ktime_ns, Cut::TaskEnded);
+                self.close(id, end, None, Counter::RequestsUnfinished, actions);
+            } else {
+                self.finish(id, now_ktime_ns, None, actions);
             }
-            self.finish(id, now_ktime_ns, None, actions);
         }
-        self.tasks.remove(&slot).map(|task| task.coverage)
+        let task = self.tasks.remove(&slot);
+        if self.tasks.is_empty() {
+            // Nobody tells of processes that end from now on.
+            self.loops = Loops::default();
+        }
+        task.map(|task| task.coverage)
     }
 
     /// A process is gone: its open requests end now, with what was captured.
@@ -154,6 +181,7 @@ impl RequestTracker {
         for id in self.ids(|open| open.request.process == process) {
             self.finish(id, now_ktime_ns, Some(EndReason::ThreadExit), actions);
         }
+        self.loops.forget(process);
     }
 
     /// A process closed a range of descriptors: the requests on them end. What is looked up is the process's open
@@ -180,10 +208,33 @@ impl RequestTracker {
                 continue;
             }
             if let Some(conn) = conn {
-                open.on_write(conn.last_write_ktime_ns, conn.written_bytes);
+                open.on_conn(&conn);
             }
             // Without a reason: the kernel side does not know of this end and is told.
             self.finish(id, ktime_ns, None, actions);
+        }
+    }
+}
+
+/// When a request ends, or what is shown of it.
+#[derive(Clone, Copy)]
+struct End {
+    ktime_ns: u64,
+    cut: Option<Cut>,
+}
+
+impl End {
+    fn at(ktime_ns: u64) -> Self {
+        Self {
+            ktime_ns,
+            cut: None,
+        }
+    }
+
+    fn cut(ktime_ns: u64, why: Cut) -> Self {
+        Self {
+            ktime_ns,
+            cut: Some(why),
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Turns request events of the kernel side into open and finished requests.
 //!
 //! In:  [`crate::model::RequestEvent`] from [`crate::kernel`]
-//! Out: [`Action`]s: begin, cancel, untag, finish; carried out by [`crate::app`]
+//! Out: [`Action`]s: begin, cancel, finish; carried out by [`crate::app`]
 //! Lost: every request that is not reported has a [`crate::model::Counter`] saying why
 //!
 //! [`endpoint`] decides whether a request belongs to a task (`path` about its path), [`head`] and [`response`] read the bytes
 //! on the wire, [`sw8`] the caller's trace context, [`tracker`] is the state machine, `ending` its last
-//! steps.
+//! steps, `event_loop` the threads whose requests cannot be told apart.
 
 mod ending;
 pub mod endpoint;
+mod event_loop;
 pub mod head;
 mod open;
 mod path;

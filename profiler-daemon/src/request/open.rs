@@ -1,17 +1,19 @@
 //! An open request, from its head to its last byte.
+//!
+//! Silence ends none: a handler may think for a minute between two writes. What ends a request is what its
+//! response's framing says ([`Framing`]), or an event of the kernel side.
 
-use profiler_common::Conn;
+use profiler_common::{Conn, EndReason, conn_flag, ends_chunks};
 
 use super::head::RequestHead;
-use super::response::ResponseHead;
+use super::response::{Framing, ResponseHead};
 use super::sw8;
 use super::tracker::ConnView;
 use crate::model::{ActiveRequest, Sw8};
 
-/// A response with no write for this long, whose length is unknown, is taken as complete.
-const QUIET_END_NS: u64 = 10_000_000_000;
-/// A response with no write for this long (or two dump periods) stops being sampled.
-const QUIET_UNTAG_NS: u64 = 1_000_000_000;
+/// How long after a last chunk no byte may follow. Data may look like one, at the end of a write in the middle of
+/// a chunk whose rest is then written at once.
+const LAST_CHUNK_NS: u64 = 50_000_000;
 /// How long an end may be missing after the connection's state is gone, before it is taken as lost.
 const LOST_END_NS: u64 = 1_000_000_000;
 
@@ -64,12 +66,21 @@ pub(super) struct OpenRequest {
     pub(super) is_answered: bool,
     pub(super) last_write_ktime_ns: u64,
     pub(super) written_bytes: u64,
-    pub(super) is_untagged: bool,
+    /// The latest bytes look like a last chunk.
+    has_last_chunk: bool,
+    /// First bytes of the response, until its head is whole.
+    head: Vec<u8>,
     /// Its head came together with the next one's: what is written after its answer is not its own.
     pub(super) is_followed: bool,
     pub(super) outbound: Outbound,
     /// Its thread has forked since: what a child writes is not seen.
     pub(super) has_forked: bool,
+    /// The epoll set that its thread slept on, as long as nobody has found out who else is in it.
+    pub(super) wait_fd: Option<i32>,
+    /// The set whose others were found to be none.
+    own_wait_fd: Option<i32>,
+    /// When and why it ended, if its end waits for that.
+    pub(super) ended: Option<(u64, Option<EndReason>)>,
     /// When the kernel's connection was first found to be gone.
     gone_since_ktime_ns: Option<u64>,
     /// When the descriptor was looked at last.
@@ -86,10 +97,14 @@ impl OpenRequest {
             is_answered: false,
             last_write_ktime_ns: 0,
             written_bytes: 0,
-            is_untagged: false,
+            has_last_chunk: false,
+            head: Vec::new(),
             is_followed: false,
             outbound: Outbound::default(),
             has_forked: false,
+            wait_fd: None,
+            own_wait_fd: None,
+            ended: None,
             gone_since_ktime_ns: None,
         }
     }
@@ -101,12 +116,53 @@ impl OpenRequest {
     }
 
     /// Takes note of the latest write; 0 is none.
-    pub(super) fn on_write(&mut self, last_write_ktime_ns: u64, written_bytes: u64) {
+    pub(super) fn on_write(
+        &mut self,
+        last_write_ktime_ns: u64,
+        written_bytes: u64,
+        has_last_chunk: bool,
+    ) {
         self.is_answered |= last_write_ktime_ns != 0;
-        // The kernel side tags the thread again when it writes.
-        self.is_untagged &= last_write_ktime_ns <= self.last_write_ktime_ns;
+        if last_write_ktime_ns >= self.last_write_ktime_ns {
+            self.has_last_chunk = has_last_chunk;
+        }
         self.last_write_ktime_ns = self.last_write_ktime_ns.max(last_write_ktime_ns);
         self.written_bytes = self.written_bytes.max(written_bytes);
+    }
+
+    /// Takes note of what the kernel side has seen of the response.
+    pub(super) fn on_conn(&mut self, conn: &Conn) {
+        let has_last_chunk = ends_chunks(conn.tail);
+        self.on_write(conn.last_write_ktime_ns, conn.written_bytes, has_last_chunk);
+    }
+
+    /// Takes bytes of the response, with which so many are written.
+    pub(super) fn on_response(&mut self, bytes: &[u8], written_bytes: u64) {
+        if self.framing().is_some() {
+            return;
+        }
+        self.head.extend_from_slice(bytes);
+        let head = ResponseHead::parse(&self.head, &self.request.method);
+        // Behind a gap nothing can be read.
+        let has_gap = self.head.len() as u64 != written_bytes;
+        if !has_gap || self.response.is_none() {
+            self.response = head;
+        }
+        if has_gap || self.framing().is_some() {
+            self.head = Vec::new();
+        }
+    }
+
+    /// The thread slept on an epoll set.
+    pub(super) fn on_wait(&mut self, wait_fd: Option<i32>) {
+        if self.own_wait_fd.is_none() || self.own_wait_fd != wait_fd {
+            self.wait_fd = wait_fd.or(self.wait_fd);
+        }
+    }
+
+    /// The set that the thread slept on has been found to be the request's own.
+    pub(super) fn on_own_wait(&mut self) {
+        self.own_wait_fd = self.wait_fd.take();
     }
 
     /// Takes note of the kernel's view of the connection, `None` if it serves another request by now.
@@ -114,7 +170,9 @@ impl OpenRequest {
     pub(super) fn on_look(&mut self, conn: Option<Conn>, now_ktime_ns: u64) -> bool {
         if let Some(conn) = conn {
             self.gone_since_ktime_ns = None;
-            self.on_write(conn.last_write_ktime_ns, conn.written_bytes);
+            let has_waited = conn.flags & conn_flag::WAITED != 0;
+            self.on_wait(has_waited.then_some(conn.wait_fd));
+            self.on_conn(&conn);
             return false;
         }
         let since = *self.gone_since_ktime_ns.get_or_insert(now_ktime_ns);
@@ -131,35 +189,38 @@ impl OpenRequest {
         is_due
     }
 
+    fn framing(&self) -> Option<Framing> {
+        self.response?.framing
+    }
+
     /// How long the response is has been read from its head.
     pub(super) fn has_length(&self) -> bool {
-        self.response
-            .is_some_and(|response| response.total_bytes.is_some())
+        matches!(self.framing(), Some(Framing::Length(_)))
     }
 
-    /// All bytes of the response are written.
+    /// All bytes of the response are written, as far as its framing and the latest bytes tell.
     pub(super) fn is_complete(&self) -> bool {
-        let total = self.response.and_then(|response| response.total_bytes);
-        self.is_answered && total.is_some_and(|total| self.written_bytes >= total)
+        let is_whole = match self.framing() {
+            Some(Framing::Length(total)) => self.written_bytes >= total,
+            Some(Framing::Chunked) => self.has_last_chunk,
+            Some(Framing::UntilClose) | None => false,
+        };
+        self.is_answered && is_whole
     }
 
-    /// No byte was written for so long that none is expected.
+    /// The same, and nothing speaks against it any more.
     pub(super) fn is_over(&self, now_ktime_ns: u64) -> bool {
-        self.is_complete()
-            || self
-                .quiet_ns(now_ktime_ns)
-                .is_some_and(|quiet| quiet > QUIET_END_NS)
+        let quiet_ns = now_ktime_ns.saturating_sub(self.last_write_ktime_ns);
+        self.is_complete() && (self.has_length() || quiet_ns >= LAST_CHUNK_NS)
     }
 
-    /// No byte was written for so long that the thread is probably doing something else.
-    pub(super) fn is_quiet(&self, now_ktime_ns: u64, period_ns: u64) -> bool {
-        let limit = QUIET_UNTAG_NS.max(2 * period_ns);
-        self.quiet_ns(now_ktime_ns)
-            .is_some_and(|quiet| quiet > limit)
+    /// More of the response is known to be owed. Of one whose framing is not known nobody can tell.
+    pub(super) fn is_owed(&self) -> bool {
+        !self.is_answered || self.framing().is_some() && !self.is_complete()
     }
 
-    fn quiet_ns(&self, now_ktime_ns: u64) -> Option<u64> {
-        self.is_answered
-            .then(|| now_ktime_ns.saturating_sub(self.last_write_ktime_ns))
+    /// More of the response is owed, and the connection's end would not complete it.
+    pub(super) fn is_owed_at_close(&self) -> bool {
+        self.is_owed() && self.framing() != Some(Framing::UntilClose)
     }
 }

@@ -1,6 +1,6 @@
 //! A live task: which requests it wants, and how many more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::endpoint::Endpoint;
 use super::head::RequestHead;
@@ -24,6 +24,8 @@ pub(super) struct LiveTask {
     used: HashMap<Service, u32>,
     /// By the id that events name them by.
     targets: HashMap<Pid, TargetProcess>,
+    /// Processes that are event loops, as far as the coverage tells.
+    loops: HashSet<ProcessKey>,
     /// The kernel side was told to ship no more requests.
     is_count_only: bool,
 }
@@ -36,6 +38,7 @@ impl LiveTask {
             coverage: Coverage::default(),
             used: HashMap::new(),
             targets: HashMap::new(),
+            loops: HashSet::new(),
             is_count_only: false,
         }
     }
@@ -63,6 +66,14 @@ impl LiveTask {
     /// The process that has an id now, if it serves the task.
     pub(super) fn target(&self, pid: Pid) -> Option<&TargetProcess> {
         self.targets.get(&pid)
+    }
+
+    /// Tells, once, that a process is an event loop.
+    pub(super) fn refuse_loop(&mut self, process: ProcessKey, text: String) {
+        if self.loops.insert(process) {
+            self.coverage.bump(Counter::ProcessesUnsupported);
+            self.coverage.note(text);
+        }
     }
 
     pub(super) fn period_ns(&self) -> u64 {

@@ -13,18 +13,19 @@
 
 use std::collections::HashMap;
 
-use profiler_common::{Conn, conn_flag, event_flag};
+use profiler_common::{Conn, EndReason, conn_flag, event_flag};
 use uuid::Uuid;
 
 use super::endpoint::Endpoint;
+use super::event_loop::Loops;
 use super::open::OpenRequest;
-use super::response::ResponseHead;
 use super::sw8;
 use super::task::LiveTask;
 use crate::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RequestEvent,
     RequestId, Service, TaskSlot, Tid, WallClock,
 };
+use crate::process::wait_set::Waits;
 
 /// Budgets of the tracker.
 #[derive(Clone, Copy, Debug)]
@@ -54,13 +55,6 @@ pub enum Action {
         /// Thread that carries the tag.
         tid: Tid,
     },
-    /// Its thread need not be sampled for now; the request may still go on.
-    Untag {
-        /// The request.
-        id: RequestId,
-        /// Thread that carries the tag.
-        tid: Tid,
-    },
     /// It is over and its samples are wanted.
     Finish(Box<FinishedRequest>),
     /// Every instance of the task has its number of requests (or one place is free again).
@@ -79,6 +73,9 @@ pub trait ConnView {
 
     /// Whether a thread's descriptor is the socket with this inode; true if that cannot be found out.
     fn is_socket(&self, pid: Pid, tid: Tid, fd: i32, inode: u64) -> bool;
+
+    /// Whose descriptors are in an epoll set of the thread that serves a request.
+    fn waits(&self, request: &ActiveRequest, set_fd: i32) -> Waits;
 }
 
 /// The state machine over all tasks and open requests.
@@ -86,6 +83,7 @@ pub trait ConnView {
 pub struct RequestTracker {
     pub(super) tasks: HashMap<TaskSlot, LiveTask>,
     pub(super) open: HashMap<RequestId, OpenRequest>,
+    pub(super) loops: Loops,
     limits: TrackerLimits,
 }
 
@@ -157,15 +155,7 @@ impl RequestTracker {
         }
     }
 
-    /// Threads to sample now: every open request that still carries its tag.
-    pub fn sampled(&self) -> impl Iterator<Item = &ActiveRequest> {
-        self.open
-            .values()
-            .filter(|open| !open.is_untagged)
-            .map(|open| &open.request)
-    }
-
-    /// All open requests.
+    /// All open requests: their threads are to be sampled.
     pub fn open(&self) -> impl Iterator<Item = &ActiveRequest> {
         self.open.values().map(|open| &open.request)
     }
@@ -228,21 +218,26 @@ impl RequestTracker {
                 written_bytes,
                 flags,
                 head,
+                wait_fd,
                 ..
             } => {
-                let Some(open) = self.open.get_mut(&id) else {
-                    return;
-                };
-                open.response = ResponseHead::parse(&head, &open.request.method);
-                open.on_write(ktime_ns, written_bytes);
-                if flags & event_flag::OTHER_THREAD != 0 {
-                    self.drop_open(id, Counter::RequestsHandedOff, actions);
-                } else if open.is_followed && !open.has_length() {
-                    // Where its answer ends and the next one begins cannot be told.
-                    self.drop_open(id, Counter::RequestsInterleaved, actions);
-                } else if open.is_complete() {
-                    self.finish(id, ktime_ns, None, actions);
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.on_wait(wait_fd);
+                    open.on_response(&head, written_bytes);
                 }
+                self.on_response(id, ktime_ns, written_bytes, flags, actions);
+            }
+            RequestEvent::MoreResponse {
+                id,
+                ktime_ns,
+                written_bytes,
+                flags,
+                bytes,
+            } => {
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.on_response(&bytes, written_bytes);
+                }
+                self.on_response(id, ktime_ns, written_bytes, flags, actions);
             }
             RequestEvent::End {
                 id,
@@ -255,17 +250,55 @@ impl RequestTracker {
                 let Some(open) = self.open.get_mut(&id) else {
                     return;
                 };
-                open.on_write(last_write_ktime_ns, written_bytes);
+                let has_last_chunk = flags & event_flag::LAST_CHUNK != 0;
+                open.on_write(last_write_ktime_ns, written_bytes, has_last_chunk);
                 if flags & event_flag::OTHER_THREAD != 0 {
                     self.drop_open(id, Counter::RequestsHandedOff, actions);
                 } else {
-                    self.finish(id, ktime_ns, Some(reason), actions);
+                    self.end(id, ktime_ns, Some(reason), actions);
                 }
             }
             RequestEvent::CloseRange { .. }
             | RequestEvent::Fork { .. }
             | RequestEvent::Exec { .. }
             | RequestEvent::Exit { .. } => {}
+        }
+    }
+
+    /// Bytes of a response were written.
+    fn on_response(
+        &mut self,
+        id: RequestId,
+        ktime_ns: u64,
+        written_bytes: u64,
+        flags: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(open) = self.open.get_mut(&id) else {
+            return;
+        };
+        open.on_write(ktime_ns, written_bytes, flags & event_flag::LAST_CHUNK != 0);
+        if flags & event_flag::OTHER_THREAD != 0 {
+            self.drop_open(id, Counter::RequestsHandedOff, actions);
+        } else if open.is_followed && !open.has_length() {
+            // Where its answer ends and the next one begins cannot be told.
+            self.drop_open(id, Counter::RequestsInterleaved, actions);
+        } else if open.is_over(ktime_ns) {
+            self.end(id, ktime_ns, None, actions);
+        }
+    }
+
+    /// Finishes a request, now or with the next look if it may turn out to be a loop's.
+    fn end(
+        &mut self,
+        id: RequestId,
+        ktime_ns: u64,
+        reason: Option<EndReason>,
+        actions: &mut Vec<Action>,
+    ) {
+        match self.open.get_mut(&id) {
+            Some(open) if open.wait_fd.is_some() => open.ended = Some((ktime_ns, reason)),
+            _ => self.finish(id, ktime_ns, reason, actions),
         }
     }
 
@@ -292,7 +325,10 @@ impl RequestTracker {
             // The kernel side sees one head in a read.
             let followers = head.followers as u64;
             task.coverage.add(Counter::PipelinedHeads, followers);
-            if is_interleaved {
+            if self.loops.has(target.process, start.tid) {
+                task.refuse_loop(target.process, self.loops.text(target.process));
+                Err(Counter::RequestsOnLoop)
+            } else if is_interleaved {
                 Err(Counter::RequestsInterleaved)
             } else if !task.has_place(&target.service) {
                 Err(Counter::RequestsOverLimit)
@@ -352,7 +388,7 @@ impl RequestTracker {
         !ids.is_empty()
     }
 
-    /// Looks at every open request: thresholds passed, responses complete or quiet, ends lost, closes
+    /// Looks at every open request: thresholds passed, responses complete, ends lost, closes
     /// that the kernel side does not see.
     pub fn on_tick(&mut self, now_ktime_ns: u64, conns: &impl ConnView, actions: &mut Vec<Action>) {
         for id in self.ids(|_| true) {
@@ -375,6 +411,19 @@ impl RequestTracker {
             return self.drop_open(id, Counter::RequestsHandedOff, actions);
         }
         let is_lost = open.on_look(conn, now);
+        if let Some(wait_fd) = open.wait_fd {
+            let (process, tid) = (open.request.process, open.request.tid);
+            let waits = || conns.waits(&open.request, wait_fd);
+            match self.loops.judge(process, tid, wait_fd, now, waits) {
+                Waits::ForItself => open.on_own_wait(),
+                Waits::ForOthers | Waits::ForWorkers => {
+                    return self.drop_loop(process, tid, actions);
+                }
+            }
+        }
+        if let Some((ended, reason)) = open.ended {
+            return self.finish(id, ended, reason, actions);
+        }
         let is_closed = conn.is_some_and(|conn| {
             let ActiveRequest {
                 process, tid, fd, ..
@@ -387,16 +436,24 @@ impl RequestTracker {
         let Some(task) = self.tasks.get(&open.request.slot) else {
             return;
         };
-        if !open.is_untagged && open.is_quiet(now, task.period_ns()) {
-            open.is_untagged = true;
-            actions.push(Action::Untag {
-                id,
-                tid: open.request.tid,
-            });
-        }
         let elapsed_ns = now.saturating_sub(open.request.start_ktime_ns);
         if !open.is_counted && elapsed_ns > task.threshold_ns() {
             self.count(id, actions);
+        }
+    }
+
+    /// A thread has turned out to be an event loop: nothing of it is reported.
+    fn drop_loop(&mut self, process: ProcessKey, tid: Tid, actions: &mut Vec<Action>) {
+        let text = self.loops.text(process);
+        let serves = |task: &LiveTask| {
+            task.target(process.pid)
+                .is_some_and(|target| target.process == process)
+        };
+        for task in self.tasks.values_mut().filter(|task| serves(task)) {
+            task.refuse_loop(process, text.clone());
+        }
+        for id in self.ids(|open| (open.request.process, open.request.tid) == (process, tid)) {
+            self.drop_open(id, Counter::RequestsOnLoop, actions);
         }
     }
 

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use profiler_common::EndReason;
 
 use super::*;
-use crate::model::{Subject, TaskId};
+use crate::model::{Cut, Subject, TaskId};
 
 const SLOT: TaskSlot = TaskSlot(0);
 const PID: Pid = Pid(100);
@@ -27,6 +27,10 @@ struct Conns {
     looks: Cell<usize>,
     /// How often a connection was asked for.
     asked: Cell<usize>,
+    /// Whose descriptors are in epoll sets; in others it is the request's own.
+    sets: HashMap<i32, Waits>,
+    /// How often a set was looked at.
+    set_looks: Cell<usize>,
 }
 
 impl ConnView for Conns {
@@ -39,6 +43,11 @@ impl ConnView for Conns {
         self.looks.set(self.looks.get() + 1);
         !self.closed.contains(&inode)
     }
+
+    fn waits(&self, _: &ActiveRequest, set_fd: i32) -> Waits {
+        self.set_looks.set(self.set_looks.get() + 1);
+        *self.sets.get(&set_fd).unwrap_or(&Waits::ForItself)
+    }
 }
 
 /// The connection of request 1; `last_write_ms` is 0 if there is no answer yet.
@@ -48,13 +57,15 @@ fn conn(inode: u64, last_write_ms: u64, written_bytes: u64) -> Conn {
         inode,
         request_id: 1,
         start_ktime_ns: 0,
-        first_write_ktime_ns: last_write_ms.min(20) * MS,
         last_write_ktime_ns: last_write_ms * MS,
         written_bytes,
+        tail: 0,
         reader_tid: 1,
         state: if last_write_ms == 0 { 1 } else { 2 },
         flags: 1,
         slot: 0,
+        wait_fd: -1,
+        pad: 0,
     }
 }
 
@@ -112,6 +123,17 @@ fn first_write(id: u64, at_ms: u64, written: u64, head: &str) -> RequestEvent {
         written_bytes: written,
         flags: 0,
         head: head.as_bytes().to_vec(),
+        wait_fd: None,
+    }
+}
+
+fn more(id: u64, at_ms: u64, written: u64, bytes: &str) -> RequestEvent {
+    RequestEvent::MoreResponse {
+        id: RequestId(id),
+        ktime_ns: at_ms * MS,
+        written_bytes: written,
+        flags: 0,
+        bytes: bytes.as_bytes().to_vec(),
     }
 }
 
@@ -283,6 +305,7 @@ fn handed_off_requests_are_not_attributed() {
         written_bytes,
         flags,
         head,
+        wait_fd: None,
     };
     let actions = send(&mut tracker, event);
     assert!(actions.iter().any(|a| matches!(a, Action::Drop { .. })));
@@ -344,34 +367,172 @@ fn a_dying_server_keeps_its_samples_and_an_unanswered_head_does_not() {
     assert_eq!(count(&mut tracker, Counter::RequestsUnanswered), 1);
 }
 
-/// Check that a task's end cuts its open requests and keeps them.
+/// Check that a task's end cuts the requests whose response is owed, and keeps them, for the instance that
+/// serves them; and that a request is not shown beyond a response that may be whole.
 #[test]
 fn the_end_of_a_task_cuts_open_requests() {
-    let mut tracker = tracker(0, 5);
+    const HEAD: &str = "HTTP/1.1 200 OK\r\n";
+    for (answer, end_ms) in [
+        (None, 80),
+        (Some("Content-Length: 2\r\n\r\n"), 80),
+        (Some("Transfer-Encoding: chunked\r\n\r\n"), 80),
+        (Some("\r\n"), 80),
+        (Some("Cut-Head: 1\r\n"), 20),
+    ] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        if let Some(answer) = answer {
+            let head = format!("{HEAD}{answer}");
+            send(&mut tracker, first_write(1, 20, head.len() as u64, &head));
+        }
+        let mut actions = Vec::new();
+        tracker.end_task(SLOT, 80 * MS, &mut actions).unwrap();
+        let [Action::Finish(finished)] = &actions[..] else {
+            panic!("{answer:?}: {actions:?}");
+        };
+        assert_eq!(finished.end_ktime_ns, end_ms * MS, "{answer:?}");
+        assert_eq!(finished.request.service, service());
+        let is_cut = end_ms == 80;
+        assert_eq!(finished.cut, is_cut.then_some(Cut::TaskEnded), "{answer:?}");
+        let unfinished = finished.losses.get(Counter::RequestsUnfinished);
+        assert_eq!(unfinished, u64::from(is_cut), "{answer:?}");
+    }
+}
+
+/// Check that an open request that has not passed the threshold when its task ends counts as unfinished, not as
+/// a fast one.
+#[test]
+fn the_end_of_a_task_makes_no_request_fast() {
+    let mut tracker = tracker(100, 5);
     send(&mut tracker, start(1, 1, 0, "GET /a"));
     let mut actions = Vec::new();
     let coverage = tracker.end_task(SLOT, 80 * MS, &mut actions).unwrap();
-    assert_eq!(finished(&actions)[0].end_ktime_ns, 80 * MS);
+    assert!(matches!(actions[..], [Action::Drop { .. }]));
     assert_eq!(coverage.get(Counter::RequestsUnfinished), 1);
+    assert_eq!(coverage.get(Counter::RequestsBelowThreshold), 0);
 }
 
-/// Check that a quiet response of unknown length is untagged first and finished later.
+/// Check that a request whose thread dies while its response is owed is cut there, and that one whose response is
+/// whole, or ends with the connection, is not.
 #[test]
-fn a_quiet_response_is_untagged_then_finished() {
+fn the_end_of_a_thread_cuts_an_owed_response() {
+    for (fields, flags, cut_at) in [
+        ("Content-Length: 2\r\n", 0, Some(300)),
+        ("Transfer-Encoding: chunked\r\n", 0, Some(300)),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            event_flag::LAST_CHUNK,
+            None,
+        ),
+        ("", 0, None),
+    ] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+        send(&mut tracker, first_write(1, 20, head.len() as u64, &head));
+        let actions = send(
+            &mut tracker,
+            RequestEvent::End {
+                id: RequestId(1),
+                ktime_ns: 300 * MS,
+                last_write_ktime_ns: 20 * MS,
+                written_bytes: head.len() as u64,
+                flags,
+                reason: EndReason::ThreadExit,
+            },
+        );
+        let done = finished(&actions);
+        assert_eq!(done[0].end_ktime_ns, cut_at.unwrap_or(20) * MS, "{fields}");
+        let cut = cut_at.map(|_| Cut::ThreadEnded);
+        assert_eq!(done[0].cut, cut, "{fields} {flags}");
+    }
+}
+
+/// Check that silence neither ends a request nor keeps its thread from being sampled, whatever tells the end of its
+/// response, and that it ends with its last write.
+#[test]
+fn silence_ends_no_request() {
+    for fields in [
+        "Content-Length: 2\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n",
+        "\r\n",
+        "Cut-Head: 1\r\n",
+    ] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}");
+        let written = head.len() as u64;
+        send(&mut tracker, first_write(1, 20, written, &head));
+        let mut conns = Conns::default();
+        let mut actions = Vec::new();
+        for look_ms in (50..60_000).step_by(50) {
+            conns.known.insert((PID, 1), conn(0, 20, written));
+            tracker.on_tick(look_ms * MS, &conns, &mut actions);
+        }
+        assert!(actions.is_empty(), "{fields}: {actions:?}");
+        assert_eq!(tracker.open().count(), 1);
+        let actions = send(&mut tracker, end(1, 61_000, 60_000, EndReason::Closed));
+        assert_eq!(finished(&actions)[0].end_ktime_ns, 60_000 * MS, "{fields}");
+    }
+}
+
+/// Check that a chunked response finishes its request at its last chunk, which is not data that looks like one.
+#[test]
+fn a_chunked_response_ends_with_its_last_chunk() {
     let mut tracker = tracker(0, 5);
     send(&mut tracker, start(1, 1, 0, "GET /a"));
-    send(
-        &mut tracker,
-        first_write(1, 20, 10, "HTTP/1.1 200 OK\r\n\r\n"),
-    );
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n";
+    send(&mut tracker, first_write(1, 20, head.len() as u64, head));
     let mut conns = Conns::default();
-    conns.known.insert((PID, 1), conn(0, 20, 10));
     let mut actions = Vec::new();
-    tracker.on_tick(1100 * MS, &conns, &mut actions);
-    assert!(matches!(actions[..], [Action::Untag { .. }]));
-    assert_eq!(tracker.sampled().count(), 0);
-    tracker.on_tick(11_000 * MS, &conns, &mut actions);
-    assert_eq!(finished(&actions)[0].end_ktime_ns, 20 * MS);
+    let mut look = |at_ms: u64, write_ms: u64, tail: &[u8; 8]| {
+        let tail = u64::from_le_bytes(*tail);
+        let conn = Conn {
+            tail,
+            ..conn(0, write_ms, 1000)
+        };
+        conns.known.insert((PID, 1), conn);
+        tracker.on_tick(at_ms * MS, &conns, &mut actions);
+        finished(&actions).iter().map(|f| f.end_ktime_ns).next()
+    };
+    assert_eq!(look(100, 60, b"a chunk\n"), None);
+    // The rest of the chunk follows at once.
+    assert_eq!(look(150, 149, b"x\r\n0\r\n\r\n"), None);
+    assert_eq!(look(200, 151, b"\n0\r\n\r\n\r\n"), None);
+    assert_eq!(look(400, 390, b"x\r\n0\r\n\r\n"), None);
+    assert_eq!(look(450, 390, b"x\r\n0\r\n\r\n"), Some(390 * MS));
+}
+
+/// Check that a response head that is written in pieces is read like one in a single write, and that a piece that is
+/// lost leaves the length open instead of a wrong one.
+#[test]
+fn a_split_response_head_is_joined() {
+    let pieces = ["HTTP/1.1 200 OK\r\n", "Content-Length: 2\r\n", "\r\n"];
+    for lost in [None, Some(1)] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        let mut written = 0;
+        for (index, piece) in pieces.into_iter().enumerate() {
+            written += piece.len() as u64;
+            let event = match index {
+                0 => first_write(1, 20, written, piece),
+                _ => more(1, 20, written, piece),
+            };
+            if lost != Some(index) {
+                assert!(send(&mut tracker, event).is_empty());
+            }
+        }
+        let actions = send(&mut tracker, more(1, 30, written + 2, "ok"));
+        let ends: Vec<_> = finished(&actions).iter().map(|f| f.end_ktime_ns).collect();
+        assert_eq!(
+            ends,
+            if lost.is_none() {
+                vec![30 * MS]
+            } else {
+                vec![]
+            }
+        );
+    }
 }
 
 /// Check that a request whose descriptor was closed unseen ends at its last write, or as unanswered, and that
@@ -408,7 +569,11 @@ fn an_unseen_close_ends_a_request() {
 fn a_closed_range_ends_the_requests_of_its_process() {
     let mut tracker = tracker(0, 5);
     let other = Pid(101);
-    tracker.add_target(SLOT, other, service());
+    let other_process = ProcessKey {
+        pid: other,
+        ..PROCESS
+    };
+    tracker.add_target(SLOT, other_process, service());
     let mut conns = Conns::default();
     for fd in 0..60_000 {
         conns.known.insert((other, fd), conn(0, 500, 100));
@@ -451,6 +616,84 @@ fn descriptors_are_not_looked_at_where_closes_are_seen() {
     tracker.on_tick(5000 * MS, &conns, &mut actions);
     assert_eq!(conns.looks.get(), 0);
     assert_eq!(tracker.open().count(), 1);
+}
+
+/// Request 1 with a whole answer, before which its thread slept on the epoll set 7.
+fn answer_after_wait(tracker: &mut RequestTracker, at_ms: u64) -> Vec<Action> {
+    send(tracker, start(1, 1, at_ms, "GET /a"));
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let RequestEvent::FirstWrite {
+        id,
+        tid,
+        ktime_ns,
+        written_bytes,
+        flags,
+        head,
+        ..
+    } = first_write(1, at_ms + 20, head.len() as u64, head)
+    else {
+        unreachable!()
+    };
+    let event = RequestEvent::FirstWrite {
+        id,
+        tid,
+        ktime_ns,
+        written_bytes,
+        flags,
+        head,
+        wait_fd: Some(7),
+    };
+    send(tracker, event)
+}
+
+/// Check that a request whose thread waits for other clients before it answers is dropped, also a short one that
+/// ends before anybody looks, with all others of that thread, and that the task is told once.
+#[test]
+fn requests_of_an_event_loop_are_dropped() {
+    for waits in [Waits::ForOthers, Waits::ForWorkers] {
+        let mut tracker = tracker(0, 5);
+        let conns = Conns {
+            sets: HashMap::from([(7, waits)]),
+            ..Conns::default()
+        };
+        assert!(answer_after_wait(&mut tracker, 0).is_empty());
+        assert!(send(&mut tracker, end(1, 30, 20, EndReason::Closed)).is_empty());
+        let mut actions = Vec::new();
+        tracker.on_tick(50 * MS, &conns, &mut actions);
+        assert!(matches!(actions[..], [Action::Drop { .. }]), "{actions:?}");
+        let actions = send(&mut tracker, start(2, 1, 60, "GET /a"));
+        assert!(matches!(actions[..], [Action::Drop { .. }]), "{actions:?}");
+        // Another thread of the process may be of another kind.
+        let actions = send(&mut tracker, start(3, 2, 60, "GET /a"));
+        assert!(matches!(actions[..], [Action::Begin(_)]), "{actions:?}");
+        assert_eq!(count(&mut tracker, Counter::RequestsMatched), 3);
+        assert_eq!(count(&mut tracker, Counter::RequestsOnLoop), 2);
+        assert_eq!(count(&mut tracker, Counter::ProcessesUnsupported), 1);
+        let coverage = tracker.coverage_mut(SLOT).unwrap();
+        let notes: Vec<String> = coverage.notes().collect();
+        assert_eq!(notes.len(), 1);
+        let is_proxy = notes[0].contains("forwards requests");
+        assert_eq!(is_proxy, waits == Waits::ForWorkers, "{notes:?}");
+        // Its number may be another process's next.
+        tracker.on_process_gone(PROCESS, 90 * MS, &mut Vec::new());
+        let actions = send(&mut tracker, start(4, 1, 100, "GET /a"));
+        assert!(matches!(actions[..], [Action::Begin(_)]), "{actions:?}");
+    }
+}
+
+/// Check that a request that waits for what is its own is kept, with its end, and that its set is looked at once
+/// a second at most.
+#[test]
+fn a_set_of_the_request_s_own_is_no_loop() {
+    let mut tracker = tracker(0, 9);
+    let conns = Conns::default();
+    for (at_ms, looks) in [(0, 1), (500, 1), (1600, 2)] {
+        assert!(answer_after_wait(&mut tracker, at_ms).len() <= 1);
+        let mut actions = Vec::new();
+        tracker.on_tick((at_ms + 50) * MS, &conns, &mut actions);
+        assert_eq!(finished(&actions)[0].end_ktime_ns, (at_ms + 20) * MS);
+        assert_eq!(conns.set_looks.get(), looks);
+    }
 }
 
 /// Check that the context of a request's own calls is kept, unless they name several segments.

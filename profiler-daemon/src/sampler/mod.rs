@@ -53,8 +53,8 @@ pub trait ThreadStates {
 
 /// Walks the interpreter's frames of a blocked thread.
 pub trait ChainWalker {
-    /// The thread's Python frames; `None` if its process is not Python.
-    fn walk(&mut self, process: ProcessKey, tid: Tid) -> Option<PythonChain>;
+    /// The thread's Python frames; `None` if its process is not Python. `thread_pointer` is 0 if unknown.
+    fn walk(&mut self, process: ProcessKey, tid: Tid, thread_pointer: u64) -> Option<PythonChain>;
 }
 
 /// When the CPUs' clocks ticked: somewhere between two instants, for they do not tick together.
@@ -217,7 +217,9 @@ impl Sampler {
         sources: &mut Sources<'_, S, M, W>,
     ) -> Block {
         let stack = read_stack(&mut self.buffer, sources.memory, stack_pointer(state));
-        let python = sources.walker.walk(watched.process, watched.tid);
+        let python = sources
+            .walker
+            .walk(watched.process, watched.tid, state.thread_pointer);
         let kernel_frames = (state.kernel_frame_count as usize).min(state.kernel_frames.len());
         let captured = Captured {
             regs: state.regs,

@@ -52,7 +52,12 @@ impl Thread {
 struct NoPython;
 
 impl ChainWalker for NoPython {
-    fn walk(&mut self, _process: ProcessKey, _tid: Tid) -> Option<PythonChain> {
+    fn walk(
+        &mut self,
+        _process: ProcessKey,
+        _tid: Tid,
+        _thread_pointer: u64,
+    ) -> Option<PythonChain> {
         None
     }
 }
@@ -69,6 +74,7 @@ fn state(seq: u64, flags: u32) -> ThreadState {
         flags,
         tgid: 1,
         kernel_frame_count: 1,
+        thread_pointer: 0,
         regs: [0; REGS_MAX],
         kernel_frames: [9; KERNEL_FRAMES_MAX],
     }

@@ -200,6 +200,7 @@ mod tests {
             },
             end_ktime_ns: end_ms * MS,
             status: Some(200),
+            cut: None,
             reason: None,
             outbound: None,
             losses: Coverage::default(),

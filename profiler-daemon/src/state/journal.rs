@@ -4,6 +4,7 @@
 //! Out: [`SavedTask`]s of the daemon before
 //! Lost: a file that is no journal is moved aside; over [`TASKS_MAX`] the oldest are forgotten
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -12,15 +13,17 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::StateFolder;
-use crate::model::{ProfileTask, Service, TaskId, TaskLimits};
+use crate::model::{Counter, Coverage, ProfileTask, Service, TaskId, TaskLimits};
 
 const FILE: &str = "tasks.json";
 /// A task is delivered for five minutes around its start, so a day is long enough to remember it.
 const FORGET_AFTER_MS: i64 = 24 * 3_600_000;
 /// Tasks times instances that are remembered.
 const TASKS_MAX: usize = 4096;
-/// Room for that many with names of full length.
-const FILE_MAX_BYTES: u64 = 16 << 20;
+/// Room for that many with names of full length and usual counts.
+const FILE_MAX_BYTES: u64 = 32 << 20;
+/// Notes kept of one task.
+const NOTES_MAX: usize = 64;
 
 /// A task at one service instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,47 @@ pub struct SavedTask {
     pub used: u32,
     /// Its end was reported, or it was refused.
     pub is_over: bool,
+    /// It was cut short by a clean stop: nothing of it was lost but what happened since.
+    #[serde(default)]
+    pub is_stopped: bool,
+    /// What this and earlier daemons have counted of it.
+    #[serde(default)]
+    coverage: SavedCoverage,
+}
+
+/// Counts by name, and notes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedCoverage {
+    counts: BTreeMap<String, u64>,
+    notes: Vec<String>,
+}
+
+impl SavedCoverage {
+    fn new(coverage: &Coverage) -> Self {
+        let moved = Counter::all().map(|counter| (counter, coverage.get(counter)));
+        Self {
+            counts: moved
+                .filter(|&(_, count)| count > 0)
+                .map(|(counter, count)| (counter.name().to_owned(), count))
+                .collect(),
+            notes: coverage.notes().take(NOTES_MAX).collect(),
+        }
+    }
+
+    /// Counts that only another version knows are left out.
+    fn coverage(&self) -> Coverage {
+        let mut coverage = Coverage::default();
+        for (name, &count) in &self.counts {
+            if let Some(counter) = Counter::from_name(name) {
+                coverage.add(counter, count);
+            }
+        }
+        for note in &self.notes {
+            coverage.note(note.clone());
+        }
+        coverage
+    }
 }
 
 impl SavedTask {
@@ -64,7 +108,15 @@ impl SavedTask {
             is_waiting: false,
             used: 0,
             is_over: false,
+            is_stopped: false,
+            coverage: SavedCoverage::default(),
         }
+    }
+
+    /// What was counted of it so far, as far as it was noted.
+    #[must_use]
+    pub fn coverage(&self) -> Coverage {
+        self.coverage.coverage()
     }
 
     /// The task as it was received.
@@ -107,6 +159,7 @@ impl SavedTask {
             && i64::from(self.dump_period_ms) >= TaskLimits::DUMP_PERIOD_MIN_MS
             && counts.contains(&i64::from(self.max_sampling_count))
             && self.ends_unix_ms >= 0
+            && self.coverage.notes.len() <= NOTES_MAX
     }
 }
 
@@ -182,9 +235,32 @@ impl TaskJournal {
         self.change(task_id, service, |saved| saved.used += 1);
     }
 
+    /// What was counted of the task so far, told by an instance.
+    pub fn counted(&mut self, task_id: &TaskId, service: &Service, coverage: &Coverage) {
+        let coverage = SavedCoverage::new(coverage);
+        self.change(task_id, service, |saved| saved.coverage = coverage.clone());
+    }
+
+    /// The daemon stops while the task runs at an instance.
+    pub fn stopped(&mut self, task_id: &TaskId, service: &Service, coverage: &Coverage) {
+        let coverage = SavedCoverage::new(coverage);
+        self.change(task_id, service, |saved| {
+            saved.is_stopped = true;
+            saved.coverage = coverage.clone();
+        });
+    }
+
+    /// The task goes on at an instance.
+    pub fn resumed(&mut self, task_id: &TaskId, service: &Service) {
+        self.change(task_id, service, |saved| saved.is_stopped = false);
+    }
+
     /// The task is over for an instance.
     pub fn ended(&mut self, task_id: &TaskId, service: &Service) {
-        self.change(task_id, service, |saved| saved.is_over = true);
+        self.change(task_id, service, |saved| {
+            saved.is_over = true;
+            saved.coverage = SavedCoverage::default(); // the OAP has it
+        });
     }
 
     fn change(&mut self, task_id: &TaskId, service: &Service, change: impl Fn(&mut SavedTask)) {
@@ -286,6 +362,43 @@ mod tests {
             open(root.path(), NOW + 2 * FORGET_AFTER_MS).tasks().count(),
             0
         );
+    }
+
+    /// Check that counts and notes come back, that counts of another version are left out, and that a clean stop
+    /// is told from a crash.
+    #[test]
+    fn counts_come_back() {
+        let root = tempfile::tempdir().unwrap();
+        let mut journal = open(root.path(), NOW);
+        let one = task("one");
+        journal.started(&one, NOW + 60_000);
+        let mut coverage = Coverage::default();
+        coverage.add(Counter::RequestsSeen, 7);
+        coverage.note("a note");
+        journal.counted(&one.task_id, &one.service, &coverage);
+        drop(journal);
+        let path = root.path().join(FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        let newer = text.replace(
+            "\"requests_seen\":7",
+            "\"requests_seen\":7,\"moons_seen\":1",
+        );
+        assert_ne!(text, newer);
+        fs::write(&path, newer).unwrap();
+        let mut journal = open(root.path(), NOW);
+        let saved = journal.tasks().next().unwrap();
+        assert_eq!(
+            (saved.coverage(), saved.is_stopped),
+            (coverage.clone(), false)
+        );
+        coverage.add(Counter::RequestsSeen, 1);
+        journal.stopped(&one.task_id, &one.service, &coverage);
+        drop(journal);
+        let mut journal = open(root.path(), NOW);
+        let saved = journal.tasks().next().unwrap();
+        assert_eq!((saved.coverage(), saved.is_stopped), (coverage, true));
+        journal.resumed(&one.task_id, &one.service);
+        assert!(!journal.tasks().next().unwrap().is_stopped);
     }
 
     /// Check that what is no journal is moved aside, not believed and not lost.

@@ -3,7 +3,7 @@
 //! In:  [`Stack`]s of [`AddrFrame`]s from [`crate::unwind`]; symbol tables, perf maps, kallsyms,
 //!      Python code objects
 //! Out: [`Stack`]s of [`Frame`]s, whose signatures OAP compares and people read
-//! Lost: functions without a name -> `Counter::FramesUnknown`; the middle of deep stacks ->
+//! Lost: functions without a name, also those shown by their address -> `Counter::FramesUnknown`; the middle of deep stacks ->
 //!       `Counter::StacksTooDeep`; Python frames without an interpreter ->
 //!       `Counter::PythonNameUnreadable`
 //!
@@ -12,10 +12,25 @@
 //!
 //! This is the only module that knows blazesym. It gets copies of symbol tables, never a file that
 //! another user could truncate under it (`symbol_copy.rs`).
+//!
+//! # What stands for what
+//! | code | signature |
+//! |---|---|
+//! | a function | `parse (server)` |
+//! | a function that was inlined into the next one | `digit (inlined) (server)` |
+//! | a function without a name | `libx.so+0x1234`, its first address in the object |
+//! | code that nothing describes | `[unknown] (libx.so)`: an address of each instruction would make it many functions |
+//! | generated code, with and without a perf map | `handler [jit]`, `[unknown] [jit]` |
+//! | an address that is not mapped | `[unknown]` |
 
+mod debug_file;
+mod demangle;
 mod depth;
+mod dwarf;
 mod kernel_symbols;
+mod long_name;
 mod object_symbols;
+mod perf_file;
 mod perf_map;
 mod signature;
 mod symbol_copy;
@@ -30,13 +45,22 @@ use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, ProcessKey, S
 use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
-use object_symbols::ObjectSymbols;
-pub(crate) use perf_map::PerfMap;
+use object_symbols::{CodeName, Function, ObjectSymbols};
+use perf_file::PerfMaps;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) use {dwarf::DebugInfo, perf_map::PerfMap};
+
+/// The signature of a function with this symbol.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn shown_symbol(symbol: &str) -> Arc<str> {
+    signature::native(Some(&demangle::demangle(symbol)), "")
+}
 
 /// Names kept per process.
 const NAMES_MAX: usize = 65_536;
 /// Mappings read ahead by [`Symbolizer::prepare`].
-const PREPARED_MAX: usize = 64;
+const PREPARED_MAX: usize = 256;
 /// Shown for kernel frames where the kernel hides its addresses.
 const KERNEL_HIDDEN: &str = "[kernel]";
 /// The object of generated code.
@@ -49,6 +73,7 @@ pub struct Symbolizer {
     kernel: KernelSymbols,
     kernel_names: HashMap<u64, Name>,
     processes: HashMap<ProcessKey, ProcessNames>,
+    perf_maps: PerfMaps,
     python: PythonNamer,
     shown: FrameSet,
 }
@@ -56,15 +81,35 @@ pub struct Symbolizer {
 /// A name once found.
 #[derive(Clone)]
 struct Name {
-    frame: Frame,
+    /// The function's, after those of functions inlined into it, innermost first.
+    frames: Arc<[Frame]>,
     is_unknown: bool,
 }
 
 impl Name {
     fn new(signature: Arc<str>, kind: FrameKind, is_unknown: bool) -> Self {
         Self {
-            frame: Frame::new(signature, kind),
+            frames: [Frame::new(signature, kind)].into(),
             is_unknown,
+        }
+    }
+
+    /// Of code of an object. What is inlined into a function is of its kind.
+    fn of_code(code: &CodeName, object: &str, kind: FrameKind, label: Option<Arc<str>>) -> Self {
+        let signature = match &code.function {
+            Function::Named(name) => signature::native(Some(name), object),
+            Function::At(address) => signature::unnamed(object, *address),
+            Function::Unknown => signature::native(None, object),
+        };
+        let function = Frame {
+            label,
+            ..Frame::new(signature, kind)
+        };
+        let inlined = code.inlined.iter();
+        let inlined = inlined.map(|name| Frame::new(signature::inlined(name, object), kind));
+        Self {
+            frames: inlined.chain([function]).collect(),
+            is_unknown: code.name().is_none(),
         }
     }
 }
@@ -72,7 +117,6 @@ impl Name {
 struct ProcessNames {
     generation: u64,
     names: HashMap<u64, Name>,
-    perf_map: Option<PerfMap>,
     /// The interpreter's own code, once an address was asked for.
     own_code: Option<OwnCode>,
 }
@@ -103,6 +147,7 @@ impl Symbolizer {
             kernel: KernelSymbols::default(),
             kernel_names: HashMap::new(),
             processes: HashMap::new(),
+            perf_maps: PerfMaps::new(),
             python: PythonNamer::new(signature),
             shown: FrameSet::All,
         }
@@ -125,9 +170,10 @@ impl Symbolizer {
     /// Reads the symbols of the kernel and of what the process has mapped, so that the first stack
     /// does not wait for them.
     pub fn prepare(&mut self, process: &Process) {
-        self.kernel.load();
+        // Tables are put into order at the first question.
+        self.kernel.find(0);
         for mapping in process.mappings.as_slice().iter().take(PREPARED_MAX) {
-            self.objects.load(process, mapping);
+            self.objects.name(process, mapping, mapping.start);
         }
         self.check_names(process);
         if let Some(known) = self.processes.get_mut(&process.key) {
@@ -139,6 +185,7 @@ impl Symbolizer {
     /// files.
     pub fn forget(&mut self, process: ProcessKey) {
         self.processes.remove(&process);
+        self.perf_maps.forget(process);
         self.python.forget(process);
     }
 
@@ -151,6 +198,7 @@ impl Symbolizer {
         for process in processes.into_keys() {
             self.python.forget(process);
         }
+        self.perf_maps = PerfMaps::new();
     }
 
     /// Names the frames of a stack, and counts what could not be named or was left out.
@@ -177,10 +225,11 @@ impl Symbolizer {
                     continue;
                 }
             };
-            if name.is_unknown && self.is_shown(name.frame.kind) {
+            let function = name.frames.last();
+            if name.is_unknown && function.is_some_and(|frame| self.is_shown(frame.kind)) {
                 losses.bump(Counter::FramesUnknown);
             }
-            frames.push(name.frame);
+            frames.extend(name.frames.iter().cloned());
         }
         // A walk that did not reach the root for its depth was counted when it ended.
         if depth::limit(&mut frames) && stack.end != UnwindEnd::TooDeep {
@@ -199,10 +248,9 @@ impl Symbolizer {
         let known = entry.or_insert_with(|| ProcessNames {
             generation,
             names: HashMap::new(),
-            perf_map: None,
             own_code: None,
         });
-        let is_recompiled = known.perf_map.as_mut().is_some_and(PerfMap::refresh);
+        let is_recompiled = self.perf_maps.refresh(process.key);
         if known.generation != generation || is_recompiled || known.names.len() >= NAMES_MAX {
             known.generation = generation;
             known.names.clear();
@@ -243,27 +291,14 @@ impl Symbolizer {
         }
         let name = match process.mappings.find(address) {
             Some(mapping) if mapping.is_file() || mapping.is_vdso() => {
-                let function = self.objects.name(process, mapping, address);
-                let object = mapping.file_name();
-                let signature = signature::native(function.as_deref(), object);
-                let (kind, label) = self.kind(process, mapping, address, function.as_deref());
-                let mut name = Name::new(signature, kind, function.is_none());
-                name.frame.label = label;
-                name
+                let code = self.objects.name(process, mapping, address);
+                let (kind, label) = self.kind(process, mapping, address, code.name());
+                Name::of_code(&code, mapping.file_name(), kind, label)
             }
             // Anonymous memory: generated code.
             Some(_) => {
-                let perf_map = self.processes.get_mut(&process.key).map(|known| {
-                    let new = || {
-                        let mut perf_map = PerfMap::new(process.key.pid);
-                        perf_map.refresh();
-                        perf_map
-                    };
-                    &*known.perf_map.get_or_insert_with(new)
-                });
-                let function = perf_map.and_then(|perf_map| perf_map.find(address));
-                let object = if function.is_some() { JIT_OBJECT } else { "" };
-                let signature = signature::native(function, object);
+                let function = self.perf_maps.find(process.key, address);
+                let signature = signature::native(function, JIT_OBJECT);
                 Name::new(signature, FrameKind::Native, function.is_none())
             }
             None => Name::new(signature::native(None, ""), FrameKind::Native, true),

@@ -1,28 +1,33 @@
-//! Names addresses in ELF objects, through blazesym.
+//! Names addresses in ELF objects: functions through blazesym, inlined ones by their debug information.
 //!
 //! In:  a [`Mapping`] and an address in it
-//! Out: the demangled name of the function there
+//! Out: [`CodeName`]: the demangled name of the function there, and of those inlined into it
 //! Lost: an object that cannot be read has no names; so has one that blazesym fails on
 //!
 //! # Memory
-//! Copies of symbol tables and what blazesym makes of them (8 bytes per symbol) are kept for the
-//! least recently used [`OBJECTS_BYTES_MAX`], and dropped at once by [`ObjectSymbols::release`].
+//! Copies of symbol tables, what blazesym makes of them (8 bytes per symbol) and what is kept of debug information
+//! stay for the least recently used [`OBJECTS_BYTES_MAX`], and are dropped at once by [`ObjectSymbols::release`].
 
 use std::io::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use blazesym::symbolize::evict::{self, Evict};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use lru::LruCache;
 
-use super::symbol_copy::{SymbolCopy, debug_file};
+use super::debug_file;
+use super::demangle::demangle;
+use super::dwarf::DebugInfo;
+use super::symbol_copy::SymbolCopy;
+use crate::process::eh_frame::function_at;
 use crate::process::elf::ElfLayout;
 use crate::process::object::{FileId, ObjectFile};
 use crate::process::{Mapping, Process};
 
-/// Symbol tables kept: those of some unstripped servers with all their libraries.
-const OBJECTS_BYTES_MAX: u64 = 48 << 20;
+/// Symbol tables and debug information kept: those of some unstripped servers with all their libraries.
+const OBJECTS_BYTES_MAX: u64 = 96 << 20;
 
 /// Symbols of all objects that profiled processes have mapped.
 pub(super) struct ObjectSymbols {
@@ -35,7 +40,38 @@ struct Object {
     layout: ElfLayout,
     symbols: Option<SymbolCopy>,
     /// Symbols of the separate debug file.
-    debug: Option<SymbolCopy>,
+    debug_symbols: Option<SymbolCopy>,
+    /// Of the object or of its debug file.
+    debug_info: Option<DebugInfo>,
+}
+
+/// What is known about an address.
+pub(super) struct CodeName {
+    /// Functions inlined there, innermost first.
+    pub(super) inlined: Vec<Arc<str>>,
+    /// The function that has the code.
+    pub(super) function: Function,
+}
+
+impl CodeName {
+    /// The name of the function that has the code.
+    pub(super) fn name(&self) -> Option<&str> {
+        match &self.function {
+            Function::Named(name) => Some(name),
+            Function::At(_) | Function::Unknown => None,
+        }
+    }
+}
+
+/// A function of an object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Function {
+    /// Its name.
+    Named(String),
+    /// It has no name and begins at this address of the object, as `addr2line` and `objdump` take it.
+    At(u64),
+    /// Nothing is known.
+    Unknown,
 }
 
 impl ObjectSymbols {
@@ -48,48 +84,57 @@ impl ObjectSymbols {
     }
 
     /// The function at `address` of a process, which lies in `mapping`.
-    pub(super) fn name(
-        &mut self,
-        process: &Process,
-        mapping: &Mapping,
-        address: u64,
-    ) -> Option<String> {
-        let id = self.load(process, mapping)?;
-        let object = self.objects.get(&id)?.as_ref()?;
+    pub(super) fn name(&mut self, process: &Process, mapping: &Mapping, address: u64) -> CodeName {
+        let unknown = CodeName {
+            inlined: Vec::new(),
+            function: Function::Unknown,
+        };
+        self.find(process, mapping, address).unwrap_or(unknown)
+    }
+
+    fn find(&mut self, process: &Process, mapping: &Mapping, address: u64) -> Option<CodeName> {
+        let file = open(process, mapping)?;
+        let id = file.id();
+        if !self.objects.contains(&id) {
+            self.load(process, mapping);
+        }
+        let object = self.objects.get_mut(&id)?.as_mut()?;
         let file_offset = (address - mapping.start).wrapping_add(mapping.file_offset);
         let address = object.layout.address_of(file_offset)?;
-        let paths: Vec<_> = [&object.symbols, &object.debug]
+        let debug_info = object.debug_info.as_mut();
+        let inlined = debug_info.map_or_else(Vec::new, |info| info.inlined_at(address));
+        let unnamed = |object: &Object| {
+            let function = function_at(&file, &object.layout, address);
+            function.map_or(Function::Unknown, |function| Function::At(function.start))
+        };
+        let paths: Vec<_> = [&object.symbols, &object.debug_symbols]
             .into_iter()
             .flatten()
             .map(SymbolCopy::path)
             .collect();
-        for path in paths {
-            if let Some(name) = self.look_up(Elf::new(path), address) {
-                return Some(name);
-            }
-        }
-        None
+        let mut names = paths.into_iter();
+        let name = names.find_map(|path| self.look_up(Elf::new(path), address));
+        let function = match name {
+            Some(name) => Function::Named(demangle(&name).into_owned()),
+            None => unnamed(self.objects.get(&id)?.as_ref()?),
+        };
+        Some(CodeName { inlined, function })
     }
 
-    /// Copies the symbols of the object behind a mapping, if that has not happened yet.
-    pub(super) fn load(&mut self, process: &Process, mapping: &Mapping) -> Option<FileId> {
-        if !mapping.is_file() && !mapping.is_vdso() {
-            return None;
-        }
-        let file = ObjectFile::open(process.key.pid, &process.memory, mapping);
-        let file = file.inspect_err(
-            |error| tracing::debug!(pid = %process.key, %error, "object cannot be opened"),
-        );
-        let file = file.ok()?;
+    /// Reads the symbols of the object behind a mapping, if that has not happened yet.
+    pub(super) fn load(&mut self, process: &Process, mapping: &Mapping) {
+        let Some(file) = open(process, mapping) else {
+            return;
+        };
         let id = file.id();
-        if !self.objects.contains(&id) {
-            let object = Object::load(&file).inspect_err(|error| {
-                tracing::debug!(pid = %process.key, path = mapping.path, %error, "no symbols");
-            });
-            self.objects.put(id, object.ok());
-            self.make_room();
+        if self.objects.contains(&id) {
+            return;
         }
-        Some(id)
+        let object = Object::load(process, mapping, file).inspect_err(|error| {
+            tracing::debug!(pid = %process.key, path = mapping.path, %error, "no symbols");
+        });
+        self.objects.put(id, object.ok());
+        self.make_room();
     }
 
     /// Drops everything.
@@ -127,7 +172,7 @@ impl ObjectSymbols {
                 return;
             };
             sum -= bytes(&object);
-            let copies = object.map(|object| [object.symbols, object.debug]);
+            let copies = object.map(|object| [object.symbols, object.debug_symbols]);
             for copy in copies.into_iter().flatten().flatten() {
                 // Before the descriptor is closed: its number may be used again.
                 let evict = Evict::Elf(evict::Elf::new(copy.path()));
@@ -139,35 +184,60 @@ impl ObjectSymbols {
     }
 }
 
+/// Opens the object behind a mapping; `None` for anonymous memory.
+fn open(process: &Process, mapping: &Mapping) -> Option<ObjectFile> {
+    if !mapping.is_file() && !mapping.is_vdso() {
+        return None;
+    }
+    let file = ObjectFile::open(process.key.pid, &process.memory, mapping);
+    let file = file.inspect_err(
+        |error| tracing::debug!(pid = %process.key, %error, "object cannot be opened"),
+    );
+    file.ok()
+}
+
 impl Object {
-    fn load(file: &ObjectFile) -> Result<Self, Error> {
-        let mut layout = ElfLayout::read(file)?;
-        let symbols = SymbolCopy::new(file, &layout)?;
-        let debug = debug_file(file, &layout).and_then(|file| {
+    fn load(process: &Process, mapping: &Mapping, file: ObjectFile) -> Result<Self, Error> {
+        let mut layout = ElfLayout::read(&file)?;
+        let symbols = SymbolCopy::new(&file, &layout)?;
+        let debug_file = debug_file::open(process.key.pid, mapping, &file, &layout);
+        let debug_file = debug_file.and_then(|file| {
             let layout = ElfLayout::read(&file).ok()?;
-            SymbolCopy::new(&file, &layout).ok()?
+            Some((file, layout))
         });
+        let debug_symbols = debug_file
+            .as_ref()
+            .and_then(|(file, layout)| SymbolCopy::new(file, layout).ok()?);
+        let info = |file, layout: &ElfLayout| {
+            let info = DebugInfo::open(file, layout).inspect_err(|error| {
+                tracing::debug!(path = mapping.path, %error, "no debug information");
+            });
+            info.ok().flatten()
+        };
+        let debug_info = info(file, &layout)
+            .or_else(|| debug_file.and_then(|(file, layout)| info(file, &layout)));
         layout.forget_sections();
         Ok(Self {
             layout,
             symbols,
-            debug,
+            debug_symbols,
+            debug_info,
         })
     }
 
     fn bytes(&self) -> u64 {
-        let copies = [&self.symbols, &self.debug].into_iter().flatten();
-        copies.map(|copy| copy.bytes).sum()
+        let copies = [&self.symbols, &self.debug_symbols].into_iter().flatten();
+        let info = self.debug_info.as_ref().map_or(0, DebugInfo::bytes);
+        info + copies.map(|copy| copy.bytes).sum::<u64>()
     }
 }
 
-/// Only names: no inlined functions, because a signature must not change within a function, and no
-/// DWARF, because of its memory.
+/// Only symbols: `dwarf` and `demangle` say why the rest is ours.
 fn new_blazesym() -> Symbolizer {
     Symbolizer::builder()
         .enable_code_info(false)
         .enable_inlined_fns(false)
-        .enable_demangling(true)
+        .enable_demangling(false)
         .enable_auto_reload(false)
         .build()
 }
@@ -180,7 +250,8 @@ mod tests {
     fn name_of(symbols: &mut ObjectSymbols, process: &Process, code: *const ()) -> Option<String> {
         let address = code as u64;
         let mapping = process.mappings.find(address).unwrap();
-        symbols.name(process, mapping, address)
+        let code = symbols.name(process, mapping, address);
+        code.name().map(str::to_owned)
     }
 
     /// Check that functions of our executable, of the C library and of the vDSO have their names.
@@ -200,10 +271,14 @@ mod tests {
         }
         let mut mappings = process.mappings.as_slice().iter();
         let vdso = mappings.find(|mapping| mapping.is_vdso()).unwrap();
-        let names = (vdso.start..vdso.end)
+        let mut codes = (vdso.start..vdso.end)
             .step_by(16)
-            .filter_map(|address| symbols.name(&process, vdso, address));
-        assert!(names.into_iter().any(|name| name.contains("clock_gettime")));
+            .map(|address| symbols.name(&process, vdso, address));
+        let is_clock = |code: CodeName| {
+            let name = code.name();
+            name.is_some_and(|name| name.contains("clock_gettime"))
+        };
+        assert!(codes.any(is_clock));
     }
 
     /// Check that symbol tables make room for others and come back, also in blazesym's eyes.

@@ -1,7 +1,7 @@
 //! The text of native and kernel frames: stable for a function, safe to print.
 //!
 //! In:  a symbol's name, which the owner of the object chose
-//! Out: `function (object)`, `function [kernel]`, `function [module]`
+//! Out: `function (object)`, `function (inlined) (object)`, `object+0xaddress`, `function [kernel]`, `function [module]`
 //! Lost: nothing
 //!
 //! # Why suffixes go
@@ -12,8 +12,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// Longest name shown, in characters. Demangled C++ may be megabytes.
-const NAME_CHARS_MAX: usize = 240;
+use super::long_name::readable;
+
 /// Suffixes that compilers give to parts and copies of a function; a number may follow.
 const SUFFIXES: &[&str] = &[
     ".cold",
@@ -27,13 +27,27 @@ const SUFFIXES: &[&str] = &[
 
 /// A frame in an object; `None` is a function without a name.
 pub(super) fn native(function: Option<&str>, object: &str) -> Arc<str> {
-    let function = function.map_or(Cow::Borrowed("[unknown]"), stable);
+    in_object(&function.map_or(Cow::Borrowed("[unknown]"), stable), object)
+}
+
+/// A function that is a part of the function below it.
+pub(super) fn inlined(function: &str, object: &str) -> Arc<str> {
+    in_object(&format!("{} (inlined)", stable(function)), object)
+}
+
+fn in_object(function: &str, object: &str) -> Arc<str> {
     match object {
         "" => Arc::from(function),
         // `[vdso]` is its own bracket.
         object if object.starts_with('[') => format!("{function} {}", clean(object)).into(),
         object => format!("{function} ({})", clean(object)).into(),
     }
+}
+
+/// A function without a name that begins at an address of its object: the same for all of its code, and what
+/// `addr2line -f -e object` and `objdump -d --start-address` take.
+pub(super) fn unnamed(object: &str, address: u64) -> Arc<str> {
+    format!("{}+{address:#x}", clean(object)).into()
 }
 
 /// A frame of the kernel or of one of its modules.
@@ -62,20 +76,16 @@ fn stable(name: &str) -> Cow<'_, str> {
 
 /// Text without control characters, which would reach a terminal, and of bounded length.
 fn clean(text: &str) -> Cow<'_, str> {
-    let is_long = text.chars().nth(NAME_CHARS_MAX).is_some();
-    if !is_long && !text.contains(char::is_control) {
-        return Cow::Borrowed(text);
+    let readable = readable(text);
+    if !readable.contains(char::is_control) {
+        return readable;
     }
-    let printable = |c: char| if c.is_control() { '?' } else { c };
-    let mut cleaned: String = text.chars().take(NAME_CHARS_MAX).map(printable).collect();
-    if is_long {
-        cleaned.push('…');
-    }
-    Cow::Owned(cleaned)
+    Cow::Owned(readable.replace(char::is_control, "?"))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::long_name::NAME_UNITS_MAX;
     use super::*;
 
     /// Check that all parts and copies of a function have one signature.
@@ -109,6 +119,9 @@ mod tests {
         assert_eq!(&*native(Some("sleep"), "libc.so.6"), "sleep (libc.so.6)");
         assert_eq!(&*native(None, "libc.so.6"), "[unknown] (libc.so.6)");
         assert_eq!(&*native(None, ""), "[unknown]");
+        assert_eq!(&*native(None, "[jit]"), "[unknown] [jit]");
+        assert_eq!(&*unnamed("libx.so", 0x1234), "libx.so+0x1234");
+        assert_eq!(&*inlined("a::b.llvm.7", "x"), "a::b (inlined) (x)");
         assert_eq!(
             &*native(Some("__vdso_time"), "[vdso]"),
             "__vdso_time [vdso]"
@@ -125,7 +138,7 @@ mod tests {
             "a?[2Jb? (li?b.so)"
         );
         let long = native(Some(&"é".repeat(5000)), "x");
-        assert_eq!(long.chars().count(), NAME_CHARS_MAX + 5);
-        assert!(long.ends_with("… (x)"));
+        assert_eq!(long.chars().count(), NAME_UNITS_MAX + 4);
+        assert!(long.ends_with(" (x)"));
     }
 }

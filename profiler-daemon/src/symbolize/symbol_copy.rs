@@ -15,17 +15,17 @@
 //! copy:   | headers | (hole)            | .dynsym .dynstr |     | .symtab .strtab | sections |
 //! ```
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Error, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::process::ReadMemory;
 use crate::process::elf::{ElfLayout, Section};
-use crate::process::object::{ObjectFile, read_range};
+use crate::process::object::ObjectFile;
 
 /// Most bytes copied of one object. An unstripped node has 25 MB of symbols.
 const COPY_BYTES_MAX: u64 = 96 << 20;
@@ -35,7 +35,6 @@ const STEP_BYTES: u64 = 1 << 20;
 const HEADERS_BYTES: u64 = 4096;
 const SHT_SYMTAB: u32 = 2;
 const SHT_DYNSYM: u32 = 11;
-const BUILD_ID_BYTES_MAX: usize = 64;
 
 /// The symbol tables of an object.
 pub(super) struct SymbolCopy {
@@ -103,22 +102,4 @@ impl SymbolCopy {
         self.bytes += bytes;
         Ok(())
     }
-}
-
-/// Opens the file that holds the symbols that were stripped from an object, where the host has it
-/// installed: <https://sourceware.org/gdb/current/onlinedocs/gdb.html/Separate-Debug-Files.html>.
-pub(super) fn debug_file(object: &ObjectFile, layout: &ElfLayout) -> Option<ObjectFile> {
-    let section = layout.section_named(object, ".note.gnu.build-id")?;
-    let note = read_range(object, section.offset, section.bytes, BUILD_ID_BYTES_MAX).ok()?;
-    // u32 length of the owner, u32 length of the ID, u32 type, "GNU\0", ID
-    let id = note.get(16..).filter(|id| id.len() > 2)?;
-    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let (directory, file) = hex.split_at(2);
-    let path = format!("/usr/lib/debug/.build-id/{directory}/{file}.debug");
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .ok()?;
-    ObjectFile::from_file(file).ok()
 }

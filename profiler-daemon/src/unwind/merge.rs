@@ -41,10 +41,10 @@ use crate::model::{AddrFrame, PythonChain, PythonRef, UnwindEnd};
 use crate::process::python::PythonRuntime;
 
 /// `is_entry` on 3.11.
-const IS_ENTRY: u32 = 1;
+const IS_ENTRY: u16 = 1;
 /// `owner` of shim frames: `FRAME_OWNED_BY_CSTACK` is 3 on 3.12 and 3.13; 3.14 has 3
 /// (`_INTERPRETER`) and 4 (`_CSTACK`).
-const OWNER_SHIM: u32 = 3;
+const OWNER_SHIM: u16 = 3;
 
 /// The frames of one sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,7 +242,7 @@ mod tests {
                 }
                 (name, _) => chain.frames.push(PythonFrameRecord {
                     code: address(name),
-                    owner: u32::from(name == "g" && minor != 11),
+                    owner: u16::from(name == "g" && minor != 11),
                     ..PythonFrameRecord::default()
                 }),
             }

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 /// Longest wait for anything; reached only by a failing test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What a stream of snapshots meets.
+/// What a stream of snapshots or segments meets.
 #[allow(dead_code, reason = "each test binary uses some of them")]
 #[derive(Clone, Copy)]
 pub(crate) enum Fault {
@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     After(usize),
     /// Each message takes so long.
     Slow(Duration),
+    /// All messages are taken, and gone with the OAP.
+    Dies,
 }
 
 #[derive(Default)]
@@ -44,6 +46,10 @@ pub(crate) struct State {
     pub(crate) unanswered: Option<String>,
     /// Faults of the next streams of snapshots, last first.
     pub(crate) faults: Vec<Fault>,
+    /// The same of segments.
+    pub(crate) segment_faults: Vec<Fault>,
+    /// Segment that cannot be taken: its stream ends with an error.
+    pub(crate) poison: Option<String>,
     pub(crate) snapshots: Vec<pb::ThreadSnapshot>,
     pub(crate) segments: Vec<pb::SegmentObject>,
     pub(crate) finishes: Vec<pb::ProfileTaskFinishReport>,
@@ -91,6 +97,36 @@ impl Fake {
         (address, server)
     }
 
+    /// Takes a stream; `keep` says whether a message can be kept.
+    async fn take<T>(
+        &self,
+        mut stream: Streaming<T>,
+        fault: Option<Fault>,
+        keep: impl Fn(&mut State, T) -> bool,
+    ) -> Answer {
+        if matches!(fault, Some(Fault::Busy)) {
+            return Err(Status::resource_exhausted("Watermark exceeded"));
+        }
+        let mut count = 0;
+        while let Some(message) = stream.message().await? {
+            if matches!(fault, Some(Fault::Dies)) {
+                continue;
+            }
+            let is_kept = self.with(|state| keep(state, message));
+            count += 1;
+            if let Some(Fault::Slow(pause)) = fault {
+                sleep(pause).await;
+            }
+            if !is_kept || matches!(fault, Some(Fault::After(limit)) if count == limit) {
+                return Err(Status::unknown("Application error processing RPC"));
+            }
+        }
+        match fault {
+            Some(Fault::Dies) => Err(Status::unavailable("gone")),
+            _ => done(),
+        }
+    }
+
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&State) -> bool) {
         let wait = async {
             while !self.with(|state| condition(state)) {
@@ -135,22 +171,11 @@ impl ProfileTask for Fake {
 
     async fn collect_snapshot(&self, request: Request<Streaming<pb::ThreadSnapshot>>) -> Answer {
         let fault = self.with(|state| state.faults.pop());
-        let mut stream = request.into_inner();
-        if matches!(fault, Some(Fault::Busy)) {
-            return Err(Status::resource_exhausted("Watermark exceeded"));
-        }
-        let mut count = 0;
-        while let Some(snapshot) = stream.message().await? {
-            self.with(|state| state.snapshots.push(snapshot));
-            count += 1;
-            if let Some(Fault::Slow(pause)) = fault {
-                sleep(pause).await;
-            }
-            if matches!(fault, Some(Fault::After(limit)) if count == limit) {
-                return Err(Status::unknown("Application error processing RPC"));
-            }
-        }
-        done()
+        self.take(request.into_inner(), fault, |state, snapshot| {
+            state.snapshots.push(snapshot);
+            true
+        })
+        .await
     }
 
     async fn report_task_finish(&self, request: Request<pb::ProfileTaskFinishReport>) -> Answer {
@@ -177,11 +202,15 @@ impl ManagementService for Fake {
 #[tonic::async_trait]
 impl TraceSegmentReportService for Fake {
     async fn collect(&self, request: Request<Streaming<pb::SegmentObject>>) -> Answer {
-        let mut stream = request.into_inner();
-        while let Some(segment) = stream.message().await? {
-            self.with(|state| state.segments.push(segment));
-        }
-        done()
+        let fault = self.with(|state| state.segment_faults.pop());
+        self.take(request.into_inner(), fault, |state, segment| {
+            let is_taken = state.poison.as_ref() != Some(&segment.trace_segment_id);
+            if is_taken {
+                state.segments.push(segment);
+            }
+            is_taken
+        })
+        .await
     }
 
     async fn collect_in_sync(&self, _request: Request<pb::SegmentCollection>) -> Answer {

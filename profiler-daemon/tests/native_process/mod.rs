@@ -32,7 +32,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 }
 
 impl Program {
-    /// Builds a C or Rust fixture, optimized and without frame pointers.
+    /// Builds a C, C++ or Rust fixture, optimized and without frame pointers.
     pub(crate) fn build(source: &str, flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (name, language) = source.split_once('.').unwrap();
@@ -41,7 +41,8 @@ impl Program {
             rustc.args(["--edition", "2024", "-O", "-C", "force-frame-pointers=no"]);
             rustc
         } else {
-            let mut cc = Command::new("cc");
+            let compiler = if language == "cpp" { "c++" } else { "cc" };
+            let mut cc = Command::new(compiler);
             cc.args(["-O2", "-fomit-frame-pointer", "-pthread"]);
             cc
         };
@@ -60,13 +61,20 @@ impl Program {
 
     /// Starts it; its standard input stays open and empty.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
-        let mut child = Command::new(self.path())
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        Running { child, stdin }
+        let mut command = Command::new(self.path());
+        command.args(arguments);
+        Running::start(command)
+    }
+
+    /// Starts it in a root of its own, which the program must lie in.
+    pub(crate) fn start_in(&self, root: &Path) -> Running {
+        let inside = Path::new("/").join(self.path().strip_prefix(root).unwrap());
+        let mut command = Command::new("unshare");
+        if !nix::unistd::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command.arg("--root").arg(root).arg(inside);
+        Running::start(command)
     }
 }
 
@@ -93,6 +101,12 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let stdin = child.stdin.take().unwrap();
+        Self { child, stdin }
+    }
+
     /// Lets a read return.
     pub(crate) fn write_byte(&mut self) {
         self.stdin.write_all(b"x").unwrap();
@@ -155,7 +169,14 @@ pub(crate) fn ask_gdb(pid: Pid) -> BTreeMap<u32, Truth> {
             (Some("frame"), Some(tid)) => {
                 let truth = threads.entry(tid.parse().unwrap()).or_default();
                 truth.pcs.push(words.next().unwrap().parse().unwrap());
-                truth.names.push(words.collect::<Vec<_>>().join(" "));
+                let name = words.collect::<Vec<_>>().join(" ");
+                truth.names.push(name.clone());
+                truth.calls.push((name, Call::Real));
+            }
+            (Some("inline"), Some(tid)) => {
+                let truth = threads.entry(tid.parse().unwrap()).or_default();
+                let name = words.skip(1).collect::<Vec<_>>().join(" ");
+                truth.calls.push((name, Call::Inlined));
             }
             _ => {}
         }
@@ -181,6 +202,15 @@ pub(crate) struct Truth {
     pub(crate) pcs: Vec<u64>,
     /// Function names, empty where unknown.
     pub(crate) names: Vec<String>,
+    /// The same with inlined calls between them.
+    pub(crate) calls: Vec<(String, Call)>,
+}
+
+/// Whether a function has a stack frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Real,
+    Inlined,
 }
 
 impl Default for Truth {
@@ -189,6 +219,7 @@ impl Default for Truth {
             regs: [0; REGS_MAX],
             pcs: Vec::new(),
             names: Vec::new(),
+            calls: Vec::new(),
         }
     }
 }

@@ -94,6 +94,22 @@ impl HttpClient {
             .context("failed to write a request")
     }
 
+    /// Reads up to and with these bytes: of answers that are framed in another way.
+    ///
+    /// # Errors
+    /// The connection broke or timed out, or was closed before.
+    pub fn read_until(&mut self, end: &[u8]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut stream = (&mut self.stream).take(RESPONSE_MAX_BYTES);
+        while !bytes.ends_with(end) {
+            let mut byte = [0];
+            let read = stream.read(&mut byte).context("failed to read an answer")?;
+            ensure!(read > 0, "the connection was closed inside an answer");
+            bytes.push(byte[0]);
+        }
+        Ok(bytes)
+    }
+
     /// Reads one answer: status and body.
     ///
     /// # Errors

@@ -41,6 +41,12 @@ pub fn workspace_root() -> PathBuf {
         .to_owned()
 }
 
+/// A virtual environment of Python with event loops (`tests/services/loops.txt`).
+#[must_use]
+pub fn loops_folder() -> PathBuf {
+    target_dir().join("loops")
+}
+
 /// `target/` of the workspace.
 #[must_use]
 pub fn target_dir() -> PathBuf {

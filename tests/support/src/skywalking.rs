@@ -111,7 +111,22 @@ impl SkywalkingOap {
         Ok(())
     }
 
-    /// Starts it again after [`Self::stop`], where it was.
+    /// Makes it take nothing more from its connections, which stay open.
+    pub fn freeze(&self) {
+        self.child.signal(libc::SIGSTOP);
+    }
+
+    /// Kills it, with all that it has not stored.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.signal(libc::SIGKILL);
+        self.child.wait(ANSWER_DEADLINE)?;
+        Ok(())
+    }
+
+    /// Starts it again after [`Self::stop`] or [`Self::kill`], where it was.
     ///
     /// # Errors
     /// As [`Self::start`].

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::{ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
 
 use profiler_daemon::model::ProfileReport;
 use profiler_tests::{ChildGuard, free_port, read_json, wait_until};
 use serde_json::Value;
-use tempfile::NamedTempFile;
+use tempfile::TempDir;
 
 use crate::DEADLINE;
 use crate::recording::command;
@@ -15,10 +16,15 @@ use crate::recording::command;
 /// A budget no test exceeds: a build for debugging on a busy machine must not have its periods stretched.
 const UNGUARDED: &str = "100000";
 
+const LOG: &str = "log";
+const TOKEN: &str = "token";
+const TOKEN_VARIABLE: &str = "PROFILERD_STANDALONE_TOKEN_FILE";
+
 /// A running daemon; ends when dropped.
 pub(crate) struct Daemon {
     child: ChildGuard,
-    log: NamedTempFile,
+    /// With its log and its token.
+    folder: TempDir,
     /// Its OAP, or the one it reports to.
     oap: SocketAddr,
 }
@@ -28,6 +34,18 @@ pub(crate) struct Answer {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
+}
+
+impl Answer {
+    /// Of a command that ends.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let output = command.output().unwrap();
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
 }
 
 impl Daemon {
@@ -44,6 +62,11 @@ impl Daemon {
     /// As [`Self::standalone_in`], with more variables.
     pub(crate) fn standalone_with(data_dir: &str, variables: &[(&str, &str)]) -> Self {
         Self::standalone_by(&["--data-dir", data_dir], variables)
+    }
+
+    /// As [`Self::standalone_in`], for callers without a token.
+    pub(crate) fn standalone_without_token(data_dir: &str) -> Self {
+        Self::standalone_by(&["--data-dir", data_dir, "--no-token"], &[])
     }
 
     /// As [`Self::standalone`], serving its metrics.
@@ -77,23 +100,38 @@ impl Daemon {
     }
 
     fn start(args: &[&str], oap: SocketAddr, variables: &[(&str, &str)]) -> Self {
-        let log = NamedTempFile::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let log = File::create(folder.path().join(LOG)).unwrap();
         let mut command = command(args);
         command
+            .env(TOKEN_VARIABLE, folder.path().join(TOKEN))
             .env("PROFILERD_OAP_POLL_INTERVAL", "1s")
             .env("PROFILERD_STATE_DIR", "none")
             .env("PROFILERD_HTTP_LISTEN", "off")
             .env("PROFILERD_LIMITS_MAX_CPU_PERCENT", UNGUARDED)
             .envs(variables.iter().copied())
             .stdout(Stdio::null())
-            .stderr(File::create(log.path()).unwrap());
+            .stderr(log);
         let child = ChildGuard::spawn("profilerd", &mut command).unwrap();
-        Self { child, log, oap }
+        Self { child, folder, oap }
     }
 
     /// Address of its OAP.
     pub(crate) fn oap(&self) -> SocketAddr {
         self.oap
+    }
+
+    /// Where its token is, if it asks for one.
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.folder.path().join(TOKEN)
+    }
+
+    /// What callers must send.
+    pub(crate) fn token(&self) -> String {
+        fs::read_to_string(self.token_file())
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -102,7 +140,7 @@ impl Daemon {
 
     /// Everything it has logged.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.log.path()).unwrap()
+        fs::read_to_string(self.folder.path().join(LOG)).unwrap()
     }
 
     /// Waits until it has logged the text so many times.
@@ -134,13 +172,13 @@ impl Daemon {
     /// Runs `profilerd task`.
     pub(crate) fn task(&self, args: &[&str]) -> Answer {
         let oap = self.oap.to_string();
-        let args = [&["task", "--oap", &oap], args].concat();
-        let output = command(&args).output().unwrap();
-        Answer {
-            code: output.status.code(),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
+        self.run(&[&["task", "--oap", &oap], args].concat())
+    }
+
+    /// Runs `profilerd`, which may find the token.
+    pub(crate) fn run(&self, args: &[&str]) -> Answer {
+        let mut command = command(args);
+        Answer::of(command.env(TOKEN_VARIABLE, self.token_file()))
     }
 
     /// Asks for a task of one minute; yields its id when a process of the service is watched for it.
@@ -161,13 +199,22 @@ impl Daemon {
         read_json(&answer.out).unwrap()
     }
 
-    /// Waits until the task has this number of segments; yields its result.
+    /// The result of a task by now.
+    pub(crate) fn result(&self, task_id: &str) -> anyhow::Result<ProfileReport> {
+        read_json(&self.task(&["result", task_id, "--format", "json"]).out)
+    }
+
+    /// Waits until the task has this number of segments, with all of their snapshots; yields its result. A
+    /// segment is shown as soon as some of its snapshots are there.
     #[track_caller]
     pub(crate) fn wait_for_segments(&self, task_id: &str, count: usize) -> ProfileReport {
         wait_until("segments of the task", DEADLINE, || {
-            let answer = self.task(&["result", task_id, "--format", "json"]);
-            let report: ProfileReport = read_json(&answer.out)?;
-            Ok((report.segments.len() >= count).then_some(report))
+            let report = self.result(task_id)?;
+            let counts = &report.coverage.counters;
+            let counted = |name: &str| counts.get(name).copied().unwrap_or(0);
+            let is_whole = counted("requests_profiled") >= count as u64
+                && counted("snapshots_sent") == counted("snapshots_taken");
+            Ok((report.segments.len() >= count && is_whole).then_some(report))
         })
         .unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }

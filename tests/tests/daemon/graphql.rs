@@ -4,18 +4,7 @@ use profiler_daemon::model::ProfileReport;
 use profiler_tests::{free_port, needs_root, read_json};
 
 use crate::daemon::{Daemon, creation};
-use crate::recording::command;
 use crate::server::sample_service;
-
-/// Runs `profilerd task` by GraphQL; yields what it prints.
-#[track_caller]
-fn task(url: &str, args: &[&str]) -> String {
-    let output = command(&[&["task", "--graphql", url], args].concat())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// Check that a task can be created, watched and read by GraphQL alone, and that its requests are the same
 /// as those that gRPC tells.
@@ -29,8 +18,13 @@ fn a_task_is_run_by_graphql() {
     let variables = [("PROFILERD_HTTP_LISTEN", address.as_str())];
     let mut daemon = Daemon::standalone_with(":memory:", &variables);
     daemon.wait_for_log("answers GraphQL", 1);
+    let task = |args: &[&str]| {
+        let answer = daemon.run(&[&["task", "--graphql", &url], args].concat());
+        assert_eq!(answer.code, Some(0), "{}", answer.err);
+        answer.out
+    };
 
-    let task_id = task(&url, &creation(NAME, "POST:/"));
+    let task_id = task(&creation(NAME, "POST:/"));
     let task_id = task_id.trim();
     daemon.wait_for_log("process watched", 1);
     let mut client = service.connect().unwrap();
@@ -38,7 +32,7 @@ fn a_task_is_run_by_graphql() {
         client.request("POST", "/", "{}").unwrap();
     }
     let by_grpc = daemon.wait_for_segments(task_id, 2);
-    let by_graphql = task(&url, &["result", task_id, "--format", "json"]);
+    let by_graphql = task(&["result", task_id, "--format", "json"]);
     let by_graphql: ProfileReport = read_json(&by_graphql).unwrap();
     assert_eq!(by_graphql.segments.len(), by_grpc.segments.len());
     for (one, other) in by_graphql.segments.iter().zip(&by_grpc.segments) {
@@ -47,6 +41,6 @@ fn a_task_is_run_by_graphql() {
         assert_eq!(one.duration_ms, other.duration_ms);
         assert_eq!(one.trees, other.trees);
     }
-    assert!(task(&url, &["list", "--service", NAME]).contains(task_id));
-    assert!(task(&url, &["show", task_id, "--json"]).contains("NOTIFIED"));
+    assert!(task(&["list", "--service", NAME]).contains(task_id));
+    assert!(task(&["show", task_id, "--json"]).contains("NOTIFIED"));
 }

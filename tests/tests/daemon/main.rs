@@ -9,6 +9,7 @@ mod daemon;
 mod faults;
 mod graphql;
 mod guard;
+mod loops;
 mod metrics;
 mod record;
 mod recording;
@@ -19,6 +20,8 @@ mod skywalking;
 mod spine;
 mod standalone;
 mod storage;
+mod streams;
+mod workers;
 
 use std::time::Duration;
 

@@ -48,12 +48,7 @@ fn wait_for(
 
 /// Runs `profilerd status`.
 fn status(args: &[&str]) -> Answer {
-    let output = command(&[&["status"], args].concat()).output().unwrap();
-    Answer {
-        code: output.status.code(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
+    Answer::of(&mut command(&[&["status"], args].concat()))
 }
 
 /// Check that a task shows while it lives, that its requests are counted once and stay counted after its
@@ -161,6 +156,7 @@ fn a_taken_address_ends_the_start() {
     for mode in ["daemon", "standalone"] {
         let output = command(&[mode, "--metrics", &address])
             .env("PROFILERD_STATE_DIR", "none")
+            .env("PROFILERD_STANDALONE_TOKEN_FILE", "none")
             .output()
             .unwrap();
         let err = String::from_utf8(output.stderr).unwrap();

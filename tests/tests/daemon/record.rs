@@ -1,14 +1,17 @@
 //! `profilerd record` on the sample service.
 
 use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt as _;
 
 use profiler_daemon::frames::kind_of;
 use profiler_daemon::model::{FrameKind, SegmentReport};
 use profiler_tests::{needs_root, read_json};
 use serde_json::Value;
 
-use crate::recording::{Recording, count, has_function, is_of, total_ms};
-use crate::server::sample_service;
+use crate::daemon::Answer;
+use crate::recording::{Recording, command, count, has_function, is_of, total_ms};
+use crate::server::{Server, sample_service};
 
 /// Two dump periods.
 const TOLERANCE_MS: i64 = 20;
@@ -59,6 +62,46 @@ fn a_recording_tells_where_the_time_went() {
     assert_eq!(count(&report, "requests_matched"), 5);
     assert_eq!(count(&report, "requests_seen"), 10);
     check_names(&recorded.json());
+}
+
+/// Check that too low a limit of open files is named wherever it is met, with what to do, and nothing else blamed.
+#[test]
+fn too_few_descriptors_are_named() {
+    needs_root!();
+    let service = sample_service(SERVICE);
+    let pid = service.id().to_string();
+    for limit in [16, 24, 32, 40, 48] {
+        let args = [
+            "record",
+            "--endpoint",
+            "/",
+            "--duration",
+            "1s",
+            "--pid",
+            &pid,
+        ];
+        let mut command = command(&args);
+        let lower = move || {
+            let limit = libc::rlimit {
+                rlim_cur: limit,
+                rlim_max: limit,
+            };
+            // SAFETY: the limit outlives the call.
+            match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: one system call, which neither allocates nor takes a lock.
+        unsafe { command.pre_exec(lower) };
+        let answer = Answer::of(&mut command);
+        assert_eq!(answer.code, Some(1), "{limit}: {}", answer.err);
+        let expected = format!("may have {limit} files open at once");
+        assert!(answer.err.contains(&expected), "{limit}: {}", answer.err);
+        for wrong in ["locked", "seccomp", "report it", "every system call"] {
+            assert!(!answer.err.contains(wrong), "{limit}: {}", answer.err);
+        }
+    }
 }
 
 /// The names of the form, in order of their nesting.
@@ -180,6 +223,39 @@ fn requests_below_the_minimum_duration_are_left_out() {
     assert_eq!(report.segments.len(), 1);
     assert!(has_function(&report.segments[0], "do_POST"));
     assert_eq!(count(&report, "requests_below_threshold"), 2);
+}
+
+/// Check that a request that is open when the time is over, or when the recording is told to end, is shown up to
+/// there and marked.
+#[test]
+fn an_open_request_is_cut_where_the_recording_ends() {
+    needs_root!();
+    for signal in [None, Some(libc::SIGINT), Some(libc::SIGTERM)] {
+        let server = Server::with_threads();
+        let duration = if signal.is_none() { "1s" } else { "60s" };
+        let recording = Recording::start("GET:/forever", server.id(), &["--duration", duration]);
+        let mut client = server.connect();
+        client.send_raw(b"GET /forever HTTP/1.1\r\n\r\n").unwrap();
+        if let Some(signal) = signal {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            recording.signal(signal);
+        }
+        let recorded = recording.finish();
+        let report = recorded.report(0);
+        assert_eq!(report.segments.len(), 1, "{signal:?}");
+        let segment = &report.segments[0];
+        assert_eq!(segment.cut.as_deref(), Some("the task ended first"));
+        assert_eq!(segment.status, None);
+        assert!(segment.duration_ms > 1000, "{} ms", segment.duration_ms);
+        let shown_ms = total_ms(&segment.trees, "forever");
+        assert!(
+            segment.duration_ms - shown_ms <= 3 * TOLERANCE_MS,
+            "{shown_ms} ms"
+        );
+        assert_eq!(count(&report, "requests_unfinished"), 1);
+        assert_eq!(count(&report, "requests_profiled"), 1);
+        drop(client);
+    }
 }
 
 /// Check that a file appears when the result is complete, and that a recording killed before leaves

@@ -51,16 +51,21 @@ impl Recording {
             .stderr(File::create(folder.path().join("err")).unwrap());
         let child = ChildGuard::spawn("profilerd record", &mut command).unwrap();
         let mut recording = Self { child, folder };
-        wait_until("profilerd to watch the process", DEADLINE, || {
-            let err = recording.text("err");
-            recording
-                .child
+        recording.wait_until_watched(1);
+        recording
+    }
+
+    /// Waits until it watches so many processes.
+    pub(crate) fn wait_until_watched(&mut self, processes: usize) {
+        wait_until("profilerd to watch the processes", DEADLINE, || {
+            let err = self.text("err");
+            self.child
                 .still_running()
                 .map_err(|error| error.context(err.clone()))?;
-            Ok(err.contains("process watched").then_some(()))
+            let watched = err.matches("process watched").count();
+            Ok((watched >= processes).then_some(()))
         })
         .unwrap();
-        recording
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -71,6 +76,11 @@ impl Recording {
     pub(crate) fn kill(&mut self) {
         self.child.signal(libc::SIGKILL);
         self.child.wait(DEADLINE).unwrap();
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, number: i32) {
+        self.child.signal(number);
     }
 
     /// Ends it by Ctrl-C, as a user who has waited long enough.

@@ -1,12 +1,16 @@
 //! `profilerd standalone` and `daemon` over the life of tasks.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use profiler_daemon::embedded::EmbeddedOap;
-use profiler_tests::{free_port, needs_root, wait_until};
+use profiler_tests::{HttpClient, free_port, needs_root, profilerd, wait_until};
 
 use crate::attached::{Attached, pinned};
-use crate::daemon::{Daemon, creation};
+use crate::daemon::{Answer, Daemon, creation};
 use crate::recording::has_function;
 use crate::server::sample_service;
 use crate::{DEADLINE, TASK_DEADLINE};
@@ -104,6 +108,190 @@ fn a_killed_daemon_leaves_nothing_and_harms_nobody() {
     assert_eq!(pinned(), pinned_before);
 }
 
+/// Check that a request that is open when the daemon is stopped is reported up to there, and kept.
+#[test]
+fn an_open_request_is_kept_when_the_daemon_stops() {
+    needs_root!();
+    const NAME: &str = "stopped-sample";
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    let service = sample_service(NAME);
+    let mut daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
+    let task_id = daemon.create_task(NAME, "POST:/");
+    let mut client = service.connect().unwrap();
+    client.send_raw(b"POST / HTTP/1.1\r\n\r\n").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(250)); // of 560
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    let mut daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
+    let report = daemon.wait_for_segments(&task_id, 1);
+    let segment = &report.segments[0];
+    assert!(has_function(segment, "do_POST"));
+    assert!(
+        (150..550).contains(&segment.duration_ms),
+        "{} ms",
+        segment.duration_ms
+    );
+    assert_eq!(report.coverage.counters["requests_unfinished"], 1);
+}
+
+/// Check that a task goes on over a kill and over a stop, with the places and the counts it had, runs once, and
+/// is as it was at its end after one more start.
+#[test]
+fn a_task_outlives_restarts() {
+    needs_root!();
+    const NAME: &str = "restarted-sample";
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let service = sample_service(NAME);
+    let mut client = service.connect().unwrap();
+    let mut post = |times| {
+        for _ in 0..times {
+            client.request("POST", "/", "{}").unwrap();
+        }
+    };
+    let mut daemon = Daemon::standalone_in(dir);
+    let wanted = [&creation(NAME, "POST:/")[..], &["--max-requests", "4"]].concat();
+    let created = daemon.task(&wanted);
+    assert_eq!(created.code, Some(0), "{}", created.err);
+    let task_id = created.out.trim().to_owned();
+    daemon.wait_for_log("process watched", 1);
+    post(2);
+    wait_until("the counts of both requests", DEADLINE, || {
+        Ok((daemon.show(&task_id)["coverage"]["requests_profiled"] == 2).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    daemon.signal(libc::SIGKILL);
+    daemon.wait();
+
+    let mut daemon = Daemon::standalone_in(dir);
+    daemon.wait_for_log("process watched", 1);
+    post(1);
+    daemon.wait_for_log("request profiled", 1);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+
+    let mut daemon = Daemon::standalone_in(dir);
+    daemon.wait_for_log("process watched", 1);
+    assert_eq!(daemon.show(&task_id)["task"]["state"], "running");
+    post(2);
+    wait_until("the task's end", TASK_DEADLINE, || {
+        Ok((daemon.show(&task_id)["task"]["state"] == "finished").then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    let ended = daemon.show(&task_id);
+    let coverage = &ended["coverage"];
+    for (name, count) in [
+        ("requests_seen", 5),
+        ("requests_profiled", 4),
+        ("requests_over_limit", 1),
+    ] {
+        assert_eq!(coverage[name], count, "{ended}");
+    }
+    let count = |name: &str| coverage[name].as_u64().unwrap();
+    assert!(
+        count("snapshots_sent") <= count("snapshots_taken"),
+        "{ended}"
+    );
+    assert!(count("snapshots_lost") == 0, "{ended}");
+    let text = daemon.task(&["show", &task_id]).out;
+    for note in [
+        "profilerd died and was started",
+        "profilerd was stopped and started",
+    ] {
+        assert!(text.contains(note), "{note}: {text}");
+    }
+    assert!(!text.contains("cut short"), "{text}");
+    assert_eq!(daemon.result(&task_id).unwrap().segments.len(), 4);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+
+    let mut daemon = Daemon::standalone_in(dir);
+    daemon.wait_for_log("Connected", 1);
+    post(1);
+    let log = daemon.show(&task_id).to_string();
+    assert_eq!(log.matches("NOTIFIED").count(), 1, "{log}");
+    assert_eq!(log.matches("EXECUTION_FINISHED").count(), 1, "{log}");
+    assert_eq!(daemon.show(&task_id)["coverage"], ended["coverage"]);
+    assert!(!daemon.log().contains("task refused"), "{}", daemon.log());
+}
+
+/// Check that neither door lets a caller in without the token, that the file with it is for its owner alone,
+/// that `profilerd task` finds it there and says what is missing when it may not, and that health needs none.
+#[test]
+fn callers_without_the_token_are_turned_away() {
+    needs_root!();
+    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    let http_listen = http.to_string();
+    let variables = [("PROFILERD_HTTP_LISTEN", http_listen.as_str())];
+    let mut daemon = Daemon::standalone_with(":memory:", &variables);
+    daemon.wait_for_log("answers GraphQL", 1);
+    let file = daemon.token_file();
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let (oap, url) = (daemon.oap().to_string(), format!("http://{http}/graphql"));
+    let doors = [["--oap", &oap], ["--graphql", &url]];
+    for door in doors {
+        let found = daemon.run(&[&["task", "list"], &door[..]].concat());
+        assert_eq!(found.code, Some(0), "{}", found.err);
+        let wrong = [&["task", "list", "--token", "guessed"], &door[..]].concat();
+        let wrong = daemon.run(&wrong);
+        assert_eq!(wrong.code, Some(1), "{}", wrong.out);
+        let reason = "the token of --token is not the one it asks for";
+        assert!(wrong.err.contains(reason), "{}", wrong.err);
+    }
+
+    // The build folder may be closed to others.
+    let shared = tempfile::tempdir().unwrap();
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = shared.path().join("profilerd");
+    fs::copy(profilerd(), &binary).unwrap();
+    for door in doors {
+        let mut command = Command::new(&binary);
+        command.args(["task", "list"]).args(door).current_dir("/");
+        command
+            .env("PROFILERD_STANDALONE_TOKEN_FILE", &file)
+            .uid(65_534)
+            .gid(65_534);
+        let refused = Answer::of(&mut command);
+        assert_eq!(refused.code, Some(1), "{}", refused.out);
+        for part in [
+            file.to_str().unwrap(),
+            "Permission denied",
+            "as root",
+            "--token-file",
+        ] {
+            assert!(refused.err.contains(part), "{part}: {}", refused.err);
+        }
+    }
+
+    let mut client = HttpClient::connect(http, DEADLINE).unwrap();
+    assert_eq!(
+        client.request("GET", "/healthcheck", "").unwrap().status,
+        200
+    );
+    let mut client = HttpClient::connect(http, DEADLINE).unwrap();
+    let query = r#"{"query":"{ version }"}"#;
+    assert_eq!(
+        client.request("POST", "/graphql", query).unwrap().status,
+        401
+    );
+    let turned_away = daemon.log().matches("a caller was turned away").count();
+    assert_eq!(turned_away, 2, "{}", daemon.log()); // one without a token, one with a wrong one
+}
+
+/// Check that `--no-token` lets every caller in and says so.
+#[test]
+fn no_token_is_said_to_let_everybody_in() {
+    needs_root!();
+    let mut daemon = Daemon::standalone_without_token(":memory:");
+    daemon.wait_for_log("asks for no token: everybody who reaches its ports", 1);
+    assert!(!daemon.token_file().exists());
+    assert_eq!(daemon.task(&["list"]).code, Some(0));
+}
+
 /// Check that an address that is taken ends `standalone`, and that the address is named.
 #[test]
 fn a_taken_port_is_named() {
@@ -111,6 +299,7 @@ fn a_taken_port_is_named() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let args = ["standalone", "--listen", &address, "--data-dir", ":memory:"];
+    let args = [&args[..], &["--no-token"]].concat();
     let output = crate::recording::command(&args).output();
     let output = output.unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
@@ -119,6 +308,35 @@ fn a_taken_port_is_named() {
         err.contains(&format!("failed to listen on {address}")),
         "{err}"
     );
+}
+
+/// Check that the second daemon for one OAP says so and what to do, also beside a `standalone` that is that OAP,
+/// and that one for another OAP, or after a kill, does not.
+#[test]
+fn a_second_daemon_for_one_oap_is_told() {
+    needs_root!();
+    const TOLD: &str =
+        "every request is profiled twice, and takes two of its task's places. Stop one";
+    let standalone = Daemon::standalone();
+    let mut beside = Daemon::reporting_to(standalone.oap());
+    beside.wait_for_log(TOLD, 1);
+    let pid = format!("pid={}", standalone.id());
+    assert!(beside.log().contains(&pid), "{}", beside.log());
+    drop((standalone, beside));
+
+    let absent = || SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    let (oap, other) = (absent(), absent());
+    let mut first = Daemon::reporting_to(oap);
+    first.wait_for_log("Disconnected", 1);
+    let mut elsewhere = Daemon::reporting_to(other);
+    elsewhere.wait_for_log("Disconnected", 1);
+    first.signal(libc::SIGKILL);
+    first.wait();
+    let mut next = Daemon::reporting_to(oap);
+    next.wait_for_log("Disconnected", 1);
+    for daemon in [&first, &elsewhere, &next] {
+        assert!(!daemon.log().contains(TOLD), "{}", daemon.log());
+    }
 }
 
 /// Check that a daemon without its OAP says so and stays, and runs tasks once there is one.

@@ -50,7 +50,7 @@ fn what_was_answered_survives_a_kill() {
     let answered = Answered::default();
     let mut finished = Vec::new();
     for round in 0..ROUNDS {
-        let mut daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
+        let mut daemon = Daemon::standalone_without_token(data_dir.to_str().unwrap());
         runtime.block_on(check(daemon.oap(), &answered.lock().unwrap(), &finished));
         let created = daemon.task(&creation(&format!("kept-{round}"), "/"));
         let task_id = created.out.trim().to_owned();
@@ -77,7 +77,7 @@ fn what_was_answered_survives_a_kill() {
         }
         assert_eq!(integrity_of_copy(&data_dir), "ok");
     }
-    let mut daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
+    let mut daemon = Daemon::standalone_without_token(data_dir.to_str().unwrap());
     runtime.block_on(check(daemon.oap(), &answered.lock().unwrap(), &finished));
     daemon.signal(libc::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
@@ -91,6 +91,7 @@ fn a_second_daemon_on_a_directory_is_refused() {
     let dir = dir.path().to_str().unwrap();
     let _first = Daemon::standalone_in(dir);
     let args = ["standalone", "--listen", "127.0.0.1:0", "--data-dir", dir];
+    let args = [&args[..], &["--no-token"]].concat();
     let output = command(&args).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");

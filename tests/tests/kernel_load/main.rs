@@ -10,6 +10,7 @@ mod hygiene;
 mod lines;
 mod preempt;
 mod python;
+mod python_thread;
 mod requests;
 mod stacks;
 

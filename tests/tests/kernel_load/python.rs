@@ -50,7 +50,8 @@ fn samples_of_a_busy_handler_carry_its_code_objects() {
     }
 }
 
-fn numbers(line: &str) -> Vec<u64> {
+/// The numbers of a line.
+pub(crate) fn numbers(line: &str) -> Vec<u64> {
     line.split_whitespace()
         .map(|word| word.parse().unwrap())
         .collect()

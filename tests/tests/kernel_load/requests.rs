@@ -251,27 +251,56 @@ fn a_cancelled_request_loses_its_tag_and_ends_silently() {
     assert_eq!(watch.responses().len(), 1);
 }
 
-/// Check that a tag taken away during a silence comes back with the next write.
+/// Check that the pieces of a response's head are shipped up to its end and not beyond, and that the last bytes of
+/// a response tell a last chunk, however it was written, and tell none where there is none.
 #[test]
-fn an_untagged_thread_is_tagged_again_when_it_writes() {
-    let server = Server::python("HTTP/1.1");
-    let mut watch = Watch::new(server.pid(), "/steps");
-    let mut client = server.connect();
-    client.send(b"GET /steps HTTP/1.1\r\n\r\n");
-    watch.wait("start", |watch| watch.starts().len() == 1);
-    let (id, tid, _) = watch.starts()[0].clone();
-    let tag = watch.kernel.thread_tag(tid).unwrap().unwrap();
-    assert_eq!(tag.request_id, id.0);
-    watch.kernel.untag(id).unwrap();
-    assert_eq!(watch.kernel.tags(), []);
-    watch.wait("no tag", |watch| {
-        watch.kernel.thread_tag(tid).unwrap().is_none()
-    });
-    client.response();
-    watch.wait("tag", |watch| watch.kernel.tags().len() == 1);
-    client.close();
-    watch.wait_for_ends(1);
-    assert_eq!(watch.kernel.tags(), []);
+fn the_pieces_of_a_head_and_a_last_chunk_are_seen() {
+    for (path, has_last_chunk) in [
+        ("/chunks/bytes", true),
+        ("/chunks/buffers", true),
+        ("/chunks/file", true),
+        ("/chunks/open", false),
+    ] {
+        let server = Server::python("HTTP/1.1");
+        let mut watch = Watch::new(server.pid(), "/chunks");
+        let mut client = server.connect();
+        client.get(path);
+        client.close();
+        watch.wait_for_ends(1);
+        let (mut pieces, mut flags_at_end) = (Vec::new(), None);
+        for event in &watch.events {
+            match event {
+                RequestEvent::FirstWrite { head: bytes, .. }
+                | RequestEvent::MoreResponse { bytes, .. } => {
+                    pieces.push(String::from_utf8_lossy(bytes).into_owned());
+                }
+                RequestEvent::End { flags, .. } => flags_at_end = Some(*flags),
+                _ => {}
+            }
+        }
+        let head = ["HTTP/1.1 200 OK\r\n", "Transfer-Encoding: chunked\r\n\r\n"];
+        assert_eq!(pieces, head, "{path}");
+        let flag = flags_at_end.unwrap() & event_flag::LAST_CHUNK;
+        assert_eq!(flag != 0, has_last_chunk, "{path}");
+    }
+}
+
+/// Check that a request whose answer has begun ends where its thread reads the head of another connection, whether
+/// a task wants that one or not.
+#[test]
+fn the_head_of_another_connection_ends_an_answered_request() {
+    for (literal, starts) in [("/other", 1), ("/", 2)] {
+        let server = Server::python("HTTP/1.1");
+        let mut watch = Watch::new(server.pid(), literal);
+        let mut client = server.connect();
+        assert_eq!(client.get("/other"), b"ok\n");
+        client.close();
+        watch.wait_for_ends(starts);
+        assert_eq!(watch.starts().len(), starts);
+        let id = watch.starts()[0].0;
+        assert!(watch.ends().contains(&(id, EndReason::NextHead)));
+        watch.wait("no tag", |watch| watch.kernel.tags().is_empty());
+    }
 }
 
 /// Check that closing a range of descriptors ends the requests on its first ones, and that the rest of the range is

@@ -1,5 +1,6 @@
 """A threading HTTP server for the kernel tests; prints its port first."""
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -7,6 +8,8 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 log = tempfile.TemporaryFile("wb", buffering=0)
+ends = tempfile.TemporaryFile("wb", buffering=0)
+ends.write(b"\r\n")
 held = []
 log.write(b"GET / HTTP/1.1 200\n" * 3)
 
@@ -25,6 +28,17 @@ def outer(seconds):
 def call(path):
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
         answer.read()
+
+
+def serve_another():
+    """A request on another connection, served by this thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            connection, _ = listener.accept()
+            with connection:
+                client.sendall(b"GET /inside HTTP/1.1\r\n\r\n")
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -56,6 +70,14 @@ class Handler(BaseHTTPRequestHandler):
             call("/inside/late")
             self.wfile.write(b"done\n")
             return
+        elif self.path.startswith("/chunks"):
+            self.chunks()
+            return
+        elif self.path.startswith("/other"):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n")
+            serve_another()
+            self.wfile.write(b"ok\n")
+            return
         elif self.path.startswith("/openmany"):
             held.extend(os.dup(log.fileno()) for _ in range(80))
         elif self.path.startswith("/closerange"):
@@ -76,6 +98,26 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(0.01)
         self.answer(b"posted\n")
+
+    def chunks(self):
+        # A head in two writes, a chunk in three buffers, one from a file, and the end in the way the path says.
+        for piece in (b"HTTP/1.1 200 OK\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
+            self.wfile.write(piece)
+        fd = self.connection.fileno()
+        os.writev(fd, [b"2\r\n", b"ok", b"\r\n"])
+        self.wfile.write(b"5\r\n")
+        os.sendfile(fd, log.fileno(), 0, 5)
+        if self.path.endswith("/bytes"):
+            for byte in b"\r\n0\r\n\r\n":
+                self.wfile.write(bytes([byte]))
+        elif self.path.endswith("/buffers"):
+            os.writev(fd, [b"\r\n", b"0\r", b"", b"\n\r", b"\n"])
+        elif self.path.endswith("/file"):
+            # Its beginning is not known.
+            os.sendfile(fd, ends.fileno(), 0, 2)
+            self.wfile.write(b"0\r\n\r\n")
+        elif self.path.endswith("/open"):
+            self.wfile.write(b"\r\n2\r\nok\r\n")
 
     def answer(self, body):
         self.send_response(200)

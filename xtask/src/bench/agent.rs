@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -51,9 +52,15 @@ impl AgentStage {
         })
     }
 
+    fn command(&self, service: &str) -> Result<Command> {
+        let mut agent = python_agent_command(self.oap.address(), &format!("{service}-1"));
+        agent.env("SW_AGENT_AUTHENTICATION", self.oap.token()?);
+        Ok(agent)
+    }
+
     /// A process without a task.
     pub(super) fn without_task(&self, service: &str) -> Result<SampleService> {
-        let agent = python_agent_command(self.oap.address(), &format!("{service}-1"));
+        let agent = self.command(service)?;
         SampleService::start_by(agent, service, None)
     }
 
@@ -67,7 +74,7 @@ impl AgentStage {
         self.tasks.update(|count| count + 1);
         let name = format!("bench-agent-task-{}", self.tasks.get());
         let task_id = self.oap.create_task(task(&name, target))?;
-        let agent = python_agent_command(self.oap.address(), &format!("{name}-1"));
+        let agent = self.command(&name)?;
         let service = SampleService::start_script(agent, script, &name, truth)?;
         wait_until("the agent to take its task", TAKEN_DEADLINE, || {
             Ok(self.oap.is_notified(&task_id)?.then_some(()))

@@ -4,6 +4,7 @@ mod apt;
 mod archive;
 mod bpf;
 mod cross;
+mod loops;
 mod oap;
 mod peer;
 mod python;
@@ -143,6 +144,9 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     }
     if groups.contains(&Group::Aarch64) {
         aarch64()?;
+    }
+    if groups.contains(&Group::Test) {
+        loops::ensure()?;
     }
     if groups.contains(&Group::Oap) {
         oap::ensure()?;

@@ -28,10 +28,13 @@ struct Walker<'a> {
 }
 
 impl ChainWalker for Walker<'_> {
-    fn walk(&mut self, process: ProcessKey, tid: Tid) -> Option<PythonChain> {
+    fn walk(&mut self, process: ProcessKey, tid: Tid, thread_pointer: u64) -> Option<PythonChain> {
         let runtime = self.runtimes.get(&process)?;
         let memory = ProcessMemory::new(process.pid);
-        Some(self.walker.walk_thread(&memory, runtime, tid))
+        Some(
+            self.walker
+                .walk_thread(&memory, runtime, tid, thread_pointer),
+        )
     }
 }
 
@@ -77,7 +80,7 @@ impl Capture {
 
     /// Threads of open requests.
     fn watched(&self) -> Vec<(TaskSlot, Watched)> {
-        self.tracker.sampled().map(watch).collect()
+        self.tracker.open().map(watch).collect()
     }
 
     /// Looks at each thread with what there is to look at it with.

@@ -18,7 +18,6 @@ pub(super) fn add_kernel_counts(coverage: &mut Coverage, counts: &[(KernelCounte
             KernelCounter::NotServerSocket => Counter::NotServerSocket,
             KernelCounter::HeadUnreadable => Counter::HeadsUnreadable,
             KernelCounter::StackUnreadable => Counter::SamplesNoStack,
-            KernelCounter::PythonUnreadable => Counter::PythonPartial,
             KernelCounter::HeadAfterShutdown => Counter::HeadsAfterShutdown,
             KernelCounter::PartialHeadDropped => Counter::PartialHeadsDropped,
             KernelCounter::MapUpdateFailed => Counter::MapUpdatesFailed,

@@ -2,13 +2,51 @@
 
 use std::sync::Arc;
 
+use crossbeam_channel::Sender;
+use nix::sys::eventfd::EventFd;
+
 use crate::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, ProcessKey, ProfileTask, RawSample,
     RequestId, Service, TaskId, TaskSlot,
 };
+use crate::process::procfs::Stat;
 use crate::process::python::PythonRuntime;
 use crate::request::Endpoint;
 use crate::timeline::{Grid, Grids};
+
+/// A process that a task is about to watch.
+#[derive(Clone, Debug)]
+pub(in crate::app) struct NewTarget {
+    /// Slot of the task.
+    pub(in crate::app) slot: TaskSlot,
+    /// The process.
+    pub(in crate::app) process: ProcessKey,
+    /// The instance it reports as.
+    pub(in crate::app) service: Service,
+    /// What tells whether it still runs the program that was looked at.
+    pub(in crate::app) program: Stat,
+    /// Its interpreter.
+    pub(in crate::app) python: Option<Arc<PythonRuntime>>,
+    /// It has a SkyWalking agent.
+    pub(in crate::app) has_agent: bool,
+}
+
+/// Gives commands to the capture thread.
+#[derive(Clone, Debug)]
+pub(in crate::app) struct Commands {
+    pub(in crate::app) sender: Sender<Command>,
+    pub(in crate::app) wake: Arc<EventFd>,
+}
+
+impl Commands {
+    /// Gives a command; without a capture thread it is lost.
+    pub(in crate::app) fn send(&self, command: Command) {
+        if self.sender.send(command).is_ok() {
+            // A full counter still wakes.
+            let _ = self.wake.write(1);
+        }
+    }
+}
 
 /// What the capture thread is told.
 #[derive(Debug)]
@@ -22,19 +60,10 @@ pub(in crate::app) enum Command {
         /// Its endpoint, parsed.
         endpoint: Box<Endpoint>,
     },
-    /// Watch a process for a task.
-    AddTarget {
-        /// Slot of the task.
-        slot: TaskSlot,
-        /// Process.
-        process: ProcessKey,
-        /// The instance it reports as.
-        service: Service,
-        /// Its interpreter.
-        python: Option<Arc<PythonRuntime>>,
-        /// It has a SkyWalking agent.
-        has_agent: bool,
-    },
+    /// Add a process to a task. It is watched once the resolve thread is ready for it.
+    AddTarget(NewTarget),
+    /// The resolve thread is ready for a process: its requests may be seen.
+    Watch(NewTarget),
     /// End a task; its open requests get a moment.
     EndTask {
         /// Slot of the task.
@@ -76,8 +105,8 @@ pub(in crate::app) enum Command {
 /// What the resolve thread is given, in order.
 #[derive(Debug)]
 pub(in crate::app) enum Work {
-    /// A process and its interpreter.
-    Target(ProcessKey, Option<Arc<PythonRuntime>>),
+    /// A process that a task is about to watch; to be answered by [`Command::Watch`].
+    Target(NewTarget),
     /// Samples of this request follow.
     Begin(Box<ActiveRequest>, Grids),
     /// The request's thread is looked at by another grid since this instant (`CLOCK_MONOTONIC`).
@@ -100,8 +129,8 @@ pub(in crate::app) enum Work {
     Armed(TaskId),
     /// A process is gone or runs another program; `true` if it lives on.
     ForgetProcess(ProcessKey, bool),
-    /// A process forked a child of the same service.
-    Forked(ProcessKey, ProcessKey),
+    /// A process forked this child of the same service, with its interpreter.
+    Forked(ProcessKey, Option<Arc<PythonRuntime>>),
     /// No task is live.
     Idle,
 }

@@ -34,10 +34,11 @@ use nix::sys::eventfd::EventFd;
 use profiler_common::Conn;
 
 use crate::kernel::{Kernel, KernelError, LoadOptions};
-use crate::model::{Counter, Coverage, Pid, ProcessKey, TaskId, TaskSlot, Tid};
+use crate::model::{ActiveRequest, Counter, Coverage, Pid, ProcessKey, TaskId, TaskSlot, Tid};
 use crate::process::descriptor;
 use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
+use crate::process::wait_set::{self, Waits};
 use crate::request::{ConnView, RequestTracker, TrackerLimits};
 use crate::sampler::Sampler;
 use crate::unwind::python::PythonWalker;
@@ -47,7 +48,7 @@ use count::add_kernel_counts;
 use targets::Watched;
 
 pub(super) use clock::now_ktime_ns;
-pub(super) use message::{Command, Work};
+pub(super) use message::{Command, Commands, NewTarget, Work};
 pub(super) use observe::CaptureState;
 pub(super) use waiting::WaitingBytes;
 
@@ -70,6 +71,17 @@ impl ConnView for Kernel {
 
     fn is_socket(&self, pid: Pid, tid: Tid, fd: i32, inode: u64) -> bool {
         descriptor::is_socket(&Procfs::default(), pid, tid, fd, inode)
+    }
+
+    fn waits(&self, request: &ActiveRequest, set_fd: i32) -> Waits {
+        let &ActiveRequest {
+            process, tid, fd, ..
+        } = request;
+        let pid = process.pid;
+        let is_client = |fd, inode| {
+            ConnView::conn(self, pid, fd).is_some_and(|conn| conn.inode == 0 || conn.inode == inode)
+        };
+        wait_set::waits(&Procfs::default(), pid, tid, set_fd, fd, is_client)
     }
 }
 

@@ -2,17 +2,26 @@
 //!
 //! In:  the thread's own state, after each of its rounds
 //! Out: [`CaptureObservation`]
-//! Lost: nothing; numbers that are read while they are written may be of two rounds
+//! Lost: nothing
+//!
+//! The numbers of one answer are of one round: the thread counts up before and after it writes, and whoever reads
+//! an odd count, or another one behind the numbers than before them, reads again. A lock would let a reader that
+//! waits for its CPU hold up the ticks.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::Capture;
 use crate::kernel::{Drained, Kernel};
 use crate::model::{CaptureObservation, RingObservation};
 
+/// How often somebody who asks reads again: writing takes less than a microsecond.
+const READS_MAX: usize = 1000;
+
 /// The numbers. Asking for them does not wake the thread.
 #[derive(Debug)]
 pub(in crate::app) struct CaptureState {
+    /// Odd while the thread writes.
+    writes: AtomicU64,
     is_attached: AtomicBool,
     tick_period_ns: AtomicU64,
     open_requests: AtomicU64,
@@ -72,6 +81,7 @@ impl CaptureState {
     /// At rest, with the sizes that are configured.
     pub(in crate::app) fn new(request_ring: u32, sample_ring: u32, queue_size: u32) -> Self {
         Self {
+            writes: AtomicU64::new(0),
             is_attached: AtomicBool::new(false),
             tick_period_ns: AtomicU64::new(0),
             open_requests: AtomicU64::new(0),
@@ -82,8 +92,28 @@ impl CaptureState {
         }
     }
 
-    /// The numbers as of the latest round.
+    /// The numbers as of the latest round. A thread that has lost its CPU while it wrote is not waited for.
     pub(in crate::app) fn observe(&self) -> CaptureObservation {
+        for _ in 0..READS_MAX {
+            let before = self.writes.load(Ordering::Acquire);
+            let numbers = self.read();
+            fence(Ordering::Acquire);
+            if before % 2 == 0 && self.writes.load(Ordering::Relaxed) == before {
+                return numbers;
+            }
+            std::hint::spin_loop();
+        }
+        self.read()
+    }
+
+    fn write(&self, write: impl FnOnce()) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        write();
+        self.writes.fetch_add(1, Ordering::Release);
+    }
+
+    fn read(&self) -> CaptureObservation {
         CaptureObservation {
             is_attached: self.is_attached.load(Ordering::Relaxed),
             tick_period_ns: self.tick_period_ns.load(Ordering::Relaxed),
@@ -103,34 +133,44 @@ impl CaptureState {
 
     /// A second is over: what the rings held in it can be told.
     pub(super) fn end_second(&self) {
-        self.request_ring.end_second();
-        self.sample_ring.end_second();
+        self.write(|| {
+            self.request_ring.end_second();
+            self.sample_ring.end_second();
+        });
+    }
+
+    fn work(&self, tick_period_ns: u64, open_requests: usize, queued_samples: usize) {
+        self.write(|| {
+            self.is_attached.store(true, Ordering::Relaxed);
+            self.tick_period_ns.store(tick_period_ns, Ordering::Relaxed);
+            let (open, queued) = (open_requests as u64, queued_samples as u64);
+            self.open_requests.store(open, Ordering::Relaxed);
+            self.queued_samples.store(queued, Ordering::Relaxed);
+        });
     }
 
     fn rest(&self) {
-        self.is_attached.store(false, Ordering::Relaxed);
-        self.tick_period_ns.store(0, Ordering::Relaxed);
-        self.open_requests.store(0, Ordering::Relaxed);
-        self.queued_samples.store(0, Ordering::Relaxed);
-        self.request_ring.rest();
-        self.sample_ring.rest();
+        self.write(|| {
+            self.is_attached.store(false, Ordering::Relaxed);
+            self.tick_period_ns.store(0, Ordering::Relaxed);
+            self.open_requests.store(0, Ordering::Relaxed);
+            self.queued_samples.store(0, Ordering::Relaxed);
+            self.request_ring.rest();
+            self.sample_ring.rest();
+        });
     }
 }
 
 impl Capture {
     /// Notes the state at the end of a round.
     pub(super) fn note_state(&self) {
-        let state = &self.state;
-        if !self.kernel.as_ref().is_some_and(Kernel::is_attached) {
-            return state.rest();
+        if self.kernel.as_ref().is_some_and(Kernel::is_attached) {
+            let period_ns = self.clock.grid().period_ns;
+            let (open, queued) = (self.tracker.open_total(), self.work.len());
+            self.state.work(period_ns, open, queued);
+        } else {
+            self.state.rest();
         }
-        let (open, queued) = (self.tracker.open_total(), self.work.len());
-        state.is_attached.store(true, Ordering::Relaxed);
-        state
-            .tick_period_ns
-            .store(self.clock.grid().period_ns, Ordering::Relaxed);
-        state.open_requests.store(open as u64, Ordering::Relaxed);
-        state.queued_samples.store(queued as u64, Ordering::Relaxed);
     }
 }
 
@@ -172,5 +212,27 @@ mod tests {
             (4096, 200)
         );
         assert_eq!((rest.request_ring.size_bytes, rest.queue_size), (4096, 16));
+    }
+
+    /// Check that the numbers of an answer belong together, however often they change meanwhile.
+    #[test]
+    fn an_answer_is_of_one_round() {
+        let state = CaptureState::new(4096, 8192, 16);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for n in 1..200_000_usize {
+                    match n % 3 {
+                        0 => state.rest(),
+                        _ => state.work(n as u64, n, n),
+                    }
+                }
+            });
+            while !writer.is_finished() {
+                let seen = state.observe();
+                let same = [seen.open_requests, seen.queued_samples];
+                assert_eq!(same, [seen.tick_period_ns; 2]);
+                assert_eq!(seen.is_attached, seen.tick_period_ns > 0);
+            }
+        });
     }
 }

@@ -130,16 +130,11 @@ impl Capture {
                     self.kernel_do(|kernel| kernel.cancel(id));
                     self.send(Work::Drop(id));
                 }
-                Action::Untag { id, tid } => {
-                    self.sampler.forget(tid, id);
-                    self.kernel_do(|kernel| kernel.untag(id));
-                }
                 Action::CountOnly { slot, on } => {
                     self.kernel_do(|kernel| kernel.set_count_only(slot, on));
                 }
                 Action::Finish(finished) => {
-                    let request = &finished.request;
-                    let (tid, id) = (request.tid, request.id);
+                    let (tid, id) = (finished.request.tid, finished.request.id);
                     self.sampler.forget(tid, id);
                     if finished.reason.is_none() {
                         // The kernel side does not know yet that it is over.

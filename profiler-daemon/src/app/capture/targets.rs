@@ -19,10 +19,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::clock::now_ktime_ns;
-use super::{Capture, Work};
-use crate::model::{Pid, ProcessKey, RequestEvent, Service, TaskSlot};
+use super::{Capture, Live, NewTarget, Work};
+use crate::model::{Pid, ProcessKey, RequestEvent, TaskSlot};
 use crate::process::procfs::Procfs;
-use crate::process::python::PythonRuntime;
 use crate::request::Action;
 
 /// A process that has an id.
@@ -42,16 +41,27 @@ pub(super) struct Changed {
 }
 
 impl Capture {
-    /// Watches a process for a task, if it is still there.
-    pub(super) fn add_target(
-        &mut self,
-        slot: TaskSlot,
-        process: ProcessKey,
-        service: Service,
-        python: Option<Arc<PythonRuntime>>,
-        has_agent: bool,
-    ) {
-        if !self.live.contains_key(&slot) {
+    /// Has what stacks of a process need read, before any of its requests is seen.
+    pub(super) fn add_target(&mut self, target: NewTarget) {
+        if let Some(live) = self.live.get_mut(&target.slot) {
+            live.targets.insert(target.process);
+            self.send(Work::Target(target));
+        }
+    }
+
+    /// Watches a process for a task, unless one of them has ended meanwhile. What naming its stacks needs has been read
+    /// by now: the first one is named while what it names is still there.
+    pub(super) fn watch(&mut self, target: NewTarget) {
+        let NewTarget {
+            slot,
+            process,
+            service,
+            python,
+            has_agent,
+            program: _,
+        } = target;
+        let is_target = |live: &Live| live.targets.contains(&process);
+        if !self.live.get(&slot).is_some_and(is_target) {
             return;
         }
         let pid = process.pid;
@@ -71,19 +81,18 @@ impl Capture {
         // From here on its exit is told. One that has ended before has left its id to anybody.
         if !Procfs::default().has(process) {
             self.kernel_do(|kernel| kernel.remove_target(pid, slot));
-            if !self.live.values().any(|it| it.targets.contains(&process)) {
-                self.processes.remove(&pid);
+            if let Some(live) = self.live.get_mut(&slot) {
+                live.targets.remove(&process);
             }
+            self.unwatch(HashSet::from([process]));
             return;
         }
-        if let Some(live) = self.live.get_mut(&slot) {
-            live.targets.insert(process);
-        }
         self.tracker.add_target(slot, process, service);
-        if let Some(python) = &python {
-            self.runtimes.insert(process, Arc::clone(python));
-        }
-        self.send(Work::Target(process, python));
+        match python {
+            Some(python) => self.runtimes.insert(process, python),
+            None => self.runtimes.remove(&process),
+        };
+        // Its requests are seen from here on.
         tracing::debug!(tgid = pid.0, "process watched");
     }
 
@@ -136,15 +145,17 @@ impl Capture {
             ..parent
         });
         let before = self.take_over(child, ktime_ns, actions);
-        if let Some(python) = self.runtimes.get(&parent).cloned() {
-            self.runtimes.insert(child, python);
+        let python = self.runtimes.get(&parent);
+        let python = python.map(|python| Arc::new(python.for_child(child)));
+        if let Some(python) = &python {
+            self.runtimes.insert(child, Arc::clone(python));
         }
         for slot in self.tracker.add_child(parent, child) {
             if let Some(live) = self.live.get_mut(&slot) {
                 live.targets.insert(child);
             }
         }
-        self.send(Work::Forked(parent, child));
+        self.send(Work::Forked(child, python));
         before
     }
 

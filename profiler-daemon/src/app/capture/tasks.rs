@@ -32,18 +32,16 @@ impl Capture {
                     }
                     Err(error) => {
                         self.live.remove(&slot);
-                        self.disarm_if_idle();
+                        let is_idle = self.disarm_if_idle();
                         self.send(Work::TaskFailed(task_id, error));
+                        if is_idle {
+                            self.send(Work::Idle);
+                        }
                     }
                 }
             }
-            Command::AddTarget {
-                slot,
-                process,
-                service,
-                python,
-                has_agent,
-            } => self.add_target(slot, process, service, python, has_agent),
+            Command::AddTarget(target) => self.add_target(target),
+            Command::Watch(target) => self.watch(target),
             Command::EndTask { slot } => {
                 let now = now_ktime_ns();
                 if let Some(live) = self.live.get_mut(&slot) {
@@ -175,18 +173,25 @@ impl Capture {
                 }
             }
         }
+        // Whoever hears of the end of the last task finds nothing attached.
+        let is_idle = self.disarm_if_idle();
         self.send(Work::TaskDone(live.task_id, coverage));
-        self.disarm_if_idle();
+        if is_idle {
+            self.send(Work::Idle);
+        }
     }
 
-    fn disarm_if_idle(&mut self) {
-        if self.live.is_empty() {
+    /// Detaches everything, and tells so, if no task is live; true if that is so.
+    fn disarm_if_idle(&mut self) -> bool {
+        let is_idle = self.live.is_empty();
+        if is_idle {
             self.kernel = None;
             self.processes.clear();
             self.runtimes.clear();
             self.sampler = Sampler::default();
             self.clock.stop();
-            self.send(Work::Idle);
+            self.note_state();
         }
+        is_idle
     }
 }

@@ -80,7 +80,16 @@ impl Drop for Sleep {
 
 impl Capture {
     fn add(&mut self, process: ProcessKey) {
-        self.add_target(SLOT, process, service(), None, false);
+        let target = NewTarget {
+            slot: SLOT,
+            process,
+            service: service(),
+            program: Procfs::default().stat(process.pid).unwrap(),
+            python: None,
+            has_agent: false,
+        };
+        self.add_target(target.clone());
+        self.watch(target);
     }
 
     fn take(&mut self, event: &RequestEvent) -> Option<Changed> {

@@ -64,6 +64,7 @@ impl Control {
                 // Known by the client alone.
                 Counter::SnapshotsSent => delivery.snapshots_sent,
                 Counter::SnapshotsLost => delivery.snapshots_lost,
+                Counter::RequestsIncomplete => delivery.requests_incomplete,
                 _ => self.observed.totals.get(counter),
             };
             (counter.name().to_owned(), count)

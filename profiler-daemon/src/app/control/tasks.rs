@@ -18,6 +18,19 @@ use crate::output::explain_nothing;
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
 
+/// What the coverage of a task says that a stop has ended, until it goes on.
+const CUT_SHORT: &str = "cut short: profilerd was stopped before the task's end; the task goes on if it \
+                         is started again in time";
+/// The same, of a daemon that keeps no journal.
+const CUT_OFF: &str = "cut short: profilerd was stopped before the task's end";
+/// What it says when the task goes on.
+const STOPPED: &str = "profilerd was stopped and started again while the task ran; what happened in between \
+                       was not seen";
+const DIED: &str = "profilerd died and was started again while the task ran; requests that were open then are \
+                    missing, and what was counted in the ten seconds before";
+/// How often the journal gets the counts of a task, if no request is profiled.
+const NOTE_COUNTS: Duration = Duration::from_secs(10);
+
 /// A task in a slot.
 pub(super) struct Live {
     pub(super) slot: TaskSlot,
@@ -35,12 +48,25 @@ pub(super) struct Live {
     pub(super) ending: bool,
     /// It is over but for requests whose segments are not known yet.
     pub(super) done: Option<Coverage>,
+    /// What was counted before a restart, by the instance that told it.
+    pub(super) before: BTreeMap<Service, Coverage>,
+    /// When the journal got the counts, and of how many profiled requests they were.
+    pub(super) noted: (Instant, u64),
 }
 
 impl Live {
     /// Runs at the instance, or did until a moment ago.
     fn is_at(&self, service: &Service) -> bool {
         self.instances.contains_key(service) || self.ended.contains(service)
+    }
+
+    /// What an instance tells: the reporter what the pipeline has counted, the others what they told before.
+    pub(super) fn told_by(&self, service: &Service, coverage: &Coverage) -> Coverage {
+        let mut told = self.before.get(service).cloned().unwrap_or_default();
+        if *service == self.reporter {
+            told.merge(coverage);
+        }
+        told
     }
 }
 
@@ -206,6 +232,8 @@ impl Control {
                 began: Instant::now(),
                 ending: false,
                 done: None,
+                before: BTreeMap::new(),
+                noted: (Instant::now(), 0),
             };
             self.live.insert(task_id.clone(), live);
             let times = self.overhead.stretch();
@@ -244,7 +272,7 @@ impl Control {
             }
             let Ok(left_ms @ 1..) = u64::try_from(saved.ends_unix_ms - now_ms) else {
                 tracing::warn!(%task_id, "a task ended while profilerd did not run");
-                let mut coverage = Coverage::default();
+                let mut coverage = saved.coverage();
                 coverage.note("cut short: profilerd did not run when the task's time was over");
                 self.journal(|journal| journal.ended(&task_id, &service));
                 self.tell_end(task_id, service, coverage);
@@ -252,18 +280,16 @@ impl Control {
             };
             tracing::info!(%task_id, instance = service.instance, used = saved.used, "task continued");
             self.run_for(task, Duration::from_millis(left_ms));
-            if let Some(live) = self.live.get(&task_id) {
+            if let Some(live) = self.live.get_mut(&task_id) {
+                let mut before = saved.coverage();
+                before.note(if saved.is_stopped { STOPPED } else { DIED });
+                live.before.insert(service.clone(), before);
                 self.pipeline.send(Command::UsePlaces {
                     slot: live.slot,
-                    service,
+                    service: service.clone(),
                     count: saved.used,
                 });
-                self.pipeline.send(Command::Note {
-                    slot: live.slot,
-                    counter: None,
-                    text: "profilerd was started again while the task ran, and counts from there"
-                        .to_owned(),
-                });
+                self.journal(|journal| journal.resumed(&task_id, &service));
             }
         }
     }
@@ -297,10 +323,44 @@ impl Control {
             let coverage = self.completed(task_id, coverage);
             self.observed.totals.update(task_id, &coverage);
             if let Some(live) = self.live.get(task_id) {
-                log_end(task_id, live, &coverage);
+                let mut told = live.told_by(&live.reporter, &coverage);
+                if let Some(text) = self.cut(live) {
+                    told.note(text);
+                }
+                log_end(task_id, live, &told);
             }
             self.finish(task_id, &coverage);
         }
+    }
+
+    /// Tells how far a task is, now and then the journal as well.
+    pub(super) fn tell_coverage(&mut self, task_id: &TaskId, coverage: Coverage) {
+        let coverage = self.completed(task_id, coverage);
+        self.observed.totals.update(task_id, &coverage);
+        let Some(live) = self.live.get_mut(task_id) else {
+            return;
+        };
+        let service = live.reporter.clone();
+        let told = live.told_by(&service, &coverage);
+        let profiled = coverage.get(Counter::RequestsProfiled);
+        let (noted_at, noted_profiled) = live.noted;
+        if profiled != noted_profiled || noted_at.elapsed() >= NOTE_COUNTS {
+            live.noted = (Instant::now(), profiled);
+            let counted = self.with_delivery(task_id, &service, told.clone());
+            self.journal(|journal| journal.counted(task_id, &service, &counted));
+        }
+        self.oap.coverage(task_id.clone(), service, told);
+    }
+
+    /// Adds what the OAP client knows alone, as it does to what it sends.
+    pub(super) fn with_delivery(
+        &self,
+        task_id: &TaskId,
+        service: &Service,
+        mut coverage: Coverage,
+    ) -> Coverage {
+        self.oap.add_delivery(task_id, service, &mut coverage);
+        coverage
     }
 
     /// What the pipeline counted, with what bindings and the OAP's clock add.
@@ -312,23 +372,36 @@ impl Control {
         coverage
     }
 
+    /// What a stop does to a task.
+    fn cut(&self, live: &Live) -> Option<&'static str> {
+        let goes_on = self.journal.is_some();
+        (!live.ending).then_some(if goes_on { CUT_SHORT } else { CUT_OFF })
+    }
+
     pub(super) fn finish(&mut self, task_id: &TaskId, coverage: &Coverage) {
         self.bindings.forget(task_id);
         self.observed.totals.end(task_id);
         let Some(live) = self.live.remove(task_id) else {
             return;
         };
-        for service in live.instances.into_keys().chain(live.ended) {
-            let own = if service == live.reporter {
-                coverage.clone()
+        for service in live.instances.keys().chain(&live.ended) {
+            let mut told = live.told_by(service, coverage);
+            let goes_on = !live.ending && self.journal.is_some();
+            if goes_on {
+                let counted = told.clone();
+                self.stopped
+                    .push((task_id.clone(), service.clone(), counted));
             } else {
-                Coverage::default()
-            };
-            // One that is cut short goes on with the next start.
-            if live.ending {
-                self.journal(|journal| journal.ended(task_id, &service));
+                self.journal(|journal| journal.ended(task_id, service));
             }
-            self.tell_end(task_id.clone(), service, own);
+            if let Some(text) = self.cut(&live) {
+                told.note(text);
+            }
+            if goes_on && self.oap_stops_too {
+                self.oap.coverage(task_id.clone(), service.clone(), told);
+            } else {
+                self.tell_end(task_id.clone(), service.clone(), told);
+            }
         }
         if self.live.is_empty() {
             self.overhead.rest();

@@ -3,7 +3,6 @@ use std::path::Path;
 use tokio::time::Instant;
 
 use super::*;
-use crate::model::Service;
 use crate::model::clock::unix_ms_now;
 use crate::state::StateFolder;
 
@@ -16,6 +15,8 @@ fn control(pipeline: Pipeline, oap: OapHandle, journal: Option<TaskJournal>) -> 
         waiting: Vec::new(),
         live: HashMap::new(),
         journal,
+        oap_stops_too: false,
+        stopped: Vec::new(),
         clashes_told: HashSet::new(),
         bindings: Bindings::spawn(&Config::default()).unwrap(),
         overhead: Overhead::new(Config::default().budget(), None),
@@ -143,6 +144,66 @@ async fn a_restart_goes_on() {
     assert!(*ends <= Instant::now() + Duration::from_secs(60));
     assert_eq!(after.waiting, [task("waits", "shop", now + 3_600_000)]);
     assert_eq!(saved(&after, true), ["over"]);
+}
+
+/// Check that a task that goes on tells what was counted before as well: after a crash what the journal got,
+/// after a clean stop all of it, each with a note; and that an OAP of our own does not hear of an end before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_go_on() {
+    let state = tempfile::tempdir().unwrap();
+    let (id, now) = (TaskId("runs".to_owned()), unix_ms_now());
+    let counted = |seen, profiled| {
+        let mut coverage = Coverage::default();
+        coverage.add(Counter::RequestsSeen, seen);
+        coverage.add(Counter::RequestsProfiled, profiled);
+        coverage
+    };
+    let told = |control: &Control, coverage: &Coverage| {
+        let live = &control.live[&id];
+        live.told_by(&live.reporter, coverage)
+    };
+    let mut first = idle(state.path());
+    first.on_task(task("runs", "shop", now));
+    first.tell_coverage(&id, counted(5, 1));
+    first.tell_coverage(&id, counted(6, 1)); // within ten seconds, and no request was profiled
+    drop(first);
+
+    let mut second = idle(state.path());
+    second.oap_stops_too = true;
+    second.resume();
+    let all = told(&second, &counted(2, 1));
+    assert_eq!(
+        (
+            all.get(Counter::RequestsSeen),
+            all.get(Counter::RequestsProfiled)
+        ),
+        (7, 2)
+    );
+    let notes: Vec<String> = all.notes().collect();
+    assert!(notes[0].starts_with("profilerd died"), "{notes:?}");
+    second.on_pipeline_event(PipelineEvent::TaskDone(id.clone(), counted(3, 1)));
+    assert!(second.live.is_empty());
+    let stopped = std::mem::take(&mut second.stopped);
+    note_stopped(second.journal.as_mut().unwrap(), &second.oap, stopped);
+    drop(second);
+
+    let mut third = idle(state.path());
+    third.resume();
+    let all = told(&third, &counted(1, 0));
+    assert_eq!(
+        (
+            all.get(Counter::RequestsSeen),
+            all.get(Counter::RequestsProfiled)
+        ),
+        (9, 2)
+    );
+    let notes: Vec<String> = all.notes().collect();
+    let is_said = |text: &str| notes.iter().any(|note| note.starts_with(text));
+    assert!(
+        is_said("profilerd died") && is_said("profilerd was stopped"),
+        "{notes:?}"
+    );
+    assert!(!is_said("cut short"), "{notes:?}");
 }
 
 /// Check that the daemon ends with the reason when a thread of the pipeline does not live on.

@@ -20,8 +20,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use super::super::door::Door;
 use super::super::store::Store;
-use super::super::{AUTHENTICATION, is_token};
 use super::{QuerySchema, schema};
 use crate::http::server::{allowing, content, empty};
 use crate::http::{Answer, HttpServer};
@@ -40,7 +40,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(in super::super) async fn start(
     listen: SocketAddr,
     store: Arc<Store>,
-    token: Option<String>,
+    door: Door,
 ) -> Result<HttpServer> {
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!(
@@ -50,7 +50,7 @@ pub(in super::super) async fn start(
     })?;
     let asked = Asked {
         schema: schema(store),
-        token,
+        door,
     };
     HttpServer::start(listener, asked).context("failed to read the listening address")
 }
@@ -58,7 +58,7 @@ pub(in super::super) async fn start(
 /// What every connection needs.
 struct Asked {
     schema: QuerySchema,
-    token: Option<String>,
+    door: Door,
 }
 
 impl Answer for Asked {
@@ -81,12 +81,8 @@ impl Answer for Asked {
 impl Asked {
     async fn graphql(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
-        let sent = head.headers.get(AUTHENTICATION);
-        if !is_token(self.token.as_deref(), sent.map(HeaderValue::as_bytes)) {
-            return refused(
-                StatusCode::UNAUTHORIZED,
-                "the authentication header is missing or wrong",
-            );
+        if let Err(text) = self.door.check_headers(&head.headers) {
+            return refused(StatusCode::UNAUTHORIZED, text);
         }
         if !head.headers.get(CONTENT_TYPE).is_some_and(is_json) {
             return refused(

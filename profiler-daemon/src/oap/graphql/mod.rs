@@ -26,6 +26,7 @@ use crate::embedded::wire;
 use crate::http::client::exchange;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Coverage, ProfileReport};
+use crate::oap::auth::TOKEN_REMEDY;
 use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
 
 pub use spans::{Dialect, ListedSegment, SegmentQuery};
@@ -52,6 +53,8 @@ const ANALYZE: &str = "query($q: [SegmentProfileAnalyzeQuery!]!){ \
 pub struct GraphqlClient {
     uri: Uri,
     token: Option<HeaderValue>,
+    /// What to do when the token is refused.
+    remedy: String,
     answer_max_bytes: usize,
 }
 
@@ -70,6 +73,7 @@ impl GraphqlClient {
         Ok(Self {
             uri,
             token: None,
+            remedy: TOKEN_REMEDY.to_owned(),
             answer_max_bytes: ANSWER_MAX_BYTES,
         })
     }
@@ -88,6 +92,19 @@ impl GraphqlClient {
         let token = token.map(hidden).transpose();
         let token = token.context("the token has characters that no header may have")?;
         Ok(Self { token, ..self })
+    }
+
+    /// The same, with another sentence about what to do when the token is refused.
+    #[must_use]
+    pub fn with_remedy(self, remedy: String) -> Self {
+        Self { remedy, ..self }
+    }
+
+    /// Host and port that are asked.
+    #[must_use]
+    pub fn address(&self) -> (&str, u16) {
+        let host = self.uri.host().unwrap_or_default();
+        (host, self.uri.port_u16().unwrap_or(80))
     }
 
     /// The same, for answers of at most so many bytes.
@@ -225,8 +242,7 @@ impl GraphqlClient {
     }
 
     async fn post(&self, body: String) -> Result<Vec<u8>> {
-        let host = self.uri.host().unwrap_or_default();
-        let port = self.uri.port_u16().unwrap_or(80);
+        let (host, port) = self.address();
         let address = host.trim_matches(['[', ']']);
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::post(path)
@@ -239,7 +255,7 @@ impl GraphqlClient {
         let request = request.body(Full::new(bytes::Bytes::from(body)))?;
         let (status, bytes) = exchange((address, port), request, self.answer_max_bytes).await?;
         if status == StatusCode::UNAUTHORIZED {
-            bail!("it asks for a token; set it with --token or SW_AGENT_AUTHENTICATION");
+            bail!("it refuses the call: {}", self.remedy);
         }
         // What is wrong with a query is told with status 400, in the form of any other answer.
         if !status.is_success() && !has_error_text(&bytes) {

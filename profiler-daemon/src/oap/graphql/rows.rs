@@ -162,6 +162,7 @@ pub(super) fn profiled_segments(traces: &[TraceRow]) -> Vec<SegmentReport> {
                     start_ms: span.start_time,
                     duration_ms: end_ms.saturating_sub(span.start_time),
                     status: status(span),
+                    cut: tag(span, |key| key == "profilerd.cut").map(str::to_owned),
                     ..SegmentReport::default()
                 });
                 continue;
@@ -179,9 +180,16 @@ pub(super) fn profiled_segments(traces: &[TraceRow]) -> Vec<SegmentReport> {
 }
 
 pub(super) fn status(span: &SpanRow) -> Option<u16> {
-    let is_status = |tag: &&TagRow| matches!(tag.key.as_str(), "http.status_code" | "status_code");
-    let tag = span.tags.iter().find(is_status)?;
-    tag.value.as_deref()?.parse().ok()
+    tag(span, |key| {
+        matches!(key, "http.status_code" | "status_code")
+    })?
+    .parse()
+    .ok()
+}
+
+fn tag(span: &SpanRow, is_wanted: impl Fn(&str) -> bool) -> Option<&str> {
+    let tag = span.tags.iter().find(|tag| is_wanted(&tag.key))?;
+    tag.value.as_deref()
 }
 
 pub(super) fn to_tree(row: TreeRow) -> Result<Tree> {

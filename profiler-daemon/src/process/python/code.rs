@@ -19,7 +19,7 @@ use lru::LruCache;
 use super::line_table::LineTable;
 use super::modules::ProcessModules;
 use super::string::{read_str, read_unique_str};
-use super::{CodeLayout, PythonRuntime};
+use super::{CodeLayout, PythonRuntime, identity};
 use crate::model::{ProcessKey, PythonRef};
 use crate::process::ReadMemory;
 
@@ -81,6 +81,7 @@ pub struct CodeError {
 /// What tells one code object from another that took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fingerprint {
+    identity: u32,
     flags: u32,
     argcount: u32,
     first_line: u32,
@@ -192,8 +193,9 @@ impl CodeNames {
                 source,
             }
         };
-        let fingerprint =
-            Fingerprint::read(memory, &runtime.code, code).map_err(failed("the header"))?;
+        let identity = identity::read(memory, &runtime.offsets, code);
+        let fingerprint = Fingerprint::read(memory, &runtime.code, code, identity)
+            .map_err(failed("the header"))?;
         let key = (runtime.process, code);
         let known = self
             .entries
@@ -230,7 +232,12 @@ impl CodeNames {
 }
 
 impl Fingerprint {
-    fn read(memory: &dyn ReadMemory, layout: &CodeLayout, code: u64) -> Result<Self, io::Error> {
+    fn read(
+        memory: &dyn ReadMemory,
+        layout: &CodeLayout,
+        code: u64,
+        identity: u32,
+    ) -> Result<Self, io::Error> {
         let mut buffer = [0; HEADER_BYTES_MAX];
         let header = buffer
             .get_mut(..layout.bytecode as usize)
@@ -252,6 +259,7 @@ impl Fingerprint {
             Ok::<_, io::Error>(u64::from_ne_bytes(word))
         };
         Ok(Self {
+            identity,
             flags: int(layout.flags)?,
             argcount: int(layout.argcount)?,
             first_line: int(layout.firstlineno)?,

@@ -9,7 +9,7 @@
 use profiler_common::PythonOffsets;
 
 use super::PythonVersion;
-use super::layout::{CodeLayout, Layout, LayoutError};
+use super::layout::{CodeLayout, LINE_TO_VERSION, Layout, LayoutError};
 
 /// Bytes of `_Py_DebugOffsets` that [`Layout::from_debug_offsets`] wants to see.
 pub const DEBUG_OFFSETS_BYTES: usize = 81 * 8;
@@ -155,6 +155,10 @@ impl Layout {
                 frame_executable: object(fields.frame_executable)?,
                 frame_instr: object(fields.frame_instr_ptr)?,
                 frame_owner: object(fields.frame_owner)?,
+                code_identity: object(fields.code_firstlineno)? + LINE_TO_VERSION,
+                code_name: 0,
+                str_hash: 24,
+                pad: 0,
             },
             code: CodeLayout {
                 interp_sysdict: state(fields.interp_sysdict)?,
@@ -248,6 +252,10 @@ mod tests {
                 frame_executable: 0,
                 frame_instr: 56,
                 frame_owner: 74,
+                code_identity: 92,
+                code_name: 0,
+                str_hash: 24,
+                pad: 0,
             }
         );
         assert_eq!(layout.code.interp_sysdict, 7672);

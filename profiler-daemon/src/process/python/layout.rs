@@ -72,6 +72,10 @@ pub enum LayoutError {
     DebugOffsets(PythonVersion, &'static str),
 }
 
+/// Distance from `co_firstlineno` to `co_version`, from 3.12 on.
+/// <https://github.com/python/cpython/blob/v3.12.0/Include/cpython/code.h#L96>
+pub(super) const LINE_TO_VERSION: u32 = 24;
+
 const LAYOUT_3_11: Layout = Layout {
     offsets: PythonOffsets {
         interpreters_head: 40,
@@ -86,6 +90,10 @@ const LAYOUT_3_11: Layout = Layout {
         frame_executable: 32,
         frame_instr: 56,
         frame_owner: 68,
+        code_identity: 72,
+        code_name: 120,
+        str_hash: 24,
+        pad: 0,
     },
     code: CodeLayout {
         interp_sysdict: 904,
@@ -120,6 +128,10 @@ const LAYOUT_3_12: Layout = Layout {
         frame_executable: 0,
         frame_instr: 56,
         frame_owner: 70,
+        code_identity: 68 + LINE_TO_VERSION,
+        code_name: 0,
+        str_hash: 24,
+        pad: 0,
     },
     code: CodeLayout {
         interp_sysdict: 352,

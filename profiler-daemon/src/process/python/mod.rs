@@ -16,6 +16,7 @@ mod code;
 mod debug_offsets;
 mod error;
 mod eval_loop;
+mod identity;
 mod jump;
 mod layout;
 mod line_table;
@@ -40,6 +41,7 @@ use profiler_common::{PythonOffsets, PythonProcess};
 pub use code::{CodeError, CodeNames, PythonCode};
 pub use debug_offsets::DEBUG_OFFSETS_BYTES;
 pub use error::PythonError;
+pub(crate) use identity::read_all;
 pub use layout::{CodeLayout, Layout, LayoutError};
 use locate::Located;
 pub use locate::find_version;
@@ -49,7 +51,7 @@ pub use name::{CodeSignature, PythonNamer};
 pub(crate) use own_code::OwnCode;
 pub use own_code::is_interpreter;
 pub use thread::innermost_tid;
-pub(crate) use thread::{ThreadState, find_thread};
+pub(crate) use thread::{Suits, ThreadIds, ThreadState, find_thread, visit_threads};
 
 use crate::model::{Pid, ProcessKey, Tid};
 use crate::process::page_cache::PageCache;
@@ -177,6 +179,15 @@ impl PythonRuntime {
         Ok(Some(found))
     }
 
+    /// The interpreter of a child that the process forked: the same memory at the same addresses.
+    #[must_use]
+    pub fn for_child(&self, process: ProcessKey) -> Self {
+        Self {
+            process,
+            ..self.clone()
+        }
+    }
+
     /// The form that the BPF programs use.
     #[must_use]
     pub fn to_kernel(&self) -> PythonProcess {
@@ -194,8 +205,9 @@ impl PythonRuntime {
             .any(|range| range.contains(&address))
     }
 
-    /// Follows the list of threads and expects at least one thread of the process in it. Proves the
-    /// offsets of the runtime, the interpreter and the thread state.
+    /// Follows the list of threads and expects at least one thread of the process in it, or one of the
+    /// process that it was forked from. Proves the offsets of the runtime, the interpreter and the
+    /// thread state.
     fn check_threads(&self) -> Result<(), PythonError> {
         let Self {
             process, version, ..
@@ -205,16 +217,18 @@ impl PythonRuntime {
         let alive = thread_ids(pid)?;
         let mut seen = 0;
         let mut matched = false;
+        let mut inherited = false;
         let visited = thread::visit_threads(&memory, self.runtime, &self.offsets, |state| {
             seen += 1;
             matched = alive.contains(&state.native_tid);
+            inherited |= state.may_be_inherited(&memory);
             if matched {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         });
-        if matched {
+        if matched || visited.is_ok() && inherited {
             Ok(())
         } else if visited.is_ok() && seen == 0 {
             Err(PythonError::Starting { pid, version })

@@ -6,19 +6,24 @@
 //! ```text
 //! _PyRuntime.interpreters.head -> PyInterpreterState --next--> PyInterpreterState (subinterpreter)
 //!                                   threads.head -> PyThreadState --next--> PyThreadState
-//!                                                     native_thread_id: what we look for
+//!                                                     native_thread_id: what we look for, or
+//!                                                     thread_id, the pthread_t
 //! ```
 //!
 //! # Why the list and not thread-local storage
 //! The thread-local `_Py_tss_tstate` is null while a thread has given up the global interpreter
 //! lock, that is, exactly when it is blocked. The list has every thread, at one read each.
 //! `native_thread_id` is the id in the process's own pid namespace; see [`innermost_tid`].
+//!
+//! # A process forked by C
+//! A server that embeds CPython and forks without `PyOS_AfterFork_Child` (uWSGI) leaves its parent's ids in
+//! the child's list. The `pthread_t` survives a fork and tells the thread by its thread pointer.
 
 use std::fs;
 use std::io::{Error, ErrorKind};
 use std::ops::ControlFlow;
 
-use profiler_common::PythonOffsets;
+use profiler_common::{PythonOffsets, is_thread_id, thread_id_span, tstate_offset};
 
 use crate::model::{Pid, Tid};
 use crate::process::ReadMemory;
@@ -37,6 +42,10 @@ pub(crate) struct ThreadState {
     pub(crate) address: u64,
     /// Thread id in the process's pid namespace.
     pub(crate) native_tid: u32,
+    /// The thread's `pthread_t`.
+    pub(crate) thread_id: u64,
+    /// Its `PyInterpreterState`.
+    pub(crate) interpreter: u64,
     /// `current_frame`, or `cframe` where that is an indirection.
     pub(crate) frame: u64,
     next: u64,
@@ -51,6 +60,7 @@ impl ThreadState {
     ) -> Result<Self, Error> {
         let end = offsets
             .tstate_next
+            .max(tstate_offset::INTERP as u32)
             .max(offsets.tstate_native_thread_id)
             .max(offsets.tstate_frame) as usize
             + 8;
@@ -65,9 +75,26 @@ impl ThreadState {
         Ok(Self {
             address,
             native_tid: word(offsets.tstate_native_thread_id) as u32,
+            thread_id: word(
+                offsets
+                    .tstate_native_thread_id
+                    .checked_sub(tstate_offset::THREAD_ID_TO_NATIVE as u32)
+                    .ok_or(ErrorKind::InvalidData)?,
+            ),
+            interpreter: word(tstate_offset::INTERP as u32),
             frame: word(offsets.tstate_frame),
             next: word(offsets.tstate_next),
         })
+    }
+
+    /// Whether it may be that of a thread that a fork by C has copied or ended: its id tells nothing then,
+    /// but its `pthread_t` leads to a `struct pthread`. On x86_64 that begins with its own address, in glibc
+    /// and in musl.
+    /// <https://sourceware.org/git/?p=glibc.git;a=blob;f=sysdeps/x86_64/nptl/tls.h;hb=glibc-2.36#l42>
+    pub(crate) fn may_be_inherited(&self, memory: &dyn ReadMemory) -> bool {
+        let word = memory.read_u64(self.thread_id);
+        let is_thread = |word| cfg!(target_arch = "aarch64") || word == self.thread_id;
+        self.thread_id != 0 && self.interpreter != 0 && word.is_ok_and(is_thread)
     }
 
     /// The innermost `_PyInterpreterFrame`, 0 if the thread runs no Python code.
@@ -117,31 +144,79 @@ pub(crate) fn visit_threads(
     Ok(())
 }
 
+/// What tells a thread's state from the others in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ThreadIds {
+    /// Id in the process's pid namespace.
+    pub(crate) native_tid: u32,
+    /// Thread pointer, 0 if unknown.
+    pub(crate) thread_pointer: u64,
+}
+
+/// How well a thread state suits a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Suits {
+    /// By its thread pointer; it runs no Python code there.
+    IdleByPointer,
+    /// By its thread pointer.
+    ByPointer,
+    /// By its id; it runs no Python code there.
+    Idle,
+    /// By its id.
+    Fully,
+}
+
+impl ThreadIds {
+    /// How well a thread state suits the thread, `None` if it is another one's.
+    pub(crate) fn suit(
+        &self,
+        memory: &dyn ReadMemory,
+        offsets: &PythonOffsets,
+        state: &ThreadState,
+    ) -> Option<Suits> {
+        let span = if cfg!(target_arch = "aarch64") {
+            thread_id_span::AARCH64
+        } else {
+            thread_id_span::X86_64
+        };
+        let is_by_id = state.native_tid == self.native_tid;
+        if !is_by_id && !is_thread_id(state.thread_id, self.thread_pointer, span) {
+            return None;
+        }
+        let runs_python = matches!(state.first_frame(memory, offsets), Ok(frame) if frame != 0);
+        Some(match (is_by_id, runs_python) {
+            (true, true) => Suits::Fully,
+            (true, false) => Suits::Idle,
+            (false, true) => Suits::ByPointer,
+            (false, false) => Suits::IdleByPointer,
+        })
+    }
+}
+
 /// The thread state of a native thread. A thread that entered several interpreters has several;
 /// the one that is running Python code is meant.
 pub(crate) fn find_thread(
     memory: &dyn ReadMemory,
     runtime: u64,
     offsets: &PythonOffsets,
-    native_tid: u32,
+    ids: ThreadIds,
 ) -> Result<Option<ThreadState>, Error> {
-    let mut found = None;
+    let mut found: Option<(Suits, ThreadState)> = None;
     let visited = visit_threads(memory, runtime, offsets, |state| {
-        if state.native_tid != native_tid {
-            return ControlFlow::Continue(());
+        let suits = ids.suit(memory, offsets, state);
+        if let Some(suits) = suits
+            && found.is_none_or(|(best, _)| suits > best)
+        {
+            found = Some((suits, *state));
         }
-        let in_python = matches!(state.first_frame(memory, offsets), Ok(frame) if frame != 0);
-        if in_python || found.is_none() {
-            found = Some(*state);
-        }
-        if in_python {
+        if suits == Some(Suits::Fully) {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         }
     });
     match found {
-        Some(state) => Ok(Some(state)),
+        Some((_, state)) => Ok(Some(state)),
         None => visited.map(|()| None),
     }
 }

@@ -1,16 +1,8 @@
 //! The unwind information of one object: finds the [`Row`] for an address.
 //!
-//! In:  `.eh_frame` and `.eh_frame_hdr` of an ELF object
+//! In:  `.eh_frame` and `.eh_frame_hdr` of an ELF object ([`crate::process::eh_frame`] has their layout)
 //! Out: [`Row`]
 //! Lost: nothing; without information there is no row, and the walk follows frame pointers
-//!
-//! # Layout
-//! ```text
-//! .eh_frame_hdr: u8 version 1, u8 encoding x3; i32 .eh_frame; u32 count; {i32 pc, i32 FDE}[count]
-//!                the table is sorted; its numbers are relative to the start of .eh_frame_hdr
-//! .eh_frame:     CIE (common rules of a compilation unit), FDE (rules of a function), FDE, ...
-//! ```
-//! Linux Standard Base 5.0, Core, chapter 10.6.
 //!
 //! # Why rows one by one
 //! A request visits some hundreds of addresses of the hundred thousand that an object has rows for.
@@ -26,6 +18,7 @@ use gimli::{
 use super::arch::Arch;
 use super::row::Row;
 use crate::process::ReadMemory;
+use crate::process::eh_frame::{ENTRY_BYTES, Header};
 use crate::process::elf::{ElfLayout, Section, Segment};
 use crate::process::object::read_range;
 
@@ -33,12 +26,6 @@ use crate::process::object::read_range;
 const SECTION_BYTES_MAX: usize = 64 << 20;
 /// Functions indexed in an object without `.eh_frame_hdr`. libLLVM has about 100,000.
 const FUNCTIONS_MAX: usize = 1 << 20;
-/// `.eh_frame_hdr` as all linkers write it: version 1, `.eh_frame` as pcrel sdata4, count as udata4,
-/// table as datarel sdata4.
-const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
-const HEADER_BYTES: usize = 12;
-const ENTRY_BYTES: usize = 8;
-
 type Slice<'a> = EndianSlice<'a, NativeEndian>;
 
 /// Unwind information of an object.
@@ -56,7 +43,7 @@ pub(super) struct UnwindTable {
 /// Finds the function description for an address.
 enum Index {
     /// The object's own sorted table.
-    Header { address: u64, table: Vec<u8> },
+    Table { header: Header, table: Vec<u8> },
     /// Start address and offset of each description, sorted, of objects that have no such table.
     Functions(Vec<(u64, u32)>),
 }
@@ -96,7 +83,7 @@ impl UnwindTable {
     /// Memory that it takes.
     pub(super) fn bytes(&self) -> usize {
         let index = match &self.index {
-            Index::Header { table, .. } => table.len(),
+            Index::Table { table, .. } => table.len(),
             Index::Functions(functions) => size_of_val(functions.as_slice()),
         };
         self.eh_frame.len() + index
@@ -136,20 +123,11 @@ impl UnwindTable {
                 let after = functions.partition_point(|&(start, _)| start <= address);
                 Some(functions[after.checked_sub(1)?].1 as usize)
             }
-            Index::Header {
-                address: base,
-                table,
-            } => {
+            Index::Table { header, table } => {
                 let (entries, _) = table.as_chunks::<ENTRY_BYTES>();
-                let at = |relative: [u8; 4]| {
-                    base.wrapping_add_signed(i64::from(i32::from_ne_bytes(relative)))
-                };
-                let after = entries.partition_point(|entry| {
-                    let [a, b, c, d, ..] = *entry;
-                    at([a, b, c, d]) <= address
-                });
-                let [.., a, b, c, d] = entries[after.checked_sub(1)?];
-                usize::try_from(at([a, b, c, d]).checked_sub(self.address)?).ok()
+                let after = entries.partition_point(|entry| header.entry(*entry).0 <= address);
+                let (_, description) = header.entry(entries[after.checked_sub(1)?]);
+                usize::try_from(description.checked_sub(self.address)?).ok()
             }
         }
     }
@@ -159,40 +137,28 @@ type Found = (u64, Vec<u8>, Option<Index>);
 
 /// `.eh_frame` by way of `.eh_frame_hdr`.
 fn read_header(object: &dyn ReadMemory, layout: &ElfLayout) -> Result<Option<Found>, Error> {
-    let Some(segment) = layout.eh_frame_hdr else {
+    let Some(header) = Header::read(object, layout)? else {
         return Ok(None);
     };
-    let mut header = [0; HEADER_BYTES];
-    object.read_exact(segment.offset, &mut header)?;
-    if header[..4] != HEADER {
-        return Ok(None);
-    }
-    let [_, _, _, _, a, b, c, d, e, f, g, h] = header;
-    let relative = i64::from(i32::from_ne_bytes([a, b, c, d]));
-    let address = segment
-        .address
-        .wrapping_add(4)
-        .wrapping_add_signed(relative);
-    let count = u64::from(u32::from_ne_bytes([e, f, g, h]));
+    let address = header.eh_frame;
     let Some(load) = layout.segment_of(address) else {
         return Ok(None);
     };
-    let room = segment.file_bytes.saturating_sub(HEADER_BYTES as u64);
     let table = read_range(
         object,
-        segment.offset.saturating_add(HEADER_BYTES as u64),
-        room.min(count * ENTRY_BYTES as u64),
+        header.table_offset,
+        header.table_bytes,
         SECTION_BYTES_MAX,
     )?;
     let section = layout.section_at(address);
     let bytes = section.map_or_else(|| rest_of(&load, address), |section| section.bytes);
     let offset = load.offset_of(address).unwrap_or(load.offset);
     let eh_frame = read_range(object, offset, bytes, SECTION_BYTES_MAX)?;
-    let index = Index::Header {
-        address: segment.address,
-        table,
-    };
-    Ok(Some((address, eh_frame, Some(index))))
+    Ok(Some((
+        address,
+        eh_frame,
+        Some(Index::Table { header, table }),
+    )))
 }
 
 /// Without section headers `.eh_frame` is taken to reach to the end of its segment; a zero word ends
@@ -315,7 +281,7 @@ mod tests {
         }
         table.eh_frame.truncate(fde + 8);
         assert!(table.row(Arch::HOST, &mut context, address).is_none());
-        if let Index::Header { table, .. } = &mut table.index {
+        if let Index::Table { table, .. } = &mut table.index {
             table.iter_mut().for_each(|byte| *byte = !*byte);
         }
         let _ = table.row(Arch::HOST, &mut context, address);

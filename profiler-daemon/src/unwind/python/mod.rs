@@ -16,13 +16,14 @@
 mod walker;
 
 use std::io::{Error, ErrorKind};
+use std::ops::ControlFlow;
 
 use profiler_common::{PythonFrameRecord, PythonOffsets, python_flag};
 
 use crate::model::PythonChain;
 use crate::process::ReadMemory;
 use crate::process::page_cache::PageCache;
-use crate::process::python::PythonRuntime;
+use crate::process::python::{PythonRuntime, read_all, visit_threads};
 
 pub use walker::PythonWalker;
 
@@ -43,6 +44,34 @@ pub fn walk_chain(
     PythonWalker::default().walk(memory, runtime, native_tid)
 }
 
+/// Most threads whose frames [`walk_all`] reads.
+const THREADS_MAX: usize = 64;
+
+/// The chains of the first threads that are in Python. Those that run meanwhile may show anything.
+pub(super) fn walk_all(memory: &dyn ReadMemory, runtime: &PythonRuntime) -> Vec<PythonChain> {
+    let memory = PageCache::new(memory);
+    let mut chains = Vec::new();
+    let visited = visit_threads(&memory, runtime.runtime, &runtime.offsets, |state| {
+        if let Ok(next @ 1..) = state.first_frame(&memory, &runtime.offsets) {
+            let mut chain = PythonChain {
+                next,
+                ..PythonChain::default()
+            };
+            extend(&memory, runtime, &mut chain);
+            chains.push(chain);
+        }
+        if chains.len() < THREADS_MAX {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    if let Err(error) = visited {
+        tracing::trace!(pid = %runtime.process, %error, "some threads were not looked at");
+    }
+    chains
+}
+
 /// Continues a chain at [`PythonChain::next`]: one that the BPF walker cut, or stopped at a page that
 /// was not resident, which reading from here brings in. The thread may have run since: its outer
 /// frames, which these are, seldom changed.
@@ -54,6 +83,16 @@ pub fn extend_chain(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mu
 }
 
 fn extend(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonChain) {
+    let known = chain.frames.len();
+    follow(memory, runtime, chain);
+    let codes: Vec<u64> = chain.frames[known..].iter().map(|it| it.code).collect();
+    let identities = read_all(memory, &runtime.offsets, &codes);
+    for (frame, identity) in chain.frames[known..].iter_mut().zip(identities) {
+        frame.identity = identity;
+    }
+}
+
+fn follow(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonChain) {
     while chain.next != 0 && chain.frames.len() < FRAMES_MAX {
         match read_frame(memory, &runtime.offsets, chain.next) {
             Ok((record, previous)) => {
@@ -105,6 +144,7 @@ fn read_frame(
         instr,
         owner: frame[offsets.frame_owner as usize].into(),
         flags: 0,
+        identity: 0,
     };
     Ok((record, previous))
 }
@@ -115,7 +155,7 @@ mod tests {
 
     use super::*;
     use crate::model::{Pid, ProcessKey};
-    use crate::process::python::{Layout, PythonVersion};
+    use crate::process::python::{Layout, PythonVersion, ThreadIds};
 
     /// Memory made of words, readable only where one was written.
     #[derive(Default)]
@@ -145,6 +185,7 @@ mod tests {
             self.set(address, previous);
             self.set(address + 16, INTERPRETER);
             self.set(address + 56, address + 0x200);
+            self.set(address + 136, pthread_of(tid));
             self.set(address + 144, tid.into());
             self.set(address + 0x200, frame);
             if previous != 0 {
@@ -168,6 +209,11 @@ mod tests {
             }
             Ok(read)
         }
+    }
+
+    /// A made-up `pthread_t`.
+    fn pthread_of(tid: u32) -> u64 {
+        0x7000_0000 + 0x10000 * u64::from(tid)
     }
 
     const RUNTIME: u64 = 0x1000;
@@ -209,12 +255,13 @@ mod tests {
         memory
     }
 
-    fn record(code: u64, instr: u64, owner: u32) -> PythonFrameRecord {
+    fn record(code: u64, instr: u64, owner: u16) -> PythonFrameRecord {
         PythonFrameRecord {
             code,
             instr,
             owner,
             flags: 0,
+            identity: 0,
         }
     }
 
@@ -245,6 +292,18 @@ mod tests {
         );
         let unknown = walk_chain(&process(), &runtime(), 102);
         assert!(unknown.no_thread && !unknown.partial && unknown.frames.is_empty());
+    }
+
+    /// Check that the chains of all threads that are in Python are found.
+    #[test]
+    fn all_threads_in_python_are_walked() {
+        let mut memory = process();
+        let chain = |tid, memory: &Words| walk_chain(memory, &runtime(), tid);
+        assert_eq!(walk_all(&memory, &runtime()), [chain(101, &memory)]);
+        memory.tstate(FIRST, 0, 100, 0x8200);
+        memory.tstate(SECOND, FIRST, 101, 0x8000);
+        let both = [chain(100, &memory), chain(101, &memory)];
+        assert_eq!(walk_all(&memory, &runtime()), both);
     }
 
     /// Check that an unreadable frame leaves a mark at the end of what could be read.
@@ -301,6 +360,45 @@ mod tests {
         assert_eq!(walker.walk(&memory, &runtime(), 101).frames.len(), 3);
         memory.tstate(0x5000, FIRST, 101, 0x8200);
         let chain = walker.walk(&memory, &runtime(), 101);
+        assert_eq!(chain.frames, [record(0x60, 0x3333, 3)]);
+    }
+
+    fn walk_by(memory: &Words, native_tid: u32, thread_pointer: u64) -> PythonChain {
+        let ids = ThreadIds {
+            native_tid,
+            thread_pointer,
+        };
+        PythonWalker::default().walk_by(memory, &runtime(), ids)
+    }
+
+    /// Check that a thread whose id is not in the list, as after a fork by C, is found by its thread
+    /// pointer, that the id goes first, and that an unknown thread pointer finds nothing.
+    #[test]
+    fn a_thread_of_a_process_forked_by_c_is_found_by_its_thread_pointer() {
+        let memory = process();
+        let whole = walk_chain(&memory, &runtime(), 101);
+        assert_eq!(walk_by(&memory, 7, pthread_of(101)), whole);
+        assert_eq!(walk_by(&memory, 101, pthread_of(100)), whole);
+        assert!(walk_by(&memory, 7, pthread_of(102)).no_thread);
+        assert!(walk_by(&memory, 7, 0).no_thread);
+        let mut unknown = process();
+        unknown.set(SECOND + 136, 0);
+        assert!(walk_by(&unknown, 7, 0).no_thread);
+    }
+
+    /// Check that what is remembered of such a thread is checked like that of any other.
+    #[test]
+    fn a_thread_found_by_its_thread_pointer_is_remembered_while_it_is_listed() {
+        let mut memory = process();
+        let mut walker = PythonWalker::default();
+        let ids = ThreadIds {
+            native_tid: 7,
+            thread_pointer: pthread_of(101),
+        };
+        assert_eq!(walker.walk_by(&memory, &runtime(), ids).frames.len(), 3);
+        // It has got another thread state, by its own id.
+        memory.tstate(0x5000, FIRST, 7, 0x8200);
+        let chain = walker.walk_by(&memory, &runtime(), ids);
         assert_eq!(chain.frames, [record(0x60, 0x3333, 3)]);
     }
 }

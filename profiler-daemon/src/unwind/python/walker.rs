@@ -5,19 +5,18 @@ use std::io::Error;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
-use profiler_common::PythonOffsets;
+use profiler_common::{PythonOffsets, tstate_offset};
 
 use super::extend;
 use crate::model::{ProcessKey, PythonChain, Tid};
 use crate::process::ReadMemory;
 use crate::process::page_cache::PageCache;
-use crate::process::python::{PythonRuntime, ThreadState, find_thread, innermost_tid};
+use crate::process::python::{
+    PythonRuntime, Suits, ThreadIds, ThreadState, find_thread, innermost_tid,
+};
 
 /// Threads whose state's address is remembered.
 const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-/// `PyThreadState.prev` and `.interp`: first and third field in all supported versions.
-const TSTATE_PREV: u64 = 0;
-const TSTATE_INTERP: u64 = 16;
 
 /// Walks frames and remembers where each thread's state is.
 pub struct PythonWalker {
@@ -36,12 +35,13 @@ impl Default for PythonWalker {
 
 impl PythonWalker {
     /// The frames of the thread with this id on the host. Reads the thread's other id from `/proc`
-    /// once and remembers it.
+    /// once and remembers it. `thread_pointer` is 0 if unknown.
     pub fn walk_thread(
         &mut self,
         memory: &dyn ReadMemory,
         runtime: &PythonRuntime,
         tid: Tid,
+        thread_pointer: u64,
     ) -> PythonChain {
         let key = (runtime.process, tid);
         let native_tid = match self.native_tids.get(&key) {
@@ -58,7 +58,11 @@ impl PythonWalker {
                 }
             },
         };
-        let chain = self.walk(memory, runtime, native_tid);
+        let ids = ThreadIds {
+            native_tid,
+            thread_pointer,
+        };
+        let chain = self.walk_by(memory, runtime, ids);
         if chain.no_thread {
             // The id may now be another thread's: ask again next time.
             self.native_tids.pop(&key);
@@ -76,16 +80,29 @@ impl PythonWalker {
         runtime: &PythonRuntime,
         native_tid: u32,
     ) -> PythonChain {
+        let ids = ThreadIds {
+            native_tid,
+            thread_pointer: 0,
+        };
+        self.walk_by(memory, runtime, ids)
+    }
+
+    pub(super) fn walk_by(
+        &mut self,
+        memory: &dyn ReadMemory,
+        runtime: &PythonRuntime,
+        ids: ThreadIds,
+    ) -> PythonChain {
         let memory = &PageCache::new(memory);
         let mut chain = PythonChain::default();
-        match self.first_frame(memory, runtime, native_tid) {
+        match self.first_frame(memory, runtime, ids) {
             Ok(Some(first)) => {
                 chain.next = first;
                 extend(memory, runtime, &mut chain);
             }
             Ok(None) => chain.no_thread = true,
             Err(error) => {
-                tracing::trace!(pid = %runtime.process, native_tid, %error, "no PyThreadState");
+                tracing::trace!(pid = %runtime.process, ids.native_tid, %error, "no PyThreadState");
                 chain.no_thread = true;
                 chain.partial = true;
             }
@@ -99,17 +116,17 @@ impl PythonWalker {
         &mut self,
         memory: &dyn ReadMemory,
         runtime: &PythonRuntime,
-        native_tid: u32,
+        ids: ThreadIds,
     ) -> Result<Option<u64>, Error> {
         let offsets = &runtime.offsets;
-        let key = (runtime.process, native_tid);
+        let key = (runtime.process, ids.native_tid);
         if let Some(&address) = self.tstates.get(&key) {
-            if let Some(state) = revisit(memory, offsets, address, native_tid) {
+            if let Some(state) = revisit(memory, offsets, address, ids) {
                 return state.first_frame(memory, offsets).map(Some);
             }
             self.tstates.pop(&key);
         }
-        let Some(state) = find_thread(memory, runtime.runtime, offsets, native_tid)? else {
+        let Some(state) = find_thread(memory, runtime.runtime, offsets, ids)? else {
             return Ok(None);
         };
         self.tstates.put(key, state.address);
@@ -137,20 +154,23 @@ fn revisit(
     memory: &dyn ReadMemory,
     offsets: &PythonOffsets,
     address: u64,
-    native_tid: u32,
+    ids: ThreadIds,
 ) -> Option<ThreadState> {
-    let state = ThreadState::read(memory, offsets, address)
-        .ok()
-        .filter(|state| state.native_tid == native_tid)?;
-    let previous = memory.read_u64(address.checked_add(TSTATE_PREV)?).ok()?;
+    let state = ThreadState::read(memory, offsets, address).ok()?;
+    // An idle state may mean that the thread is busy in another interpreter: look again.
+    let suits = ids.suit(memory, offsets, &state)?;
+    if !matches!(suits, Suits::Fully | Suits::ByPointer) {
+        return None;
+    }
+    let previous = memory
+        .read_u64(address.checked_add(tstate_offset::PREV)?)
+        .ok()?;
     let link = if previous == 0 {
-        let interpreter = memory.read_u64(address.checked_add(TSTATE_INTERP)?).ok()?;
-        interpreter.checked_add(offsets.interp_threads_head.into())?
+        state
+            .interpreter
+            .checked_add(offsets.interp_threads_head.into())?
     } else {
         previous.checked_add(offsets.tstate_next.into())?
     };
-    let runs_python =
-        |state: &ThreadState| matches!(state.first_frame(memory, offsets), Ok(frame) if frame != 0);
-    // An idle state may mean that the thread is busy in another interpreter: look again.
-    (memory.read_u64(link).ok()? == address && runs_python(&state)).then_some(state)
+    (memory.read_u64(link).ok()? == address).then_some(state)
 }

@@ -30,7 +30,9 @@ fn the_python_agent_reports_to_standalone() {
     let folder = tempfile::tempdir().unwrap();
     let agent_log = folder.path().join("agent.log");
     let mut command = plain_python_agent_command(daemon.oap(), INSTANCE);
-    command.stderr(File::create(&agent_log).unwrap());
+    command
+        .env("SW_AGENT_AUTHENTICATION", daemon.token())
+        .stderr(File::create(&agent_log).unwrap());
     let service = SampleService::start_by(command, SERVICE, None).unwrap();
     daemon.wait_for_log("process watched", 1);
     assert!(is_registered(&daemon));
@@ -72,7 +74,8 @@ fn the_python_agent_reports_to_standalone() {
 fn is_registered(daemon: &Daemon) -> bool {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let instances = runtime.block_on(async {
-        let mut client = TaskClient::connect(&daemon.oap().to_string(), None).await?;
+        let token = daemon.token();
+        let mut client = TaskClient::connect(&daemon.oap().to_string(), Some(&token)).await?;
         client.instances().await
     });
     instances.unwrap().iter().any(|instance| {

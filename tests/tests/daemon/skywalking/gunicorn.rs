@@ -38,6 +38,11 @@ impl Gunicorn {
         gunicorn
     }
 
+    /// Its first process, which forks the others.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// One request on a connection of its own: a worker of this kind closes it after its answer.
     pub(crate) fn get(&self, path: &str) -> Result<u16> {
         let mut client = HttpClient::connect(self.address, Duration::from_secs(10))?;

@@ -5,7 +5,7 @@
 mod agent;
 mod builtin;
 mod comparison;
-mod gunicorn;
+pub(crate) mod gunicorn;
 mod query;
 mod relay;
 mod schema;

@@ -1,6 +1,8 @@
 //! What a user of the OAP's interface asks for, in GraphQL.
 
 use std::collections::HashSet;
+use std::thread::sleep;
+use std::time::Duration;
 
 use profiler_tests::{SkywalkingOap, read_json, wait_until};
 use serde::Deserialize;
@@ -24,6 +26,9 @@ const ANALYZE: &str = "query ($q: [SegmentProfileAnalyzeQuery!]!) { \
 const TRACE: &str =
     "query ($t: ID!) { it: queryTrace(traceId: $t) { spans { segmentId serviceInstanceName } } }";
 const SERVICES: &str = "query { it: listServices(layer: \"GENERAL\") { name } }";
+
+/// Within it an OAP goes on storing what has come in one stream.
+const STORED: Duration = Duration::from_millis(100);
 
 /// A profiled request as the OAP lists it.
 #[derive(Clone, Debug, Deserialize)]
@@ -171,9 +176,23 @@ pub(crate) fn wait_for_profiled(oap: &SkywalkingOap, task_id: &str, count: usize
     profiled
 }
 
-/// The trees of a segment between two times, as the OAP analyses it.
+/// The trees of a segment between two times, as the OAP analyses it, when they are as they were a moment before: it
+/// lists a request when the first of its snapshots is stored, and stores them in several steps.
 #[track_caller]
 pub(crate) fn analyze(oap: &SkywalkingOap, span: &Span) -> Vec<Vec<Node>> {
+    let mut last = Vec::new();
+    wait_until("trees that stay", DEADLINE, || {
+        let before = std::mem::replace(&mut last, analyze_now(oap, span));
+        let stays = !last.is_empty() && last == before;
+        sleep(STORED);
+        Ok(stays.then_some(()))
+    })
+    .unwrap();
+    last
+}
+
+#[track_caller]
+fn analyze_now(oap: &SkywalkingOap, span: &Span) -> Vec<Vec<Node>> {
     #[derive(Deserialize)]
     struct Tree {
         elements: Vec<Node>,

@@ -86,6 +86,48 @@ fn a_killed_daemon_goes_on_with_its_task() {
     assert_no_error_is_logged(&oap);
 }
 
+/// Check that a request whose segment was on its way to an OAP when that was killed is shown when it is back,
+/// whole, as are those behind it.
+#[test]
+fn a_request_on_its_way_to_a_killed_oap_is_shown() {
+    needs_root!();
+    const NAME: &str = "oap-killed-on-the-way";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("h2").display().to_string();
+    let url = format!("jdbc:h2:file:{file};DATABASE_TO_UPPER=FALSE");
+    let storage = [("SW_STORAGE_H2_URL", url.as_str())];
+    let mut oap = SkywalkingOap::start_with(folder.path(), &storage).unwrap();
+    let service = sample_service(NAME);
+    let mut client = service.connect().unwrap();
+    let task_id = create_task(&oap, NAME, "POST:/");
+    let mut daemon = Daemon::reporting_to(oap.grpc());
+    daemon.wait_for_log("process watched", 1);
+    wait_until_notified(&oap, &task_id);
+
+    oap.freeze();
+    for _ in 0..3 {
+        client.request("POST", "/", "{}").unwrap();
+    }
+    daemon.wait_for_log("request profiled", 3);
+    oap.kill().unwrap();
+    oap.start_again().unwrap();
+    let profiled = wait_for_profiled(&oap, &task_id, 3);
+    for request in &profiled {
+        let [tree] = &analyze(&oap, &request.spans[0])[..] else {
+            panic!("{request:?}")
+        };
+        assert!(tree.iter().any(|node| node.is_of("do_POST")));
+    }
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    assert!(
+        !daemon.log().contains("has not got all"),
+        "{}",
+        daemon.log()
+    );
+    assert_no_error_is_logged(&oap);
+}
+
 /// Check that requests that end while the OAP is away are shown when it is back.
 #[test]
 fn an_oap_that_was_away_gets_what_it_missed() {

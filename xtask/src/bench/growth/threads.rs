@@ -50,6 +50,7 @@ const FATES: &[&str] = &[
     "requests_unanswered",
     "requests_handed_off",
     "requests_interleaved",
+    "requests_on_loop",
 ];
 /// What becomes of a thread with an open request at a tick.
 const OUTCOMES: &[&str] = &[

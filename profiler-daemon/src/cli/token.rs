@@ -1,0 +1,235 @@
+//! The token that `profilerd task` sends, and what to say when it is refused.
+//!
+//! In:  `--token`, `--token-file`, the configuration and its variables; the token file of this host
+//! Out: [`Credential`]
+//! Lost: nothing; a token file that was not asked for by name may be missing or closed to this user
+//!
+//! A token that nobody has given is taken from the file where `profilerd standalone` keeps it, and goes only
+//! where it comes from: to a port of this host that root or the file's owner listens on. Any user can listen on
+//! a free port, and would be sent root's token otherwise.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::config::{Config, Secret};
+use crate::oap::auth::TOKEN_REMEDY;
+use crate::process::listen;
+use crate::state::{TokenError, read_token};
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct TokenArgs {
+    /// Token of the OAP; other users see it in the list of processes, so prefer SW_AGENT_AUTHENTICATION or a file
+    #[arg(
+        long,
+        global = true,
+        value_name = "TEXT",
+        conflicts_with = "token_file"
+    )]
+    token: Option<String>,
+
+    /// File with the token of the OAP; if neither is given, the one of `profilerd standalone` on this host
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// What is sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Credential {
+    pub(super) token: Option<String>,
+    /// Why it may be refused, and what to do then.
+    pub(super) remedy: String,
+}
+
+impl Credential {
+    fn given(token: String, by: &str) -> Self {
+        Self {
+            token: Some(token),
+            remedy: format!("the token {by} is not the one it asks for; {TOKEN_REMEDY}"),
+        }
+    }
+
+    fn none(why: &str) -> Self {
+        Self {
+            token: None,
+            remedy: format!("it asks for a token, and {why}; {TOKEN_REMEDY}"),
+        }
+    }
+}
+
+impl TokenArgs {
+    /// Arguments of a command that is to find the token again. The token itself is not shown.
+    pub(super) fn again(&self) -> impl Iterator<Item = String> {
+        let file = self.token_file.iter();
+        file.flat_map(|file| ["--token-file".to_owned(), file.display().to_string()])
+    }
+
+    /// Finds the token for an OAP at a host and port.
+    ///
+    /// # Errors
+    ///
+    /// The file that was named cannot be used.
+    pub(super) fn find(&self, config: &Config, host: &str, port: u16) -> Result<Credential> {
+        if let Some(token) = &self.token {
+            return Ok(Credential::given(token.clone(), "of --token"));
+        }
+        if let Some(path) = &self.token_file {
+            return Ok(Credential::given(
+                read_token(path)?,
+                &format!("in {}", path.display()),
+            ));
+        }
+        if let Some(Secret(token)) = &config.oap.authentication {
+            let by = "of oap.authentication or SW_AGENT_AUTHENTICATION";
+            return Ok(Credential::given(token.clone(), by));
+        }
+        if !is_this_host(host) {
+            return Ok(Credential::none(
+                "that of this host is not sent to another one",
+            ));
+        }
+        Ok(of_this_host(
+            &config.token_files(),
+            &listen::owners_of(port),
+        ))
+    }
+}
+
+fn is_this_host(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// The token of the first of the files that is there, for a port that `owners` listen on.
+fn of_this_host(files: &[PathBuf], owners: &[u32]) -> Credential {
+    let mut why = String::new();
+    for path in files {
+        match read_token(path) {
+            Ok(token) => {
+                if let Some(stranger) = owners.iter().find(|&&owner| !is_trusted(owner, path)) {
+                    return Credential::none(&format!(
+                        "that of {} is not sent to a program of the user {stranger}, who neither owns the \
+                         file nor is root",
+                        path.display()
+                    ));
+                }
+                return Credential::given(token, &format!("in {}", path.display()));
+            }
+            Err(error) => {
+                let and = if why.is_empty() { "" } else { ", " };
+                let _ = write!(why, "{and}{error}");
+                // A later one would be of another daemon.
+                if !matches!(error, TokenError::Absent(_)) {
+                    why.push_str(" (try as root)");
+                    break;
+                }
+            }
+        }
+    }
+    if files.is_empty() {
+        why.push_str("standalone.token_file is none");
+    }
+    Credential::none(&why)
+}
+
+fn is_trusted(owner: u32, file: &Path) -> bool {
+    owner == 0
+        || file
+            .metadata()
+            .is_ok_and(|metadata| metadata.uid() == owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn args(token: Option<&str>, file: Option<&Path>) -> TokenArgs {
+        TokenArgs {
+            token: token.map(str::to_owned),
+            token_file: file.map(Path::to_owned),
+        }
+    }
+
+    /// Check the order: flags, then the configuration, then the file of this host.
+    #[test]
+    fn what_is_given_comes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("given");
+        fs::write(&file, "from-file\n").unwrap();
+        fs::write(folder.path().join("token"), "of-host\n").unwrap();
+        let mut config = Config {
+            state_dir: Some(folder.path().to_owned()),
+            ..Config::default()
+        };
+        let find = |args: TokenArgs, config: &Config, host: &str| {
+            let found = args.find(config, host, 0).unwrap();
+            (found.token, found.remedy)
+        };
+        for host in ["127.0.0.1", "localhost", "[::1]"] {
+            let (token, remedy) = find(args(None, None), &config, host);
+            assert_eq!(token.as_deref(), Some("of-host"), "{host}");
+            assert!(remedy.contains(folder.path().to_str().unwrap()), "{remedy}");
+        }
+        let (token, remedy) = find(args(None, None), &config, "oap.example");
+        assert_eq!(token, None);
+        assert!(remedy.contains("not sent to another one"), "{remedy}");
+        config.oap.authentication = Some(Secret("configured".to_owned()));
+        let (token, _) = find(args(None, None), &config, "oap.example");
+        assert_eq!(token.as_deref(), Some("configured"));
+        let (token, _) = find(args(None, Some(&file)), &config, "oap.example");
+        assert_eq!(token.as_deref(), Some("from-file"));
+        let again: Vec<String> = args(None, Some(&file)).again().collect();
+        assert_eq!(again, ["--token-file", file.to_str().unwrap()]);
+        assert_eq!(args(Some("flag"), None).again().count(), 0);
+        let (token, remedy) = find(args(Some("flag"), None), &config, "127.0.0.1");
+        assert_eq!(token.as_deref(), Some("flag"));
+        assert!(!remedy.contains("flag"), "{remedy}");
+        let absent = folder.path().join("absent");
+        let error = args(None, Some(&absent))
+            .find(&config, "127.0.0.1", 0)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains(absent.to_str().unwrap()),
+            "{error}"
+        );
+    }
+
+    /// Check that a token that was not given goes to nobody but root and its owner, and that each reason for
+    /// having none is told with the file.
+    #[test]
+    fn a_found_token_goes_to_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, absent) = (folder.path().join("here"), folder.path().join("absent"));
+        fs::write(&here, "secret\n").unwrap();
+        let owner = here.metadata().unwrap().uid();
+        for owners in [&[][..], &[0], &[owner], &[0, owner]] {
+            let found = of_this_host(&[absent.clone(), here.clone()], owners);
+            assert_eq!(found.token.as_deref(), Some("secret"), "{owners:?}");
+        }
+        let stranger = of_this_host(std::slice::from_ref(&here), &[0, 4711]);
+        assert_eq!(stranger.token, None);
+        assert!(
+            stranger.remedy.contains("the user 4711"),
+            "{}",
+            stranger.remedy
+        );
+
+        let none = of_this_host(&[absent.clone(), absent.clone()], &[]);
+        let expected = format!("there is no token file {}", absent.display());
+        assert_eq!(none.remedy.matches(&expected).count(), 2, "{}", none.remedy);
+        let unusable = of_this_host(&[folder.path().to_owned(), here], &[]);
+        assert_eq!(unusable.token, None);
+        assert!(
+            unusable.remedy.contains("cannot be read"),
+            "{}",
+            unusable.remedy
+        );
+        assert!(of_this_host(&[], &[]).remedy.contains("token_file is none"));
+    }
+}
