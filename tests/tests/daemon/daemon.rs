@@ -201,7 +201,8 @@ impl Daemon {
 
     /// The result of a task by now.
     pub(crate) fn result(&self, task_id: &str) -> anyhow::Result<ProfileReport> {
-        read_json(&self.task(&["result", task_id, "--format", "json"]).out)
+        let answer = self.task(&["result", task_id, "--format", "json"]);
+        Ok(read_json(&answer.out)?)
     }
 
     /// Waits until the task has this number of segments, with all of their snapshots; yields its result. A

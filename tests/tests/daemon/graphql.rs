@@ -18,13 +18,13 @@ fn a_task_is_run_by_graphql() {
     let variables = [("PROFILERD_HTTP_LISTEN", address.as_str())];
     let mut daemon = Daemon::standalone_with(":memory:", &variables);
     daemon.wait_for_log("answers GraphQL", 1);
-    let task = |args: &[&str]| {
+    let task = |daemon: &Daemon, args: &[&str]| {
         let answer = daemon.run(&[&["task", "--graphql", &url], args].concat());
         assert_eq!(answer.code, Some(0), "{}", answer.err);
         answer.out
     };
 
-    let task_id = task(&creation(NAME, "POST:/"));
+    let task_id = task(&daemon, &creation(NAME, "POST:/"));
     let task_id = task_id.trim();
     daemon.wait_for_log("process watched", 1);
     let mut client = service.connect().unwrap();
@@ -32,7 +32,7 @@ fn a_task_is_run_by_graphql() {
         client.request("POST", "/", "{}").unwrap();
     }
     let by_grpc = daemon.wait_for_segments(task_id, 2);
-    let by_graphql = task(&["result", task_id, "--format", "json"]);
+    let by_graphql = task(&daemon, &["result", task_id, "--format", "json"]);
     let by_graphql: ProfileReport = read_json(&by_graphql).unwrap();
     assert_eq!(by_graphql.segments.len(), by_grpc.segments.len());
     for (one, other) in by_graphql.segments.iter().zip(&by_grpc.segments) {
@@ -41,6 +41,6 @@ fn a_task_is_run_by_graphql() {
         assert_eq!(one.duration_ms, other.duration_ms);
         assert_eq!(one.trees, other.trees);
     }
-    assert!(task(&["list", "--service", NAME]).contains(task_id));
-    assert!(task(&["show", task_id, "--json"]).contains("NOTIFIED"));
+    assert!(task(&daemon, &["list", "--service", NAME]).contains(task_id));
+    assert!(task(&daemon, &["show", task_id, "--json"]).contains("NOTIFIED"));
 }

@@ -123,7 +123,7 @@ fn an_open_request_is_kept_when_the_daemon_stops() {
     std::thread::sleep(std::time::Duration::from_millis(250)); // of 560
     daemon.signal(libc::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
-    let mut daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
+    let daemon = Daemon::standalone_in(data_dir.to_str().unwrap());
     let report = daemon.wait_for_segments(&task_id, 1);
     let segment = &report.segments[0];
     assert!(has_function(segment, "do_POST"));
