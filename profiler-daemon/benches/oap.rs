@@ -13,8 +13,8 @@ use profiler_daemon::embedded::EmbeddedOap;
 use profiler_daemon::embedded::task::TaskRequest;
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
-    ActiveRequest, Binding, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId, Service,
-    Snapshot, TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Binding, Coverage, FinishedRequest, Pid, ProcessKey, ProfiledSegment, RequestId,
+    Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
 use profiler_daemon::oap::{OapClient, OapConfig, OapEvent};
 
@@ -144,7 +144,11 @@ fn segment(task_id: &TaskId, service: &Service) -> ProfiledSegment {
                 id: RequestId(1),
                 slot: TaskSlot(0),
                 task_id: task_id.clone(),
-                pid: Pid(1),
+                process: ProcessKey {
+                    pid: Pid(1),
+                    start_ticks: 0,
+                },
+                service: service.clone(),
                 tid: Tid(1),
                 fd: 5,
                 start_ktime_ns: 0,

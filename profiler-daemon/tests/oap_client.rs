@@ -8,8 +8,8 @@ use profiler_daemon::embedded::task::{Operation, TaskRequest, TaskState};
 use profiler_daemon::embedded::{EmbeddedConfig, EmbeddedOap, TaskClient};
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
-    ActiveRequest, Binding, BoundBy, Counter, Coverage, FinishedRequest, Pid, ProfileTask,
-    ProfiledSegment, RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Binding, BoundBy, Counter, Coverage, FinishedRequest, Pid, ProcessKey,
+    ProfileTask, ProfiledSegment, RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
 use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle, ReportError};
 use profiler_proto::profilerd as pb;
@@ -54,7 +54,11 @@ fn segment(task: &TaskId, service: &Service, id: &str, stacks: &[&str]) -> Profi
                 id: RequestId(1),
                 slot: TaskSlot(0),
                 task_id: task.clone(),
-                pid: Pid(1),
+                process: ProcessKey {
+                    pid: Pid(1),
+                    start_ticks: 0,
+                },
+                service: service.clone(),
                 tid: Tid(1),
                 fd: 5,
                 start_ktime_ns: 0,

@@ -11,8 +11,8 @@ use std::time::Duration;
 use fake_oap::{DEADLINE, Fake, Fault, State};
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::model::{
-    ActiveRequest, Binding, Counter, Coverage, FinishedRequest, Pid, ProfiledSegment, RequestId,
-    Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Binding, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfiledSegment,
+    RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
 use profiler_daemon::oap::{DeliveryStats, OapClient, OapConfig, OapEvent, OapHandle, QueueRoom};
 use profiler_proto::skywalking as pb;
@@ -69,7 +69,11 @@ fn segment(id: &str, snapshots: i32) -> ProfiledSegment {
                 id: RequestId(1),
                 slot: TaskSlot(0),
                 task_id,
-                pid: Pid(1),
+                process: ProcessKey {
+                    pid: Pid(1),
+                    start_ticks: 0,
+                },
+                service: service(),
                 tid: Tid(1),
                 fd: 5,
                 start_ktime_ns: 0,

@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::io::{Error, ErrorKind};
 
-use profiler_daemon::model::{Coverage, Pid, PythonRef, UnwindEnd};
+use profiler_daemon::model::{Coverage, Pid, ProcessKey, PythonRef, UnwindEnd};
 use profiler_daemon::process::ReadMemory;
 use profiler_daemon::process::python::{
     CodeNames, CodeSignature, DEBUG_OFFSETS_BYTES, Layout, PythonNamer, PythonRuntime,
@@ -81,7 +81,10 @@ fn random_memory_is_survived() {
     for round in 0..2000_u32 {
         let (version, layout) = layout(11 + (round % 4) as u8, &random);
         let runtime = PythonRuntime {
-            pid: Pid(1),
+            process: ProcessKey {
+                pid: Pid(1),
+                start_ticks: 0,
+            },
             version,
             runtime: random.next(),
             offsets: layout.offsets,

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use native_process::{Call, Program, STACK_BYTES, capture};
 use object::{Object, ObjectSection, ObjectSegment};
 use profiler_daemon::model::{AddrFrame, Counter, Coverage, Frame, Pid, Stack, UnwindEnd};
+use profiler_daemon::process::procfs::Procfs;
 use profiler_daemon::process::python::CodeSignature;
 use profiler_daemon::process::{Mappings, Process};
 use profiler_daemon::symbolize::Symbolizer;
@@ -44,8 +45,9 @@ impl Mapped {
         let path = path.display();
         let line = format!("{start:x}-{end:x} r-xp {offset:x} 00:00 {inode} {path}\n");
         let mappings = Mappings::parse(line.as_bytes()).unwrap();
+        let own = Procfs::default().key(Pid(std::process::id())).unwrap();
         Self {
-            process: Process::with_mappings(Pid(std::process::id()), mappings),
+            process: Process::with_mappings(own, mappings),
             symbolizer: Symbolizer::new(CodeSignature::Function),
             losses: Coverage::default(),
         }

@@ -202,7 +202,11 @@ fn a_truncated_object_does_no_harm() {
     let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&copy).unwrap());
     let line = format!("1000-9000 r-xp 00001000 00:00 {inode} {}\n", copy.display());
     let mappings = profiler_daemon::process::Mappings::parse(line.as_bytes()).unwrap();
-    let process = Process::with_mappings(profiler_daemon::model::Pid(u32::MAX), mappings);
+    let gone = profiler_daemon::model::ProcessKey {
+        pid: profiler_daemon::model::Pid(u32::MAX),
+        start_ticks: 0,
+    };
+    let process = Process::with_mappings(gone, mappings);
     let mut symbolizer = symbolizer();
     let mut losses = Coverage::default();
     let stack = |addresses: std::ops::Range<u64>| Stack {
@@ -262,7 +266,7 @@ fn kernel_frames_have_names() {
     let named = symbolizer().symbolize(&process, &stack, &mut losses);
     if address == 0 {
         assert_eq!(signatures(&named), ["[kernel]"]);
-        assert_eq!(losses.notes.len(), 1);
+        assert_eq!(losses.notes().count(), 1);
     } else {
         assert_eq!(signatures(&named), ["do_nanosleep [kernel]"]);
         assert_eq!(losses, Coverage::default());

@@ -23,7 +23,9 @@ use std::path::PathBuf;
 
 use native_process::{Program, STACK_BYTES, capture, fixture, pcs};
 use profiler_common::REGS_MAX;
-use profiler_daemon::model::{AddrFrame, Captured, Coverage, Pid, Stack, StackBytes, UnwindEnd};
+use profiler_daemon::model::{
+    AddrFrame, Captured, Coverage, Pid, ProcessKey, Stack, StackBytes, UnwindEnd,
+};
 use profiler_daemon::process::python::CodeSignature;
 use profiler_daemon::process::{Mappings, Process, ReadMemory};
 use profiler_daemon::symbolize::Symbolizer;
@@ -174,9 +176,13 @@ impl Recording {
             file.display()
         );
         let mappings = Mappings::parse(line.as_bytes()).unwrap();
+        let gone = ProcessKey {
+            pid: Pid(u32::MAX),
+            start_ticks: 0,
+        };
         Self {
             directory,
-            process: Process::with_mappings(Pid(u32::MAX), mappings),
+            process: Process::with_mappings(gone, mappings),
             regs,
             memory,
         }

@@ -28,7 +28,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use anyhow::{Context, Result, bail};
 use profiler_common::REGS_MAX;
-use profiler_daemon::model::{AddrFrame, Captured, Counter, Coverage, Pid, StackBytes};
+use profiler_daemon::model::{AddrFrame, Captured, Counter, Coverage, Pid, ProcessKey, StackBytes};
 use profiler_daemon::process::python::{
     CodeSignature, DEBUG_OFFSETS_BYTES, Layout, PythonNamer, PythonRuntime, PythonVersion,
 };
@@ -38,7 +38,10 @@ use profiler_daemon::unwind::python::walk_chain;
 use profiler_daemon::unwind::{AARCH64, Arch, NativeUnwinder, X86_64};
 
 /// A process that is not there.
-const NOBODY: Pid = Pid(u32::MAX >> 2);
+const NOBODY: ProcessKey = ProcessKey {
+    pid: Pid(u32::MAX >> 2),
+    start_ticks: 0,
+};
 
 /// Where an object is mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,7 +282,7 @@ impl Recording {
             Layout::from_debug_offsets(version, &bytes)
         })?;
         Ok(PythonRuntime {
-            pid: NOBODY,
+            process: NOBODY,
             version,
             runtime: self.runtime,
             offsets: layout.offsets,

@@ -355,7 +355,7 @@ mod tests {
         bindings.add_to(&task_id, &mut coverage);
         assert_eq!(coverage.get(Counter::SegmentsBoundByCall), 1);
         assert_eq!(coverage.get(Counter::SegmentsSynthetic), 2);
-        assert_eq!(coverage.notes.len(), 2);
+        assert_eq!(coverage.notes().count(), 2);
         assert!(!bindings.is_waiting(&task_id));
     }
 }

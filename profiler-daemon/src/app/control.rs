@@ -35,7 +35,7 @@ use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
 use crate::process::{Pods, ProcessTable};
 use crate::state::TaskJournal;
 use observe::Observed;
-use tasks::{Live, not_run};
+use tasks::Live;
 
 /// How often starts and ends of tasks are looked at while there are any.
 const STEP: Duration = Duration::from_millis(50);
@@ -174,6 +174,10 @@ impl Control {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "processes could not be listed"),
         }
+        for live in self.live.values_mut() {
+            live.watched
+                .retain(|&process| self.table.find(process).is_some());
+        }
         let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
         for task_id in tasks {
             self.watch_new(&task_id);
@@ -204,9 +208,10 @@ impl Control {
             } => {
                 tracing::warn!(service = service.name, reason, "task refused");
                 self.observed.refused += 1;
+                self.observed.totals.add(Counter::TasksNotRun, 1);
                 // Who waits for it must not wait for ever.
                 if let Some(task_id) = task_id {
-                    self.tell_end(task_id, service, not_run(&reason));
+                    self.tell_end(task_id, service, Coverage::not_run(&reason));
                 }
             }
             OapEvent::Connected => tracing::info!("Connected: an OAP has answered"),
@@ -221,12 +226,12 @@ impl Control {
         };
         for service in live.instances.keys() {
             for process in self.table.processes_of(service) {
-                let pid = process.pid;
-                if live.watched.contains(&pid) {
+                let key = process.key;
+                if live.watched.contains(&key) {
                     continue;
                 }
-                if let Some(text) = self.bindings.left_to_agent(pid, process.agent.as_ref()) {
-                    live.watched.insert(pid);
+                if let Some(text) = self.bindings.left_to_agent(key.pid, process.agent.as_ref()) {
+                    live.watched.insert(key);
                     tracing::warn!(%task_id, "{text}");
                     self.pipeline.send(Command::Note {
                         slot: live.slot,
@@ -236,9 +241,9 @@ impl Control {
                     continue;
                 }
                 let has_agent = process.agent.is_some();
-                let look = || inspect(live.slot, pid, service.clone(), has_agent);
+                let look = || inspect(live.slot, key, service.clone(), has_agent);
                 if let Some(commands) = tokio::task::block_in_place(look) {
-                    live.watched.insert(pid);
+                    live.watched.insert(key);
                     commands
                         .into_iter()
                         .for_each(|command| self.pipeline.send(command));
@@ -255,7 +260,7 @@ impl Control {
                 // Before it is sent: a crash in between must not let in another request.
                 let service = segment.service.clone();
                 self.journal(|journal| journal.profiled(&task_id, &service));
-                let process = self.table.get(segment.request.request.pid);
+                let process = self.table.find(segment.request.request.process);
                 let tags = process.map_or_else(Vec::new, |p| p.identity.tags.clone());
                 segment.tags.extend(tags);
                 tracing::info!(
@@ -285,25 +290,42 @@ impl Control {
             PipelineEvent::TaskFailed(task_id, error) => {
                 tracing::error!(%task_id, error = format!("{error:#}"), "task failed");
                 self.observed.failed += 1;
+                self.observed.totals.add(Counter::TasksNotRun, 1);
                 if let Some(live) = self.live.get_mut(&task_id) {
                     live.ending = true; // it would fail again after a restart
                 }
-                self.finish(&task_id, &not_run(&format!("{error:#}")));
+                self.finish(&task_id, &Coverage::not_run(&format!("{error:#}")));
             }
-            PipelineEvent::ProcessChanged(pid) => {
+            PipelineEvent::ProcessChanged(process) => {
                 for live in self.live.values_mut() {
-                    live.watched.remove(&pid);
+                    live.watched.remove(&process);
                 }
                 self.scan();
             }
         }
     }
 
-    fn report(&self, segment: ProfiledSegment) {
+    fn report(&mut self, segment: ProfiledSegment) {
         let task_id = segment.task_id.clone();
         // It may have to go to disk.
         if let Err(error) = tokio::task::block_in_place(|| self.oap.report(segment)) {
             tracing::warn!(%task_id, %error, "a segment is lost");
+            self.note(&task_id, format!("a profiled request is lost: {error}"));
+        }
+    }
+
+    /// Adds a sentence to the coverage of a task.
+    pub(super) fn note(&mut self, task_id: &TaskId, text: String) {
+        let Some(live) = self.live.get_mut(task_id) else {
+            return;
+        };
+        match &mut live.done {
+            Some(coverage) => coverage.note(text),
+            None => self.pipeline.send(Command::Note {
+                slot: live.slot,
+                counter: None,
+                text,
+            }),
         }
     }
 

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use super::capture::{Command, NewTarget};
-use crate::model::{Counter, Pid, Service, TaskSlot};
+use crate::model::{Counter, ProcessKey, Service, TaskSlot};
 use crate::process::procfs::Procfs;
 use crate::process::python::{PythonError, PythonRuntime};
-use crate::process::{RequestModel, Runtime, stand_in};
+use crate::process::{RequestModel, Runtime};
 
 /// The commands that add a process to a task, with what is known about its runtime. `None` if its
 /// interpreter still starts (ask again) or the process has just ended. Reads the process's memory,
 /// which takes some milliseconds.
 pub(super) fn inspect(
     slot: TaskSlot,
-    pid: Pid,
+    process: ProcessKey,
     service: Service,
     has_agent: bool,
 ) -> Option<Vec<Command>> {
@@ -22,6 +22,7 @@ pub(super) fn inspect(
         counter,
         text,
     };
+    let pid = process.pid;
     // Before anything else is read of it: should it run another program meanwhile, this tells.
     let program = Procfs::default().stat(pid).ok()?;
     if let Ok(runtime) = Runtime::detect(pid)
@@ -34,7 +35,7 @@ pub(super) fn inspect(
     let python = match PythonRuntime::detect(pid) {
         Ok(python) => python.map(Arc::new),
         Err(PythonError::Starting { .. }) => return None,
-        Err(_) if is_gone(pid) => return None,
+        Err(_) if !Procfs::default().has(process) => return None,
         Err(error) => {
             let why = anyhow::Error::from(error);
             commands.push(note(
@@ -44,21 +45,13 @@ pub(super) fn inspect(
             None
         }
     };
-    let target = NewTarget {
+    commands.push(Command::AddTarget(NewTarget {
         slot,
-        pid,
+        process,
+        service,
         program,
         python,
         has_agent,
-    };
-    commands.push(Command::AddTarget { target, service });
+    }));
     Some(commands)
-}
-
-/// Whether there is nothing left of a process to look at.
-fn is_gone(pid: Pid) -> bool {
-    let procfs = Procfs::default();
-    procfs.stat(pid).map_or(true, |stat| {
-        stat.is_dead && !stand_in::lives_on(&procfs, pid)
-    })
 }

@@ -16,9 +16,9 @@ use crate::analyze;
 use crate::config::Config;
 use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::model::{
-    Counter, Coverage, Pid, ProfileReport, ProfileTask, ProfiledSegment, Progress, ProgressState,
-    RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId, TaskReport,
-    TaskSlot,
+    Counter, Coverage, ProcessKey, ProfileReport, ProfileTask, ProfiledSegment, Progress,
+    ProgressState, RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId,
+    TaskReport, TaskSlot,
 };
 use crate::process::{Family, ProcessTable};
 use crate::request::Endpoint;
@@ -78,15 +78,11 @@ async fn run(
         Err(error) => tracing::warn!("pods cannot be learned from Kubernetes: {error:#}"),
     }
     table.scan()?;
-    let mut targets = Targets::new(&request.target);
+    let mut targets = Targets::new(&table, &request.target)?;
     let found = targets.find(&table);
-    let Some((_, service)) = found.first().cloned() else {
-        match &request.target {
-            RecordTarget::Pid(pid) => bail!("there is no process {pid}; `profilerd ps` lists them"),
-            RecordTarget::Service(name) => {
-                bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
-            }
-        }
+    let service = match found.first() {
+        Some((_, service)) => service.clone(),
+        None => bail!("the process has just ended"),
     };
     let now_ms = crate::model::clock::unix_ms_now();
     let task = ProfileTask {
@@ -114,18 +110,10 @@ async fn run(
         task: Box::new(task.clone()),
         endpoint: Box::new(endpoint),
     });
-    for (pid, service) in found {
-        targets.watch(&pipeline, pid, service);
+    for (process, service) in found {
+        targets.watch(&pipeline, process, service);
     }
-    let collected = collect(
-        &pipeline,
-        &mut inputs,
-        &task,
-        request,
-        progress,
-        &mut table,
-        targets,
-    );
+    let collected = collect(&pipeline, &mut inputs, &task, progress, &mut table, targets);
     let collected = collected.await;
     // Also after a failure: the kernel side is detached in order, and why a thread ended early is
     // known when it is joined.
@@ -148,7 +136,6 @@ async fn collect(
     pipeline: &Pipeline,
     inputs: &mut Inputs,
     task: &ProfileTask,
-    request: &RecordRequest,
     progress: &dyn Progress,
     table: &mut ProcessTable,
     mut targets: Targets,
@@ -156,7 +143,7 @@ async fn collect(
     let started = Instant::now();
     let mut segments: Vec<ProfiledSegment> = Vec::new();
     let mut state = ProgressState {
-        duration: request.duration,
+        duration: task.duration,
         ..ProgressState::default()
     };
     let mut ending = false;
@@ -181,8 +168,8 @@ async fn collect(
                 }
                 Some(PipelineEvent::TaskFailed(_, error)) => return Err(error),
                 // It runs another program now.
-                Some(PipelineEvent::ProcessChanged(pid)) => {
-                    targets.watched.remove(&pid);
+                Some(PipelineEvent::ProcessChanged(process)) => {
+                    targets.watched.remove(&process);
                     scanned = None;
                 }
                 Some(PipelineEvent::Armed(_) | PipelineEvent::ProgramTime(..)) => {}
@@ -194,18 +181,18 @@ async fn collect(
                 pipeline.send(Command::EndTask { slot: SLOT });
             }
         }
-        state.elapsed = started.elapsed().min(request.duration);
+        state.elapsed = started.elapsed().min(task.duration);
         progress.update(state);
         let full = segments.len() >= task.max_sampling_count as usize;
-        if !ending && (full || started.elapsed() >= request.duration) {
+        if !ending && (full || started.elapsed() >= task.duration) {
             ending = true;
             pipeline.send(Command::EndTask { slot: SLOT });
         }
         if !ending && scanned.is_none_or(|it| it.elapsed() > Duration::from_secs(1)) {
             scanned = Some(Instant::now());
             if table.scan().is_ok() {
-                for (pid, service) in targets.find(table) {
-                    targets.watch(pipeline, pid, service);
+                for (process, service) in targets.find(table) {
+                    targets.watch(pipeline, process, service);
                 }
             }
         }
@@ -215,58 +202,65 @@ async fn collect(
 /// The processes that are recorded.
 struct Targets {
     whom: Whom,
-    watched: HashSet<Pid>,
+    watched: HashSet<ProcessKey>,
     /// Most that were there at one time.
     most: usize,
 }
 
+/// Whom to record, once it is known which process has the id that was asked for.
 enum Whom {
-    /// A process, as which its descendants report.
-    Family(Pid, Family),
+    /// A process and its descendants, all of which report as the process does.
+    Family(Service, Family),
     /// A service by its name.
     Service(String),
 }
 
 impl Targets {
-    fn new(target: &RecordTarget) -> Self {
+    fn new(table: &ProcessTable, target: &RecordTarget) -> Result<Self> {
         let whom = match target {
-            RecordTarget::Pid(pid) => Whom::Family(*pid, Family::of(*pid)),
+            RecordTarget::Pid(pid) => match table.get(*pid) {
+                Some(first) => Whom::Family(first.identity.service.clone(), Family::of(first.key)),
+                None => bail!("there is no process {pid}; `profilerd ps` lists them"),
+            },
+            RecordTarget::Service(name) if table.processes_of_name(name).next().is_none() => {
+                bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
+            }
             RecordTarget::Service(name) => Whom::Service(name.clone()),
         };
-        Self {
+        Ok(Self {
             whom,
             watched: HashSet::new(),
             most: 0,
-        }
+        })
     }
 
     /// Those among the processes of the table, and the instances that they report as.
-    fn find(&mut self, table: &ProcessTable) -> Vec<(Pid, Service)> {
-        let of = |p: &crate::process::table::Process| (p.pid, p.identity.service.clone());
-        let found: Vec<(Pid, Service)> = match &mut self.whom {
-            Whom::Family(first, family) => {
-                let members = family.update(table);
-                let service = table.get(*first).map(|first| of(first).1);
-                let members = members.into_iter().filter_map(|pid| {
-                    // Descendants may outlive the first process.
-                    let service = service.clone().or_else(|| Some(of(table.get(pid)?).1));
-                    Some((pid, service?))
-                });
-                members.collect()
+    fn find(&mut self, table: &ProcessTable) -> Vec<(ProcessKey, Service)> {
+        self.watched
+            .retain(|&process| table.find(process).is_some());
+        let found: Vec<(ProcessKey, Service)> = match &mut self.whom {
+            Whom::Family(service, family) => {
+                let members = family.update(table).into_iter();
+                members.map(|member| (member, service.clone())).collect()
             }
-            Whom::Service(name) => table.processes_of_name(name).map(of).collect(),
+            Whom::Service(name) => {
+                let processes = table.processes_of_name(name);
+                processes
+                    .map(|process| (process.key, process.identity.service.clone()))
+                    .collect()
+            }
         };
         self.most = self.most.max(found.len());
         found
     }
 
     /// Adds a process, unless it is watched already or its interpreter still starts.
-    fn watch(&mut self, pipeline: &Pipeline, pid: Pid, service: Service) {
-        let look = || inspect(SLOT, pid, service, false);
-        if !self.watched.contains(&pid)
+    fn watch(&mut self, pipeline: &Pipeline, process: ProcessKey, service: Service) {
+        let look = || inspect(SLOT, process, service, false);
+        if !self.watched.contains(&process)
             && let Some(commands) = tokio::task::block_in_place(look)
         {
-            self.watched.insert(pid);
+            self.watched.insert(process);
             commands
                 .into_iter()
                 .for_each(|command| pipeline.send(command));
@@ -275,11 +269,12 @@ impl Targets {
 
     /// Says that more than the process that was asked for was recorded.
     fn note(&self, coverage: &mut Coverage) {
-        if let Whom::Family(first, _) = &self.whom
+        if let Whom::Family(_, family) = &self.whom
             && self.most > 1
         {
             coverage.note(format!(
-                "process {first} was recorded with its descendants, at most {} at one time",
+                "process {} was recorded with its descendants, at most {} at one time",
+                family.first(),
                 self.most - 1
             ));
         }

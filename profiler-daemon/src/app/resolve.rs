@@ -2,9 +2,11 @@
 //!
 //! In:  [`Work`] from [`super::capture`], in order
 //! Out: [`PipelineEvent`]s to [`super::control`]
-//! Lost: sample of a request that is gone -> [`Counter::SamplesOrphaned`]
+//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]; samples of long requests, evenly ->
+//!       [`Counter::SamplesThinned`]
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +17,7 @@ use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work};
 use crate::frames::{FrameSet, activity};
 use crate::kernel;
 use crate::model::{
-    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, Pid,
+    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, ProcessKey,
     ProfiledSegment, RawSample, RequestId, SampleKind, Service, Stack, TaskId, TaskSlot,
     TimedStack,
 };
@@ -24,7 +26,7 @@ use crate::process::procfs::Procfs;
 use crate::process::python::{CodeSignature, PythonRuntime};
 use crate::snapshot;
 use crate::symbolize::Symbolizer;
-use crate::timeline::{self, Grids};
+use crate::timeline::{self, Grids, Samples};
 use crate::unwind::Unwinder;
 use crate::usage::release_free_memory;
 
@@ -32,6 +34,9 @@ use crate::usage::release_free_memory;
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
 /// Tag of a request of which the end is not shown: why.
 const TAG_CUT: &str = "profilerd.cut";
+
+/// Most memory that the samples of all open requests may take: some 40,000 different stacks of 60 frames.
+const SAMPLES_MAX_BYTES: usize = 64 << 20;
 
 /// What the pipeline tells its owner.
 #[derive(Debug)]
@@ -51,31 +56,17 @@ pub(super) enum PipelineEvent {
     /// The task could not be armed.
     TaskFailed(TaskId, anyhow::Error),
     /// A process executed another program: look at it again.
-    ProcessChanged(Pid),
+    ProcessChanged(ProcessKey),
 }
 
 /// An open request and its samples.
 struct Open {
     request: ActiveRequest,
     grids: Grids,
-    samples: Vec<TimedStack>,
+    samples: Samples,
     /// Stack of the latest off-CPU sample.
     blocked: Option<Arc<Stack<Frame>>>,
     losses: Coverage,
-}
-
-impl Open {
-    /// The thread ran again: its stack while it was blocked held until then.
-    fn end_block(&mut self, ktime_ns: u64) {
-        let Some(blocked) = &self.blocked else {
-            return;
-        };
-        // Samples of its CPU may have come in between.
-        let mut samples = self.samples.iter_mut().rev();
-        if let Some(last) = samples.find(|sample| Arc::ptr_eq(&sample.stack, blocked)) {
-            last.until_ktime_ns = last.ktime_ns.max(ktime_ns);
-        }
-    }
 }
 
 /// State of the thread.
@@ -87,9 +78,11 @@ pub(super) struct Resolve {
     unwinder: Unwinder,
     symbolizer: Symbolizer,
     frames: FrameSet,
-    processes: HashMap<Pid, Process>,
-    runtimes: HashMap<Pid, Arc<PythonRuntime>>,
+    processes: HashMap<ProcessKey, Process>,
+    runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     open: HashMap<RequestId, Open>,
+    /// Memory of the samples of all open requests.
+    samples_bytes: usize,
     coverage: HashMap<TaskId, Coverage>,
 }
 
@@ -113,6 +106,7 @@ impl Resolve {
             processes: HashMap::new(),
             runtimes: HashMap::new(),
             open: HashMap::new(),
+            samples_bytes: 0,
             coverage: HashMap::new(),
         }
     }
@@ -128,9 +122,6 @@ impl Resolve {
         match work {
             Work::Target(target) => self.on_target(target),
             Work::Forked(child, python) => {
-                // The id may have been another process's, whose end was lost.
-                self.processes.remove(&child);
-                self.runtimes.remove(&child);
                 if let Some(python) = python {
                     self.runtimes.insert(child, python);
                 }
@@ -139,7 +130,7 @@ impl Resolve {
                 let open = Open {
                     request: *request,
                     grids,
-                    samples: Vec::new(),
+                    samples: Samples::default(),
                     blocked: None,
                     losses: Coverage::default(),
                 };
@@ -155,9 +146,9 @@ impl Resolve {
                 self.on_sample(sample);
             }
             Work::Drop(id) => {
-                self.open.remove(&id);
+                self.close(id);
             }
-            Work::Finish(finished, service) => self.on_finish(*finished, service),
+            Work::Finish(finished) => self.on_finish(*finished),
             Work::Publish(task_id, coverage) => {
                 let coverage = self.with_own(&task_id, coverage);
                 self.tell(PipelineEvent::Coverage(task_id, coverage));
@@ -174,16 +165,17 @@ impl Resolve {
                 self.tell(PipelineEvent::TaskFailed(task_id, error));
             }
             Work::Armed(task_id) => self.tell(PipelineEvent::Armed(task_id)),
-            Work::ForgetProcess(pid, lives) => {
-                self.forget(pid);
+            Work::ForgetProcess(key, lives) => {
+                self.forget(key);
                 if lives {
-                    self.tell(PipelineEvent::ProcessChanged(pid));
+                    self.tell(PipelineEvent::ProcessChanged(key));
                 }
             }
             Work::Idle => {
                 self.processes.clear();
                 self.runtimes.clear();
                 self.open.clear();
+                self.samples_bytes = 0;
                 self.symbolizer.release();
                 self.unwinder = Unwinder::default();
                 // Symbols take tens of megabytes, and the next task may be days away.
@@ -194,14 +186,16 @@ impl Resolve {
 
     /// Reads what stacks of a process need, before there are any.
     fn on_target(&mut self, target: NewTarget) {
-        let pid = target.pid;
-        self.forget(pid);
+        let key = target.process;
+        self.forget(key);
         if let Some(python) = &target.python {
-            self.runtimes.insert(pid, Arc::clone(python));
+            self.runtimes.insert(key, Arc::clone(python));
         }
         let start = Instant::now();
-        self.open_process(pid);
-        if let Some(process) = self.processes.get(&pid) {
+        if let Err(error) = self.open_process(key) {
+            tracing::debug!(pid = %key, %error, "process cannot be opened");
+        }
+        if let Some(process) = self.processes.get(&key) {
             self.unwinder.prepare(process);
             self.symbolizer.prepare(process);
             // Most of what a request's stacks will have below its handler.
@@ -210,57 +204,68 @@ impl Resolve {
                 self.symbolizer.symbolize(process, &stack, &mut unwanted);
             }
         }
-        tracing::debug!(%pid, elapsed = ?start.elapsed(), "process prepared");
-        match Procfs::default().stat(pid) {
-            Ok(program) if !program.is_same_program(&target.program) => {
-                self.forget(pid);
-                self.tell(PipelineEvent::ProcessChanged(pid));
+        tracing::debug!(pid = %key, elapsed = ?start.elapsed(), "process prepared");
+        match Procfs::default().stat(key.pid) {
+            Ok(now) if now.key(key.pid) == key && !now.is_same_program(&target.program) => {
+                self.forget(key);
+                self.tell(PipelineEvent::ProcessChanged(key));
             }
+            // Whether it has ended is looked at when it is watched.
             _ => self.commands.send(Command::Watch(target)),
         }
     }
 
-    fn open_process(&mut self, pid: Pid) -> Option<&mut Process> {
-        if !self.processes.contains_key(&pid) {
-            let mut process = Process::open(pid).ok()?;
-            process.python = self.runtimes.get(&pid).map(|python| (**python).clone());
-            self.processes.insert(pid, process);
+    fn open_process(&mut self, key: ProcessKey) -> io::Result<()> {
+        if !self.processes.contains_key(&key) {
+            let mut process = Process::open_same(key)?;
+            process.python = self.runtimes.get(&key).map(|python| (**python).clone());
+            self.processes.insert(key, process);
         }
-        self.processes.get_mut(&pid)
+        Ok(())
     }
 
     fn on_sample(&mut self, sample: RawSample) {
         let RawSample {
             request,
-            pid,
             ktime_ns,
             kind,
             ..
         } = sample;
-        if !self.open.contains_key(&request) {
+        let Some(open) = self.open.get(&request) else {
             // Requests that were dropped leave samples behind in the rings.
             return;
-        }
+        };
+        let process = open.request.process;
+        let bytes_before = open.samples.memory_bytes();
         let stack = match kind {
             SampleKind::Ended => {
-                if let Some(open) = self.open.get_mut(&request) {
-                    open.end_block(ktime_ns);
+                // Its stack while it was blocked held until then.
+                if let Some(open) = self.open.get_mut(&request)
+                    && let Some(blocked) = &open.blocked
+                {
+                    open.samples.end_block(blocked, ktime_ns);
                 }
                 return;
             }
             SampleKind::Unchanged => {
-                let stack = self.open[&request].blocked.clone();
+                let stack = open.blocked.clone();
+                if stack.is_none()
+                    && let Some(open) = self.open.get_mut(&request)
+                {
+                    // What had been read of the block could not be resolved.
+                    open.losses.bump(Counter::SamplesOrphaned);
+                }
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))
             }
             SampleKind::OnCpu(captured) => {
-                let stack = self.resolve(request, pid, captured, false);
+                let stack = self.resolve(request, process, captured, false);
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))
             }
             SampleKind::OffCpu {
                 since_ktime_ns,
                 captured,
             } => {
-                let stack = self.resolve(request, pid, captured, true);
+                let stack = self.resolve(request, process, captured, true);
                 if let Some(open) = self.open.get_mut(&request) {
                     open.blocked.clone_from(&stack);
                 }
@@ -273,24 +278,61 @@ impl Resolve {
         let Some(open) = self.open.get_mut(&request) else {
             return;
         };
-        match stack {
-            Some(stack) => open.samples.push(stack),
-            None => open.losses.bump(Counter::SamplesOrphaned),
+        if let Some(stack) = stack {
+            open.samples.push(stack, &open.grids);
+        }
+        self.bound_samples(request, bytes_before);
+    }
+
+    /// Takes note of the memory that samples of a request have taken, and thins those of the request that has most
+    /// until those of all fit.
+    fn bound_samples(&mut self, id: RequestId, bytes_before: usize) {
+        if let Some(open) = self.open.get(&id) {
+            self.samples_bytes += open.samples.memory_bytes();
+            self.samples_bytes -= bytes_before;
+        }
+        while self.samples_bytes > SAMPLES_MAX_BYTES {
+            let open = self.open.values_mut();
+            let Some(largest) = open.max_by_key(|open| open.samples.memory_bytes()) else {
+                break;
+            };
+            let before = largest.samples.memory_bytes();
+            largest.samples.halve(&largest.grids);
+            let after = largest.samples.memory_bytes();
+            if after >= before {
+                break; // each has its first and its last sample, and there is no more of them than of open requests
+            }
+            self.samples_bytes -= before - after;
         }
     }
 
-    /// Unwinds and names; `None` if the process is gone.
+    /// Takes a request out.
+    fn close(&mut self, id: RequestId) -> Option<Open> {
+        let open = self.open.remove(&id)?;
+        self.samples_bytes -= open.samples.memory_bytes();
+        Some(open)
+    }
+
+    /// Unwinds and names; `None` if the process cannot be looked at any more, which is counted.
     fn resolve(
         &mut self,
         request: RequestId,
-        pid: Pid,
+        key: ProcessKey,
         mut captured: Box<Captured>,
         is_off_cpu: bool,
     ) -> Option<Arc<Stack<Frame>>> {
         let start = Instant::now();
-        self.open_process(pid);
-        let process = self.processes.get_mut(&pid)?;
-        let losses = &mut self.open.get_mut(&request)?.losses;
+        let opened = self.open_process(key);
+        let open = self.open.get_mut(&request)?;
+        let losses = &mut open.losses;
+        if let Err(error) = opened {
+            losses.bump(match error.kind() {
+                io::ErrorKind::PermissionDenied => Counter::SamplesNoStack,
+                _ => Counter::SamplesOrphaned,
+            });
+            return None;
+        }
+        let process = self.processes.get_mut(&key)?;
         let stack = self.unwinder.unwind(process, &mut captured, losses);
         let mut stack = self.symbolizer.symbolize(process, &stack, losses);
         if !stack.frames.is_empty()
@@ -298,26 +340,28 @@ impl Resolve {
         {
             stack.frames.insert(0, activity);
         }
-        tracing::trace!(%pid, elapsed = ?start.elapsed(), "stack resolved");
-        Some(Arc::new(stack))
+        tracing::trace!(pid = %key, elapsed = ?start.elapsed(), "stack resolved");
+        Some(open.samples.share(stack))
     }
 
-    fn on_finish(&mut self, mut finished: FinishedRequest, service: Service) {
-        let Some(open) = self.open.remove(&finished.request.id) else {
+    fn on_finish(&mut self, mut finished: FinishedRequest) {
+        let Some(open) = self.close(finished.request.id) else {
             return;
         };
         finished.losses.merge(&open.losses);
+        let step = open.samples.step();
+        let samples = open.samples.finish(&open.grids, &mut finished.losses);
         let timeline = timeline::build(
-            open.samples,
+            samples,
             &open.grids,
             finished.request.start_ktime_ns,
             finished.end_ktime_ns,
             &mut finished.losses,
         );
-        let stretched_ns = open.grids.stretched_period_ns(finished.end_ktime_ns);
+        let stretched_ns = open.grids.stretched_period_ns(finished.end_ktime_ns, step);
         let task_id = finished.request.task_id.clone();
-        let slot = finished.request.slot;
-        match snapshot::build(finished, &timeline, service.clone(), self.frames) {
+        let (slot, service) = (finished.request.slot, finished.request.service.clone());
+        match snapshot::build(finished, &timeline, self.frames) {
             Ok(mut segment) => {
                 if let Some(period_ns) = stretched_ns {
                     let period_ms = (period_ns / 1_000_000).to_string();
@@ -349,11 +393,11 @@ impl Resolve {
         coverage
     }
 
-    fn forget(&mut self, pid: Pid) {
-        self.processes.remove(&pid);
-        self.runtimes.remove(&pid);
-        self.unwinder.forget(pid);
-        self.symbolizer.forget(pid);
+    fn forget(&mut self, key: ProcessKey) {
+        self.processes.remove(&key);
+        self.runtimes.remove(&key);
+        self.unwinder.forget(key);
+        self.symbolizer.forget(key);
     }
 
     fn tell(&self, event: PipelineEvent) {
@@ -369,4 +413,72 @@ fn activity_of(stack: &Stack<Frame>, captured: &Captured, is_off_cpu: bool) -> O
     let call = kernel::system_call(&captured.regs);
     let activity = activity::of_thread(&names, call, is_off_cpu)?;
     Some(Frame::new(activity.to_string(), FrameKind::Activity))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use super::*;
+    use crate::model::UnwindEnd;
+    use crate::model::binding::tests::profiled;
+    use crate::timeline::Grid;
+
+    /// Check that samples of all open requests together stay below the limit, that the request with most of them is the
+    /// one that is thinned, and that nothing is left of their memory when they are over.
+    #[test]
+    fn samples_of_all_requests_are_bounded() {
+        const PERIOD_NS: u64 = 10_000_000;
+        let (_work, work) = crossbeam_channel::bounded(1);
+        let (events, _events) = mpsc::channel(1);
+        let (sender, _commands) = crossbeam_channel::unbounded();
+        let commands = Commands {
+            sender,
+            wake: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap()),
+        };
+        let mut resolve = Resolve::new(
+            work,
+            Arc::default(),
+            commands,
+            events,
+            CodeSignature::Function,
+            FrameSet::All,
+        );
+        let (long, short) = (RequestId(1), RequestId(2));
+        let grid = Grid {
+            origin_ktime_ns: 0,
+            period_ns: PERIOD_NS,
+        };
+        for id in [long, short] {
+            let request = ActiveRequest {
+                id,
+                ..profiled(&[0]).request.request
+            };
+            let grids = Grids::new(grid, PERIOD_NS);
+            resolve.take(Work::Begin(Box::new(request), grids));
+        }
+        let frame = |name: String| Frame::new(name, FrameKind::Native);
+        let callers = vec![frame("main".to_owned()); 499];
+        for tick in 1..=8_000 {
+            let id = if tick % 8 == 0 { short } else { long };
+            let open = resolve.open.get_mut(&id).unwrap();
+            let before = open.samples.memory_bytes();
+            let leaf = frame(format!("leaf {tick}"));
+            let stack = open.samples.share(Stack {
+                frames: [&[leaf][..], &callers[..]].concat(),
+                end: UnwindEnd::Root,
+            });
+            let sample = TimedStack::at(tick * PERIOD_NS, stack);
+            open.samples.push(sample, &open.grids);
+            resolve.bound_samples(id, before);
+            assert!(resolve.samples_bytes <= SAMPLES_MAX_BYTES);
+        }
+        let open = |id| &resolve.open[&id].samples;
+        assert!(open(long).step() > 1);
+        assert_eq!(open(short).step(), 1);
+        assert!(resolve.samples_bytes > SAMPLES_MAX_BYTES / 4);
+        resolve.take(Work::Drop(long));
+        resolve.take(Work::Drop(short));
+        assert_eq!(resolve.samples_bytes, 0);
+    }
 }

@@ -76,7 +76,7 @@ impl Row {
     fn new(process: &Process, obstacle: Option<&str>) -> Self {
         let runtime = match &process.runtime {
             Some(runtime) => Ok(runtime.clone()),
-            None => Runtime::detect(process.pid),
+            None => Runtime::detect(process.key.pid),
         };
         let named_frames = runtime.as_ref().ok().map(Runtime::named_frames);
         let (runtime, reason) = match runtime {
@@ -107,7 +107,7 @@ impl Row {
             _ => None,
         };
         Self {
-            pid: process.pid.0,
+            pid: process.key.pid.0,
             service: clean(&identity.service.name).into_owned(),
             instance: clean(&identity.service.instance).into_owned(),
             layer: identity.layer.clone(),

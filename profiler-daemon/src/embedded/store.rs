@@ -145,6 +145,11 @@ impl Store {
                 Ok(task) => task,
                 Err(refusal) => return Ok(Err(refusal)),
             };
+            if !instances::has_agent(db, &task.request.service)?
+                && let Err(refusal) = task.request.check_endpoint()
+            {
+                return Ok(Err(refusal));
+            }
             let why = format!("no more than {limit} tasks are kept");
             if tasks::all(db)?.len() >= limit
                 && !retention::remove_oldest(db, i64::MAX, now_ms, &why)?

@@ -78,7 +78,7 @@ fn a_segment_needs_its_object_and_sequence_zero() {
     assert_eq!(shown(&store, &task), ["early", "late"]);
     let view = store.find_task("", NOW).unwrap();
     assert_eq!((view.segments, view.snapshots), (2, 3));
-    assert!(view.coverage.notes.is_empty());
+    assert_eq!(view.coverage.notes().count(), 0);
 }
 
 /// Check that bad, unknown and repeated rows are dropped, counted and noted.
@@ -114,7 +114,7 @@ fn unusable_rows_are_counted() {
     );
     let view = store.find_task(&task.id, NOW).unwrap();
     assert_eq!(view.snapshots, 1);
-    let notes = view.coverage.notes.join("; ");
+    let notes = view.coverage.to_report().notes.join("; ");
     assert!(notes.contains("2 snapshots were not stored"), "{notes}");
 }
 
@@ -193,7 +193,8 @@ fn old_results_make_room_for_new_ones() {
     assert!(lost > 0);
     let rows = |task: &TaskRecord, now| store.find_task(&task.id, now).unwrap().snapshots;
     assert_eq!((rows(&old, NOW), rows(&new, NOW)), (50, 1000 - lost));
-    let notes = store.find_task(&new.id, NOW).unwrap().coverage.notes;
+    let view = store.find_task(&new.id, NOW).unwrap();
+    let notes = view.coverage.to_report().notes;
     assert!(
         notes.contains(&format!("{lost} snapshots were not stored")),
         "{notes:?}"
@@ -202,7 +203,8 @@ fn old_results_make_room_for_new_ones() {
     let later = NOW + 600_000;
     add(&new, "later", 10, later);
     assert_eq!((rows(&old, later), rows(&new, later)), (0, 1010 - lost));
-    let notes = store.find_task(&old.id, later).unwrap().coverage.notes;
+    let view = store.find_task(&old.id, later).unwrap();
+    let notes = view.coverage.to_report().notes;
     assert!(notes[0].contains("make room"), "{notes:?}");
     assert_eq!(store.losses().snapshots_over_limit, lost);
 }
@@ -365,4 +367,29 @@ fn a_smaller_limit_is_reached() {
     let tasks = store.tasks(NOW).unwrap().into_iter();
     let rows = tasks.map(|(task, _)| store.find_task(&task.id, NOW).unwrap().snapshots);
     assert_eq!(rows.collect::<Vec<_>>(), [1000, 0, 0]);
+}
+
+/// Check that an endpoint that stands in no request line is refused with what to write, unless an agent of the service
+/// may know it.
+#[test]
+fn an_endpoint_that_cannot_be_found_is_refused() {
+    let store = Store::new(StoreLimits::default());
+    let rpc = || TaskRequest {
+        endpoint: "com.shop.Orders.get".to_owned(),
+        ..request("svc")
+    };
+    let properties = |key: &str| Some([(key.to_owned(), "1".to_owned())].into());
+    let own = properties(crate::process::VERSION_PROPERTY);
+    store.seen("svc", "one", own, NOW).unwrap();
+    store.seen("svc", "two", None, NOW).unwrap();
+    store
+        .seen("other", "one", properties("language"), NOW)
+        .unwrap();
+    let refused = store.create_task(rpc(), NOW).unwrap_err().to_string();
+    assert!(refused.contains("has no path"), "{refused}");
+    assert!(store.tasks(NOW).unwrap().is_empty());
+    store
+        .seen("svc", "three", properties("language"), NOW)
+        .unwrap();
+    store.create_task(rpc(), NOW).unwrap();
 }

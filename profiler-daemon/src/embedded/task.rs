@@ -1,7 +1,8 @@
 //! Profile tasks as the server keeps them: creation rules, identity, state.
 //!
 //! The checks, their order and their texts are those of OAP's `ProfileTaskMutationService`, so that
-//! a task refused here is one that a SkyWalking OAP would refuse, for the reason it would give.
+//! a task refused here is one that a SkyWalking OAP would refuse, for the reason it would give. The one more is
+//! [`TaskRequest::check_endpoint`].
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 
 use super::storage::StorageError;
 use crate::model::TaskLimits;
+use crate::request::Endpoint;
 
 /// Tasks whose start lies further from now than this are not delivered.
 const DELIVERY_WINDOW_MINUTES: i64 = 5;
@@ -186,6 +188,19 @@ impl TaskRequest {
             return refused("max sampling count must less than 10");
         }
         Ok(())
+    }
+
+    /// Checks that the endpoint can be found in a request line. OAP takes any text; where no agent runs the task, one
+    /// that cannot would keep the service busy for nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Argument`] that says what to write.
+    pub fn check_endpoint(&self) -> Result<(), Refusal> {
+        let parsed = Endpoint::parse(&self.endpoint);
+        parsed
+            .map(drop)
+            .map_err(|error| Refusal::Argument(error.to_string()))
     }
 }
 

@@ -16,8 +16,6 @@ use crate::model::{Counter, Coverage, CoverageReport, SegmentReport, SnapshotRep
 
 /// Most counters and notes accepted in one coverage report.
 const COVERAGE_MAX_ENTRIES: usize = 256;
-/// Longest note accepted.
-const NOTE_MAX_BYTES: usize = 1024;
 
 /// Why a message cannot be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -38,7 +36,7 @@ pub fn coverage_to_wire(coverage: &Coverage) -> pb::Coverage {
             .filter(|&counter| coverage.get(counter) > 0)
             .map(|counter| (counter.name().to_owned(), coverage.get(counter)))
             .collect(),
-        notes: coverage.notes.clone(),
+        notes: coverage.notes().collect(),
     }
 }
 
@@ -52,7 +50,7 @@ pub fn coverage_from_wire(wire: &pb::Coverage) -> Coverage {
         }
     }
     for note in wire.notes.iter().take(COVERAGE_MAX_ENTRIES) {
-        coverage.note(&note[..note.floor_char_boundary(NOTE_MAX_BYTES)]);
+        coverage.note(note);
     }
     coverage
 }
@@ -339,6 +337,6 @@ mod tests {
         wire.notes = vec!["ä".repeat(1000)];
         let read = coverage_from_wire(&wire);
         assert_eq!(read.get(Counter::RequestsMatched), 3);
-        assert_eq!(read.notes[0].len(), NOTE_MAX_BYTES);
+        assert!(read.notes().all(|note| note.len() < 2000));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use profiler_common::REGS_MAX;
 
 use crate::kernel::{IP, SP};
-use crate::model::{Captured, Coverage, Pid, PythonRef, StackBytes, UnwindEnd};
+use crate::model::{Captured, Coverage, Pid, ProcessKey, PythonRef, StackBytes, UnwindEnd};
 use crate::process::elf::ElfLayout;
 use crate::process::image::{Headers, PF_W, PF_X, PT_LOAD, Segment};
 use crate::process::object::ObjectFile;
@@ -181,7 +181,10 @@ pub fn python_memory(data: &[u8]) {
     };
     let memory = Wrapped(memory);
     let runtime = PythonRuntime {
-        pid: Pid(1),
+        process: ProcessKey {
+            pid: Pid(1),
+            start_ticks: 0,
+        },
         version,
         runtime: 0,
         offsets: layout.offsets,

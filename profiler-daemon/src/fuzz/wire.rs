@@ -12,7 +12,7 @@ use crate::embedded::task::TaskRequest;
 use crate::embedded::wire;
 use crate::kernel::{KernelTypes, decode_request, decode_sample};
 use crate::model::{
-    ActiveRequest, Pid, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock,
+    ActiveRequest, Pid, ProcessKey, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock,
 };
 use crate::process::wait_set::Waits;
 use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
@@ -74,6 +74,13 @@ impl ConnView for NoConns {
     }
 }
 
+fn key(pid: Pid) -> ProcessKey {
+    ProcessKey {
+        pid,
+        start_ticks: 0,
+    }
+}
+
 /// Records of the `REQUESTS` ring, one after the other, and what the tracker makes of them.
 pub fn request_records(data: &[u8]) {
     let mut tracker = RequestTracker::new(TrackerLimits::default());
@@ -89,8 +96,14 @@ pub fn request_records(data: &[u8]) {
             continue;
         };
         match event {
-            RequestEvent::Start { slot, pid, .. } => tracker.add_target(slot, pid, service()),
-            RequestEvent::Exit { pid } => tracker.on_process_gone(pid, 0, &mut actions),
+            RequestEvent::Start { slot, pid, .. } => tracker.add_target(slot, key(pid), service()),
+            RequestEvent::Fork { parent, child, .. } => {
+                tracker.add_child(key(parent), key(child));
+            }
+            RequestEvent::Exit { pid, .. } => {
+                tracker.on_process_gone(key(pid), 0, &mut actions);
+                tracker.remove_target(key(pid));
+            }
             RequestEvent::CloseRange {
                 pid, first, last, ..
             } => tracker.on_close_range(pid, first..=last, 0, &NoConns, &mut actions),

@@ -80,10 +80,18 @@ pub fn decode_request(bytes: &[u8]) -> Result<RequestEvent, BadRecord> {
         },
         RequestEventKind::Fork => RequestEvent::Fork {
             parent: pid,
+            tid,
             child: Pid(header.detail),
+            ktime_ns: header.ktime_ns,
         },
-        RequestEventKind::Exec => RequestEvent::Exec { pid },
-        RequestEventKind::Exit => RequestEvent::Exit { pid },
+        RequestEventKind::Exec => RequestEvent::Exec {
+            pid,
+            ktime_ns: header.ktime_ns,
+        },
+        RequestEventKind::Exit => RequestEvent::Exit {
+            pid,
+            ktime_ns: header.ktime_ns,
+        },
         RequestEventKind::CloseRange => RequestEvent::CloseRange {
             pid,
             first: header.fd.cast_unsigned(),
@@ -202,7 +210,9 @@ mod tests {
             decode_request(&record(4, 55, b"")),
             Ok(RequestEvent::Fork {
                 parent: Pid(100),
-                child: Pid(55)
+                tid: Tid(101),
+                child: Pid(55),
+                ktime_ns: 1_000_000,
             })
         );
         assert_eq!(

@@ -135,17 +135,25 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::model::{
-        ActiveRequest, Coverage, FinishedRequest, Pid, RequestId, Service, Snapshot, TaskId,
-        TaskSlot, Tid, WallClock,
+        ActiveRequest, Coverage, FinishedRequest, Pid, ProcessKey, RequestId, Service, Snapshot,
+        TaskId, TaskSlot, Tid, WallClock,
     };
 
     /// A request to `GET /` of the service `shop` at its instance `one`, with a snapshot at each time.
     pub(crate) fn profiled(times: &[i64]) -> ProfiledSegment {
+        let service = Service {
+            name: "shop".to_owned(),
+            instance: "one".to_owned(),
+        };
         let request = ActiveRequest {
             id: RequestId(1),
             slot: TaskSlot(0),
             task_id: TaskId("t".to_owned()),
-            pid: Pid(1),
+            process: ProcessKey {
+                pid: Pid(1),
+                start_ticks: 0,
+            },
+            service: service.clone(),
             tid: Tid(1),
             fd: 5,
             start_ktime_ns: 0,
@@ -164,10 +172,7 @@ pub(crate) mod tests {
         });
         ProfiledSegment {
             task_id: TaskId("t".to_owned()),
-            service: Service {
-                name: "shop".to_owned(),
-                instance: "one".to_owned(),
-            },
+            service,
             request: FinishedRequest {
                 request,
                 end_ktime_ns: 0,

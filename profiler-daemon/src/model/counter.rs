@@ -77,7 +77,12 @@ counters! {
     RequestsHandedOff, "requests_handed_off", Requests, loss: true, "matched requests answered by another thread than the one that read them";
     RequestsInterleaved, "requests_interleaved", Requests, loss: true, "matched requests whose thread served another request at the same time";
     RequestsOnLoop, "requests_on_loop", Requests, loss: true, "matched requests served by an event loop, where what a thread does may be another request's";
-    RequestsWithoutStack, "requests_without_stack", Requests, loss: true, "matched requests that ended with no usable stack";
+    RequestsTooShort, "requests_too_short", Requests, loss: true, "matched requests that were over before a sample was due";
+    RequestsByOtherProgram, "requests_by_other_program", Requests, loss: true, "matched requests that a child process or another program answers (CGI)";
+    RequestsProcessGone, "requests_process_gone", Requests, loss: true, "matched requests whose process had ended before their stacks could be read";
+    RequestsSamplesLost, "requests_samples_lost", Requests, loss: true, "matched requests whose samples were all lost";
+    RequestsWithoutStack, "requests_without_stack", Requests, loss: true, "matched requests that ended with no readable stack";
+    RequestsUnknownProcess, "requests_unknown_process", Requests, loss: true, "requests of processes whose start was not seen";
     HeadsMalformed, "heads_malformed", Connections, loss: true, "request heads that could not be parsed";
     PipelinedHeads, "pipelined_heads", Connections, loss: true, "heads read before the previous request of the connection was answered";
     NotServerSocket, "not_server_socket", Connections, loss: false, "heads on descriptors that are not server sockets";
@@ -98,7 +103,8 @@ counters! {
     SamplesNoStack, "samples_no_stack", Samples, loss: true, "samples without readable user stack";
     KernelStacksSkipped, "kernel_stacks_skipped", Samples, loss: true, "samples of blocked threads without their kernel frames: the thread blocks too often";
     SamplesQueueFull, "samples_queue_full", Samples, loss: true, "samples lost because what waits for unwinding was too many or too large";
-    SamplesOrphaned, "samples_orphaned", Samples, loss: false, "samples of requests that were already gone";
+    SamplesThinned, "samples_thinned", Samples, loss: true, "samples left out evenly, since a request was long or the samples of all took too much memory; durations stay true";
+    SamplesOrphaned, "samples_orphaned", Samples, loss: true, "samples of processes that were gone before they could be read";
     TicksLate, "ticks_late", Samples, loss: true, "ticks that came more than half a period late";
     StacksCut, "stacks_cut", Stacks, loss: true, "stacks that end before their root: bytes ran out";
     StacksNoUnwindInfo, "stacks_no_unwind_info", Stacks, loss: true, "stacks that end before their root: no unwind information";
@@ -112,7 +118,7 @@ counters! {
     FramesUnknown, "frames_unknown", Stacks, loss: true, "native frames without a symbol";
     SnapshotsTaken, "snapshots_taken", Delivery, loss: false, "snapshots handed to the reporter";
     SnapshotsSent, "snapshots_sent", Delivery, loss: false, "snapshots accepted by the OAP";
-    SnapshotsLost, "snapshots_lost", Delivery, loss: true, "snapshots lost because the OAP could not be reached in time";
+    SnapshotsLost, "snapshots_lost", Delivery, loss: true, "snapshots not delivered to the OAP, or not known to be";
     RequestsIncomplete, "requests_incomplete", Delivery, loss: true, "profiled requests that the OAP has not got whole, or is not known to have";
     SegmentsBoundByCall, "segments_bound_by_call", Delivery, loss: false, "requests shown in their agent's segment, which their own outbound calls name";
     SegmentsBoundByQuery, "segments_bound_by_query", Delivery, loss: false, "requests shown in their agent's segment, which the OAP was asked for";
@@ -123,6 +129,7 @@ counters! {
     ProcessesUnsupported, "processes_unsupported", Limits, loss: true, "processes of the service that cannot be profiled yet (for example Go)";
     ProcessesLeftToAgent, "processes_left_to_agent", Limits, loss: true, "processes of the service that are left to the profiler of their own agent";
     GuardSteps, "guard_steps", Limits, loss: true, "steps of the overhead guard, which change the dump period or end the task";
+    TasksNotRun, "tasks_not_run", Limits, loss: true, "refusals of the task: it did not run there";
 }
 
 impl Counter {

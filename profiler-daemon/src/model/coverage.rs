@@ -3,16 +3,28 @@
 use std::collections::BTreeMap;
 
 use super::Counter;
+use super::note::Notes;
+
+/// Begins the note of a task that did not run.
+const NOT_RUN: &str = "not run: ";
 
 /// Counts of one task (or of one request, to be merged into its task's).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     counts: BTreeMap<Counter, u64>,
-    /// Sentences about the whole task, for example "pid 4711 is a Go process".
-    pub notes: Vec<String>,
+    notes: Notes,
 }
 
 impl Coverage {
+    /// Of a task that does not run, and why.
+    #[must_use]
+    pub fn not_run(reason: &str) -> Self {
+        let mut coverage = Self::default();
+        coverage.bump(Counter::TasksNotRun);
+        coverage.note(format!("{NOT_RUN}{reason}"));
+        coverage
+    }
+
     /// Adds one.
     pub fn bump(&mut self, counter: Counter) {
         self.add(counter, 1);
@@ -41,11 +53,13 @@ impl Coverage {
     }
 
     /// Adds a note once.
-    pub fn note(&mut self, text: impl Into<String>) {
-        let text = text.into();
-        if !self.notes.contains(&text) {
-            self.notes.push(text);
-        }
+    pub fn note(&mut self, text: impl AsRef<str>) {
+        self.notes.add(text.as_ref());
+    }
+
+    /// Sentences about the whole task.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        self.notes.texts()
     }
 
     /// The form printed and sent: every counter by name, zero ones included.
@@ -55,7 +69,7 @@ impl Coverage {
             counters: Counter::all()
                 .map(|c| (c.name().to_owned(), self.get(c)))
                 .collect(),
-            notes: self.notes.clone(),
+            notes: self.notes().collect(),
         }
     }
 
@@ -64,8 +78,15 @@ impl Coverage {
         for (&counter, &n) in &other.counts {
             self.add(counter, n);
         }
-        for note in &other.notes {
-            self.note(note.clone());
-        }
+        self.notes.merge(&other.notes);
+    }
+}
+
+impl super::CoverageReport {
+    /// Why the task did not run at an instance, if so.
+    #[must_use]
+    pub fn why_not_run(&self) -> Option<&str> {
+        let mut notes = self.notes.iter();
+        notes.find_map(|note| note.strip_prefix(NOT_RUN))
     }
 }

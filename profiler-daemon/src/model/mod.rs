@@ -1,6 +1,6 @@
 //! The nouns of the pipeline. No I/O, no dependency on another module of the daemon.
 //!
-//! Reading order: [`task`] (what to profile), [`request`] (what was seen), [`sample`] (one
+//! Reading order: [`task`] (what to profile), [`process`] (whose), [`request`] (what was seen), [`sample`] (one
 //! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`binding`] (below which
 //! segment), [`counter`] and [`coverage`] (what was lost and why), [`observation`] (the daemon itself),
 //! [`clock`] (kernel time to wall time).
@@ -12,7 +12,9 @@ pub mod counter;
 pub mod coverage;
 pub mod date;
 pub mod name;
+pub mod note;
 pub mod observation;
+pub mod process;
 pub mod record;
 pub mod report;
 pub mod request;
@@ -30,6 +32,7 @@ pub use observation::{
     CaptureObservation, DeliveryObservation, Observation, ProcessObservation, RingObservation,
     TaskObservation,
 };
+pub use process::{Pid, ProcessKey, Tid};
 pub use record::{Progress, ProgressState, RecordRequest, RecordTarget};
 pub use report::{
     CoverageReport, ProfileReport, SegmentReport, SnapshotReport, TaskReport, TreeNode,
@@ -40,5 +43,5 @@ pub use request::{
 pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes, TimedStack};
 pub use snapshot::{ProfiledSegment, Snapshot};
 pub use stack::{AddrFrame, Frame, FrameKind, PythonRef, Stack, UnwindEnd};
-pub use task::{Pid, ProfileTask, Service, TaskId, TaskLimits, TaskSlot, Tid};
+pub use task::{ProfileTask, Service, TaskId, TaskLimits, TaskSlot};
 pub use totals::Totals;

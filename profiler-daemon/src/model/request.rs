@@ -4,7 +4,7 @@ use std::fmt;
 
 use profiler_common::{EndReason, LITERAL_MAX_BYTES, Rule, rule_flag};
 
-use super::{Coverage, Pid, TaskId, TaskSlot, Tid, WallClock};
+use super::{Coverage, Pid, ProcessKey, Service, TaskId, TaskSlot, Tid, WallClock};
 
 /// Identity of a request while the BPF programs stay loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,18 +135,26 @@ pub enum RequestEvent {
     Fork {
         /// The parent.
         parent: Pid,
+        /// The thread that forked.
+        tid: Tid,
         /// The child, already in the target set.
         child: Pid,
+        /// When, `CLOCK_MONOTONIC`.
+        ktime_ns: u64,
     },
     /// A target process executed another program.
     Exec {
         /// The process.
         pid: Pid,
+        /// When, `CLOCK_MONOTONIC`.
+        ktime_ns: u64,
     },
     /// A target process ended.
     Exit {
         /// The process.
         pid: Pid,
+        /// When, `CLOCK_MONOTONIC`.
+        ktime_ns: u64,
     },
 }
 
@@ -181,7 +189,9 @@ pub struct ActiveRequest {
     /// The task.
     pub task_id: TaskId,
     /// Process.
-    pub pid: Pid,
+    pub process: ProcessKey,
+    /// The instance that the process reports as.
+    pub service: Service,
     /// Thread that serves it.
     pub tid: Tid,
     /// File descriptor of the connection.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use profiler_common::PythonFrameRecord;
 
 /// Frames of one thread at one instant, innermost (leaf) first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Stack<F> {
     /// The frames.
     pub frames: Vec<F>,

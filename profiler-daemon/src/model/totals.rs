@@ -39,6 +39,11 @@ impl Totals {
         }
     }
 
+    /// Counts what belongs to no live task.
+    pub fn add(&mut self, counter: Counter, n: u64) {
+        *self.ended.entry(counter).or_default() += n;
+    }
+
     /// Keeps what a task has counted; what comes under its id later counts from zero.
     pub fn end(&mut self, task_id: &TaskId) {
         for (counter, count) in self.live.remove(task_id).into_iter().flatten() {

@@ -25,7 +25,8 @@ use super::delivery::DeliveryStats;
 use super::outgoing::{Item, Outgoing};
 use super::room::QueueRoom;
 use super::segment;
-use super::spool::{Losses, Spool};
+use super::spool::{Losses, Pushed, Spool};
+use super::spool_file::RECORD_MAX_BYTES;
 use crate::model::{Coverage, ProfiledSegment, Service, TaskId};
 
 /// Segment ids remembered to recognise one that is reported again.
@@ -44,9 +45,19 @@ pub enum ReportError {
         "the segment takes {0} bytes of memory, more than all that waits may (limits.snapshot_memory)"
     )]
     TooLarge(usize),
-    /// The spool is full, or cannot be written.
+    /// The spool is full.
     #[error("the spool on disk has no room for what waits for the OAP (limits.spool)")]
     SpoolFull,
+    /// The spool cannot be written; the log has said why.
+    #[error("the spool on disk cannot be written")]
+    SpoolFailed,
+    /// It is longer than the spool keeps.
+    #[error(
+        "the segment is {0} bytes long as a record of the spool on disk, which takes {max} each, and \
+         memory is full; raise limits.snapshot_queue and limits.snapshot_memory to keep more there",
+        max = RECORD_MAX_BYTES
+    )]
+    RecordTooLong(usize),
     /// The same segment id was reported before.
     #[error("the segment was reported before")]
     Repeated,
@@ -235,15 +246,16 @@ impl Queue {
         };
         let spool = spool.as_mut().ok_or(ReportError::Full(waiting))?;
         match spool.push(&item) {
-            Ok(true) => {
+            Ok(Pushed::Written) => {
                 self.note_spool(spool);
                 self.lock().stats(item.key()).snapshots_queued += needs.snapshots as u64;
                 Ok(())
             }
-            Ok(false) => Err(ReportError::SpoolFull),
+            Ok(Pushed::NoRoom) => Err(ReportError::SpoolFull),
+            Ok(Pushed::TooLong(bytes)) => Err(ReportError::RecordTooLong(bytes)),
             Err(error) => {
                 warn!(%error, "the spool cannot be written");
-                Err(ReportError::SpoolFull)
+                Err(ReportError::SpoolFailed)
             }
         }
     }
@@ -403,9 +415,15 @@ impl Queue {
         let items = std::mem::take(&mut state.items);
         let waiting = || items.iter().map(|(item, _)| item);
         match spool.as_mut().map(|spool| spool.put_back(waiting())) {
-            Some(Ok(())) => {
-                // The rest is on its way in a call that hangs.
-                let kept: usize = waiting().map(Item::snapshots).sum();
+            Some(Ok(too_long)) => {
+                for item in &too_long {
+                    let (lost, bytes) = (item.snapshots() as u64, item.encode().len());
+                    warn!(error = %ReportError::RecordTooLong(bytes), lost, "a segment is lost");
+                    state.lose(item.key(), lost);
+                }
+                // What is not kept is lost, or on its way in a call that hangs.
+                let lost: usize = too_long.iter().map(|item| item.snapshots()).sum();
+                let kept = waiting().map(Item::snapshots).sum::<usize>() - lost;
                 return state.used.snapshots.saturating_sub(kept) as u64;
             }
             Some(Err(error)) => warn!(%error, "what waits for the OAP cannot be kept"),
@@ -452,6 +470,14 @@ impl State {
             self.stats_order.push_back(key.clone());
         }
         self.stats.entry(key.clone()).or_default()
+    }
+
+    /// Queued snapshots of a segment are lost.
+    fn lose(&mut self, key: &TaskAt, snapshots: u64) {
+        let stats = self.stats(key);
+        stats.snapshots_queued = stats.snapshots_queued.saturating_sub(snapshots);
+        stats.snapshots_lost += snapshots;
+        stats.segments_lost += 1;
     }
 
     fn remember(&mut self, segment_id: &str) {

@@ -50,7 +50,7 @@ impl QueueRoom {
         let bytes = match item {
             Item::Segment(segment) => segment_bytes(segment),
             Item::Finish(_, coverage) => {
-                FINISH_BYTES + coverage.notes.iter().map(String::len).sum::<usize>()
+                FINISH_BYTES + coverage.notes().map(|note| note.len()).sum::<usize>()
             }
         };
         Self {

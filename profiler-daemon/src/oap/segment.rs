@@ -145,18 +145,26 @@ pub(super) mod tests {
     use super::super::outgoing::Outgoing;
     use super::*;
     use crate::model::{
-        ActiveRequest, BoundBy, Coverage, FinishedRequest, Pid, RequestId, Service, Snapshot,
-        TaskId, TaskSlot, Tid, Unbound, WallClock,
+        ActiveRequest, BoundBy, Coverage, FinishedRequest, Pid, ProcessKey, RequestId, Service,
+        Snapshot, TaskId, TaskSlot, Tid, Unbound, WallClock,
     };
 
     /// A profiled request with one snapshot per stack, 10 ms apart.
     pub(in crate::oap) fn segment(task: &str, id: &str, stacks: &[&str]) -> ProfiledSegment {
         let start_unix_ms = 1_795_405_209_971;
+        let service = Service {
+            name: "svc".to_owned(),
+            instance: "one".to_owned(),
+        };
         let request = ActiveRequest {
             id: RequestId(1),
             slot: TaskSlot(0),
             task_id: TaskId(task.to_owned()),
-            pid: Pid(1),
+            process: ProcessKey {
+                pid: Pid(1),
+                start_ticks: 0,
+            },
+            service: service.clone(),
             tid: Tid(1),
             fd: 5,
             start_ktime_ns: 0,
@@ -179,10 +187,7 @@ pub(super) mod tests {
         });
         ProfiledSegment {
             task_id: TaskId(task.to_owned()),
-            service: Service {
-                name: "svc".to_owned(),
-                instance: "one".to_owned(),
-            },
+            service,
             request: FinishedRequest {
                 request,
                 end_ktime_ns: 0,

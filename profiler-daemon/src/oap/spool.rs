@@ -2,7 +2,7 @@
 //!
 //! In:  [`Item`]s, in order
 //! Out: the same, in order, some at a time; also after a restart
-//! Lost: items over the limit (refused, the caller counts them); what was being sent when the daemon died,
+//! Lost: items over the limit, and one that is longer than a record may be (refused, the caller counts them); what was being sent when the daemon died,
 //!       counted at the next start; records that cannot be read, counted, damaged files moved aside
 //!
 //! ```text
@@ -28,7 +28,7 @@ use tracing::warn;
 
 use super::outgoing::Item;
 use super::queue::TaskAt;
-use super::spool_file::{Broken, FileName, Found, Records, record};
+use super::spool_file::{Broken, FileName, Found, Records, TooLong, record};
 
 /// A file is closed at this size: its room is given back when all of it was dealt with.
 const FILE_BYTES: u64 = 4 << 20;
@@ -56,6 +56,15 @@ pub(super) struct Spool {
 pub(super) struct Losses {
     pub(super) uncertain: BTreeMap<TaskAt, Uncertain>,
     pub(super) records: u64,
+}
+
+/// What became of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    Written,
+    NoRoom,
+    /// It would be a record of so many bytes.
+    TooLong(usize),
 }
 
 /// What was being sent of a task at an instance.
@@ -160,18 +169,19 @@ impl Spool {
         self.files.iter().map(|&(_, bytes)| bytes).sum()
     }
 
-    /// Adds an item at the end. `Ok(false)` if there is no room.
+    /// Adds an item at the end.
     ///
     /// # Errors
     ///
     /// It cannot be written.
-    pub(super) fn push(&mut self, item: &Item) -> io::Result<bool> {
-        let Some(record) = record(item) else {
-            return Ok(false);
+    pub(super) fn push(&mut self, item: &Item) -> io::Result<Pushed> {
+        let record = match record(item) {
+            Ok(record) => record,
+            Err(TooLong(bytes)) => return Ok(Pushed::TooLong(bytes)),
         };
         let length = record.len() as u64;
         if self.bytes() + length > self.limit_bytes {
-            return Ok(false);
+            return Ok(Pushed::NoRoom);
         }
         let is_full = self
             .files
@@ -184,7 +194,7 @@ impl Spool {
             self.next += 1;
         }
         let (Some(file), Some((_, bytes))) = (&mut self.open, self.files.back_mut()) else {
-            return Ok(false); // opened above
+            return Ok(Pushed::NoRoom); // opened above
         };
         if let Err(error) = file.write_all(&record) {
             // What was written of it is cut off; if even that fails, nothing more is put behind it.
@@ -194,17 +204,27 @@ impl Spool {
             return Err(error);
         }
         *bytes += length;
-        Ok(true)
+        Ok(Pushed::Written)
     }
 
     /// Puts items before all others, whatever the limit: they were let in before. What was taken last is
-    /// dealt with by that.
+    /// dealt with by that. Yields those that are longer than a record may be.
     ///
     /// # Errors
     ///
     /// They cannot be written.
-    pub(super) fn put_back<'a>(&mut self, items: impl Iterator<Item = &'a Item>) -> io::Result<()> {
-        let bytes: Vec<u8> = items.filter_map(record).flatten().collect();
+    pub(super) fn put_back<'a>(
+        &mut self,
+        items: impl Iterator<Item = &'a Item>,
+    ) -> io::Result<Vec<&'a Item>> {
+        let mut bytes = Vec::new();
+        let mut too_long = Vec::new();
+        for item in items {
+            match record(item) {
+                Ok(record) => bytes.extend(record),
+                Err(TooLong(_)) => too_long.push(item),
+            }
+        }
         if !bytes.is_empty() {
             let first = self
                 .files
@@ -217,9 +237,10 @@ impl Spool {
             self.dealt_with()?;
             self.reading = None;
             self.files.push_front((name, bytes.len() as u64));
-            return Ok(());
+        } else {
+            self.dealt_with()?;
         }
-        self.dealt_with()
+        Ok(too_long)
     }
 
     /// Takes the oldest items, of about so many snapshots. What was taken before is dealt with.
@@ -352,6 +373,7 @@ fn rename(folder: &Path, name: &mut FileName, now: FileName) -> io::Result<()> {
 mod tests {
     use super::super::outgoing::Outgoing;
     use super::super::segment::tests::segment;
+    use super::super::spool_file::RECORD_MAX_BYTES;
     use super::*;
 
     /// Two snapshots.
@@ -391,13 +413,13 @@ mod tests {
         let (mut spool, losses) = open(folder.path());
         assert_eq!(losses, Losses::default());
         for id in ["c", "d"] {
-            assert!(spool.push(&item(id)).unwrap());
+            assert_eq!(spool.push(&item(id)).unwrap(), Pushed::Written);
         }
         spool.put_back([item("a"), item("b")].iter()).unwrap();
         drop(spool);
         let (mut spool, losses) = open(folder.path());
         assert_eq!(losses, Losses::default());
-        assert!(spool.push(&item("e")).unwrap());
+        assert_eq!(spool.push(&item("e")).unwrap(), Pushed::Written);
         let mut order = Vec::new();
         while !spool.is_empty() {
             let taken = spool.take(3).unwrap();
@@ -411,7 +433,7 @@ mod tests {
         }
         assert_eq!(order, ["a", "b", "c", "d", "e"]);
         assert_eq!(names(folder.path()), Vec::<String>::new());
-        assert!(spool.push(&item("f")).unwrap());
+        assert_eq!(spool.push(&item("f")).unwrap(), Pushed::Written);
         assert_eq!(ids(&spool.take(1).unwrap().items), ["f"]);
     }
 
@@ -522,10 +544,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let two = 2 * record(&item("a")).unwrap().len() as u64;
         let (mut spool, _) = Spool::open(folder.path(), two).unwrap();
-        let taken: Vec<bool> = ["a", "b", "c"]
-            .map(|id| spool.push(&item(id)).unwrap())
-            .into();
-        assert_eq!(taken, [true, true, false]);
+        let taken = ["a", "b", "c"].map(|id| spool.push(&item(id)).unwrap());
+        assert_eq!(taken, [Pushed::Written, Pushed::Written, Pushed::NoRoom]);
         assert_eq!(ids(&spool.take(9).unwrap().items), ["a", "b"]);
+    }
+
+    /// Check that a request that is longer than a record may be is told from one that has no room, when it comes and
+    /// when it is put back, and that the others are kept.
+    #[test]
+    fn what_is_too_long_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut spool, _) = Spool::open(folder.path(), 1 << 30).unwrap();
+        let frame = "x".repeat(RECORD_MAX_BYTES as usize);
+        let segment = segment("t", "long", &[&frame]);
+        let long = Item::Segment(Box::new(Outgoing::new(segment)));
+        let Pushed::TooLong(bytes) = spool.push(&long).unwrap() else {
+            panic!("a record of more than {RECORD_MAX_BYTES} bytes was written");
+        };
+        assert!(bytes > RECORD_MAX_BYTES as usize);
+        assert!(spool.is_empty());
+        let items = [item("a"), long];
+        let too_long = spool.put_back(items.iter()).unwrap();
+        assert_eq!(too_long, [&items[1]]);
+        assert_eq!(ids(&spool.take(9).unwrap().items), ["a"]);
     }
 }

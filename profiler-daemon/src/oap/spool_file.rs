@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::outgoing::Item;
 
 /// Longest record: a request of 12,000 snapshots of 500 frames that are all different is shorter.
-const RECORD_MAX_BYTES: u32 = 32 << 20;
+pub(super) const RECORD_MAX_BYTES: u32 = 32 << 20;
 const HEADER_BYTES: usize = 8;
 /// No daemon lives long enough for these; arithmetic below them does not overflow.
 const NUMBERS_END: u64 = 1 << 62;
@@ -149,17 +149,21 @@ impl<R: Read> Records<R> {
     }
 }
 
-/// An item as a record; `None` if it is longer than a record may be.
-pub(super) fn record(item: &Item) -> Option<Vec<u8>> {
+/// A record that would be longer than one may be, with its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooLong(pub(super) usize);
+
+/// An item as a record.
+pub(super) fn record(item: &Item) -> Result<Vec<u8>, TooLong> {
     let payload = item.encode();
-    let length = u32::try_from(payload.len())
-        .ok()
-        .filter(|&length| length <= RECORD_MAX_BYTES)?;
+    let length = u32::try_from(payload.len()).ok();
+    let length = length.filter(|&length| length <= RECORD_MAX_BYTES);
+    let length = length.ok_or(TooLong(payload.len()))?;
     let mut record = Vec::with_capacity(HEADER_BYTES + payload.len());
     record.extend(length.to_le_bytes());
     record.extend(crc32fast::hash(&payload).to_le_bytes());
     record.extend(payload);
-    Some(record)
+    Ok(record)
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use super::container::ContainerNames;
 use super::fact::Facts;
 use super::identity::Identity;
 use super::pod::Pod;
-use super::procfs::Stat;
+use super::procfs::{ProcFolder, Stat};
 use super::runtime::Runtime;
-use crate::model::Pid;
+use crate::model::ProcessKey;
 
 /// Addresses of the host that are told; a host of containers has one per bridge.
 const ADDRESSES_MAX: usize = 8;
@@ -23,10 +23,8 @@ const ADDRESSES_MAX: usize = 8;
 /// A process of the host.
 #[derive(Clone, Debug)]
 pub struct Process {
-    /// Id in the pid namespace of /proc.
-    pub pid: Pid,
-    /// Start in clock ticks since boot; with the id it names the process for good.
-    pub start_ticks: u64,
+    /// Id in the pid namespace of /proc, and start.
+    pub key: ProcessKey,
     /// Name the kernel shows, at most 15 bytes.
     pub comm: String,
     /// Executable, `None` if we may not look.
@@ -53,6 +51,8 @@ pub struct Process {
     pub(super) net_namespace: u64,
     /// What `stat` said, to notice an exec.
     pub(super) stat: Stat,
+    /// The folder of /proc that it was read from.
+    pub(super) folder: ProcFolder,
     /// Scans that have found it unchanged.
     pub(super) scans: u32,
 }
@@ -69,7 +69,7 @@ impl Process {
     pub(super) fn facts<'a>(&'a self, host: &'a Host) -> Facts<'a> {
         let shares_network = self.net_namespace == host.net_namespace;
         Facts {
-            pid: self.pid,
+            pid: self.key.pid,
             host: &host.name,
             host_addresses: if shares_network { &host.addresses } else { &[] },
             shares_network,

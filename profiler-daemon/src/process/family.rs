@@ -10,25 +10,22 @@
 use std::collections::HashSet;
 
 use super::procfs::Procfs;
-use super::table::{Process, ProcessTable};
-use crate::model::Pid;
-
-/// A process for good: its id and its start in clock ticks since boot.
-type Key = (Pid, u64);
+use super::table::ProcessTable;
+use crate::model::{Pid, ProcessKey};
 
 /// A process and its descendants.
 #[derive(Debug)]
 pub struct Family {
     procfs: Procfs,
-    first: Pid,
-    members: HashSet<Key>,
-    others: HashSet<Key>,
+    first: ProcessKey,
+    members: HashSet<ProcessKey>,
+    others: HashSet<ProcessKey>,
 }
 
 impl Family {
     /// The family of a process.
     #[must_use]
-    pub fn of(first: Pid) -> Self {
+    pub fn of(first: ProcessKey) -> Self {
         Self {
             procfs: Procfs::default(),
             first,
@@ -37,24 +34,29 @@ impl Family {
         }
     }
 
-    /// The members among the processes of the table.
-    pub fn update(&mut self, table: &ProcessTable) -> Vec<Pid> {
-        let key = |process: &Process| (process.pid, process.start_ticks);
-        let present: HashSet<Key> = table.iter().map(key).collect();
+    /// The process that all of them descend from.
+    #[must_use]
+    pub fn first(&self) -> ProcessKey {
+        self.first
+    }
+
+    /// The members among the processes of the table, by id.
+    pub fn update(&mut self, table: &ProcessTable) -> Vec<ProcessKey> {
+        let present: HashSet<ProcessKey> = table.iter().map(|process| process.key).collect();
         self.members.retain(|member| present.contains(member));
         self.others.retain(|other| present.contains(other));
-        let is_new = |it: &Key| !self.members.contains(it) && !self.others.contains(it);
-        let mut asked: Vec<(Key, Pid)> = present
+        let is_new = |it: &ProcessKey| !self.members.contains(it) && !self.others.contains(it);
+        let mut asked: Vec<(ProcessKey, Pid)> = present
             .iter()
             .copied()
             .filter(is_new)
-            .filter_map(|key| Some((key, self.procfs.parent(key.0).ok()?)))
+            .filter_map(|key| Some((key, self.procfs.parent(key.pid).ok()?)))
             .collect();
         // A parent may be as new as its child.
         loop {
-            let members: HashSet<Pid> = self.members.iter().map(|&(pid, _)| pid).collect();
-            let is_member = |&((pid, _), parent): &(Key, Pid)| {
-                pid == self.first || parent == self.first || members.contains(&parent)
+            let members: HashSet<Pid> = self.members.iter().map(|member| member.pid).collect();
+            let is_member = |&(process, parent): &(ProcessKey, Pid)| {
+                process == self.first || members.contains(&parent)
             };
             let (found, left): (Vec<_>, Vec<_>) = asked.into_iter().partition(is_member);
             asked = left;
@@ -64,7 +66,7 @@ impl Family {
             self.members.extend(found.into_iter().map(|(key, _)| key));
         }
         self.others.extend(asked.into_iter().map(|(key, _)| key));
-        let mut members: Vec<Pid> = self.members.iter().map(|&(pid, _)| pid).collect();
+        let mut members: Vec<ProcessKey> = self.members.iter().copied().collect();
         members.sort_unstable();
         members
     }
@@ -88,25 +90,27 @@ mod tests {
             .spawn()
             .unwrap();
         let output = BufReader::new(first.stdout.take().unwrap());
-        let mut started: Vec<Pid> = output
+        let key = |pid: u32| Procfs::default().key(Pid(pid)).unwrap();
+        let mut started: Vec<ProcessKey> = output
             .lines()
             .take(2)
-            .map(|line| Pid(line.unwrap().parse().unwrap()))
+            .map(|line| key(line.unwrap().parse().unwrap()))
             .collect();
-        let kill = |pid: Pid| {
-            let pid = nix::unistd::Pid::from_raw(pid.0.cast_signed());
+        let kill = |process: ProcessKey| {
+            let pid = nix::unistd::Pid::from_raw(process.pid.0.cast_signed());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
         };
         let mut table = ProcessTable::new(Vec::new());
-        let mut family = Family::of(Pid(first.id()));
+        let first_key = key(first.id());
+        let mut family = Family::of(first_key);
         table.scan().unwrap();
         let mut all = started.clone();
-        all.push(Pid(first.id()));
+        all.push(first_key);
         all.sort_unstable();
         assert_eq!(family.update(&table), all);
         assert_eq!(family.update(&table), all);
 
-        kill(Pid(first.id()));
+        kill(first_key);
         first.wait().unwrap();
         table.scan().unwrap();
         started.sort_unstable();

@@ -50,6 +50,7 @@ pub use image::ImageError;
 pub use mapping::{Mapping, Mappings};
 pub use memory::{ProcessMemory, ReadMemory};
 pub use pod::{Pod, Pods};
+pub use property::VERSION_PROPERTY;
 pub use runtime::{NamedFrames, RequestModel, Runtime};
 pub use table::{Changes, ProcessTable};
 pub use target::Process;

@@ -7,10 +7,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 
-use super::stand_in::door;
-use crate::model::Pid;
+use super::stand_in::{self, door};
+use crate::model::{Pid, ProcessKey};
 
 /// A command line longer than this is cut; the program and script stand at its beginning.
 const COMMAND_MAX_BYTES: u64 = 16 << 10;
@@ -41,6 +42,15 @@ pub struct Stat {
 }
 
 impl Stat {
+    /// The process that it was read of.
+    #[must_use]
+    pub fn key(&self, pid: Pid) -> ProcessKey {
+        ProcessKey {
+            pid,
+            start_ticks: self.start_ticks,
+        }
+    }
+
     /// Whether it is of the same process, which has not executed another program.
     #[must_use]
     pub fn is_same_program(&self, other: &Self) -> bool {
@@ -48,6 +58,12 @@ impl Stat {
         of(self) == of(other)
     }
 }
+
+/// The inode of a process's folder in /proc; listing /proc tells it at no cost. The next process with the same id
+/// gets a new one (`proc_pid_make_inode`, <https://github.com/torvalds/linux/blob/v6.12/fs/proc/base.c>). A process
+/// that lives on gets a new one as well when the kernel was short of memory: after a change `stat` has to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcFolder(u64);
 
 /// The /proc to read, another one in tests.
 #[derive(Clone, Debug)]
@@ -86,17 +102,38 @@ impl Procfs {
         self.root.join(pid.to_string()).join(file)
     }
 
-    /// All process ids, in no order.
+    /// All process ids with their folders, in no order.
     ///
     /// # Errors
     ///
     /// The root cannot be read.
-    pub fn pids(&self) -> io::Result<Vec<Pid>> {
+    pub fn pids(&self) -> io::Result<Vec<(Pid, ProcFolder)>> {
         let entries = std::fs::read_dir(&self.root)?;
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        Ok(names
-            .filter_map(|name| name.parse().ok().map(Pid))
-            .collect())
+        let found = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            Some((Pid(pid), ProcFolder(entry.ino())))
+        });
+        Ok(found.collect())
+    }
+
+    /// The key of the process that has an id now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::stat`].
+    pub fn key(&self, pid: Pid) -> io::Result<ProcessKey> {
+        Ok(self.stat(pid)?.key(pid))
+    }
+
+    /// Whether a process still has its id. One that has ended keeps it until its parent has waited for it.
+    #[must_use]
+    pub fn has(&self, process: ProcessKey) -> bool {
+        let pid = process.pid;
+        self.stat(pid).is_ok_and(|stat| {
+            let lives = !stat.is_dead || stand_in::lives_on(self, pid);
+            lives && stat.key(pid) == process
+        })
     }
 
     /// `stat` of a process: of its main thread, whose start is the process's.
@@ -247,7 +284,7 @@ mod tests {
     fn we_can_read_ourselves() {
         let procfs = Procfs::default();
         let pid = Pid(std::process::id());
-        assert!(procfs.pids().unwrap().contains(&pid));
+        assert!(procfs.pids().unwrap().iter().any(|&(it, _)| it == pid));
         let stat = procfs.stat(pid).unwrap();
         assert!(stat.start_ticks > 0 && stat.start_stack > 0 && !stat.is_kernel);
         assert_eq!(procfs.exe(pid).unwrap(), std::env::current_exe().unwrap());

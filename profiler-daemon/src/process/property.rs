@@ -13,6 +13,9 @@ use super::runtime::Runtime;
 /// Most properties of an instance. An OAP keeps them as one text of JSON.
 const PROPERTIES_MAX: usize = 48;
 
+/// The property that an instance has if profilerd has reported it.
+pub const VERSION_PROPERTY: &str = "profilerd version";
+
 /// The properties. Those of the rule replace what was found.
 pub(super) fn properties(
     facts: &Facts<'_>,
@@ -55,7 +58,7 @@ pub(super) fn properties(
         "agent",
         facts.agent.map(|agent| agent.to_string()).as_deref(),
     );
-    add("profilerd version", Some(env!("CARGO_PKG_VERSION")));
+    add(VERSION_PROPERTY, Some(env!("CARGO_PKG_VERSION")));
     for (key, value) in of_rule.into_iter().chain(tags.iter().cloned()) {
         found.retain(|(known, _)| *known != key);
         found.push((key, value));

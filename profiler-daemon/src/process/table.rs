@@ -18,7 +18,7 @@
 //! Events of the kernel (fork, exec, exit) need programs attached, and at rest nothing is. The price
 //! is 30 us for the `stat` of a process or kernel thread. So one that has been looked at a few times
 //! is looked at again only every sixth scan: an exec late in its life is noticed that much later, an
-//! end at once. What is known of the containers and pods around it comes with its first look.
+//! end and another process with its id at once. What is known of the containers and pods around it comes with its first look.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -34,11 +34,11 @@ use super::identity::{self, Identity};
 use super::listen;
 use super::namespace::{Members, Namespaces};
 use super::pod::Pods;
-use super::procfs::{Procfs, Stat};
+use super::procfs::{ProcFolder, Procfs, Stat};
 use super::runtime::Runtime;
 use super::stand_in;
 use crate::config::ServiceRule;
-use crate::model::{Pid, Service};
+use crate::model::{Pid, ProcessKey, Service};
 
 pub use super::entry::Process;
 
@@ -83,7 +83,7 @@ pub struct ProcessTable {
     rules: Vec<ServiceRule>,
     processes: BTreeMap<Pid, Process>,
     /// Kernel threads and the dead: they stay what they are until the id is in use again.
-    others: BTreeSet<Pid>,
+    others: BTreeMap<Pid, ProcFolder>,
     namespaces: Namespaces,
     /// Names of the containers that processes are in, by id.
     containers: HashMap<String, Arc<ContainerNames>>,
@@ -103,7 +103,7 @@ impl ProcessTable {
             host: Host::read(),
             rules,
             processes: BTreeMap::new(),
-            others: BTreeSet::new(),
+            others: BTreeMap::new(),
             namespaces: Namespaces::new(net_namespace(Path::new("/proc/self/ns/net"))),
             containers: HashMap::new(),
             pods: Arc::default(),
@@ -132,7 +132,7 @@ impl ProcessTable {
         let others = std::mem::take(&mut self.others);
         // Processes whose identity may have become another one.
         let mut touched = BTreeSet::new();
-        for pid in pids {
+        for (pid, folder) in pids {
             if pid == self.own {
                 continue;
             }
@@ -143,31 +143,33 @@ impl ProcessTable {
             let is_turn = self.is_turn(pid.0.into(), OLD_STRIDE);
             if let Entry::Occupied(known) = gone.entry(pid)
                 && known.get().scans >= YOUNG_SCANS
+                && known.get().folder == folder
                 && !is_turn
             {
                 self.processes.insert(pid, known.remove());
                 continue;
             }
-            if others.contains(&pid) && !is_turn {
-                self.others.insert(pid);
+            if others.get(&pid) == Some(&folder) && !is_turn {
+                self.others.insert(pid, folder);
                 continue;
             }
             let Ok(stat) = self.procfs.stat(pid) else {
                 continue; // it has just ended
             };
             if stat.is_kernel || stat.is_dead && !stand_in::lives_on(&self.procfs, pid) {
-                self.others.insert(pid);
+                self.others.insert(pid, folder);
                 continue;
             }
             let process = match gone.remove(&pid) {
                 Some(mut process) if process.stat == stat => {
                     process.scans = process.scans.saturating_add(1);
+                    process.folder = folder;
                     process
                 }
                 known => {
-                    let process = self.read(pid, stat);
+                    let process = self.read(pid, stat, folder);
                     match known {
-                        Some(old) if old.start_ticks != process.start_ticks => {
+                        Some(old) if old.key != process.key => {
                             changes.removed.push(old); // the id is in use again
                             changes.added.push(pid);
                         }
@@ -204,10 +206,16 @@ impl ProcessTable {
             .is_multiple_of(stride.into())
     }
 
-    /// A process by id.
+    /// The process that has an id.
     #[must_use]
     pub fn get(&self, pid: Pid) -> Option<&Process> {
         self.processes.get(&pid)
+    }
+
+    /// A process, unless it is gone.
+    #[must_use]
+    pub fn find(&self, process: ProcessKey) -> Option<&Process> {
+        self.get(process.pid).filter(|found| found.key == process)
     }
 
     /// All processes, by id.
@@ -260,7 +268,7 @@ impl ProcessTable {
     }
 
     /// Reads what is not known of a process; what it hides is left empty. Its identity comes later.
-    fn read(&mut self, pid: Pid, stat: Stat) -> Process {
+    fn read(&mut self, pid: Pid, stat: Stat, folder: ProcFolder) -> Process {
         let procfs = &self.procfs;
         let is_wanted = |name: &str| identity::VARIABLES.contains(&name);
         let cgroup = Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default());
@@ -276,8 +284,7 @@ impl ProcessTable {
         let net_namespace = net_namespace(&procfs.path(pid, "ns/net"));
         let listeners = self.namespaces.listeners(net_namespace);
         Process {
-            pid,
-            start_ticks: stat.start_ticks,
+            key: stat.key(pid),
             comm: stat.name.clone(),
             exe: procfs.exe(pid).ok(),
             command: procfs.command(pid).unwrap_or_default(),
@@ -293,6 +300,7 @@ impl ProcessTable {
             environment: procfs.environ(pid, is_wanted).unwrap_or_default(),
             net_namespace,
             stat,
+            folder,
             scans: 0,
         }
     }
@@ -309,7 +317,7 @@ impl ProcessTable {
         for process in self.processes.values() {
             let members = members.entry(process.net_namespace).or_default();
             members.has_young |= process.scans < YOUNG_SCANS;
-            members.pids.push(process.pid);
+            members.pids.push(process.key.pid);
         }
         // Others, new processes among them, have been read against what is known.
         for namespace in self.namespaces.scan(&self.procfs, &members) {
@@ -341,7 +349,7 @@ impl ProcessTable {
             // A pod that is deleted keeps its processes for a while, and they keep their name.
             if pod.is_some() && process.pod.as_ref() != pod {
                 process.pod = pod.cloned();
-                touched.insert(process.pid);
+                touched.insert(process.key.pid);
             }
         }
     }
@@ -352,10 +360,10 @@ impl ProcessTable {
         let due = self.processes.values().filter(|process| {
             process.may_serve()
                 && (process.scans < YOUNG_SCANS
-                    || touched.contains(&process.pid)
-                    || self.is_turn(process.pid.0.into(), AGENT_STRIDE))
+                    || touched.contains(&process.key.pid)
+                    || self.is_turn(process.key.pid.0.into(), AGENT_STRIDE))
         });
-        let due: Vec<Pid> = due.map(|process| process.pid).collect();
+        let due: Vec<Pid> = due.map(|process| process.key.pid).collect();
         let mut found = Vec::new();
         for pid in due {
             let Some(process) = self.processes.get_mut(&pid) else {

@@ -8,7 +8,9 @@ use super::event_loop::Loops;
 use super::open::OpenRequest;
 use super::task::LiveTask;
 use super::tracker::{Action, ConnView, RequestTracker};
-use crate::model::{Counter, Coverage, Cut, FinishedRequest, Pid, RequestId, Service, TaskSlot};
+use crate::model::{
+    Counter, Coverage, Cut, FinishedRequest, Pid, ProcessKey, RequestId, Service, TaskSlot,
+};
 
 impl RequestTracker {
     /// Takes one of the task's places for a request that passed the threshold, or drops it.
@@ -19,16 +21,16 @@ impl RequestTracker {
         if open.is_counted {
             return true;
         }
-        let (slot, pid) = (open.request.slot, open.request.pid);
+        let (slot, service) = (open.request.slot, &open.request.service);
         let Some(task) = self.tasks.get_mut(&slot) else {
             return false;
         };
-        if !task.has_place(pid) {
+        if !task.has_place(service) {
             self.drop_open(id, Counter::RequestsOverLimit, actions);
             return false;
         }
         open.is_counted = true;
-        if task.take_place(pid) {
+        if task.take_place(service) {
             actions.push(Action::CountOnly { slot, on: true });
         }
         true
@@ -52,10 +54,8 @@ impl RequestTracker {
         let request = open.request;
         if let Some(task) = self.tasks.get_mut(&request.slot) {
             task.coverage.bump(why);
-            if open.is_counted
-                && let Some(service) = task.service_of(request.pid).cloned()
-            {
-                self.release_place(request.slot, &service, actions);
+            if open.is_counted {
+                self.release_place(request.slot, &request.service, actions);
             }
         }
         actions.push(Action::Drop {
@@ -79,13 +79,26 @@ impl RequestTracker {
         // What was captured of a request whose thread died is kept; an answer that never came
         // otherwise means that nobody served the head.
         if !open.is_answered && !has_died {
-            return self.drop_open(id, Counter::RequestsUnanswered, actions);
+            let why = if open.has_forked {
+                Counter::RequestsByOtherProgram
+            } else {
+                Counter::RequestsUnanswered
+            };
+            return self.drop_open(id, why, actions);
         }
         let end = if has_died && open.is_owed_at_close() {
             End::cut(now, Cut::ThreadEnded)
         } else {
             End::at(open.last_write_ktime_ns)
         };
+        let task = self.tasks.get(&open.request.slot);
+        let period_ns = task.map_or(0, LiveTask::period_ns);
+        let duration_ns = end.ktime_ns.saturating_sub(open.request.start_ktime_ns);
+        // Its own part of it is over at once, and says nothing of how long it took.
+        let is_left = reason == Some(EndReason::Exec) || (open.has_forked && !open.is_complete());
+        if is_left && duration_ns < period_ns {
+            return self.drop_open(id, Counter::RequestsByOtherProgram, actions);
+        }
         self.close(id, end, reason, Counter::RequestsBelowThreshold, actions);
     }
 
@@ -114,10 +127,6 @@ impl RequestTracker {
         let Some(open) = self.open.remove(&id) else {
             return;
         };
-        let task = self.tasks.get_mut(&open.request.slot);
-        let Some(service) = task.and_then(|task| task.service_of(open.request.pid)) else {
-            return;
-        };
         let mut losses = Coverage::default();
         if !open.is_answered && end.cut == Some(Cut::ThreadEnded) {
             losses.bump(Counter::RequestsUnanswered);
@@ -134,7 +143,7 @@ impl RequestTracker {
             outbound: open.outbound.into_context(),
             losses,
         };
-        actions.push(Action::Finish(Box::new(finished), service.clone()));
+        actions.push(Action::Finish(Box::new(finished)));
     }
 
     /// Ends a task: its open requests are cut at `now` and kept if they passed the threshold. Of those whose
@@ -163,11 +172,16 @@ impl RequestTracker {
     }
 
     /// A process is gone: its open requests end now, with what was captured.
-    pub fn on_process_gone(&mut self, pid: Pid, now_ktime_ns: u64, actions: &mut Vec<Action>) {
-        for id in self.ids(|open| open.request.pid == pid) {
+    pub fn on_process_gone(
+        &mut self,
+        process: ProcessKey,
+        now_ktime_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        for id in self.ids(|open| open.request.process == process) {
             self.finish(id, now_ktime_ns, Some(EndReason::ThreadExit), actions);
         }
-        self.loops.forget(pid);
+        self.loops.forget(process);
     }
 
     /// A process closed a range of descriptors: the requests on them end. What is looked up is the process's open
@@ -181,7 +195,8 @@ impl RequestTracker {
         actions: &mut Vec<Action>,
     ) {
         let closed = self.ids(|open| {
-            open.request.pid == pid && descriptors.contains(&open.request.fd.cast_unsigned())
+            open.request.process.pid == pid
+                && descriptors.contains(&open.request.fd.cast_unsigned())
         });
         for id in closed {
             let Some(open) = self.open.get_mut(&id) else {

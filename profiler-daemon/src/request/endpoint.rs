@@ -5,6 +5,7 @@
 //! | text | matches | written by |
 //! |---|---|---|
 //! | `POST:/orders/{id}` | one method, path or template | most agents |
+//! | `POST /orders/{id}` | the same | people |
 //! | `{GET}/orders` | the same | Vert.x 3 |
 //! | `/orders@get` | the same | light-4j |
 //! | `/orders` | any method | Python, Jetty, Play |
@@ -96,6 +97,13 @@ impl Endpoint {
         }
         if split_authority(text).0.is_some() {
             return any(text);
+        }
+        if let Some((method, target)) = text.split_once(char::is_whitespace)
+            && method.bytes().all(|b| b.is_ascii_alphabetic())
+            && let target = target.trim_start()
+            && target.starts_with(['/', '*'])
+        {
+            return one(method, target);
         }
         match text.split_once(':') {
             // Another scheme than HTTP's is no method.

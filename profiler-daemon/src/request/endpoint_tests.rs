@@ -98,6 +98,8 @@ fn the_prefilter_passes_what_matches() {
 fn method_and_path_match_exactly_without_query() {
     assert!(hits("POST:/", "POST", "/"));
     assert!(hits("POST:/", "POST", "/?a=1"));
+    assert!(hits("POST /", "POST", "/") && hits("post  /x y", "POST", "/x%20y"));
+    assert!(!hits("POST /", "GET", "/"));
     assert!(!hits("POST:/", "GET", "/"));
     assert!(!hits("POST:/", "POST", "/x"));
     assert!(!hits("GET:/busy", "GET", "/busy/"));

@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::model::{Pid, Tid};
+use crate::model::{ProcessKey, Tid};
 use crate::process::wait_set::Waits;
 
 /// How long a set that was the request's own is taken for it: who else is in it costs milliseconds to find out.
@@ -21,23 +21,23 @@ const SETS_MAX: usize = 1024;
 /// What is known of threads that sleep on epoll sets.
 #[derive(Debug, Default)]
 pub(super) struct Loops {
-    threads: HashSet<(Pid, Tid)>,
-    processes: HashMap<Pid, Waits>,
+    threads: HashSet<(ProcessKey, Tid)>,
+    processes: HashMap<ProcessKey, Waits>,
     /// Until when a set is taken for its request's own.
-    own: HashMap<(Pid, i32), u64>,
+    own: HashMap<(ProcessKey, i32), u64>,
 }
 
 impl Loops {
     /// Whose descriptors a thread waits for, asked for by `waits` if it is not known.
     pub(super) fn judge(
         &mut self,
-        pid: Pid,
+        process: ProcessKey,
         tid: Tid,
         set_fd: i32,
         now_ktime_ns: u64,
         waits: impl FnOnce() -> Waits,
     ) -> Waits {
-        let own_until = self.own.get(&(pid, set_fd));
+        let own_until = self.own.get(&(process, set_fd));
         if own_until.is_some_and(|&until| now_ktime_ns < until) {
             return Waits::ForItself;
         }
@@ -46,36 +46,36 @@ impl Loops {
             if self.own.len() >= SETS_MAX {
                 self.own.clear();
             }
-            self.own.insert((pid, set_fd), now_ktime_ns + OWN_NS);
+            self.own.insert((process, set_fd), now_ktime_ns + OWN_NS);
         } else {
-            self.threads.insert((pid, tid));
-            self.processes.insert(pid, waits);
+            self.threads.insert((process, tid));
+            self.processes.insert(process, waits);
         }
         waits
     }
 
     /// Whether a thread is an event loop.
-    pub(super) fn has(&self, pid: Pid, tid: Tid) -> bool {
-        self.threads.contains(&(pid, tid))
+    pub(super) fn has(&self, process: ProcessKey, tid: Tid) -> bool {
+        self.threads.contains(&(process, tid))
     }
 
     /// A process is gone.
-    pub(super) fn forget(&mut self, pid: Pid) {
-        self.threads.retain(|(of, _)| *of != pid);
-        self.processes.remove(&pid);
-        self.own.retain(|(of, _), _| *of != pid);
+    pub(super) fn forget(&mut self, process: ProcessKey) {
+        self.threads.retain(|(of, _)| *of != process);
+        self.processes.remove(&process);
+        self.own.retain(|(of, _), _| *of != process);
     }
 
     /// Why nothing of a process's loops is reported.
-    pub(super) fn text(&self, pid: Pid) -> String {
-        match self.processes.get(&pid) {
+    pub(super) fn text(&self, process: ProcessKey) -> String {
+        match self.processes.get(&process) {
             Some(Waits::ForWorkers) => format!(
-                "process {pid} forwards requests to other processes of its program, like uWSGI's http router, and \
+                "process {process} forwards requests to other processes of its program, like uWSGI's http router, and \
                  runs no handler: its requests are left out. Have the processes that serve them read HTTP themselves \
                  (uWSGI: `http-socket` instead of `http`)"
             ),
             _ => format!(
-                "process {pid} serves requests on an event loop: between a request and its answer the thread waits \
+                "process {process} serves requests on an event loop: between a request and its answer the thread waits \
                  for other clients as well, and what it does then may be theirs. Its requests are left out; this \
                  version follows servers in which a thread serves one request at a time"
             ),

@@ -73,6 +73,8 @@ pub(super) struct OpenRequest {
     /// Its head came together with the next one's: what is written after its answer is not its own.
     pub(super) is_followed: bool,
     pub(super) outbound: Outbound,
+    /// Its thread has forked since: what a child writes is not seen.
+    pub(super) has_forked: bool,
     /// The epoll set that its thread slept on, as long as nobody has found out who else is in it.
     pub(super) wait_fd: Option<i32>,
     /// The set whose others were found to be none.
@@ -99,6 +101,7 @@ impl OpenRequest {
             head: Vec::new(),
             is_followed: false,
             outbound: Outbound::default(),
+            has_forked: false,
             wait_fd: None,
             own_wait_fd: None,
             ended: None,
@@ -108,7 +111,7 @@ impl OpenRequest {
 
     /// Its connection, while the kernel side knows it and it serves no later request.
     pub(super) fn conn(&self, conns: &impl ConnView) -> Option<Conn> {
-        let conn = conns.conn(self.request.pid, self.request.fd)?;
+        let conn = conns.conn(self.request.process.pid, self.request.fd)?;
         (conn.request_id == self.request.id.0).then_some(conn)
     }
 

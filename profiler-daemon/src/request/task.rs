@@ -4,7 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use super::endpoint::Endpoint;
 use super::head::RequestHead;
-use crate::model::{Counter, Coverage, Pid, ProfileTask, Service};
+use crate::model::{Counter, Coverage, Pid, ProcessKey, ProfileTask, Service};
+
+/// A process that serves a task.
+#[derive(Clone, Debug)]
+pub(super) struct TargetProcess {
+    pub(super) process: ProcessKey,
+    /// The instance that it reports as.
+    pub(super) service: Service,
+}
 
 /// A live task as the tracker sees it.
 #[derive(Debug)]
@@ -14,9 +22,10 @@ pub(super) struct LiveTask {
     pub(super) coverage: Coverage,
     /// Places used, by service instance.
     used: HashMap<Service, u32>,
-    targets: HashMap<Pid, Service>,
+    /// By the id that events name them by.
+    targets: HashMap<Pid, TargetProcess>,
     /// Processes that are event loops, as far as the coverage tells.
-    loops: HashSet<Pid>,
+    loops: HashSet<ProcessKey>,
     /// The kernel side was told to ship no more requests.
     is_count_only: bool,
 }
@@ -34,64 +43,77 @@ impl LiveTask {
         }
     }
 
-    pub(super) fn add_target(&mut self, pid: Pid, service: Service) {
+    pub(super) fn add_target(&mut self, process: ProcessKey, service: Service) {
         self.used.entry(service.clone()).or_default();
-        self.targets.insert(pid, service);
+        let target = TargetProcess { process, service };
+        self.targets.insert(process.pid, target);
+    }
+
+    /// The process is gone. Its instance keeps the places that are used.
+    pub(super) fn remove_target(&mut self, process: ProcessKey) {
+        if self
+            .target(process.pid)
+            .is_some_and(|it| it.process == process)
+        {
+            self.targets.remove(&process.pid);
+        }
     }
 
     pub(super) fn use_places(&mut self, service: Service, count: u32) {
         *self.used.entry(service).or_default() += count;
     }
 
-    pub(super) fn service_of(&self, pid: Pid) -> Option<&Service> {
+    /// The process that has an id now, if it serves the task.
+    pub(super) fn target(&self, pid: Pid) -> Option<&TargetProcess> {
         self.targets.get(&pid)
     }
 
     /// Tells, once, that a process is an event loop.
-    pub(super) fn refuse_loop(&mut self, pid: Pid, text: String) {
-        if self.loops.insert(pid) {
+    pub(super) fn refuse_loop(&mut self, process: ProcessKey, text: String) {
+        if self.loops.insert(process) {
             self.coverage.bump(Counter::ProcessesUnsupported);
             self.coverage.note(text);
         }
+    }
+
+    pub(super) fn period_ns(&self) -> u64 {
+        u64::from(self.task.dump_period_ms) * 1_000_000
     }
 
     pub(super) fn threshold_ns(&self) -> u64 {
         u64::from(self.task.min_duration_threshold_ms) * 1_000_000
     }
 
-    /// The head of a request this task wants; counts why not.
+    /// The head of a request that this task wants, and the process that serves it.
     ///
     /// # Errors
     ///
     /// The counter that says why not.
-    pub(super) fn admit(&self, pid: Pid, head: &[u8]) -> Result<RequestHead, Counter> {
+    pub(super) fn admit(
+        &self,
+        pid: Pid,
+        head: &[u8],
+    ) -> Result<(RequestHead, TargetProcess), Counter> {
         let head = RequestHead::parse(head).ok_or(Counter::HeadsMalformed)?;
         let matches = self
             .endpoint
             .matches(&head.method, &head.target, head.host.as_deref());
-        if matches && self.targets.contains_key(&pid) {
-            Ok(head)
-        } else {
-            Err(Counter::RequestsOtherEndpoint)
+        match self.target(pid) {
+            Some(target) if matches => Ok((head, target.clone())),
+            Some(_) => Err(Counter::RequestsOtherEndpoint),
+            None => Err(Counter::RequestsUnknownProcess),
         }
     }
 
-    /// Whether the process's instance may have another request.
-    pub(super) fn has_place(&self, pid: Pid) -> bool {
-        let used = self
-            .targets
-            .get(&pid)
-            .and_then(|service| self.used.get(service));
+    /// Whether an instance may have another request.
+    pub(super) fn has_place(&self, service: &Service) -> bool {
+        let used = self.used.get(service);
         used.is_some_and(|&used| used < self.task.max_sampling_count)
     }
 
     /// Takes a place. Returns whether that was the last one of all instances.
-    pub(super) fn take_place(&mut self, pid: Pid) -> bool {
-        if let Some(used) = self
-            .targets
-            .get(&pid)
-            .and_then(|service| self.used.get_mut(service))
-        {
+    pub(super) fn take_place(&mut self, service: &Service) -> bool {
+        if let Some(used) = self.used.get_mut(service) {
             *used += 1;
         }
         let max = self.task.max_sampling_count;

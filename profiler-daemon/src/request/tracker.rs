@@ -22,8 +22,8 @@ use super::open::OpenRequest;
 use super::sw8;
 use super::task::LiveTask;
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, RequestEvent, RequestId,
-    Service, TaskSlot, Tid, WallClock,
+    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RequestEvent,
+    RequestId, Service, TaskSlot, Tid, WallClock,
 };
 use crate::process::wait_set::Waits;
 
@@ -55,8 +55,8 @@ pub enum Action {
         /// Thread that carries the tag.
         tid: Tid,
     },
-    /// It is over and its samples are wanted, for the instance that served it.
-    Finish(Box<FinishedRequest>, Service),
+    /// It is over and its samples are wanted.
+    Finish(Box<FinishedRequest>),
     /// Every instance of the task has its number of requests (or one place is free again).
     CountOnly {
         /// Slot of the task.
@@ -114,9 +114,37 @@ impl RequestTracker {
     }
 
     /// Adds a process that serves the task, under the instance it reports as.
-    pub fn add_target(&mut self, slot: TaskSlot, pid: Pid, service: Service) {
+    pub fn add_target(&mut self, slot: TaskSlot, process: ProcessKey, service: Service) {
         if let Some(task) = self.tasks.get_mut(&slot) {
-            task.add_target(pid, service);
+            task.add_target(process, service);
+        }
+    }
+
+    /// The child of a process serves the same tasks, under the same instances. Returns their slots.
+    pub fn add_child(&mut self, parent: ProcessKey, child: ProcessKey) -> Vec<TaskSlot> {
+        let mut slots = Vec::new();
+        for (&slot, task) in &mut self.tasks {
+            let target = task.target(parent.pid).cloned();
+            if let Some(target) = target.filter(|target| target.process == parent) {
+                task.add_target(child, target.service);
+                slots.push(slot);
+            }
+        }
+        slots
+    }
+
+    /// A thread has forked: the child may answer what the thread has read.
+    pub fn on_fork(&mut self, process: ProcessKey, tid: Tid) {
+        let open = self.open.values_mut();
+        for open in open.filter(|it| it.request.process == process && it.request.tid == tid) {
+            open.has_forked = true;
+        }
+    }
+
+    /// A process is gone for good. Its requests have been ended by [`Self::on_process_gone`].
+    pub fn remove_target(&mut self, process: ProcessKey) {
+        for task in self.tasks.values_mut() {
+            task.remove_target(process);
         }
     }
 
@@ -125,12 +153,6 @@ impl RequestTracker {
         if let Some(task) = self.tasks.get_mut(&slot) {
             task.use_places(service, count);
         }
-    }
-
-    /// The instance a process reports as.
-    #[must_use]
-    pub fn service_of(&self, slot: TaskSlot, pid: Pid) -> Option<&Service> {
-        self.tasks.get(&slot)?.service_of(pid)
     }
 
     /// All open requests: their threads are to be sampled.
@@ -298,26 +320,26 @@ impl RequestTracker {
             actions.push(refused);
             return;
         };
-        let head = task.admit(start.pid, head).and_then(|head| {
+        let admitted = task.admit(start.pid, head).and_then(|(head, target)| {
             task.coverage.bump(Counter::RequestsMatched);
             // The kernel side sees one head in a read.
             let followers = head.followers as u64;
             task.coverage.add(Counter::PipelinedHeads, followers);
-            if self.loops.has(start.pid, start.tid) {
-                task.refuse_loop(start.pid, self.loops.text(start.pid));
+            if self.loops.has(target.process, start.tid) {
+                task.refuse_loop(target.process, self.loops.text(target.process));
                 Err(Counter::RequestsOnLoop)
             } else if is_interleaved {
                 Err(Counter::RequestsInterleaved)
-            } else if !task.has_place(start.pid) {
+            } else if !task.has_place(&target.service) {
                 Err(Counter::RequestsOverLimit)
             } else if open_now >= self.limits.max_open_requests {
                 Err(Counter::RequestsOverOpenLimit)
             } else {
-                Ok(head)
+                Ok((head, target))
             }
         });
-        let head = match head {
-            Ok(head) => head,
+        let (head, target) = match admitted {
+            Ok(admitted) => admitted,
             Err(why) => {
                 task.coverage.bump(why);
                 actions.push(refused);
@@ -328,7 +350,8 @@ impl RequestTracker {
             id: start.id,
             slot: start.slot,
             task_id: task.task.task_id.clone(),
-            pid: start.pid,
+            process: target.process,
+            service: target.service,
             tid: start.tid,
             fd: start.fd,
             start_ktime_ns: start.ktime_ns,
@@ -355,7 +378,9 @@ impl RequestTracker {
     /// dropped.
     fn drop_mixed_up(&mut self, start: &Start, actions: &mut Vec<Action>) -> bool {
         let ids = self.ids(|open| {
-            open.request.tid == start.tid && open.request.pid == start.pid && !open.is_complete()
+            open.request.tid == start.tid
+                && open.request.process.pid == start.pid
+                && !open.is_complete()
         });
         for &id in &ids {
             self.drop_open(id, Counter::RequestsInterleaved, actions);
@@ -387,19 +412,23 @@ impl RequestTracker {
         }
         let is_lost = open.on_look(conn, now);
         if let Some(wait_fd) = open.wait_fd {
-            let (pid, tid) = (open.request.pid, open.request.tid);
+            let (process, tid) = (open.request.process, open.request.tid);
             let waits = || conns.waits(&open.request, wait_fd);
-            match self.loops.judge(pid, tid, wait_fd, now, waits) {
+            match self.loops.judge(process, tid, wait_fd, now, waits) {
                 Waits::ForItself => open.on_own_wait(),
-                Waits::ForOthers | Waits::ForWorkers => return self.drop_loop(pid, tid, actions),
+                Waits::ForOthers | Waits::ForWorkers => {
+                    return self.drop_loop(process, tid, actions);
+                }
             }
         }
         if let Some((ended, reason)) = open.ended {
             return self.finish(id, ended, reason, actions);
         }
         let is_closed = conn.is_some_and(|conn| {
-            let ActiveRequest { pid, tid, fd, .. } = open.request;
-            open.is_descriptor_due(&conn, now) && !conns.is_socket(pid, tid, fd, conn.inode)
+            let ActiveRequest {
+                process, tid, fd, ..
+            } = open.request;
+            open.is_descriptor_due(&conn, now) && !conns.is_socket(process.pid, tid, fd, conn.inode)
         });
         if is_lost || is_closed || open.is_over(now) {
             return self.finish(id, now, None, actions);
@@ -414,13 +443,16 @@ impl RequestTracker {
     }
 
     /// A thread has turned out to be an event loop: nothing of it is reported.
-    fn drop_loop(&mut self, pid: Pid, tid: Tid, actions: &mut Vec<Action>) {
-        let text = self.loops.text(pid);
-        let tasks = self.tasks.values_mut();
-        for task in tasks.filter(|task| task.service_of(pid).is_some()) {
-            task.refuse_loop(pid, text.clone());
+    fn drop_loop(&mut self, process: ProcessKey, tid: Tid, actions: &mut Vec<Action>) {
+        let text = self.loops.text(process);
+        let serves = |task: &LiveTask| {
+            task.target(process.pid)
+                .is_some_and(|target| target.process == process)
+        };
+        for task in self.tasks.values_mut().filter(|task| serves(task)) {
+            task.refuse_loop(process, text.clone());
         }
-        for id in self.ids(|open| (open.request.pid, open.request.tid) == (pid, tid)) {
+        for id in self.ids(|open| (open.request.process, open.request.tid) == (process, tid)) {
             self.drop_open(id, Counter::RequestsOnLoop, actions);
         }
     }

@@ -6,10 +6,14 @@ use base64::engine::general_purpose::STANDARD;
 use profiler_common::EndReason;
 
 use super::*;
-use crate::model::{Cut, TaskId};
+use crate::model::{Cut, Subject, TaskId};
 
 const SLOT: TaskSlot = TaskSlot(0);
 const PID: Pid = Pid(100);
+const PROCESS: ProcessKey = ProcessKey {
+    pid: PID,
+    start_ticks: 5,
+};
 const MS: u64 = 1_000_000;
 
 /// No connection is known to the kernel side unless a test says so, and its descriptor then is the socket it
@@ -88,7 +92,7 @@ fn tracker(threshold_ms: u32, max: u32) -> RequestTracker {
         create_unix_ms: 0,
     };
     tracker.add_task(SLOT, task, Endpoint::parse("GET:/a").unwrap());
-    tracker.add_target(SLOT, PID, service());
+    tracker.add_target(SLOT, PROCESS, service());
     tracker
 }
 
@@ -148,7 +152,7 @@ fn finished(actions: &[Action]) -> Vec<&FinishedRequest> {
     actions
         .iter()
         .filter_map(|a| {
-            if let Action::Finish(f, _) = a {
+            if let Action::Finish(f) = a {
                 Some(&**f)
             } else {
                 None
@@ -355,7 +359,7 @@ fn a_dying_server_keeps_its_samples_and_an_unanswered_head_does_not() {
     let mut tracker = tracker(0, 5);
     send(&mut tracker, start(1, 1, 0, "GET /a"));
     let mut actions = Vec::new();
-    tracker.on_process_gone(PID, 300 * MS, &mut actions);
+    tracker.on_process_gone(PROCESS, 300 * MS, &mut actions);
     let done = finished(&actions);
     assert_eq!((done[0].end_ktime_ns, done[0].status), (300 * MS, None));
     send(&mut tracker, start(2, 1, 0, "GET /a"));
@@ -383,11 +387,11 @@ fn the_end_of_a_task_cuts_open_requests() {
         }
         let mut actions = Vec::new();
         tracker.end_task(SLOT, 80 * MS, &mut actions).unwrap();
-        let [Action::Finish(finished, instance)] = &actions[..] else {
+        let [Action::Finish(finished)] = &actions[..] else {
             panic!("{answer:?}: {actions:?}");
         };
         assert_eq!(finished.end_ktime_ns, end_ms * MS, "{answer:?}");
-        assert_eq!(instance, &service());
+        assert_eq!(finished.request.service, service());
         let is_cut = end_ms == 80;
         assert_eq!(finished.cut, is_cut.then_some(Cut::TaskEnded), "{answer:?}");
         let unfinished = finished.losses.get(Counter::RequestsUnfinished);
@@ -565,7 +569,11 @@ fn an_unseen_close_ends_a_request() {
 fn a_closed_range_ends_the_requests_of_its_process() {
     let mut tracker = tracker(0, 5);
     let other = Pid(101);
-    tracker.add_target(SLOT, other, service());
+    let other_process = ProcessKey {
+        pid: other,
+        ..PROCESS
+    };
+    tracker.add_target(SLOT, other_process, service());
     let mut conns = Conns::default();
     for fd in 0..60_000 {
         conns.known.insert((other, fd), conn(0, 500, 100));
@@ -661,12 +669,13 @@ fn requests_of_an_event_loop_are_dropped() {
         assert_eq!(count(&mut tracker, Counter::RequestsMatched), 3);
         assert_eq!(count(&mut tracker, Counter::RequestsOnLoop), 2);
         assert_eq!(count(&mut tracker, Counter::ProcessesUnsupported), 1);
-        let notes = &tracker.coverage_mut(SLOT).unwrap().notes;
+        let coverage = tracker.coverage_mut(SLOT).unwrap();
+        let notes: Vec<String> = coverage.notes().collect();
         assert_eq!(notes.len(), 1);
         let is_proxy = notes[0].contains("forwards requests");
         assert_eq!(is_proxy, waits == Waits::ForWorkers, "{notes:?}");
         // Its number may be another process's next.
-        tracker.on_process_gone(PID, 90 * MS, &mut Vec::new());
+        tracker.on_process_gone(PROCESS, 90 * MS, &mut Vec::new());
         let actions = send(&mut tracker, start(4, 1, 100, "GET /a"));
         assert!(matches!(actions[..], [Action::Begin(_)]), "{actions:?}");
     }
@@ -722,4 +731,64 @@ fn the_context_of_own_calls_is_kept() {
         outbound(3, vec![call(3, "a"), call(3, "b"), call(3, "a")]),
         None
     );
+}
+
+/// Why the request is not in the result, `None` if it is.
+fn why_missing(tracker: &mut RequestTracker) -> Option<Counter> {
+    let coverage = tracker.coverage_mut(SLOT).unwrap();
+    let mut reasons = Counter::all().filter(|counter| {
+        counter.subject() == Subject::Requests && *counter != Counter::RequestsMatched
+    });
+    reasons.find(|&counter| coverage.get(counter) > 0)
+}
+
+/// Check that a request that is left to a child process or another program (CGI) is counted as that, whether its
+/// thread wrote the head of the answer or nothing, and that one that its thread answers in full is not.
+#[test]
+fn a_request_left_to_another_program_is_told_apart() {
+    let why = |answer: Option<&str>, end_ms: u64, reason: EndReason| {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        tracker.on_fork(PROCESS, Tid(1));
+        if let Some(head) = answer {
+            send(&mut tracker, first_write(1, 2, head.len() as u64, head));
+        }
+        let last_write_ms = answer.map_or(0, |_| 2);
+        send(&mut tracker, end(1, end_ms, last_write_ms, reason));
+        why_missing(&mut tracker)
+    };
+    let left = Some(Counter::RequestsByOtherProgram);
+    assert_eq!(why(None, 500, EndReason::Closed), left);
+    let head = "HTTP/1.0 200 OK\r\n\r\n";
+    assert_eq!(why(Some(head), 500, EndReason::Closed), left);
+    assert_eq!(why(None, 3, EndReason::Exec), left);
+    let whole = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(why(Some(whole), 500, EndReason::Closed), None);
+}
+
+/// Check that a head of a process that is not known is counted as that, and that places stay used when their process
+/// is gone.
+#[test]
+fn a_process_that_is_gone_keeps_its_places() {
+    let mut tracker = tracker(0, 1);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    send(
+        &mut tracker,
+        first_write(1, 20, 10, "HTTP/1.1 200 OK\r\n\r\n"),
+    );
+    send(&mut tracker, end(1, 30, 20, EndReason::Closed));
+    tracker.remove_target(PROCESS);
+    send(&mut tracker, start(2, 1, 40, "GET /a"));
+    assert_eq!(
+        why_missing(&mut tracker),
+        Some(Counter::RequestsUnknownProcess)
+    );
+    let next = ProcessKey {
+        start_ticks: PROCESS.start_ticks + 1,
+        ..PROCESS
+    };
+    tracker.add_target(SLOT, next, service());
+    tracker.remove_target(PROCESS); // another one by now
+    send(&mut tracker, start(3, 1, 50, "GET /a"));
+    assert_eq!(why_missing(&mut tracker), Some(Counter::RequestsOverLimit));
 }

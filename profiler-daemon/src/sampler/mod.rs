@@ -35,8 +35,8 @@ use std::collections::HashMap;
 use profiler_common::{ThreadState, thread_state_flag};
 
 use crate::model::{
-    Captured, Counter, Coverage, Pid, PythonChain, RawSample, RequestId, SampleKind, StackBytes,
-    Tid,
+    Captured, Counter, Coverage, ProcessKey, PythonChain, RawSample, RequestId, SampleKind,
+    StackBytes, Tid,
 };
 use crate::process::ReadMemory;
 
@@ -54,7 +54,7 @@ pub trait ThreadStates {
 /// Walks the interpreter's frames of a blocked thread.
 pub trait ChainWalker {
     /// The thread's Python frames; `None` if its process is not Python. `thread_pointer` is 0 if unknown.
-    fn walk(&mut self, pid: Pid, tid: Tid, thread_pointer: u64) -> Option<PythonChain>;
+    fn walk(&mut self, process: ProcessKey, tid: Tid, thread_pointer: u64) -> Option<PythonChain>;
 }
 
 /// When the CPUs' clocks ticked: somewhere between two instants, for they do not tick together.
@@ -74,7 +74,7 @@ pub struct Watched {
     /// When the request began.
     pub start_ktime_ns: u64,
     /// Process.
-    pub pid: Pid,
+    pub process: ProcessKey,
     /// Thread.
     pub tid: Tid,
 }
@@ -219,7 +219,7 @@ impl Sampler {
         let stack = read_stack(&mut self.buffer, sources.memory, stack_pointer(state));
         let python = sources
             .walker
-            .walk(watched.pid, watched.tid, state.thread_pointer);
+            .walk(watched.process, watched.tid, state.thread_pointer);
         let kernel_frames = (state.kernel_frame_count as usize).min(state.kernel_frames.len());
         let captured = Captured {
             regs: state.regs,
@@ -305,7 +305,7 @@ impl Watched {
     fn sample(self, ktime_ns: u64, kind: SampleKind) -> RawSample {
         RawSample {
             request: self.request,
-            pid: self.pid,
+            pid: self.process.pid,
             tid: self.tid,
             ktime_ns,
             kind,

@@ -4,6 +4,7 @@ use std::io::Error;
 use profiler_common::{KERNEL_FRAMES_MAX, REGS_MAX};
 
 use super::*;
+use crate::model::Pid;
 
 struct Thread {
     states: RefCell<Vec<ThreadState>>,
@@ -51,7 +52,12 @@ impl Thread {
 struct NoPython;
 
 impl ChainWalker for NoPython {
-    fn walk(&mut self, _pid: Pid, _tid: Tid, _thread_pointer: u64) -> Option<PythonChain> {
+    fn walk(
+        &mut self,
+        _process: ProcessKey,
+        _tid: Tid,
+        _thread_pointer: u64,
+    ) -> Option<PythonChain> {
         None
     }
 }
@@ -85,7 +91,10 @@ fn watched() -> Watched {
     Watched {
         request: RequestId(1),
         start_ktime_ns: 100,
-        pid: Pid(1),
+        process: ProcessKey {
+            pid: Pid(1),
+            start_ticks: 0,
+        },
         tid: Tid(1),
     }
 }

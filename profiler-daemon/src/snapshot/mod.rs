@@ -2,7 +2,8 @@
 //!
 //! In:  [`Timeline`] + [`FinishedRequest`]
 //! Out: [`ProfiledSegment`] to [`crate::oap`]
-//! Lost: no usable stack -> [`Counter::RequestsWithoutStack`]
+//! Lost: a request without a stack, by what became of its samples -> [`Counter::RequestsTooShort`],
+//!       [`Counter::RequestsProcessGone`], [`Counter::RequestsSamplesLost`], [`Counter::RequestsWithoutStack`]
 //!
 //! # Why the root is mended
 //! OAP builds one tree per distinct root frame and loses the time between two of them. A stack whose
@@ -11,11 +12,12 @@
 //! common root by a `...` frame; so does one that has nothing but frames of the interpreter, where only
 //! those of the application are shown.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::frames::FrameSet;
 use crate::model::{
-    Binding, Counter, FinishedRequest, Frame, FrameKind, ProfiledSegment, Service, Snapshot, Stack,
+    Binding, Counter, FinishedRequest, Frame, FrameKind, ProfiledSegment, Snapshot, Stack,
     TimedStack, UnwindEnd,
 };
 use crate::timeline::Timeline;
@@ -25,8 +27,6 @@ type Signatures = Arc<[Arc<str>]>;
 
 /// Stands for frames that are not known.
 const ELLIPSIS: &str = "...";
-/// OAP analyses no more snapshots of a segment (`CoreModuleConfig.maxSizeOfAnalyzeProfileSnapshot`).
-const SNAPSHOTS_MAX: usize = 12_000;
 
 /// Builds the segment; `Err` gives the request back if there is nothing to show of it.
 ///
@@ -36,32 +36,30 @@ const SNAPSHOTS_MAX: usize = 12_000;
 pub fn build(
     mut request: FinishedRequest,
     timeline: &Timeline,
-    service: Service,
     frames: FrameSet,
 ) -> Result<ProfiledSegment, Box<FinishedRequest>> {
     let clock = request.request.clock;
     let stacks = Stacks::new(&timeline.samples, frames);
     let mut snapshots: Vec<Snapshot> = Vec::with_capacity(timeline.samples.len());
-    let mut previous: Option<(&Arc<Stack<Frame>>, Signatures)> = None;
-    for sample in thin(&timeline.samples) {
+    let mut built: HashMap<*const Stack<Frame>, Signatures> = HashMap::new();
+    for sample in &timeline.samples {
         if sample.stack.frames.is_empty() {
             continue;
         }
-        // A blocked thread repeats its stack; share it instead of building it again.
-        let stack = match &previous {
-            Some((same, built)) if Arc::ptr_eq(same, &sample.stack) => built.clone(),
-            _ => stacks.root_first(&sample.stack),
-        };
-        previous = Some((&sample.stack, stack.clone()));
-        let sequence = i32::try_from(snapshots.len()).expect("at most SNAPSHOTS_MAX snapshots");
+        // Equal stacks of a request are one: what is built of it is shared as well.
+        let stack = built.entry(Arc::as_ptr(&sample.stack));
+        let stack = stack.or_insert_with(|| stacks.root_first(&sample.stack));
+        let sequence =
+            i32::try_from(snapshots.len()).expect("the samples of a request are bounded");
         snapshots.push(Snapshot {
             sequence,
             unix_ms: clock.unix_ms(sample.ktime_ns),
-            stack,
+            stack: Arc::clone(stack),
         });
     }
     if snapshots.is_empty() {
-        request.losses.bump(Counter::RequestsWithoutStack);
+        let why = why_empty(&request, timeline);
+        request.losses.bump(why);
         return Err(Box::new(request));
     }
     request.losses.bump(Counter::RequestsProfiled);
@@ -71,7 +69,7 @@ pub fn build(
     let start_unix_ms = clock.unix_ms(request.request.start_ktime_ns);
     Ok(ProfiledSegment {
         task_id: request.request.task_id.clone(),
-        service,
+        service: request.request.service.clone(),
         start_unix_ms,
         end_unix_ms: clock.unix_ms(request.end_ktime_ns).max(start_unix_ms),
         request,
@@ -81,15 +79,18 @@ pub fn build(
     })
 }
 
-/// Every n-th sample of a request that is too long for OAP, first and last included.
-fn thin(samples: &[TimedStack]) -> impl Iterator<Item = &TimedStack> {
-    let step = samples.len().div_ceil(SNAPSHOTS_MAX - 1).max(1);
-    let last = samples.len().saturating_sub(1);
-    samples
-        .iter()
-        .enumerate()
-        .filter(move |(i, _)| i % step == 0 || *i == last)
-        .map(|(_, s)| s)
+/// Why there is nothing to show of a request.
+fn why_empty(request: &FinishedRequest, timeline: &Timeline) -> Counter {
+    let losses = &request.losses;
+    if !timeline.samples.is_empty() || losses.get(Counter::SamplesNoStack) > 0 {
+        Counter::RequestsWithoutStack
+    } else if losses.get(Counter::SamplesOrphaned) > 0 {
+        Counter::RequestsProcessGone
+    } else if losses.get(Counter::PeriodsExpected) == 0 {
+        Counter::RequestsTooShort
+    } else {
+        Counter::RequestsSamplesLost
+    }
 }
 
 /// Builds stacks as they are sent: with their roots mended, and of their frames those that are wanted.
@@ -104,7 +105,8 @@ struct Stacks<'a> {
 impl<'a> Stacks<'a> {
     fn new(samples: &'a [TimedStack], set: FrameSet) -> Self {
         let stacks = samples.iter().map(|s| &s.stack);
-        let whole: Vec<_> = stacks.filter(|s| s.end == UnwindEnd::Root).collect();
+        let mut whole: Vec<_> = stacks.filter(|s| s.end == UnwindEnd::Root).collect();
+        whole.dedup_by(|one, other| Arc::ptr_eq(one, other));
         let is_language = |s: &&&Arc<Stack<Frame>>| {
             let mut frames = s.frames.iter();
             frames.any(|f| f.kind == FrameKind::Python)
@@ -164,7 +166,10 @@ impl<'a> Stacks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ActiveRequest, Coverage, Pid, RequestId, TaskId, TaskSlot, Tid, WallClock};
+    use crate::model::{
+        ActiveRequest, Coverage, Pid, ProcessKey, RequestId, Service, Subject, TaskId, TaskSlot,
+        Tid, WallClock,
+    };
 
     const MS: u64 = 1_000_000;
 
@@ -174,7 +179,14 @@ mod tests {
                 id: RequestId(1),
                 slot: TaskSlot(0),
                 task_id: TaskId("t".into()),
-                pid: Pid(1),
+                process: ProcessKey {
+                    pid: Pid(1),
+                    start_ticks: 0,
+                },
+                service: Service {
+                    name: "shop".into(),
+                    instance: "i".into(),
+                },
                 tid: Tid(1),
                 fd: 4,
                 start_ktime_ns: 0,
@@ -223,11 +235,7 @@ mod tests {
         samples: Vec<TimedStack>,
         frames: FrameSet,
     ) -> Result<ProfiledSegment, Box<FinishedRequest>> {
-        let service = Service {
-            name: "shop".into(),
-            instance: "i".into(),
-        };
-        build(finished(100), &Timeline { samples }, service, frames)
+        build(finished(100), &Timeline { samples }, frames)
     }
 
     fn stacks(segment: &ProfiledSegment) -> Vec<String> {
@@ -300,19 +308,27 @@ mod tests {
         assert_eq!(times(&application), times(&all));
     }
 
-    /// Check that a request without any stack is given back with its reason.
+    /// Check that a request without any stack is given back with the reason: what became of its samples.
     #[test]
     fn a_request_without_stacks_is_given_back() {
         let request = segment(vec![at(0, "")]).unwrap_err();
         assert_eq!(request.losses.get(Counter::RequestsWithoutStack), 1);
-    }
-
-    /// Check that a request longer than OAP analyses is thinned evenly, keeping both ends.
-    #[test]
-    fn a_very_long_request_is_thinned() {
-        let samples: Vec<TimedStack> = (0..30_000).map(|i| at(i, "main")).collect();
-        let segment = segment(samples).unwrap();
-        assert!(segment.snapshots.len() <= SNAPSHOTS_MAX);
-        assert_eq!(segment.snapshots.last().unwrap().unix_ms, 1000 + 29_999);
+        let why = |counters: &[Counter]| {
+            let mut request = finished(100);
+            counters
+                .iter()
+                .for_each(|&counter| request.losses.bump(counter));
+            let samples = Vec::new();
+            let request = build(request, &Timeline { samples }, FrameSet::All).unwrap_err();
+            let mut requests = Counter::all().filter(|it| it.subject() == Subject::Requests);
+            requests.find(|&counter| request.losses.get(counter) > 0)
+        };
+        use Counter as C;
+        assert_eq!(why(&[]), Some(C::RequestsTooShort));
+        assert_eq!(why(&[C::PeriodsExpected]), Some(C::RequestsSamplesLost));
+        let gone = [C::PeriodsExpected, C::SamplesOrphaned];
+        assert_eq!(why(&gone), Some(C::RequestsProcessGone));
+        let unreadable = [C::PeriodsExpected, C::SamplesNoStack];
+        assert_eq!(why(&unreadable), Some(C::RequestsWithoutStack));
     }
 }

@@ -72,7 +72,7 @@ impl SavedCoverage {
                 .filter(|&(_, count)| count > 0)
                 .map(|(counter, count)| (counter.name().to_owned(), count))
                 .collect(),
-            notes: coverage.notes.iter().take(NOTES_MAX).cloned().collect(),
+            notes: coverage.notes().take(NOTES_MAX).collect(),
         }
     }
 

@@ -41,7 +41,7 @@ use std::sync::Arc;
 pub use depth::STACK_FRAMES_MAX;
 
 use crate::frames::FrameSet;
-use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, Pid, Stack, UnwindEnd};
+use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, ProcessKey, Stack, UnwindEnd};
 use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
@@ -72,7 +72,7 @@ pub struct Symbolizer {
     objects: ObjectSymbols,
     kernel: KernelSymbols,
     kernel_names: HashMap<u64, Name>,
-    processes: HashMap<Pid, ProcessNames>,
+    processes: HashMap<ProcessKey, ProcessNames>,
     perf_maps: PerfMaps,
     python: PythonNamer,
     shown: FrameSet,
@@ -176,17 +176,17 @@ impl Symbolizer {
             self.objects.name(process, mapping, mapping.start);
         }
         self.check_names(process);
-        if let Some(known) = self.processes.get_mut(&process.pid) {
+        if let Some(known) = self.processes.get_mut(&process.key) {
             known.own_code(process).prepare(&process.memory);
         }
     }
 
     /// Drops what is remembered about a process. Symbols stay, for the next process with the same
     /// files.
-    pub fn forget(&mut self, pid: Pid) {
-        self.processes.remove(&pid);
-        self.perf_maps.forget(pid);
-        self.python.forget(pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.processes.remove(&process);
+        self.perf_maps.forget(process);
+        self.python.forget(process);
     }
 
     /// Drops all symbols and names: the last task has ended.
@@ -195,8 +195,8 @@ impl Symbolizer {
         self.kernel = KernelSymbols::default();
         self.kernel_names = HashMap::new();
         let processes = std::mem::take(&mut self.processes);
-        for pid in processes.into_keys() {
-            self.python.forget(pid);
+        for process in processes.into_keys() {
+            self.python.forget(process);
         }
         self.perf_maps = PerfMaps::new();
     }
@@ -244,13 +244,13 @@ impl Symbolizer {
     /// Throws away names that no longer hold.
     fn check_names(&mut self, process: &Process) {
         let generation = process.mappings.generation();
-        let entry = self.processes.entry(process.pid);
+        let entry = self.processes.entry(process.key);
         let known = entry.or_insert_with(|| ProcessNames {
             generation,
             names: HashMap::new(),
             own_code: None,
         });
-        let is_recompiled = self.perf_maps.refresh(process.pid);
+        let is_recompiled = self.perf_maps.refresh(process.key);
         if known.generation != generation || is_recompiled || known.names.len() >= NAMES_MAX {
             known.generation = generation;
             known.names.clear();
@@ -285,7 +285,7 @@ impl Symbolizer {
     }
 
     fn native_name(&mut self, process: &Process, address: u64) -> Name {
-        let known = self.processes.get_mut(&process.pid);
+        let known = self.processes.get_mut(&process.key);
         if let Some(name) = known.as_ref().and_then(|known| known.names.get(&address)) {
             return name.clone();
         }
@@ -297,13 +297,13 @@ impl Symbolizer {
             }
             // Anonymous memory: generated code.
             Some(_) => {
-                let function = self.perf_maps.find(process.pid, address);
+                let function = self.perf_maps.find(process.key, address);
                 let signature = signature::native(function, JIT_OBJECT);
                 Name::new(signature, FrameKind::Native, function.is_none())
             }
             None => Name::new(signature::native(None, ""), FrameKind::Native, true),
         };
-        if let Some(known) = self.processes.get_mut(&process.pid) {
+        if let Some(known) = self.processes.get_mut(&process.key) {
             known.names.insert(address, name.clone());
         }
         name
@@ -318,7 +318,7 @@ impl Symbolizer {
         address: u64,
         function: Option<&str>,
     ) -> (FrameKind, Option<Arc<str>>) {
-        if let Some(known) = self.processes.get_mut(&process.pid) {
+        if let Some(known) = self.processes.get_mut(&process.key) {
             let own_code = known.own_code(process);
             if own_code.contains(address) {
                 let label = own_code.label(&process.memory, address, function);

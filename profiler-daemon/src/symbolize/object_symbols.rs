@@ -131,7 +131,7 @@ impl ObjectSymbols {
             return;
         }
         let object = Object::load(process, mapping, file).inspect_err(|error| {
-            tracing::debug!(pid = %process.pid, path = mapping.path, %error, "no symbols");
+            tracing::debug!(pid = %process.key, path = mapping.path, %error, "no symbols");
         });
         self.objects.put(id, object.ok());
         self.make_room();
@@ -189,9 +189,9 @@ fn open(process: &Process, mapping: &Mapping) -> Option<ObjectFile> {
     if !mapping.is_file() && !mapping.is_vdso() {
         return None;
     }
-    let file = ObjectFile::open(process.pid, &process.memory, mapping);
+    let file = ObjectFile::open(process.key.pid, &process.memory, mapping);
     let file = file.inspect_err(
-        |error| tracing::debug!(pid = %process.pid, %error, "object cannot be opened"),
+        |error| tracing::debug!(pid = %process.key, %error, "object cannot be opened"),
     );
     file.ok()
 }
@@ -200,7 +200,7 @@ impl Object {
     fn load(process: &Process, mapping: &Mapping, file: ObjectFile) -> Result<Self, Error> {
         let mut layout = ElfLayout::read(&file)?;
         let symbols = SymbolCopy::new(&file, &layout)?;
-        let debug_file = debug_file::open(process.pid, mapping, &file, &layout);
+        let debug_file = debug_file::open(process.key.pid, mapping, &file, &layout);
         let debug_file = debug_file.and_then(|file| {
             let layout = ElfLayout::read(&file).ok()?;
             Some((file, layout))

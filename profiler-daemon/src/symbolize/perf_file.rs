@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::perf_map::PerfMap;
-use crate::model::{Pid, Tid};
+use crate::model::{Pid, ProcessKey, Tid};
 use crate::process::foreign_file::{self, LastLink};
 use crate::process::procfs::Procfs;
 use crate::process::python::innermost_tid;
@@ -47,7 +47,7 @@ const STATUS_BYTES_MAX: u64 = 16 << 10;
 
 /// The perf maps of all processes, the most recently used first.
 pub(super) struct PerfMaps {
-    followed: LruCache<Pid, Followed>,
+    followed: LruCache<ProcessKey, Followed>,
     bytes_max: usize,
 }
 
@@ -85,27 +85,27 @@ impl PerfMaps {
     }
 
     /// The function at an address of a process. Its map is read when first asked for.
-    pub(super) fn find(&mut self, pid: Pid, address: u64) -> Option<&str> {
-        if !self.followed.contains(&pid) {
-            self.followed.put(pid, Followed::new(pid));
-            self.look(pid, Instant::now());
+    pub(super) fn find(&mut self, process: ProcessKey, address: u64) -> Option<&str> {
+        if !self.followed.contains(&process) {
+            self.followed.put(process, Followed::new(process.pid));
+            self.look(process, Instant::now());
         }
-        self.followed.get(&pid)?.map.find(address)
+        self.followed.get(&process)?.map.find(address)
     }
 
     /// Reads what was added to a map that has been asked for, at most once a second. Returns whether names may have
     /// changed.
-    pub(super) fn refresh(&mut self, pid: Pid) -> bool {
-        self.look(pid, Instant::now())
+    pub(super) fn refresh(&mut self, process: ProcessKey) -> bool {
+        self.look(process, Instant::now())
     }
 
     /// Drops the map of a process.
-    pub(super) fn forget(&mut self, pid: Pid) {
-        self.followed.pop(&pid);
+    pub(super) fn forget(&mut self, process: ProcessKey) {
+        self.followed.pop(&process);
     }
 
-    fn look(&mut self, pid: Pid, now: Instant) -> bool {
-        let Some(followed) = self.followed.get_mut(&pid) else {
+    fn look(&mut self, process: ProcessKey, now: Instant) -> bool {
+        let Some(followed) = self.followed.get_mut(&process) else {
             return false;
         };
         if followed.due.is_some_and(|due| now < due) {
@@ -269,8 +269,9 @@ mod tests {
         now: Instant,
     }
 
-    fn own() -> Pid {
-        Pid(std::process::id())
+    fn own() -> ProcessKey {
+        let pid = Pid(std::process::id());
+        Procfs::default().key(pid).unwrap()
     }
 
     impl Fixture {
@@ -281,7 +282,7 @@ mod tests {
             let mut maps = PerfMaps::new();
             let followed = Followed {
                 path: Some(path.clone()),
-                ..Followed::new(own())
+                ..Followed::new(own().pid)
             };
             maps.followed.put(own(), followed);
             Self {
@@ -391,10 +392,13 @@ mod tests {
 
         // Another process takes all the room.
         fixture.maps.bytes_max = 1;
-        let other = Pid(1);
+        let other = ProcessKey {
+            pid: Pid(1),
+            start_ticks: 0,
+        };
         let followed = Followed {
             path: Some(fixture.path.clone()),
-            ..Followed::new(own())
+            ..Followed::new(own().pid)
         };
         fixture.maps.followed.put(other, followed);
         assert!(fixture.maps.look(other, fixture.now));

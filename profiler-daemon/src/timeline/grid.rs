@@ -85,15 +85,16 @@ impl Grids {
         ticks.sum()
     }
 
-    /// The longest period of a request that was not always looked at as often as the task had asked, up to
-    /// an instant.
+    /// The longest period, up to an instant, of a request of which fewer samples were kept than the task had asked for:
+    /// of every `step` ticks one.
     #[must_use]
-    pub fn stretched_period_ns(&self, until_ktime_ns: u64) -> Option<u64> {
+    pub fn stretched_period_ns(&self, until_ktime_ns: u64, step: u64) -> Option<u64> {
         let held = self
             .pieces
             .iter()
             .filter(|(since, _)| *since < until_ktime_ns);
         let longest = held.map(|(_, grid)| grid.period_ns).max()?;
+        let longest = longest.saturating_mul(step);
         (longest > self.asked_period_ns).then_some(longest)
     }
 }
@@ -139,10 +140,11 @@ mod tests {
     #[test]
     fn a_stretched_period_is_told() {
         let mut grids = Grids::new(grid(0, 10), 10 * MS);
-        assert_eq!(grids.stretched_period_ns(100 * MS), None);
+        assert_eq!(grids.stretched_period_ns(100 * MS, 1), None);
         grids.change(50 * MS, grid(50, 40));
         grids.change(70 * MS, grid(70, 20));
-        assert_eq!(grids.stretched_period_ns(50 * MS), None);
-        assert_eq!(grids.stretched_period_ns(100 * MS), Some(40 * MS));
+        assert_eq!(grids.stretched_period_ns(50 * MS, 1), None);
+        assert_eq!(grids.stretched_period_ns(50 * MS, 4), Some(40 * MS));
+        assert_eq!(grids.stretched_period_ns(100 * MS, 1), Some(40 * MS));
     }
 }

@@ -1,6 +1,6 @@
 //! Puts the samples of a finished request in their places: one per dump period, head and tail.
 //!
-//! In:  [`TimedStack`]s of one request, in any order
+//! In:  [`TimedStack`]s of one request, in any order, as [`Samples`] has kept them while it was open
 //! Out: [`Timeline`] to [`crate::snapshot`]
 //! Lost: a period without a sample shows as [`Counter::PeriodsExpected`] above
 //!       [`Counter::PeriodsSampled`]
@@ -29,10 +29,12 @@
 //! period too long or too short. A snapshot between two changes can stand at one of them: it goes to the
 //! one nearer to the root, which ends or begins the longer-lasting function.
 
+mod collect;
 mod grid;
 
 use crate::model::{Counter, Coverage, Frame, Stack, TimedStack};
 
+pub use collect::Samples;
 pub use grid::{Grid, Grids};
 
 /// Samples of one request in order, from its start to its end.

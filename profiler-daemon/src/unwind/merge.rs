@@ -178,7 +178,7 @@ mod tests {
     use profiler_common::PythonOffsets;
 
     use super::*;
-    use crate::model::Pid;
+    use crate::model::{Pid, ProcessKey};
     use crate::process::python::{Layout, PythonVersion};
 
     const LOOP: std::ops::Range<u64> = 0x1000..0x2000;
@@ -191,7 +191,10 @@ mod tests {
             micro: 0,
         };
         PythonRuntime {
-            pid: Pid(1),
+            process: ProcessKey {
+                pid: Pid(1),
+                start_ticks: 0,
+            },
             version: PythonVersion { minor, ..version },
             runtime: 0,
             offsets: PythonOffsets::default(),

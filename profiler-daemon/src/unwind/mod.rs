@@ -10,7 +10,7 @@ pub mod merge;
 pub mod native;
 pub mod python;
 
-use crate::model::{Captured, Counter, Coverage, Pid, Stack, UnwindEnd};
+use crate::model::{Captured, Counter, Coverage, ProcessKey, Stack, UnwindEnd};
 use crate::process::Process;
 pub use native::{AARCH64, Arch, NativeFrame, NativeUnwinder, Unwound, X86_64};
 
@@ -84,8 +84,8 @@ impl Unwinder {
     }
 
     /// Forgets a process that is gone or runs another program.
-    pub fn forget(&mut self, pid: Pid) {
-        self.native.forget(pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.native.forget(process);
     }
 }
 
@@ -94,21 +94,20 @@ mod tests {
     use profiler_common::REGS_MAX;
 
     use super::*;
-    use crate::model::{PythonChain, StackBytes};
+    use crate::model::{Pid, PythonChain, StackBytes};
     use crate::process::python::{Layout, PythonRuntime, PythonVersion};
 
     /// A process with CPython 3.12 whose memory is ours.
     fn python_process() -> Process {
-        let pid = Pid(std::process::id());
         let version = PythonVersion {
             major: 3,
             minor: 12,
             micro: 0,
         };
         let layout = Layout::from_table(version).unwrap();
-        let mut process = Process::open(pid).unwrap();
+        let mut process = Process::open(Pid(std::process::id())).unwrap();
         process.python = Some(PythonRuntime {
-            pid,
+            process: process.key,
             version,
             runtime: 0,
             offsets: layout.offsets,

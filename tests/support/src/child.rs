@@ -1,5 +1,6 @@
 //! Child processes that end with their owner, and waiting with a deadline.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
@@ -10,6 +11,11 @@ use anyhow::{Context, Result, bail};
 
 /// How often [`wait_until`] looks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The process id that was given last; the next process gets the next free one.
+const LAST_ID: &str = "/proc/sys/kernel/ns_last_pid";
+/// How often an id may go to another program of the machine that starts at the same moment.
+const ID_TRIES: u32 = 50;
 
 /// A child process that is killed and reaped when this value is dropped, and by the kernel when the
 /// thread that spawned it dies without dropping it (`PR_SET_PDEATHSIG`: Ctrl-C, panic = abort, `kill -9`).
@@ -126,6 +132,26 @@ pub fn wait_until<T>(
         }
         sleep(POLL_INTERVAL);
     }
+}
+
+/// Starts something whose process gets an id that is free now, as if all ids had gone round since. Needs root.
+///
+/// # Errors
+/// The kernel does not let the next id be chosen, `start` failed, or others took the id each time.
+pub fn start_as<T>(
+    id: u32,
+    id_of: impl Fn(&T) -> u32,
+    mut start: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    for _ in 0..ID_TRIES {
+        let last = (id - 1).to_string();
+        fs::write(LAST_ID, last).with_context(|| format!("failed to write {LAST_ID}"))?;
+        let started = start()?;
+        if id_of(&started) == id {
+            return Ok(started);
+        }
+    }
+    bail!("no process got the id {id} in {ID_TRIES} tries")
 }
 
 /// A TCP port on 127.0.0.1 that was free a moment ago. The kernel hands such ports out in turn, so

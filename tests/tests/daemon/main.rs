@@ -14,6 +14,7 @@ mod metrics;
 mod record;
 mod recording;
 mod requests;
+mod reuse;
 mod server;
 mod skywalking;
 mod spine;

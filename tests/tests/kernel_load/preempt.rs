@@ -249,11 +249,11 @@ fn check(watch: &Watch, this: Pid, served: &[Served]) {
                 };
                 assert!(*reason == expected || left_out > 0, "{reason:?}");
             }
-            RequestEvent::Fork { parent, child } => {
+            RequestEvent::Fork { parent, child, .. } => {
                 assert_eq!(*parent, this);
                 assert!(children.contains(child) && forked.insert(*child));
             }
-            RequestEvent::Exit { pid } => {
+            RequestEvent::Exit { pid, .. } => {
                 assert!(children.contains(pid) && gone.insert(*pid));
             }
             other => panic!("nothing did this: {other:?}"),

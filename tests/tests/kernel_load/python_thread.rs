@@ -48,7 +48,7 @@ fn assert_named<'a>(
     chains: impl Iterator<Item = &'a PythonChain>,
     name: &str,
 ) {
-    let memory = ProcessMemory::new(runtime.pid);
+    let memory = ProcessMemory::new(runtime.process.pid);
     let mut namer = PythonNamer::new(CodeSignature::Function);
     let mut losses = Coverage::default();
     for chain in chains {

@@ -8,7 +8,7 @@ use profiler_common::ThreadState;
 use super::Capture;
 use super::clock::now_ktime_ns;
 use crate::kernel::Kernel;
-use crate::model::{ActiveRequest, Coverage, Pid, PythonChain, RawSample, TaskSlot, Tid};
+use crate::model::{ActiveRequest, Coverage, ProcessKey, PythonChain, RawSample, TaskSlot, Tid};
 use crate::process::ProcessMemory;
 use crate::process::python::PythonRuntime;
 use crate::request::Action;
@@ -24,13 +24,13 @@ impl ThreadStates for Kernel {
 /// Python frames of blocked threads.
 struct Walker<'a> {
     walker: &'a mut PythonWalker,
-    runtimes: &'a HashMap<Pid, Arc<PythonRuntime>>,
+    runtimes: &'a HashMap<ProcessKey, Arc<PythonRuntime>>,
 }
 
 impl ChainWalker for Walker<'_> {
-    fn walk(&mut self, pid: Pid, tid: Tid, thread_pointer: u64) -> Option<PythonChain> {
-        let runtime = self.runtimes.get(&pid)?;
-        let memory = ProcessMemory::new(pid);
+    fn walk(&mut self, process: ProcessKey, tid: Tid, thread_pointer: u64) -> Option<PythonChain> {
+        let runtime = self.runtimes.get(&process)?;
+        let memory = ProcessMemory::new(process.pid);
         Some(
             self.walker
                 .walk_thread(&memory, runtime, tid, thread_pointer),
@@ -42,7 +42,7 @@ fn watch(request: &ActiveRequest) -> (TaskSlot, Watched) {
     let watched = Watched {
         request: request.id,
         start_ktime_ns: request.start_ktime_ns,
-        pid: request.pid,
+        process: request.process,
         tid: request.tid,
     };
     (request.slot, watched)
@@ -54,7 +54,7 @@ impl Capture {
     pub(super) fn sample_blocked(&mut self, tick: Tick, actions: &[Action]) -> Vec<RawSample> {
         let mut watched = self.watched();
         watched.extend(actions.iter().filter_map(|action| match action {
-            Action::Finish(over, _) if over.end_ktime_ns > tick.last_ktime_ns => {
+            Action::Finish(over) if over.end_ktime_ns > tick.last_ktime_ns => {
                 Some(watch(&over.request))
             }
             _ => None,
@@ -107,7 +107,7 @@ impl Capture {
             };
             let mut sources = Sources {
                 states: kernel,
-                memory: &ProcessMemory::new(watched.pid),
+                memory: &ProcessMemory::new(watched.process.pid),
                 walker: &mut walker,
                 now_ktime_ns,
             };

@@ -6,8 +6,8 @@ use crossbeam_channel::Sender;
 use nix::sys::eventfd::EventFd;
 
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProfileTask, RawSample, RequestId,
-    Service, TaskId, TaskSlot,
+    ActiveRequest, Counter, Coverage, FinishedRequest, ProcessKey, ProfileTask, RawSample,
+    RequestId, Service, TaskId, TaskSlot,
 };
 use crate::process::procfs::Stat;
 use crate::process::python::PythonRuntime;
@@ -20,7 +20,9 @@ pub(in crate::app) struct NewTarget {
     /// Slot of the task.
     pub(in crate::app) slot: TaskSlot,
     /// The process.
-    pub(in crate::app) pid: Pid,
+    pub(in crate::app) process: ProcessKey,
+    /// The instance it reports as.
+    pub(in crate::app) service: Service,
     /// What tells whether it still runs the program that was looked at.
     pub(in crate::app) program: Stat,
     /// Its interpreter.
@@ -59,12 +61,7 @@ pub(in crate::app) enum Command {
         endpoint: Box<Endpoint>,
     },
     /// Add a process to a task. It is watched once the resolve thread is ready for it.
-    AddTarget {
-        /// The process.
-        target: NewTarget,
-        /// The instance it reports as.
-        service: Service,
-    },
+    AddTarget(NewTarget),
     /// The resolve thread is ready for a process: its requests may be seen.
     Watch(NewTarget),
     /// End a task; its open requests get a moment.
@@ -119,7 +116,7 @@ pub(in crate::app) enum Work {
     /// Forget the request.
     Drop(RequestId),
     /// The request is over; build and report its segment.
-    Finish(Box<FinishedRequest>, Service),
+    Finish(Box<FinishedRequest>),
     /// Coverage of the capture side so far.
     Publish(TaskId, Coverage),
     /// Time in all runs of the programs while the kernel counted them, and an instant (`CLOCK_MONOTONIC`).
@@ -131,9 +128,9 @@ pub(in crate::app) enum Work {
     /// Armed: programs are attached and the rule is live.
     Armed(TaskId),
     /// A process is gone or runs another program; `true` if it lives on.
-    ForgetProcess(Pid, bool),
+    ForgetProcess(ProcessKey, bool),
     /// A process forked this child of the same service, with its interpreter.
-    Forked(Pid, Option<Arc<PythonRuntime>>),
+    Forked(ProcessKey, Option<Arc<PythonRuntime>>),
     /// No task is live.
     Idle,
 }

@@ -5,7 +5,7 @@
 //! Lost: full queue -> [`Counter::SamplesQueueFull`]; late tick -> [`Counter::TicksLate`];
 //!       undecodable record -> [`Counter::BadRecords`]
 //!
-//! [`tasks`] obeys, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick and looks
+//! [`tasks`] obeys, [`targets`] keeps the processes, [`round`] takes what there is and passes it on, [`blocked`] samples at a tick and looks
 //! [`ahead`] of it, [`clock`] follows the sampling grid, [`count`] translates the kernel side's counts,
 //! [`message`] holds what comes in and goes out, [`waiting`] bounds the memory of that, [`observe`] tells how
 //! the thread is doing. Nothing is loaded while no task is live, and the thread then sleeps in `poll` without a
@@ -18,10 +18,11 @@ mod count;
 mod message;
 mod observe;
 mod round;
+mod targets;
 mod tasks;
 mod waiting;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,7 @@ use nix::sys::eventfd::EventFd;
 use profiler_common::Conn;
 
 use crate::kernel::{Kernel, KernelError, LoadOptions};
-use crate::model::{ActiveRequest, Counter, Coverage, Pid, TaskId, TaskSlot, Tid};
+use crate::model::{ActiveRequest, Counter, Coverage, Pid, ProcessKey, TaskId, TaskSlot, Tid};
 use crate::process::descriptor;
 use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
@@ -44,6 +45,7 @@ use crate::unwind::python::PythonWalker;
 use ahead::AheadTimer;
 use clock::GridTimer;
 use count::add_kernel_counts;
+use targets::Watched;
 
 pub(super) use clock::now_ktime_ns;
 pub(super) use message::{Command, Commands, NewTarget, Work};
@@ -72,7 +74,10 @@ impl ConnView for Kernel {
     }
 
     fn waits(&self, request: &ActiveRequest, set_fd: i32) -> Waits {
-        let &ActiveRequest { pid, tid, fd, .. } = request;
+        let &ActiveRequest {
+            process, tid, fd, ..
+        } = request;
+        let pid = process.pid;
         let is_client = |fd, inode| {
             ConnView::conn(self, pid, fd).is_some_and(|conn| conn.inode == 0 || conn.inode == inode)
         };
@@ -86,7 +91,7 @@ struct Live {
     /// As the task asks for.
     period: Duration,
     ends_ktime_ns: Option<u64>,
-    targets: Vec<Pid>,
+    targets: HashSet<ProcessKey>,
     /// Hook runs that the kernel had left out before the task came.
     left_out_before: u64,
 }
@@ -103,13 +108,17 @@ pub(in crate::app) struct Capture {
     tracker: RequestTracker,
     sampler: Sampler,
     walker: PythonWalker,
-    runtimes: HashMap<Pid, Arc<PythonRuntime>>,
+    /// Those that are watched, by the id that the kernel side names them by.
+    processes: HashMap<Pid, Watched>,
+    runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     live: HashMap<TaskSlot, Live>,
     /// Dump periods are so many times as long as the tasks ask for.
     stretch: u32,
     tells_program_time: bool,
     clock: GridTimer,
     ahead: AheadTimer,
+    /// Events of all live tasks that are known to be lost.
+    events_lost: u64,
     looked_ktime_ns: u64,
     published_ktime_ns: u64,
     leaving: bool,
@@ -137,12 +146,14 @@ impl Capture {
             tracker: RequestTracker::new(limits),
             sampler: Sampler::default(),
             walker: PythonWalker::default(),
+            processes: HashMap::new(),
             runtimes: HashMap::new(),
             live: HashMap::new(),
             stretch: 1,
             tells_program_time: false,
             clock,
             ahead: AheadTimer::new()?,
+            events_lost: 0,
             looked_ktime_ns: 0,
             published_ktime_ns: 0,
             leaving: false,
@@ -230,10 +241,16 @@ impl Capture {
             self.published_ktime_ns = now;
             self.state.end_second();
             let slots: Vec<TaskSlot> = self.live.keys().copied().collect();
+            let mut events_lost = 0;
             for slot in slots {
                 if let Some((task_id, coverage)) = self.coverage(slot) {
+                    events_lost += coverage.get(Counter::RequestEventsLost)
+                        + coverage.get(Counter::BadRecords);
                     self.send(Work::Publish(task_id, coverage));
                 }
+            }
+            if std::mem::replace(&mut self.events_lost, events_lost) < events_lost {
+                self.recheck_processes();
             }
             if let Some(kernel) = self.kernel.as_ref().filter(|_| self.tells_program_time) {
                 self.send(Work::ProgramTime(kernel.program_time_ns(), now));
@@ -288,3 +305,6 @@ impl Capture {
         let _gone = self.work.send(work);
     }
 }
+
+#[cfg(test)]
+mod tests;

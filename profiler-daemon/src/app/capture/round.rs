@@ -5,15 +5,14 @@
 //! Out: [`Work`] to [`super::super::resolve`]
 //! Lost: see [`super`]
 
-use std::sync::Arc;
-
 use anyhow::Result;
 use crossbeam_channel::TrySendError;
 
-use super::clock::{now_ktime_ns, wall_clock};
+use super::clock::wall_clock;
+use super::targets::Changed;
 use super::{Capture, Work, nanos};
 use crate::kernel::Drained;
-use crate::model::{Counter, Pid, RawSample, RequestEvent, SampleKind};
+use crate::model::{Counter, RawSample, RequestEvent, SampleKind};
 use crate::request::Action;
 use crate::timeline::Grids;
 
@@ -40,30 +39,28 @@ impl Capture {
         actions.extend(more);
         gone.extend(more_gone);
         let running = self.take_samples();
-        let (finished, now): (Vec<_>, Vec<_>) = actions
+        let (mut finished, now): (Vec<_>, Vec<_>) = actions
             .into_iter()
-            .partition(|action| matches!(action, Action::Finish(..)));
+            .partition(|action| matches!(action, Action::Finish(_)));
         self.act(now);
-        self.send_samples(blocked);
+        self.send_samples(blocked, &mut finished);
         // We are too late for these. Still, a thread that has been blocked all the time is known at each.
         for tick in ticks {
             let blocked = self.sample_blocked(tick, &finished);
-            self.send_samples(blocked);
+            self.send_samples(blocked, &mut finished);
         }
-        self.send_samples(running);
+        self.send_samples(running, &mut finished);
         self.act(finished);
         // Their last requests need what is known of them until here.
-        for (pid, lives) in gone {
-            self.send(Work::ForgetProcess(pid, lives));
-        }
+        self.forget(gone);
         if due.has_fired {
             self.look_at_times();
         }
         Ok(())
     }
 
-    /// What request events lead to, and the processes that have ended or run another program (`true`).
-    fn take_requests(&mut self) -> (Vec<Action>, Vec<(Pid, bool)>) {
+    /// What request events lead to, and the processes that are not what they were.
+    fn take_requests(&mut self) -> (Vec<Action>, Vec<Changed>) {
         let (mut actions, mut gone) = (Vec::new(), Vec::new());
         let Some(kernel) = &mut self.kernel else {
             return (actions, gone);
@@ -119,42 +116,6 @@ impl Capture {
         samples
     }
 
-    /// Yields a process that is not what it was, and whether it lives on.
-    fn on_process_event(
-        &mut self,
-        event: &RequestEvent,
-        actions: &mut Vec<Action>,
-    ) -> Option<(Pid, bool)> {
-        match *event {
-            RequestEvent::Fork { parent, child } => {
-                let python = self.runtimes.get(&parent);
-                let python = python.map(|python| Arc::new(python.for_child(child)));
-                if let Some(python) = &python {
-                    self.runtimes.insert(child, Arc::clone(python));
-                }
-                for (slot, live) in &mut self.live {
-                    if let Some(service) = self.tracker.service_of(*slot, parent).cloned() {
-                        self.tracker.add_target(*slot, child, service);
-                        live.targets.push(child);
-                    }
-                }
-                self.send(Work::Forked(child, python));
-                None
-            }
-            RequestEvent::Exec { pid } | RequestEvent::Exit { pid } => {
-                self.tracker.on_process_gone(pid, now_ktime_ns(), actions);
-                self.runtimes.remove(&pid);
-                self.walker.forget(pid);
-                self.kernel_do(|kernel| {
-                    kernel.set_python(pid, None)?;
-                    kernel.forget_process(pid)
-                });
-                Some((pid, matches!(event, RequestEvent::Exec { .. })))
-            }
-            _ => None,
-        }
-    }
-
     pub(super) fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
@@ -172,26 +133,27 @@ impl Capture {
                 Action::CountOnly { slot, on } => {
                     self.kernel_do(|kernel| kernel.set_count_only(slot, on));
                 }
-                Action::Finish(finished, service) => {
+                Action::Finish(finished) => {
                     let (tid, id) = (finished.request.tid, finished.request.id);
                     self.sampler.forget(tid, id);
                     if finished.reason.is_none() {
                         // The kernel side does not know yet that it is over.
                         self.kernel_do(|kernel| kernel.cancel(id));
                     }
-                    self.send(Work::Finish(finished, service));
+                    self.send(Work::Finish(finished));
                 }
             }
         }
     }
 
-    fn send_samples(&mut self, samples: Vec<RawSample>) {
+    /// Queues samples of open requests, and of those that are about to finish.
+    pub(super) fn send_samples(&mut self, samples: Vec<RawSample>, finished: &mut [Action]) {
         for sample in samples {
-            self.send_sample(sample);
+            self.send_sample(sample, finished);
         }
     }
 
-    fn send_sample(&mut self, sample: RawSample) {
+    fn send_sample(&mut self, sample: RawSample, finished: &mut [Action]) {
         let (tid, id) = (sample.tid, sample.request);
         let (is_end, has_stack) = match sample.kind {
             SampleKind::OnCpu(_) | SampleKind::OffCpu { .. } => (false, true),
@@ -206,8 +168,16 @@ impl Capture {
             self.sampler.forget(tid, id);
         }
         let slot = self.tracker.open().find(|r| r.id == id).map(|r| r.slot);
-        if let Some(coverage) = slot.and_then(|slot| self.tracker.coverage_mut(slot)) {
-            coverage.bump(Counter::SamplesQueueFull);
+        let of_open = slot.and_then(|slot| self.tracker.coverage_mut(slot));
+        let losses = of_open.or_else(|| {
+            finished.iter_mut().find_map(|action| match action {
+                Action::Finish(over) if over.request.id == id => Some(&mut over.losses),
+                _ => None,
+            })
+        });
+        // Whoever asked for a request that was dropped meanwhile misses nothing.
+        if let Some(losses) = losses {
+            losses.bump(Counter::SamplesQueueFull);
         }
     }
 

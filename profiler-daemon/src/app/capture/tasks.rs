@@ -1,14 +1,14 @@
-//! The life of a task on the capture thread: armed, given its processes, ended, forgotten.
+//! The life of a task on the capture thread: armed, ended, forgotten. Its processes are in [`super::targets`].
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use super::clock::now_ktime_ns;
-use super::{Capture, Command, Live, NewTarget, Work, nanos};
+use super::{Capture, Command, Live, Work, nanos};
 use crate::kernel::Kernel;
-use crate::model::{Counter, Coverage, ProfileTask, Service, TaskSlot};
+use crate::model::{Counter, Coverage, ProfileTask, TaskSlot};
 use crate::request::Endpoint;
 use crate::sampler::Sampler;
 use crate::timeline::Grid;
@@ -40,8 +40,8 @@ impl Capture {
                     }
                 }
             }
-            Command::AddTarget { target, service } => self.add_target(target, service),
-            Command::Watch(target) => self.watch(&target),
+            Command::AddTarget(target) => self.add_target(target),
+            Command::Watch(target) => self.watch(target),
             Command::EndTask { slot } => {
                 let now = now_ktime_ns();
                 if let Some(live) = self.live.get_mut(&slot) {
@@ -96,7 +96,7 @@ impl Capture {
             task_id: task.task_id.clone(),
             period,
             ends_ktime_ns: None,
-            targets: Vec::new(),
+            targets: HashSet::new(),
             left_out_before: self.kernel.as_ref().map_or(0, Kernel::left_out_runs),
         };
         self.live.insert(slot, live);
@@ -151,44 +151,6 @@ impl Capture {
         Grid { period_ns, ..grid }
     }
 
-    fn add_target(&mut self, target: NewTarget, service: Service) {
-        let NewTarget { slot, pid, .. } = target;
-        let Some(live) = self.live.get_mut(&slot) else {
-            return;
-        };
-        if !live.targets.contains(&pid) {
-            live.targets.push(pid);
-        }
-        self.tracker.add_target(slot, pid, service);
-        self.send(Work::Target(target));
-    }
-
-    /// Has the requests of a process seen, unless its task has ended meanwhile. What naming their stacks
-    /// needs has been read by now: the first one is named while what it names is still there.
-    fn watch(&mut self, target: &NewTarget) {
-        let NewTarget { slot, pid, .. } = *target;
-        let is_target = |live: &Live| live.targets.contains(&pid);
-        if !self.live.get(&slot).is_some_and(is_target) {
-            return;
-        }
-        match &target.python {
-            Some(python) => self.runtimes.insert(pid, Arc::clone(python)),
-            None => self.runtimes.remove(&pid),
-        };
-        let record = target.python.as_ref().map(|python| python.to_kernel());
-        let has_agent = target.has_agent;
-        self.kernel_do(|kernel| {
-            kernel.set_python(pid, record.as_ref())?;
-            kernel.add_target(pid, slot)?;
-            if has_agent {
-                kernel.ship_outbound(pid)?;
-            }
-            Ok(())
-        });
-        // Its requests are seen from here on.
-        tracing::debug!(tgid = pid.0, "process watched");
-    }
-
     pub(super) fn end_task(&mut self, slot: TaskSlot, now: u64) {
         let coverage = self.coverage(slot);
         let mut actions = Vec::new();
@@ -197,10 +159,11 @@ impl Capture {
         let Some(live) = self.live.remove(&slot) else {
             return;
         };
-        for pid in &live.targets {
-            self.kernel_do(|kernel| kernel.remove_target(*pid, slot));
+        for process in &live.targets {
+            self.kernel_do(|kernel| kernel.remove_target(process.pid, slot));
         }
         self.kernel_do(|kernel| kernel.clear_rule(slot));
+        self.unwatch(live.targets);
         let mut coverage = coverage.map_or_else(Coverage::default, |(_, coverage)| coverage);
         if let Some(last) = unfinished {
             // What cutting the open requests added since.
@@ -223,6 +186,7 @@ impl Capture {
         let is_idle = self.live.is_empty();
         if is_idle {
             self.kernel = None;
+            self.processes.clear();
             self.runtimes.clear();
             self.sampler = Sampler::default();
             self.clock.stop();

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::budget::period_note;
 use super::{Command, Control};
 use crate::model::clock::unix_ms_now;
-use crate::model::{Counter, Coverage, Pid, ProfileTask, Service, TaskId, TaskSlot};
+use crate::model::{Counter, Coverage, ProcessKey, ProfileTask, Service, TaskId, TaskSlot};
 use crate::output::explain_nothing;
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
@@ -42,7 +42,8 @@ pub(super) struct Live {
     pub(super) instances: BTreeMap<Service, Instant>,
     /// Instances it is over for; they are reported when the slot is done.
     pub(super) ended: Vec<Service>,
-    pub(super) watched: HashSet<Pid>,
+    /// Processes that have been looked at for it, as long as they live.
+    pub(super) watched: HashSet<ProcessKey>,
     pub(super) began: Instant,
     pub(super) ending: bool,
     /// It is over but for requests whose segments are not known yet.
@@ -83,16 +84,21 @@ impl Control {
             .waiting
             .iter()
             .filter(|other| other.service == task.service);
-        let mut others = running.chain(waiting);
-        if let Some(other) = others.find(|other| other.overlaps(&task)) {
-            if other.task_id != task.task_id {
-                let reason = format!(
-                    "a service runs one task at a time, and {} came before for the same time",
-                    other.task_id
-                );
-                self.refuse(&task, reason);
-            }
+        let others = running.chain(waiting).filter(|it| it.overlaps(&task));
+        let others: Vec<ProfileTask> = others.cloned().collect();
+        if others.iter().any(|other| other.task_id == task.task_id) {
             return;
+        }
+        let newer = |other: &&ProfileTask| other.create_unix_ms >= task.create_unix_ms;
+        if let Some(other) = others.iter().find(newer) {
+            let reason = format!(
+                "a service runs one task at a time, and {} came before for the same time",
+                other.task_id
+            );
+            return self.refuse(&task, reason);
+        }
+        for other in others {
+            self.end_unknown(&other, &task);
         }
         if task.start_unix_ms > unix_ms_now() {
             // A restart must not forget it: it may not be delivered again.
@@ -173,6 +179,28 @@ impl Control {
                     text,
                 });
             }
+        }
+    }
+
+    /// Ends a task at an instance that has got one for the same time since. No OAP creates such while it knows the
+    /// first one: it has lost its tasks, and nobody would ever see what is profiled for that one.
+    fn end_unknown(&mut self, lost: &ProfileTask, next: &ProfileTask) {
+        let why = format!(
+            "the OAP does not know this task any more: it has created {} for the same time",
+            next.task_id
+        );
+        tracing::warn!(task_id = %lost.task_id, "the task is ended: {why}");
+        let waiting = self.waiting.len();
+        self.waiting
+            .retain(|task| task.task_id != lost.task_id || task.service != next.service);
+        if self.waiting.len() < waiting {
+            return self.refuse(lost, why);
+        }
+        let live = self.live.get_mut(&lost.task_id);
+        if let Some(ends) = live.and_then(|live| live.instances.get_mut(&next.service)) {
+            *ends = Instant::now();
+            let text = format!("cut short at {}: {why}", next.service.instance);
+            self.note(&lost.task_id, text);
         }
     }
 
@@ -276,12 +304,13 @@ impl Control {
     pub(super) fn refuse(&mut self, task: &ProfileTask, reason: String) {
         tracing::warn!(task_id = %task.task_id, reason, "task refused");
         self.observed.refused += 1;
+        self.observed.totals.add(Counter::TasksNotRun, 1);
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
         self.journal(|journal| {
             journal.received(task);
             journal.ended(&task_id, &service);
         });
-        self.tell_end(task_id, service, not_run(&reason));
+        self.tell_end(task_id, service, Coverage::not_run(&reason));
     }
 
     /// Ends a task that is done once nothing of it can come any more.
@@ -379,13 +408,6 @@ impl Control {
             self.pipeline.send(Command::Stretch(1));
         }
     }
-}
-
-/// The coverage of a task that is not carried out.
-pub(super) fn not_run(reason: &str) -> Coverage {
-    let mut coverage = Coverage::default();
-    coverage.note(format!("not run: {reason}"));
-    coverage
 }
 
 /// A SkyWalking OAP has no place for what was seen and lost, so the log tells it.

@@ -74,7 +74,11 @@ async fn a_service_runs_one_task_at_a_time() {
     let late = now - 55_000; // its time is over in five seconds; it runs for a minute all the same
     control.on_task(task("late", "shop", late));
     control.on_task(task("late", "shop", late));
-    control.on_task(task("same", "shop", now));
+    let before = ProfileTask {
+        create_unix_ms: late - 1,
+        ..task("same", "shop", now)
+    };
+    control.on_task(before);
     control.on_task(task("beside", "stock", now));
     control.on_task(task("next", "shop", late + 60_001));
     assert_eq!(is_ending(&control, "late"), Some(false));
@@ -94,6 +98,30 @@ async fn a_service_runs_one_task_at_a_time() {
     assert_eq!(is_ending(&control, "next"), Some(false));
     assert_eq!(is_ending(&control, "late"), Some(true));
     assert_eq!(is_ending(&control, "beside"), Some(false));
+}
+
+/// Check that a task that was created later for the same time ends the one that runs or waits: an OAP that creates
+/// it has lost that one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_the_oap_has_lost_makes_way() {
+    let state = tempfile::tempdir().unwrap();
+    let mut control = idle(state.path());
+    let now = unix_ms_now();
+    let later = |id, start_unix_ms| ProfileTask {
+        create_unix_ms: now + 200_000,
+        ..task(id, "shop", start_unix_ms)
+    };
+    control.on_task(task("runs", "shop", now));
+    control.on_task(task("waits", "shop", now + 120_000));
+    control.on_task(later("next", now));
+    control.on_task(later("after", now + 130_000));
+    control.step();
+    assert_eq!(is_ending(&control, "runs"), Some(true));
+    assert_eq!(is_ending(&control, "next"), Some(false));
+    let waiting = control.waiting.iter().map(|task| task.task_id.0.as_str());
+    assert_eq!(waiting.collect::<Vec<_>>(), ["after"]);
+    assert_eq!(saved(&control, true), ["waits"]);
+    assert_eq!(saved(&control, false), ["runs", "next", "after"]);
 }
 
 /// Check that a restart goes on with what runs until its end, still waits for what is to start, and ends
@@ -151,11 +179,8 @@ async fn counts_go_on() {
         ),
         (7, 2)
     );
-    assert!(
-        all.notes[0].starts_with("profilerd died"),
-        "{:?}",
-        all.notes
-    );
+    let notes: Vec<String> = all.notes().collect();
+    assert!(notes[0].starts_with("profilerd died"), "{notes:?}");
     second.on_pipeline_event(PipelineEvent::TaskDone(id.clone(), counted(3, 1)));
     assert!(second.live.is_empty());
     let stopped = std::mem::take(&mut second.stopped);
@@ -172,13 +197,13 @@ async fn counts_go_on() {
         ),
         (9, 2)
     );
-    let is_said = |text: &str| all.notes.iter().any(|note| note.starts_with(text));
+    let notes: Vec<String> = all.notes().collect();
+    let is_said = |text: &str| notes.iter().any(|note| note.starts_with(text));
     assert!(
         is_said("profilerd died") && is_said("profilerd was stopped"),
-        "{:?}",
-        all.notes
+        "{notes:?}"
     );
-    assert!(!is_said("cut short"), "{:?}", all.notes);
+    assert!(!is_said("cut short"), "{notes:?}");
 }
 
 /// Check that the daemon ends with the reason when a thread of the pipeline does not live on.

@@ -6,6 +6,7 @@ use rusqlite::{Connection, Result};
 
 use super::super::record::{InstanceRecord, NamedInstance};
 use super::to_sql;
+use crate::process::VERSION_PROPERTY;
 
 /// How much later than the stored time a heartbeat must be to be written: instances ask every five
 /// seconds, and a row for each would write gigabytes a day for nothing.
@@ -64,6 +65,17 @@ pub(in super::super) fn all(db: &Connection) -> Result<Vec<NamedInstance>> {
         Ok(((row.get(0)?, row.get(1)?), record))
     })?;
     instances.collect()
+}
+
+/// Whether an instance of a service has told of itself that is none of profilerd's: agents name endpoints as they like.
+pub(in super::super) fn has_agent(db: &Connection, service: &str) -> Result<bool> {
+    let mut query = db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM instance
+             WHERE service = ?1 AND properties <> '{}' AND instr(properties, ?2) = 0)",
+    )?;
+    query.query_row((service, format!("\"{VERSION_PROPERTY}\"")), |row| {
+        row.get(0)
+    })
 }
 
 /// Removes instances that were last seen before this time.

@@ -20,7 +20,7 @@ use super::line_table::LineTable;
 use super::modules::ProcessModules;
 use super::string::{read_str, read_unique_str};
 use super::{CodeLayout, PythonRuntime, identity};
-use crate::model::{Pid, PythonRef};
+use crate::model::{ProcessKey, PythonRef};
 use crate::process::ReadMemory;
 
 /// Code objects remembered over all processes; about 300 bytes each.
@@ -100,8 +100,8 @@ struct Entry {
 
 /// Code objects that were described before, of all processes.
 pub struct CodeNames {
-    entries: LruCache<(Pid, u64), Entry>,
-    modules: HashMap<Pid, ProcessModules>,
+    entries: LruCache<(ProcessKey, u64), Entry>,
+    modules: HashMap<ProcessKey, ProcessModules>,
 }
 
 impl Default for CodeNames {
@@ -167,12 +167,12 @@ impl CodeNames {
     }
 
     /// Drops what is remembered about a process.
-    pub fn forget(&mut self, pid: Pid) {
-        self.modules.remove(&pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.modules.remove(&process);
         let gone: Vec<_> = self
             .entries
             .iter()
-            .filter(|((of, _), _)| *of == pid)
+            .filter(|((of, _), _)| *of == process)
             .map(|(&key, _)| key)
             .collect();
         for key in gone {
@@ -196,7 +196,7 @@ impl CodeNames {
         let identity = identity::read(memory, &runtime.offsets, code);
         let fingerprint = Fingerprint::read(memory, &runtime.code, code, identity)
             .map_err(failed("the header"))?;
-        let key = (runtime.pid, code);
+        let key = (runtime.process, code);
         let known = self
             .entries
             .get(&key)
@@ -210,7 +210,7 @@ impl CodeNames {
             let qualname =
                 text(fingerprint.qualname, NAME_CHARS_MAX).map_err(failed("co_qualname"))?;
             let first_line = fingerprint.first_line;
-            let modules = self.modules.entry(runtime.pid).or_default();
+            let modules = self.modules.entry(runtime.process).or_default();
             let module = modules.name(memory, runtime, &file);
             let code = PythonCode {
                 signature: modules.signature(&module, &qualname, first_line, &file),

@@ -88,7 +88,7 @@ mod tests {
     use std::io::{Error, ErrorKind};
 
     use super::*;
-    use crate::model::Pid;
+    use crate::model::{Pid, ProcessKey};
     use crate::process::python::{Layout, PythonVersion};
 
     /// Words by address.
@@ -114,7 +114,10 @@ mod tests {
         };
         let layout = Layout::from_table(version).unwrap();
         PythonRuntime {
-            pid: Pid(1),
+            process: ProcessKey {
+                pid: Pid(1),
+                start_ticks: 0,
+            },
             version,
             runtime: 0,
             offsets: layout.offsets,

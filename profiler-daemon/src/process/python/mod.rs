@@ -53,8 +53,9 @@ pub use own_code::is_interpreter;
 pub use thread::innermost_tid;
 pub(crate) use thread::{Suits, ThreadIds, ThreadState, find_thread, visit_threads};
 
-use crate::model::{Pid, Tid};
+use crate::model::{Pid, ProcessKey, Tid};
 use crate::process::page_cache::PageCache;
+use crate::process::procfs::Procfs;
 use crate::process::{ProcessMemory, ReadMemory};
 
 /// Threads of a process whose ids are compared when the offsets are checked.
@@ -120,7 +121,7 @@ impl fmt::Display for PythonVersion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PythonRuntime {
     /// The process.
-    pub pid: Pid,
+    pub process: ProcessKey,
     /// Version of the interpreter.
     pub version: PythonVersion,
     /// Address of `_PyRuntime` in the process.
@@ -163,7 +164,7 @@ impl PythonRuntime {
         }
         .map_err(|source| PythonError::Layout { pid, source })?;
         let found = Self {
-            pid,
+            process: Procfs::default().key(pid).map_err(failed("its start"))?,
             version,
             runtime,
             offsets: layout.offsets,
@@ -180,9 +181,9 @@ impl PythonRuntime {
 
     /// The interpreter of a child that the process forked: the same memory at the same addresses.
     #[must_use]
-    pub fn for_child(&self, pid: Pid) -> Self {
+    pub fn for_child(&self, process: ProcessKey) -> Self {
         Self {
-            pid,
+            process,
             ..self.clone()
         }
     }
@@ -208,7 +209,10 @@ impl PythonRuntime {
     /// process that it was forked from. Proves the offsets of the runtime, the interpreter and the
     /// thread state.
     fn check_threads(&self) -> Result<(), PythonError> {
-        let Self { pid, version, .. } = *self;
+        let Self {
+            process, version, ..
+        } = *self;
+        let pid = process.pid;
         let memory = ProcessMemory::new(pid);
         let alive = thread_ids(pid)?;
         let mut seen = 0;

@@ -60,11 +60,11 @@ impl ProcessModules {
         if self.read_at.is_none() {
             self.read(memory, runtime);
         }
-        let mut name = self.find(runtime.pid, file);
+        let mut name = self.find(runtime.process.pid, file);
         let is_old = |read_at: Instant| read_at.elapsed() >= READ_INTERVAL;
         if !name.is_rooted && self.read_at.is_none_or(is_old) {
             self.read(memory, runtime);
-            name = self.find(runtime.pid, file);
+            name = self.find(runtime.process.pid, file);
         }
         let mut name: Arc<str> = name.text.into();
         if self.files.get(&name).is_some_and(|other| other != file) {
@@ -101,7 +101,7 @@ impl ProcessModules {
     fn read(&mut self, memory: &dyn ReadMemory, runtime: &PythonRuntime) {
         self.read_at = Some(Instant::now());
         let entries = sys_path::read(memory, runtime);
-        let folder = foreign_file::working_folder(runtime.pid).unwrap_or_default();
+        let folder = foreign_file::working_folder(runtime.process.pid).unwrap_or_default();
         self.import_path = ImportPath::new(&entries, &folder.to_string_lossy());
     }
 

@@ -18,7 +18,7 @@ use lru::LruCache;
 
 use super::code::{CodeError, CodeNames};
 use super::{PythonRuntime, identity};
-use crate::model::{Counter, Coverage, Frame, FrameKind, Pid, PythonRef};
+use crate::model::{Counter, Coverage, Frame, FrameKind, ProcessKey, PythonRef};
 use crate::process::ReadMemory;
 
 /// The form of a Python frame's signature.
@@ -43,7 +43,7 @@ pub struct PythonNamer {
     /// By process and frame, the form [`CodeSignature::Function`] by code object only; `None` for a frame
     /// that is hidden. Frames whose identity is known need not be looked at again: also a code object that
     /// is freed by now was named when it was there.
-    known: LruCache<(Pid, PythonRef), Option<Arc<str>>>,
+    known: LruCache<(ProcessKey, PythonRef), Option<Arc<str>>>,
 }
 
 impl Default for PythonNamer {
@@ -84,7 +84,7 @@ impl PythonNamer {
         let signature = match self.signature(memory, runtime, python) {
             Ok(signature) => signature?,
             Err(error) => {
-                tracing::trace!(pid = %runtime.pid, %error, "python frame without a name");
+                tracing::trace!(pid = %runtime.process, %error, "python frame without a name");
                 losses.bump(match error {
                     Unnamed::Unreadable(_) => Counter::PythonNameUnreadable,
                     Unnamed::Gone(_) => Counter::PythonCodeGone,
@@ -96,10 +96,10 @@ impl PythonNamer {
     }
 
     /// Drops what is remembered about a process.
-    pub fn forget(&mut self, pid: Pid) {
-        self.names.forget(pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.names.forget(process);
         let keys = self.known.iter().map(|(&key, _)| key);
-        let gone: Vec<_> = keys.filter(|&(of, _)| of == pid).collect();
+        let gone: Vec<_> = keys.filter(|&(of, _)| of == process).collect();
         for key in gone {
             self.known.pop(&key);
         }
@@ -112,8 +112,8 @@ impl PythonNamer {
         python: PythonRef,
     ) -> Result<Option<Arc<str>>, Unnamed> {
         let key = match self.signature {
-            CodeSignature::Function => (runtime.pid, PythonRef { instr: 0, ..python }),
-            CodeSignature::Line => (runtime.pid, python),
+            CodeSignature::Function => (runtime.process, PythonRef { instr: 0, ..python }),
+            CodeSignature::Line => (runtime.process, python),
         };
         if python.identity != 0
             && let Some(signature) = self.known.get(&key)

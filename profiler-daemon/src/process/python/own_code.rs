@@ -49,7 +49,7 @@ impl OwnCode {
     pub(crate) fn read(memory: &dyn ReadMemory, runtime: &PythonRuntime) -> Self {
         let memory = PageCache::new(memory);
         let mut images = Vec::new();
-        for mapped in mapped_images(runtime.pid).unwrap_or_default() {
+        for mapped in mapped_images(runtime.process.pid).unwrap_or_default() {
             let Ok(headers) = Headers::read(&memory, mapped.base) else {
                 continue;
             };

@@ -57,7 +57,7 @@ pub(super) fn read(memory: &dyn ReadMemory, runtime: &PythonRuntime) -> Vec<Stri
             break;
         };
         if let Err(error) = read_one(&memory, &runtime.code, state, &mut keys_left, &mut entries) {
-            tracing::debug!(pid = %runtime.pid, %error, "sys.path is not readable");
+            tracing::debug!(pid = %runtime.process.pid, %error, "sys.path is not readable");
         }
         interpreter = at(state, runtime.offsets.interp_next).and_then(|next| memory.read_u64(next));
     }

@@ -70,7 +70,7 @@ fn a_process_comes_and_goes() {
     assert!(!table.scan().unwrap().added.contains(&pid));
     drop(shell);
     let changes = table.scan().unwrap();
-    assert!(changes.removed.iter().any(|process| process.pid == pid));
+    assert!(changes.removed.iter().any(|process| process.key.pid == pid));
     assert!(table.get(pid).is_none());
 }
 
@@ -171,16 +171,16 @@ impl Drop for Children {
 #[test]
 fn churn_leaves_nothing_behind() {
     let mut table = ProcessTable::new(Vec::new());
-    let mut seen: BTreeSet<(Pid, u64)> = BTreeSet::new();
+    let mut seen: BTreeSet<ProcessKey> = BTreeSet::new();
     let mut account = |table: &ProcessTable, changes: &Changes| {
         for process in &changes.removed {
-            seen.remove(&(process.pid, process.start_ticks));
+            seen.remove(&process.key);
         }
         for pid in &changes.added {
-            let start_ticks = table.get(*pid).unwrap().start_ticks;
-            assert!(seen.insert((*pid, start_ticks)), "{pid} came twice");
+            let key = table.get(*pid).unwrap().key;
+            assert!(seen.insert(key), "{pid} came twice");
         }
-        let kept: BTreeSet<_> = table.iter().map(|p| (p.pid, p.start_ticks)).collect();
+        let kept: BTreeSet<_> = table.iter().map(|p| p.key).collect();
         assert_eq!(seen, kept);
     };
     let changes = table.scan().unwrap();
@@ -232,11 +232,11 @@ fn an_id_may_come_again() {
     write(200);
     let changes = table.scan().unwrap();
     assert_eq!(changes.added, [pid]);
-    assert_eq!(changes.removed[0].start_ticks, 100);
+    assert_eq!(changes.removed[0].key.start_ticks, 100);
     assert!(changes.changed.is_empty());
     std::fs::remove_file(folder.join("stat")).unwrap();
     let changes = table.scan().unwrap();
-    assert_eq!(changes.removed[0].start_ticks, 200);
+    assert_eq!(changes.removed[0].key.start_ticks, 200);
     assert_eq!(table.iter().count(), 0);
 }
 

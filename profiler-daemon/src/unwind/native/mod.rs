@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use gimli::UnwindContext;
 
-use crate::model::{Captured, Pid, UnwindEnd};
+use crate::model::{Captured, ProcessKey, UnwindEnd};
 use crate::process::{Process, ReadMemory};
 use arch::Registers;
 pub use arch::{AARCH64, Arch, X86_64};
@@ -128,8 +128,8 @@ impl NativeUnwinder {
     }
 
     /// Drops what is remembered about a process.
-    pub fn forget(&mut self, pid: Pid) {
-        self.modules.forget(pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        self.modules.forget(process);
     }
 
     /// Walks a stack from its leaf to its root.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use lru::LruCache;
 
 use super::table::UnwindTable;
-use crate::model::Pid;
+use crate::model::ProcessKey;
 use crate::process::Process;
 use crate::process::object::{FileId, ObjectFile};
 
@@ -23,7 +23,7 @@ const TABLES_BYTES_MAX: usize = 48 << 20;
 
 /// Unwind tables by process and by file.
 pub(super) struct Modules {
-    processes: HashMap<Pid, ProcessModules>,
+    processes: HashMap<ProcessKey, ProcessModules>,
     tables: LruCache<FileId, Option<Arc<UnwindTable>>>,
     next_id: u32,
     bytes_max: usize,
@@ -57,7 +57,7 @@ impl Modules {
     pub(super) fn table(&mut self, process: &Process, index: usize) -> Option<Arc<UnwindTable>> {
         let generation = process.mappings.generation();
         let count = process.mappings.as_slice().len();
-        let entry = self.processes.entry(process.pid);
+        let entry = self.processes.entry(process.key);
         let known = entry.or_insert_with(|| ProcessModules::new(generation, count));
         if known.generation != generation {
             *known = ProcessModules::new(generation, count);
@@ -67,15 +67,15 @@ impl Modules {
         }
         let table = self.open(process, index);
         // Looked up again: making room may have emptied the list.
-        if let Some(known) = self.processes.get_mut(&process.pid) {
+        if let Some(known) = self.processes.get_mut(&process.key) {
             known.modules[index] = Module::Opened(table.clone());
         }
         table
     }
 
     /// Drops what is remembered about a process. Tables stay, for the next process with that file.
-    pub(super) fn forget(&mut self, pid: Pid) {
-        self.processes.remove(&pid);
+    pub(super) fn forget(&mut self, process: ProcessKey) {
+        self.processes.remove(&process);
     }
 
     fn open(&mut self, process: &Process, index: usize) -> Option<Arc<UnwindTable>> {
@@ -83,10 +83,10 @@ impl Modules {
         if !mapping.is_file() && !mapping.is_vdso() {
             return None;
         }
-        let object = match ObjectFile::open(process.pid, &process.memory, mapping) {
+        let object = match ObjectFile::open(process.key.pid, &process.memory, mapping) {
             Ok(object) => object,
             Err(error) => {
-                tracing::debug!(pid = %process.pid, %error, "object cannot be opened");
+                tracing::debug!(pid = %process.key, %error, "object cannot be opened");
                 return None;
             }
         };
@@ -98,7 +98,7 @@ impl Modules {
             Ok(table) => table.map(Arc::new),
             Err(error) => {
                 let path = &mapping.path;
-                tracing::debug!(pid = %process.pid, path, %error, "no unwind information");
+                tracing::debug!(pid = %process.key, path, %error, "no unwind information");
                 None
             }
         };
@@ -135,6 +135,7 @@ impl ProcessModules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Pid;
 
     fn tables(modules: &mut Modules, process: &Process) -> Vec<Arc<UnwindTable>> {
         let count = process.mappings.as_slice().len();
@@ -153,7 +154,7 @@ mod tests {
         let loaded = modules.next_id;
         let again = tables(&mut modules, &process);
         assert!(first.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
-        modules.forget(process.pid);
+        modules.forget(process.key);
         let shared = tables(&mut modules, &process);
         assert!(first.iter().zip(&shared).all(|(a, b)| Arc::ptr_eq(a, b)));
         assert_eq!(modules.next_id, loaded);

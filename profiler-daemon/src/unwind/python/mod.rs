@@ -67,7 +67,7 @@ pub(super) fn walk_all(memory: &dyn ReadMemory, runtime: &PythonRuntime) -> Vec<
         }
     });
     if let Err(error) = visited {
-        tracing::trace!(pid = %runtime.pid, %error, "some threads were not looked at");
+        tracing::trace!(pid = %runtime.process, %error, "some threads were not looked at");
     }
     chains
 }
@@ -100,7 +100,7 @@ fn follow(memory: &dyn ReadMemory, runtime: &PythonRuntime, chain: &mut PythonCh
                 chain.next = previous;
             }
             Err(error) => {
-                tracing::trace!(pid = %runtime.pid, frame = chain.next, %error, "python frame");
+                tracing::trace!(pid = %runtime.process, frame = chain.next, %error, "python frame");
                 chain.frames.push(PythonFrameRecord {
                     flags: python_flag::UNREADABLE,
                     ..PythonFrameRecord::default()
@@ -154,7 +154,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::Pid;
+    use crate::model::{Pid, ProcessKey};
     use crate::process::python::{Layout, PythonVersion, ThreadIds};
 
     /// Memory made of words, readable only where one was written.
@@ -229,7 +229,10 @@ mod tests {
         };
         let layout = Layout::from_table(version).unwrap();
         PythonRuntime {
-            pid: Pid(1),
+            process: ProcessKey {
+                pid: Pid(1),
+                start_ticks: 0,
+            },
             version,
             runtime: RUNTIME,
             offsets: layout.offsets,

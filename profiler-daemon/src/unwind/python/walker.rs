@@ -8,7 +8,7 @@ use lru::LruCache;
 use profiler_common::{PythonOffsets, tstate_offset};
 
 use super::extend;
-use crate::model::{Pid, PythonChain, Tid};
+use crate::model::{ProcessKey, PythonChain, Tid};
 use crate::process::ReadMemory;
 use crate::process::page_cache::PageCache;
 use crate::process::python::{
@@ -20,8 +20,8 @@ const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// Walks frames and remembers where each thread's state is.
 pub struct PythonWalker {
-    tstates: LruCache<(Pid, u32), u64>,
-    native_tids: LruCache<(Pid, Tid), u32>,
+    tstates: LruCache<(ProcessKey, u32), u64>,
+    native_tids: LruCache<(ProcessKey, Tid), u32>,
 }
 
 impl Default for PythonWalker {
@@ -43,13 +43,13 @@ impl PythonWalker {
         tid: Tid,
         thread_pointer: u64,
     ) -> PythonChain {
-        let key = (runtime.pid, tid);
+        let key = (runtime.process, tid);
         let native_tid = match self.native_tids.get(&key) {
             Some(&native_tid) => native_tid,
-            None => match innermost_tid(runtime.pid, tid) {
+            None => match innermost_tid(runtime.process.pid, tid) {
                 Ok(native_tid) => native_tid,
                 Err(error) => {
-                    tracing::trace!(pid = %runtime.pid, %tid, %error, "no thread id");
+                    tracing::trace!(pid = %runtime.process, %tid, %error, "no thread id");
                     return PythonChain {
                         no_thread: true,
                         partial: true,
@@ -102,7 +102,7 @@ impl PythonWalker {
             }
             Ok(None) => chain.no_thread = true,
             Err(error) => {
-                tracing::trace!(pid = %runtime.pid, ids.native_tid, %error, "no PyThreadState");
+                tracing::trace!(pid = %runtime.process, ids.native_tid, %error, "no PyThreadState");
                 chain.no_thread = true;
                 chain.partial = true;
             }
@@ -119,7 +119,7 @@ impl PythonWalker {
         ids: ThreadIds,
     ) -> Result<Option<u64>, Error> {
         let offsets = &runtime.offsets;
-        let key = (runtime.pid, ids.native_tid);
+        let key = (runtime.process, ids.native_tid);
         if let Some(&address) = self.tstates.get(&key) {
             if let Some(state) = revisit(memory, offsets, address, ids) {
                 return state.first_frame(memory, offsets).map(Some);
@@ -134,9 +134,9 @@ impl PythonWalker {
     }
 
     /// Drops what is remembered about a process.
-    pub fn forget(&mut self, pid: Pid) {
-        drop_keys(&mut self.tstates, |&(of, _)| of == pid);
-        drop_keys(&mut self.native_tids, |&(of, _)| of == pid);
+    pub fn forget(&mut self, process: ProcessKey) {
+        drop_keys(&mut self.tstates, |&(of, _)| of == process);
+        drop_keys(&mut self.native_tids, |&(of, _)| of == process);
     }
 }
 

@@ -40,6 +40,10 @@ const COUNTED_DEADLINE: Duration = Duration::from_secs(30);
 const FATES: &[&str] = &[
     "requests_profiled",
     "requests_without_stack",
+    "requests_too_short",
+    "requests_by_other_program",
+    "requests_process_gone",
+    "requests_samples_lost",
     "requests_below_threshold",
     "requests_over_limit",
     "requests_over_open_limit",
