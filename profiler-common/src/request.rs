@@ -283,6 +283,11 @@ pub struct RequestEventHeader {
     pub written_bytes: u64,
 }
 
+const _: () = assert!(size_of::<ConnKey>() == 8);
+const _: () = assert!(size_of::<Conn>() == 80);
+const _: () = assert!(size_of::<PartialHead>() == 16 + PARTIAL_HEAD_MAX_BYTES);
+const _: () = assert!(size_of::<RequestEventHeader>() == 72);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,8 +309,3 @@ mod tests {
         }
     }
 }
-
-const _: () = assert!(size_of::<ConnKey>() == 8);
-const _: () = assert!(size_of::<Conn>() == 80);
-const _: () = assert!(size_of::<PartialHead>() == 16 + PARTIAL_HEAD_MAX_BYTES);
-const _: () = assert!(size_of::<RequestEventHeader>() == 72);

@@ -344,7 +344,7 @@ mod tests {
         let mut recording = Recording {
             arch: "aarch64".to_owned(),
             version: 0x030e_00f0,
-            loops: vec![0x1000..0x2000],
+            loops: vec![0x1000..0x2000, 0x3000..0x3100],
             ..Recording::default()
         };
         recording.regs = vec![1, u64::MAX];

@@ -4,8 +4,6 @@
 //! `NAME.stack` what is found. `cargo xtask golden` records again and writes both; read the difference
 //! before it is committed.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 

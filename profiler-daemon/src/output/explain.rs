@@ -170,8 +170,8 @@ pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport)
              raise limits.requests_ring."
         );
     }
-    let heads = told(HEADS, &count);
-    let processes = told(PROCESSES, &count);
+    let heads = told(HEADS, count);
+    let processes = told(PROCESSES, count);
     let compared = count(Counter::RequestsOtherEndpoint);
     let met: u64 = HEADS.iter().map(|&Cause(counter, ..)| count(counter)).sum();
     let mut sentences = Vec::new();

@@ -74,7 +74,7 @@ fn serve(shared: &Shared) -> Served {
         write!(client, "GET /crowd/{number} HTTP/1.1\r\n\r\n").unwrap();
         let mut bytes = [0; 256];
         assert_ne!(server.read(&mut bytes).unwrap(), 0);
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             let child = fork_and_leave();
             children.push(Pid(child.as_raw().cast_unsigned()));
             waitpid(child, None).unwrap();
@@ -107,7 +107,7 @@ fn share_a_cpu(worker: usize) {
     let mut cpu = CpuSet::new();
     cpu.set(first.unwrap()).unwrap();
     sched_setaffinity(this, &cpu).unwrap();
-    if worker % 2 == 0 {
+    if worker.is_multiple_of(2) {
         let priority = libc::sched_param { sched_priority: 1 };
         // Where this is refused, threads preempt each other at the end of their slice only.
         // SAFETY: the parameter is read, and 0 is the current thread.

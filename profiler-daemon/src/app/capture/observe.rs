@@ -98,7 +98,7 @@ impl CaptureState {
             let before = self.writes.load(Ordering::Acquire);
             let numbers = self.read();
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.writes.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.writes.load(Ordering::Relaxed) == before {
                 return numbers;
             }
             std::hint::spin_loop();
