@@ -111,7 +111,7 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         (vec![], "Usage"),
         (vec!["recrod"], "record"),
         (with(&["com.acme.Shop/buy"]), "METHOD:/path"),
-        (with(&["FETCH:/x"]), "FETCH"),
+        (with(&["GTE:/x"]), "GTE"),
         (with(&["/x", "--period", "0ms"]), "1ms to 10s"),
         (with(&["/x", "--period", "10"]), "such as 30s"),
         (with(&["/x", "--duration", "1h"]), "1s to 15m"),

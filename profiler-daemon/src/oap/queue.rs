@@ -419,7 +419,7 @@ impl Queue {
                 for item in &too_long {
                     let (lost, bytes) = (item.snapshots() as u64, item.encode().len());
                     warn!(error = %ReportError::RecordTooLong(bytes), lost, "a segment is lost");
-                    state.lose(item.key(), lost);
+                    state.lose(item);
                 }
                 // What is not kept is lost, or on its way in a call that hangs.
                 let lost: usize = too_long.iter().map(|item| item.snapshots()).sum();
@@ -437,13 +437,11 @@ impl Queue {
         state.coverage.clear();
         state.used = QueueRoom::NONE;
         let mut given_up = 0;
-        for item in items.iter().map(|(item, _)| item) {
-            if let Item::Segment(segment) = item {
-                let stats = state.stats(&segment.key);
-                stats.requests_incomplete += 1;
-                stats.segments_lost += u64::from(segment.object.is_some());
-            }
+        for (item, _) in &items {
+            given_up += item.snapshots() as u64;
+            state.lose(item);
         }
+        // The rest is on its way in a call that hangs.
         for stats in state.stats.values_mut() {
             given_up += stats.snapshots_queued;
             stats.snapshots_lost += stats.snapshots_queued;
@@ -472,12 +470,17 @@ impl State {
         self.stats.entry(key.clone()).or_default()
     }
 
-    /// Queued snapshots of a segment are lost.
-    fn lose(&mut self, key: &TaskAt, snapshots: u64) {
-        let stats = self.stats(key);
+    /// What waits of a request is lost.
+    fn lose(&mut self, item: &Item) {
+        let Item::Segment(segment) = item else {
+            return;
+        };
+        let snapshots = item.snapshots() as u64;
+        let stats = self.stats(&segment.key);
         stats.snapshots_queued = stats.snapshots_queued.saturating_sub(snapshots);
         stats.snapshots_lost += snapshots;
-        stats.segments_lost += 1;
+        stats.segments_lost += u64::from(segment.object.is_some());
+        stats.requests_incomplete += 1;
     }
 
     fn remember(&mut self, segment_id: &str) {

@@ -141,8 +141,9 @@ impl RequestTracker {
         }
     }
 
-    /// A process is gone for good. Its requests have been ended by [`Self::on_process_gone`].
+    /// A process is gone for good, or nobody watches it any more. Its requests have been ended before.
     pub fn remove_target(&mut self, process: ProcessKey) {
+        self.loops.forget(process);
         for task in self.tasks.values_mut() {
             task.remove_target(process);
         }

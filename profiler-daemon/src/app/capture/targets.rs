@@ -10,7 +10,7 @@
 //! ```text
 //!  process 7    ──fork──────────exit          ──start──────────────────────exit
 //!  ring           Fork          Exit                                       Exit
-//!  commands                                             AddTarget
+//!  commands                                             Watch
 //!  read                                                           Exit: older than the target, the first 7's
 //!  7 means        the first 7 ─────────────────────────│ the second 7 ─────────────│
 //! ```
@@ -243,6 +243,7 @@ impl Capture {
                 self.processes.remove(&process.pid);
                 self.kernel_do(|kernel| kernel.set_python(process.pid, None));
             }
+            self.tracker.remove_target(process);
             self.runtimes.remove(&process);
             self.walker.forget(process);
             let lives = false; // nobody has to look at it again
