@@ -119,7 +119,7 @@ fn c_code_and_imports_stand_where_they_were_called() {
         let between = &stack[compare + 1..caller];
         assert!(!between.is_empty(), "{context}");
         assert!(
-            between.iter().all(|f| f.ends_with("(libc.so.6)")),
+            between.iter().all(|frame| frame.contains("libc.so.6")),
             "{context}"
         );
 

@@ -77,7 +77,11 @@ fn stacks_of_cpython_are_whole() {
             }
             assert!(functions.len() >= thread.frames.len().min(100), "{context}");
             let read = &stack.frames[0].signature;
-            assert!(read.ends_with("(libc.so.6)"), "{context}: {read}");
+            // A stripped libc keeps no name for what makes cancellable system calls.
+            assert!(
+                read.ends_with("(libc.so.6)") || read.starts_with("libc.so.6+0x"),
+                "{context}: {read}"
+            );
 
             let call = Frame::new("[system call read]", FrameKind::Activity);
             let with_call = [&[call], &stack.frames[..]].concat();
