@@ -625,7 +625,8 @@ mod tests {
             }
         );
         assert_eq!(queue.give_up(), 9);
-        assert_eq!(queue.stats(&key("t").0).snapshots_lost, 13);
+        let stats = queue.stats(&key("t").0);
+        assert_eq!((stats.snapshots_lost, stats.requests_incomplete), (13, 3));
     }
 
     /// Check that a segment is taken once, with at least one frame, and not after the close.
