@@ -111,6 +111,12 @@ impl Client {
         !matches!(self.stream.peek(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
+    /// Closes its own side only, and reads the rest of the response up to the server's close.
+    pub(crate) fn finish(mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+        self.stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+
     pub(crate) fn close(self) {
         let _ = self.stream.shutdown(Shutdown::Both);
     }

@@ -185,7 +185,7 @@ fn requests_without_a_rule_are_only_counted() {
     let server = Server::python("HTTP/1.1");
     let mut watch = Watch::new(server.pid(), "/wanted");
     let mut client = server.connect();
-    client.get("/other");
+    client.get("/something");
     client.get("/want");
     client.get("/%77anted");
     client.get("/wanted");
@@ -264,8 +264,8 @@ fn the_pieces_of_a_head_and_a_last_chunk_are_seen() {
         let server = Server::python("HTTP/1.1");
         let mut watch = Watch::new(server.pid(), "/chunks");
         let mut client = server.connect();
-        client.get(path);
-        client.close();
+        client.get(path); // reads the head only
+        client.finish();
         watch.wait_for_ends(1);
         let (mut pieces, mut flags_at_end) = (Vec::new(), None);
         for event in &watch.events {
