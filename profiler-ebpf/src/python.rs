@@ -92,7 +92,7 @@ pub(crate) extern "C" fn push_frame(frame: u64, to: u64) -> u64 {
         return UNREADABLE;
     }
     // SAFETY: the buffer has PYTHON_FRAME_BYTES.
-    if !unsafe { read::copy_user(scratch.python_frame.as_mut_ptr(), span, frame) } {
+    if !unsafe { read::copy_user(scratch.python_frame.as_mut_ptr().cast(), span, frame) } {
         return UNREADABLE;
     }
     let offsets = &scratch.python.offsets;
@@ -138,23 +138,23 @@ fn identity_of(offsets: &PythonOffsets, code: u64) -> Option<u32> {
     Some(identity ^ hash)
 }
 
+/// The pointer at an offset, which is a multiple of 8.
 #[inline(always)]
 fn word_at(scratch: &SampleScratch, offset: u32) -> u64 {
-    let offset = offset as usize & (PYTHON_FRAME_BYTES - 8);
-    // SAFETY: offset + 8 <= PYTHON_FRAME_BYTES.
-    unsafe {
-        scratch
-            .python_frame
-            .as_ptr()
-            .add(offset)
-            .cast::<u64>()
-            .read_unaligned()
-    }
+    let index = (read::opaque(u64::from(offset)) & (PYTHON_FRAME_BYTES as u64 - 8)) / 8;
+    // SAFETY: index < PYTHON_FRAME_BYTES / 8.
+    unsafe { *scratch.python_frame.as_ptr().add(index as usize) }
 }
 
 #[inline(always)]
 fn byte_at(scratch: &SampleScratch, offset: u32) -> u8 {
-    let offset = offset as usize & (PYTHON_FRAME_BYTES - 1);
+    let offset = read::opaque(u64::from(offset)) & (PYTHON_FRAME_BYTES as u64 - 1);
     // SAFETY: offset < PYTHON_FRAME_BYTES.
-    unsafe { *scratch.python_frame.as_ptr().add(offset) }
+    unsafe {
+        *scratch
+            .python_frame
+            .as_ptr()
+            .cast::<u8>()
+            .add(offset as usize)
+    }
 }

@@ -125,7 +125,7 @@ pub(crate) struct SampleScratch {
     /// Result of the stack copy: bytes from `sp` on that could not be read.
     pub(crate) stack_skipped_bytes: u64,
     /// The Python frame being read.
-    pub(crate) python_frame: [u8; PYTHON_FRAME_BYTES],
+    pub(crate) python_frame: [u64; PYTHON_FRAME_BYTES / 8],
     /// The record: header, kernel frames, Python frames, stack bytes, without gaps.
     pub(crate) bytes: [u8; SAMPLE_BYTES],
 }
