@@ -12,7 +12,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::wait::waitpid;
 use nix::unistd::gettid;
 use profiler_common::{EndReason, KernelCounter};
-use profiler_daemon::kernel::LoadOptions;
+use profiler_daemon::kernel::{LoadOptions, RequestHooks};
 use profiler_daemon::model::{Pid, RequestEvent, RequestId, Tid};
 
 use crate::harness::{Watch, load_options};
@@ -183,6 +183,9 @@ fn hooks_in_the_middle_of_each_other_tell_whole_events() {
 /// Compares the events with what the threads did.
 fn check(watch: &Watch, this: Pid, served: &[Served]) {
     let left_out = watch.kernel.left_out_runs() + watch.count(KernelCounter::HookBusy);
+    // At `sys_exit` a close is told when its call returns. By then another thread may have the descriptor and have
+    // read a head from it, and the close is taken for that one's: its events are missing.
+    let is_exact = watch.kernel.request_hooks() == RequestHooks::Sockets;
     assert_eq!(watch.count(KernelCounter::RequestRingFull), 0);
     let mut requests = HashMap::new();
     for thread in served {
@@ -247,7 +250,10 @@ fn check(watch: &Watch, this: Pid, served: &[Served]) {
                 } else {
                     EndReason::Closed
                 };
-                assert!(*reason == expected || left_out > 0, "{reason:?}");
+                assert!(
+                    *reason == expected || left_out > 0 || !is_exact,
+                    "{reason:?}"
+                );
             }
             RequestEvent::Fork { parent, child, .. } => {
                 assert_eq!(*parent, this);
@@ -264,6 +270,9 @@ fn check(watch: &Watch, this: Pid, served: &[Served]) {
     println!("{told} of {expected} events, {left_out} hook runs left out");
     // With the head of a request its response and its end are lost, with a fork the child's exit.
     let missing = (expected - told) as u64;
-    assert!(missing <= 3 * left_out, "{missing} events are missing");
+    assert!(
+        missing <= 3 * left_out || !is_exact,
+        "{missing} events are missing"
+    );
     assert!(started.len() > 100, "{} requests", started.len());
 }
