@@ -333,34 +333,3 @@ fn bytes(hex: &str) -> Result<Vec<u8>> {
         })
         .collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Check that a recording is read as it was written.
-    #[test]
-    fn a_recording_survives_its_text() {
-        let mut recording = Recording {
-            arch: "aarch64".to_owned(),
-            version: 0x030e_00f0,
-            loops: vec![0x1000..0x2000, 0x3000..0x3100],
-            ..Recording::default()
-        };
-        recording.regs = vec![1, u64::MAX];
-        recording.names.insert(7, "read (libc.so.6)".to_owned());
-        recording.memory.insert(0x1000, vec![1, 0xff]);
-        let object = SparseFile {
-            bytes: 99,
-            parts: BTreeMap::from([(5, vec![0xab])]),
-        };
-        recording.objects.insert("libc.so.6".to_owned(), object);
-        recording.mappings.push(MappedAt {
-            range: 1..2,
-            offset: 3,
-            object: "libc.so.6".to_owned(),
-        });
-        assert_eq!(Recording::parse(&recording.to_text()).unwrap(), recording);
-        assert!(Recording::parse("nonsense 1").is_err());
-    }
-}

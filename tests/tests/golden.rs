@@ -24,7 +24,13 @@ fn recorded_stacks_have_their_frames() {
     for entry in folder().read_dir().unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|kind| kind == "recording") {
-            let recording = Recording::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let recording = Recording::parse(&text).unwrap();
+            assert!(
+                recording.to_text() == text,
+                "{} loses something",
+                path.display()
+            );
             let frames = recording.frames().unwrap();
             let expected = path.with_extension("stack");
             if std::env::var_os(WRITE).is_some() {
@@ -39,4 +45,10 @@ fn recorded_stacks_have_their_frames() {
         let name = format!("python-3.{minor}-x86_64");
         assert!(names.contains(&name), "{name} is not recorded");
     }
+}
+
+/// Check that what is no recording is refused.
+#[test]
+fn a_recording_has_known_lines() {
+    assert!(Recording::parse("nonsense 1").is_err());
 }

@@ -61,7 +61,12 @@ pub(crate) fn require_root(command: &str) -> Result<()> {
 /// Builds `profilerd`; yields its path.
 pub(crate) fn build(release: bool) -> Result<PathBuf> {
     let profile = if release { "release" } else { "debug" };
-    let options: &[&str] = if release { &["--release"] } else { &[] };
+    let options: &[&str] = if release {
+        // What is shipped: no feature that only tests need.
+        &["--release", "--package", "profiler-daemon"]
+    } else {
+        &["--workspace"]
+    };
     run(build_command().args(options))?;
     Ok(target_dir().join(profile).join("profilerd"))
 }
@@ -69,6 +74,7 @@ pub(crate) fn build(release: bool) -> Result<PathBuf> {
 /// Builds `profilerd`, with its BPF object, for another architecture; yields its path.
 pub(crate) fn build_for(target: &CrossTarget) -> Result<PathBuf> {
     let mut build = build_command();
+    build.arg("--workspace");
     target.configure(&mut build);
     run(&mut build)?;
     Ok(target.target_dir().join("debug/profilerd"))
@@ -77,7 +83,7 @@ pub(crate) fn build_for(target: &CrossTarget) -> Result<PathBuf> {
 fn build_command() -> Command {
     step("build profilerd (the first time takes minutes)");
     let mut build = cargo();
-    build.args(["build", "--locked", "--quiet", "-p", "profiler-daemon"]);
+    build.args(["build", "--locked", "--quiet", "--bin", "profilerd"]);
     build
 }
 

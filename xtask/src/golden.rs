@@ -46,14 +46,7 @@ pub(crate) fn run(args: &GoldenArgs) -> Result<ExitCode> {
         }
     }
     let mut find = cargo();
-    find.args([
-        "test",
-        "-p",
-        "profiler-tests",
-        "--locked",
-        "--test",
-        "golden",
-    ]);
+    find.args(["test", "--workspace", "--locked", "--test", "golden"]);
     run_command(find.env("PROFILERD_RECORD", "1"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,17 +3,19 @@
 //! Format and lints, then the unprivileged crates, then the crate `tests` one test at a time (its tests
 //! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds other kernels.
 
+mod leftover;
 mod skips;
 mod totals;
 
 use std::env;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result};
-use profiler_test_support::{ChildGuard, read_json};
+use profiler_test_support::{ChildGuard, read_json, workspace_root};
 
 use crate::command::{cargo, is_root, output, step};
 use crate::setup::{self, Group};
@@ -44,6 +46,7 @@ pub(crate) fn run_ci() -> Result<ExitCode> {
 
 fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCode> {
     setup::ensure(&[Group::Build, Group::Test, Group::Oap])?;
+    leftover::adopt()?;
     let mut totals = Totals::default();
     if filter.is_none() {
         check(
@@ -82,10 +85,13 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
     check(
         &mut totals,
         "cargo build",
-        cargo().args(["build", "--locked", "-p", "profiler-daemon"]),
+        cargo().args(["build", "--workspace", "--locked", "--bin", "profilerd"]),
     );
     let mut privileged = cargo();
-    privileged.args(["test", "-p", "profiler-tests", "--locked", "--no-fail-fast"]);
+    privileged.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    for name in privileged_targets()? {
+        privileged.args(["--test", &name]);
+    }
     privileged.args(["--", "--test-threads=1", "--nocapture"]);
     run_tests(&mut totals, "privileged tests", privileged.args(filter))?;
 
@@ -108,6 +114,23 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
     Ok(totals.exit_code())
 }
 
+/// The test targets of the crate `tests`. They are named one by one, since cargo builds the dependencies of a chosen
+/// package again with that package's features, and those of the whole workspace are there already.
+fn privileged_targets() -> Result<Vec<String>> {
+    let folder = workspace_root().join("tests/tests");
+    let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.join("main.rs").is_file() || path.extension().is_some_and(|rs| rs == "rs") {
+            let name = path.file_stem().context("a file has a name")?;
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// A command that is one check of its own.
 fn check(totals: &mut Totals, name: &str, command: &mut Command) {
     step(name);
@@ -128,12 +151,17 @@ fn run_tests(totals: &mut Totals, name: &str, command: &mut Command) -> Result<(
     let stdout = child.process().stdout.take().context("stdout is a pipe")?;
     let stderr = child.process().stderr.take().context("stderr is a pipe")?;
     let runner = Mutex::new(Totals::default());
-    thread::scope(|scope| {
+    let (status, left_behind) = thread::scope(|scope| -> Result<_> {
         scope.spawn(|| count_lines(stdout, &runner));
         scope.spawn(|| count_lines(stderr, &runner));
-    });
-    let status = child.process().wait()?;
+        let status = child.process().wait()?;
+        // Before the pipes are read to their end: a process that is left behind keeps them open.
+        Ok((status, leftover::end()?))
+    })?;
     let mut runner = runner.into_inner().expect("no reader has panicked");
+    for process in left_behind {
+        runner.add_failure(&format!("{name}: {process}"));
+    }
     if !status.success() && runner.failed() == 0 {
         // It did not compile, or a test took its process with it.
         runner.add_failure(&format!("{name}: cargo ended with {status}"));

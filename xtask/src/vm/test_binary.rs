@@ -64,7 +64,7 @@ fn build_targets(
     target: Option<&CrossTarget>,
 ) -> Result<BTreeMap<String, PathBuf>> {
     let mut build = cargo();
-    build.args(["test", "-p", "profiler-tests", "--locked", "--no-run"]);
+    build.args(["test", "--workspace", "--locked", "--no-run"]);
     build.arg("--message-format=json-render-diagnostics");
     for name in names {
         build.args(["--test", name]);
@@ -79,7 +79,7 @@ fn build_targets(
 pub(super) fn build_recorder(target: Option<&CrossTarget>) -> Result<PathBuf> {
     const NAME: &str = "record_stack";
     let mut build = cargo();
-    build.args(["build", "-p", "profiler-tests", "--locked", "--bin", NAME]);
+    build.args(["build", "--workspace", "--locked", "--bin", NAME]);
     build.arg("--message-format=json-render-diagnostics");
     if let Some(target) = target {
         target.configure(&mut build);

@@ -1,0 +1,87 @@
+//! Processes that tests leave behind. They would disturb the tests after them, and keep the pipe of a runner open,
+//! which is read to its end.
+
+use std::fs;
+use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// For processes that are on their way out when the runner is.
+const GRACE: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// From now on a process whose parent ends is a child of this one.
+pub(super) fn adopt() -> Result<()> {
+    // SAFETY: a system call without memory arguments.
+    let done = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    if done != 0 {
+        return Err(io::Error::last_os_error()).context("failed to become the parent of orphans");
+    }
+    Ok(())
+}
+
+/// Ends all children of this process, with theirs; what each was that did not end by itself.
+pub(super) fn end() -> Result<Vec<String>> {
+    let begin = Instant::now();
+    let mut ended = Vec::new();
+    loop {
+        reap();
+        let children = children()?;
+        if children.is_empty() {
+            return Ok(ended);
+        }
+        if begin.elapsed() > GRACE {
+            for pid in children {
+                ended.push(describe(pid));
+                // SAFETY: a system call without memory arguments; a child's id is its own until it is reaped, which
+                // only this thread does.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+        sleep(POLL_INTERVAL);
+    }
+}
+
+fn reap() {
+    // SAFETY: no status is written.
+    while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+}
+
+/// Children of all threads of this process.
+fn children() -> Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for thread in fs::read_dir("/proc/self/task")? {
+        let path = thread?.path().join("children");
+        // A thread may have ended meanwhile.
+        let text = fs::read_to_string(path).unwrap_or_default();
+        pids.extend(text.split_whitespace().filter_map(|pid| pid.parse().ok()));
+    }
+    Ok(pids)
+}
+
+fn describe(pid: i32) -> String {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+    format!("process {pid} was left behind: {}", arguments.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Check that the children of a thread are found and described.
+    #[test]
+    fn a_child_is_seen() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(children().unwrap().contains(&pid));
+        let text = describe(pid);
+        assert!(text.ends_with("left behind: sleep 100"), "{text}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
