@@ -179,7 +179,7 @@ fn delivery_text(delivery: &DeliveryObservation, now_ms: i64) -> String {
         text.push_str(&row(
             delivery.segments_lost,
             true,
-            "trace segments not delivered, or not known to be",
+            "trace segments not delivered to the OAP, or without its confirmation",
         ));
     }
     text
@@ -283,7 +283,7 @@ mod tests {
                    0  snapshots wait or are being sent, with 0 B
             3.00 MiB  in 2 files of the spool
                    5  trace segments accepted by the OAP
-        !          1  trace segments not delivered, or not known to be
+        !          1  trace segments not delivered to the OAP, or without its confirmation
           requests
                   12  request heads read by processes of the task's service
                    5  matched requests that were profiled and reported

@@ -211,7 +211,7 @@ impl Page<'_> {
         )?;
         self.counter(
             "profilerd_segments_lost",
-            "trace segments not delivered, or not known to be",
+            "trace segments not delivered to the OAP, or without its confirmation",
             delivery.segments_lost,
         )?;
         self.counter(

@@ -139,7 +139,7 @@ mod tests {
         coverage: 999 of 1000 dump periods of profiled requests have a snapshot (99.9 %)
           requests
                   12  request heads read by processes of the task's service
-        !          2  matched requests answered by another thread than the one that read them
+        !          2  matched requests answered by a thread other than the one that read them
           samples
         !          1  on-CPU samples lost to a full ring buffer
           counted by another version of profilerd
