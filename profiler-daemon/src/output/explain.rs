@@ -1,13 +1,15 @@
-//! Answers "why is there no data?" before it is asked.
+//! Says why a result has no profiled request, and what to do about it.
+
+use std::borrow::Cow;
 
 use crate::model::{Counter, CoverageReport, ProfileReport};
 
 use super::text::clean;
 
-/// Something that requests or heads can meet with: what is said after their number, and what to do about it.
+/// Why requests are missing: a counter, the sentence that follows its number, and what to do about it.
 struct Cause(Counter, &'static str, &'static str);
 
-/// Where a matched request can go other than into the report.
+/// Why a matched request is not in the report.
 const FATES: &[Cause] = &[
     Cause(
         Counter::RequestsBelowThreshold,
@@ -21,34 +23,34 @@ const FATES: &[Cause] = &[
     ),
     Cause(
         Counter::RequestsUnfinished,
-        "had no end when the time was over",
+        "were still open when the task ended",
         "ask for a longer duration (--duration)",
     ),
     Cause(
         Counter::RequestsHandedOff,
-        "were answered by another thread than the one that read them",
-        "this version follows servers in which one thread serves a request from head to answer",
+        "were answered by a thread other than the one that read them",
+        "this version profiles servers in which one thread serves a request from its head to its response",
     ),
     Cause(
         Counter::RequestsInterleaved,
         "shared their thread with another request (an event loop)",
-        "this version follows servers in which one thread serves one request at a time",
+        "this version profiles servers in which one thread serves one request at a time",
     ),
     Cause(
         Counter::RequestsOnLoop,
         "were served by an event loop, or by a proxy",
-        "this version follows servers in which one thread serves one request at a time; the notes of the \
+        "this version profiles servers in which one thread serves one request at a time; the notes of the \
          coverage name the process",
     ),
     Cause(
         Counter::RequestsByOtherProgram,
-        "were left to a child process or another program to answer (CGI)",
-        "this version follows the thread that reads a request, and no program behind it",
+        "were answered by a child process or another program (CGI)",
+        "this version profiles the thread that reads a request, not a program that it starts",
     ),
     Cause(
         Counter::RequestsUnanswered,
         "ended without a response: the connection was closed",
-        "look for aborted requests or time-outs of the client",
+        "look for clients that abort requests or time out",
     ),
     Cause(
         Counter::RequestsProcessGone,
@@ -58,7 +60,7 @@ const FATES: &[Cause] = &[
     Cause(
         Counter::RequestsSamplesLost,
         "lost all their samples",
-        "the lines with `!` below `samples` in the coverage report tell how; try again with less load",
+        "the lines with `!` below `samples` in the coverage report say why; try again with less load",
     ),
     Cause(
         Counter::RequestsWithoutStack,
@@ -67,66 +69,66 @@ const FATES: &[Cause] = &[
     ),
     Cause(
         Counter::RequestsOverOpenLimit,
-        "were too many at once",
+        "were not sampled because too many were open at once",
         "raise limits.max_open_requests in the configuration",
     ),
     Cause(
         Counter::RequestsOverLimit,
-        "were beyond the number of requests to profile",
-        "raise it (--max-requests)",
+        "arrived after the maximum number of requests was reached",
+        "raise the maximum (--max-requests)",
     ),
 ];
 
-/// Why a head that was read is not compared with the endpoint, or could not be.
+/// Why a request head was not compared with the endpoint.
 const HEADS: &[Cause] = &[
     Cause(
         Counter::HeadsMalformed,
-        "began with no request line that could be read",
-        "HTTP/1 with a target in UTF-8 is read by this version",
+        "had no readable request line",
+        "this version reads HTTP/1 request lines",
     ),
     Cause(
         Counter::RequestsUnknownProcess,
-        "came to processes whose start was not seen",
+        "went to processes that profilerd does not know",
         "events were lost: try again with less load, or raise limits.requests_ring",
     ),
     Cause(
         Counter::RequestsOfOtherTask,
-        "went to another task",
+        "were profiled by another task",
         "`profilerd task list` names it; wait for its end",
     ),
     Cause(
         Counter::PipelinedHeads,
-        "came before the request in front of them was answered (pipelining)",
-        "have the client wait for each answer",
+        "arrived before the previous request of their connection was answered (pipelining)",
+        "have the client wait for each response",
     ),
     Cause(
         Counter::HeadsAfterShutdown,
-        "came after the server had shut down its side of the connection",
+        "arrived after the server had shut down its side of the connection",
         "look for connections that are aborted",
     ),
     Cause(
         Counter::HeadsUnreadable,
-        "lay in memory that could not be read any more",
-        "try again: a server that reuses its buffers at once is not always read in time",
+        "were in memory that could not be read",
+        "try again: a server that frees or reuses its buffers at once is not always read in time",
     ),
     Cause(
         Counter::PartialHeadsDropped,
-        "came in pieces that could not be joined",
-        "have the client send the request line at once",
+        "arrived in pieces that could not be joined",
+        "have the client send the request line in one piece",
     ),
     Cause(
         Counter::NotServerSocket,
-        "stood in what is not a server's connection, such as files",
+        "were read from something other than a server's connection, such as a file",
         "look for the process that accepts the connections (`profilerd ps`)",
     ),
 ];
 
-/// Why processes of the service are not watched.
+/// Why processes of the service are not profiled.
 const PROCESSES: &[Cause] = &[
     Cause(
         Counter::ProcessesLeftToAgent,
-        "is left to its own SkyWalking agent, whose snapshots ours would collide with",
-        "set SW_AGENT_PROFILE_ACTIVE=false there and restart it to have it profiled from outside, or see \
+        "is left to its own SkyWalking agent, because snapshots of both would collide",
+        "restart it with SW_AGENT_PROFILE_ACTIVE=false to have it profiled from outside, or see \
          oap.agent_profiler",
     ),
     Cause(
@@ -136,7 +138,7 @@ const PROCESSES: &[Cause] = &[
     ),
 ];
 
-/// Says why a report has no request in it and what to do about it; `None` if it has one.
+/// Why a report has no request in it and what to do about it; `None` if it has one.
 #[must_use]
 pub fn explain(report: &ProfileReport) -> Option<String> {
     let task = &report.task;
@@ -170,12 +172,12 @@ pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport)
              raise limits.requests_ring."
         );
     }
-    let heads = told(HEADS, count);
-    let processes = told(PROCESSES, count);
+    let heads = occurred(HEADS, count);
+    let processes = occurred(PROCESSES, count);
     let compared = count(Counter::RequestsOtherEndpoint);
     let met: u64 = HEADS.iter().map(|&Cause(counter, ..)| count(counter)).sum();
     let mut sentences = Vec::new();
-    // What the kernel side has sorted out by the first bytes of the path is in no count but that of all.
+    // Heads that the prefilter in the kernel turns away are counted in `requests_seen` only.
     if compared.max(seen.saturating_sub(met)) > 0 {
         let seen = match seen.max(compared) {
             1 => "1 request was seen, and it was not".to_owned(),
@@ -183,12 +185,13 @@ pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport)
         };
         sentences.push(format!(
             "{seen} to {endpoint}. The method and the path must be those on the wire: {endpoint} is compared with \
-             the request line as the server reads it. Leave the method out to match any (/path), write {{name}} \
-             for a segment that varies (GET:/orders/{{id}}), or `*` to profile every request."
+             the request line as the server reads it. Leave the method out to match any method (/path), write \
+             {{name}} for a path segment that varies (GET:/orders/{{id}}), or `*` to profile every request."
         ));
     }
     for (n, what, advice) in heads {
         let heads = if n == 1 { "request" } else { "requests" };
+        let what = in_number(n, what);
         sentences.push(format!("{n} {heads} {what}; {advice}."));
     }
     for (n, what, advice) in processes {
@@ -201,40 +204,45 @@ pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport)
     if sentences.is_empty() {
         return format!(
             "No process of {service} has read an HTTP/1 request. Is there traffic, and does it reach this process \
-             (see `profilerd ps`)? Requests inside TLS and HTTP/2 are not seen by this version."
+             (see `profilerd ps`)? This version does not see requests inside TLS, nor HTTP/2."
         );
     }
     sentences.join(" ")
 }
 
 /// The causes that have occurred, the most frequent first.
-fn told(
+fn occurred(
     causes: &'static [Cause],
     count: impl Fn(Counter) -> u64,
 ) -> Vec<(u64, &'static str, &'static str)> {
     let counted = causes
         .iter()
         .map(|&Cause(counter, what, advice)| (count(counter), what, advice));
-    let mut told: Vec<_> = counted.filter(|&(n, ..)| n > 0).collect();
-    told.sort_by_key(|&(n, ..)| std::cmp::Reverse(n));
-    told
+    let mut occurred: Vec<_> = counted.filter(|&(n, ..)| n > 0).collect();
+    occurred.sort_by_key(|&(n, ..)| std::cmp::Reverse(n));
+    occurred
+}
+
+/// The sentence's verb in the singular for one.
+fn in_number(n: u64, what: &str) -> Cow<'_, str> {
+    match what.strip_prefix("were ") {
+        Some(what) if n == 1 => format!("was {what}").into(),
+        _ => what.into(),
+    }
 }
 
 fn explain_matched(matched: u64, endpoint: &str, count: impl Fn(Counter) -> u64) -> String {
-    let fates = told(FATES, count);
+    let fates = occurred(FATES, count);
     let head = match matched {
         1 => format!("1 request to {endpoint} was seen, and is not in the result"),
         n => format!("{n} requests to {endpoint} were seen, and none is in the result"),
     };
     if fates.is_empty() {
-        return format!("{head}; the coverage report tells what was lost.");
+        return format!("{head}; the coverage report says what was lost.");
     }
     let parts: Vec<String> = fates
         .iter()
-        .map(|&(n, what, advice)| match what.strip_prefix("were ") {
-            Some(what) if n == 1 => format!("1 was {what}; {advice}"),
-            _ => format!("{n} {what}; {advice}"),
-        })
+        .map(|&(n, what, advice)| format!("{n} {}; {advice}", in_number(n, what)))
         .collect();
     format!("{head}: {}.", parts.join(". "))
 }
@@ -312,7 +320,7 @@ mod tests {
             for general in [
                 "it was not to",
                 "No process of shop",
-                "coverage report tells what",
+                "coverage report says what",
             ] {
                 assert!(!text.contains(general), "{}: {text}", counter.name());
             }
@@ -340,7 +348,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("2 requests began with no request line"),
+            text.contains("2 requests had no readable request line"),
             "{text}"
         );
     }
@@ -367,8 +375,8 @@ mod tests {
         assert_eq!(
             text,
             "9 requests to GET:/a<b were seen, and none is in the result: 8 ended before the minimum \
-             duration; ask for a shorter minimum duration (--min-duration). 1 had no end when the time \
-             was over; ask for a longer duration (--duration)."
+             duration; ask for a shorter minimum duration (--min-duration). 1 was still open when the \
+             task ended; ask for a longer duration (--duration)."
         );
     }
 

@@ -77,7 +77,7 @@ impl Loops {
             _ => format!(
                 "process {process} serves requests on an event loop: between a request and its answer the thread waits \
                  for other clients as well, and what it does then may be theirs. Its requests are left out; this \
-                 version follows servers in which a thread serves one request at a time"
+                 version profiles servers in which one thread serves one request at a time"
             ),
         }
     }

@@ -151,7 +151,7 @@ fn requests_handed_to_another_thread_are_told_and_left_out() {
     let report = recorded.report(3);
     assert_eq!(count(&report, "requests_matched"), 3);
     assert_eq!(count(&report, "requests_handed_off"), 3);
-    let reason = "3 were answered by another thread than the one that read them";
+    let reason = "3 were answered by a thread other than the one that read them";
     assert!(recorded.err.contains(reason), "{}", recorded.err);
 }
 
