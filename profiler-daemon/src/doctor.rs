@@ -195,7 +195,7 @@ fn pid_namespace_of(inode: std::io::Result<u64>) -> Finding {
         Ok(HOST_PID_NAMESPACE) => Finding::good(NAME, "in the host's pid namespace"),
         Ok(_) => Finding::bad(
             NAME,
-            "in a pid namespace of its own: the kernel names processes by the host's ids, so no request \
+            "in a pid namespace of its own: the kernel reports process ids of the host, so no request \
              would be seen",
             "run the container with the host's pid namespace (Kubernetes hostPID: true, docker \
              --pid=host); a host that is itself a container cannot have its processes profiled from inside",

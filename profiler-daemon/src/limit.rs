@@ -45,22 +45,22 @@ fn remedy_of(errno: Errno) -> Option<String> {
         Errno::EMFILE => {
             let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
             return Some(format!(
-                "this process may have {limit} files open at once, and has them: let it have \
+                "this process has reached its limit of {limit} open files: raise it to \
                  {OPEN_FILES} (systemd: LimitNOFILE={OPEN_FILES}; container: --ulimit \
                  nofile={OPEN_FILES}; shell: ulimit -n {OPEN_FILES})"
             ));
         }
         Errno::ENFILE => {
-            "all programs of the host together have as many files open as it allows: raise `sysctl \
-             fs.file-max`, or end what holds them"
+            "the host has reached its limit of open files: raise `sysctl fs.file-max`, or end \
+             programs that hold many files"
         }
         Errno::ENOMEM => {
-            "there is no memory left for it: raise the memory limit of the container or unit (systemd: \
+            "memory is exhausted: raise the memory limit of the container or unit (systemd: \
              MemoryMax=), or free memory of the host"
         }
         Errno::ENOSPC => {
-            "there is no room left for it: free space on the disk, or, if it is no file, end other programs \
-             that trace (`bpftool prog list`)"
+            "there is no space left: free space on the disk or, if the error is not about a file, end other \
+             programs that trace (`bpftool prog list`)"
         }
         _ => return None,
     };
@@ -68,7 +68,7 @@ fn remedy_of(errno: Errno) -> Option<String> {
 }
 
 /// What to do when a thread or process cannot be started.
-pub(crate) const THREAD_REMEDY: &str = "if as many threads run as may: raise the limit of the unit (systemd: TasksMax=), the container \
+pub(crate) const THREAD_REMEDY: &str = "if the limit of threads is reached, raise that of the unit (systemd: TasksMax=), the container \
      (--pids-limit), the user (ulimit -u) or the host (sysctl kernel.threads-max)";
 
 #[cfg(test)]
@@ -91,7 +91,7 @@ mod tests {
             (Errno::EMFILE, "LimitNOFILE=1024"),
             (Errno::ENFILE, "fs.file-max"),
             (Errno::ENOMEM, "memory limit"),
-            (Errno::ENOSPC, "no room left"),
+            (Errno::ENOSPC, "no space left"),
         ] {
             let remedy = of(errno).unwrap();
             assert!(remedy.contains(part), "{errno}: {remedy}");

@@ -127,11 +127,11 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         ),
         (
             vec!["daemon", "--metrics", "9464"],
-            "such as 127.0.0.1:9464, and off",
+            "such as 127.0.0.1:9464, or off",
         ),
         (
             vec!["standalone", "--http-listen", "12800"],
-            "127.0.0.1:12800, and off",
+            "127.0.0.1:12800, or off",
         ),
     ];
     for (args, expected) in cases {

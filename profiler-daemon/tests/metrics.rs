@@ -117,7 +117,7 @@ async fn a_daemon_that_leaves_answers_503() {
         assert!(answer.body.contains("is leaving"), "{}", answer.body);
     }
     let error = ask(server.local_addr()).await.unwrap_err();
-    assert!(format!("{error:#}").contains("it is leaving"), "{error:#}");
+    assert!(format!("{error:#}").contains("it is stopping"), "{error:#}");
 }
 
 /// Check that an address that is taken is refused with its name, the flag and what to do.

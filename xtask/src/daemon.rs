@@ -140,7 +140,7 @@ impl Daemon {
         Ok(text.trim().to_owned())
     }
 
-    /// Whether an instance was given the task.
+    /// Whether an instance took the task.
     pub(crate) fn is_notified(&self, task_id: &str) -> Result<bool> {
         Ok(self.task(["show", task_id, "--json"])?.contains("NOTIFIED"))
     }

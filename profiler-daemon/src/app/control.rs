@@ -192,7 +192,7 @@ impl Control {
                 tracing::warn!(
                     name,
                     ?services,
-                    "an OAP keeps 70 characters of a name and takes these for one service"
+                    "an OAP keeps 70 characters of a name, so it shows these as one service"
                 );
             }
         }

@@ -75,7 +75,7 @@ async fn run(
     let mut table = ProcessTable::new(config.services.clone());
     match pods_now(&config.kubernetes, LOOK_DEADLINE).await {
         Ok(pods) => table.set_pods(Arc::new(pods.unwrap_or_default())),
-        Err(error) => tracing::warn!("pods cannot be learned from Kubernetes: {error:#}"),
+        Err(error) => tracing::warn!("pods cannot be read from Kubernetes: {error:#}"),
     }
     table.scan()?;
     let mut targets = Targets::new(&table, &request.target)?;

@@ -59,7 +59,7 @@ struct Cli {
 enum Command {
     /// Run tasks of a SkyWalking OAP
     Daemon(DaemonArgs),
-    /// Run with an OAP built in; tasks come by `profilerd task`
+    /// Run with a built-in OAP; tasks are created by `profilerd task`
     Standalone(StandaloneArgs),
     /// Profile one endpoint now and write the result
     Record(record::RecordArgs),
@@ -75,7 +75,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
-/// Option of the commands that run on.
+/// Option of the commands that run until they are stopped.
 #[derive(Args, Clone, Debug)]
 struct MetricsArgs {
     /// Address where the daemon's own figures are served, for Prometheus and `profilerd status`, instead of
@@ -111,7 +111,7 @@ Examples:
   SW_AGENT_COLLECTOR_BACKEND_SERVICES=oap:11800 profilerd daemon
   profilerd daemon --metrics 127.0.0.1:9464
 
-Ends on SIGINT and SIGTERM, after it has delivered what it has.")]
+Stops on SIGINT and SIGTERM, after it has delivered its results.")]
 struct DaemonArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -119,8 +119,9 @@ struct DaemonArgs {
     /// reached is used
     #[arg(long = "backend", value_name = "HOST:PORT")]
     backends: Vec<String>,
-    /// Folder for what a restart has to know, instead of the configured one; `none` keeps nothing
-    #[arg(long, value_name = "FOLDER")]
+    /// Directory where tasks and unsent results are kept for a restart, instead of the configured one;
+    /// `none` keeps nothing
+    #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     metrics: MetricsArgs,
@@ -132,8 +133,8 @@ Examples:
   profilerd standalone &
   profilerd task create --service shop --endpoint GET:/orders/{id} --duration 5m --wait
 
-Callers must send the token that is made in /var/lib/profilerd/token at the first start: `profilerd task` finds
-it there as root, agents are given it as SW_AGENT_AUTHENTICATION.")]
+Callers must send the token in /var/lib/profilerd/token, which is made at the first start. `profilerd task`,
+run as root, finds it there; give it to agents as SW_AGENT_AUTHENTICATION.")]
 struct StandaloneArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -149,7 +150,7 @@ struct StandaloneArgs {
     /// until the end of the process
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Address where it answers GraphQL, for UIs and swctl; `off` for none
+    /// Address where the built-in OAP answers GraphQL, for UIs and swctl; `off` for none
     #[arg(
         long,
         value_name = "ADDRESS:PORT",
@@ -158,10 +159,10 @@ struct StandaloneArgs {
         value_parser = http_listen
     )]
     http_listen: Listen,
-    /// File of the token that callers must send, instead of the configured one; made if it is not there
+    /// File of the token that callers must send, instead of the configured one; created if it is missing
     #[arg(long, value_name = "FILE", conflicts_with = "no_token")]
     token_file: Option<PathBuf>,
-    /// Ask for no token: whoever reaches the ports, every user of this host among them, can profile all
+    /// Ask for no token: everybody who reaches the ports, including every user of this host, can profile all
     /// services and read the results
     #[arg(long)]
     no_token: bool,
@@ -182,7 +183,7 @@ fn http_listen(text: &str) -> Result<Listen, String> {
 pub fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(code) => code,
-        // `profilerd ps | head`: who reads has seen enough.
+        // `profilerd ps | head`: the reader has closed the pipe.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let text = format!("{error:#}");

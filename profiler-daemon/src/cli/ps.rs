@@ -24,11 +24,11 @@ Examples:
   profilerd ps                 servers and named processes
   profilerd ps --all --json    everything, for programs
 
-NAMED BY tells what gave the service its name: a rule of the configuration, the SkyWalking agent in
+NAMED BY says what gave the service its name: a rule of the configuration, the SkyWalking agent in
 it, a variable of the process, its Kubernetes workload, container, systemd unit, or its program.
-AGENT is the SkyWalking agent, with whether its own profiler is on.
-PROFILABLE tells what one gets: yes, no, or native frames only, with the reason below the table.
-A screen that is too narrow cuts the widest columns; a pipe does not.")]
+AGENT is the SkyWalking agent in the process, and whether its own profiler is on.
+PROFILABLE is yes, no, or native frames only; the reason stands below the table.
+On a narrow terminal the widest columns are cut; in a pipe nothing is.")]
 pub(super) struct PsArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -87,7 +87,7 @@ impl Row {
                 };
                 (Some(runtime.to_string()), reason)
             }
-            Err(error) => (None, Some(format!("cannot be looked at: {error}"))),
+            Err(error) => (None, Some(format!("cannot be inspected: {error}"))),
         };
         let reason = obstacle.map(str::to_owned).or(reason);
         let (frames, frames_reason) = match named_frames {
@@ -177,7 +177,7 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
     for (name, full) in table.clashes() {
         let full: Vec<_> = full.into_iter().map(clean).collect();
         eprintln!(
-            "profilerd: an OAP keeps 70 characters of a name and takes these for one service, {}: {}",
+            "profilerd: an OAP keeps 70 characters of a name, so it shows these as one service, {}: {}",
             clean(name),
             full.join(", ")
         );
@@ -231,7 +231,7 @@ fn add_pods(table: &mut ProcessTable, settings: &KubernetesSettings) -> Result<(
     match runtime.block_on(pods_now(settings, LOOK_DEADLINE)) {
         Ok(Some(pods)) => table.set_pods(Arc::new(pods)),
         Ok(None) => {}
-        Err(error) => eprintln!("profilerd: pods cannot be learned from Kubernetes: {error:#}"),
+        Err(error) => eprintln!("profilerd: pods cannot be read from Kubernetes: {error:#}"),
     }
     Ok(())
 }

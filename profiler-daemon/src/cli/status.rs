@@ -37,8 +37,8 @@ pub(super) struct StatusArgs {
 pub(super) fn run(args: &StatusArgs, level: Option<&str>) -> Result<ExitCode> {
     let config = super::load(&args.config, level, "warn")?;
     let address = args.metrics.or(config.metrics).context(
-        "no address is configured where a daemon could be asked. Start it with --metrics 127.0.0.1:9464, \
-         or set `metrics` in the configuration or PROFILERD_METRICS, and give `status` the same",
+        "no address of a daemon is known. Start the daemon with --metrics 127.0.0.1:9464, or set \
+         `metrics` in the configuration or PROFILERD_METRICS, and give `status` the same address",
     )?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

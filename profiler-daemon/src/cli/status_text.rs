@@ -66,7 +66,7 @@ fn tasks_text(tasks: &TaskObservation) -> String {
         (tasks.refused, "refused, see the log"),
         (
             tasks.failed,
-            "failed: the kernel side refused them, see the log",
+            "failed: the BPF programs could not be set up, see the log",
         ),
     ] {
         if count > 0 {
@@ -74,7 +74,7 @@ fn tasks_text(tasks: &TaskObservation) -> String {
         }
     }
     if tasks.period_factor > 1 {
-        let what = "times as long dump periods as asked for: the overhead guard acts, see the log";
+        let what = "times the dump period that tasks ask for: the overhead guard acts, see the log";
         text.push_str(&row(tasks.period_factor, true, what));
     }
     text.push_str(&row(
@@ -89,7 +89,7 @@ fn tasks_text(tasks: &TaskObservation) -> String {
         text.push_str(&row(
             tasks.requests_unbound,
             false,
-            "profiled requests wait for the segment of their agent",
+            "profiled requests that wait for the segment of their agent",
         ));
     }
     text
@@ -106,10 +106,10 @@ fn capture_text(capture: &CaptureObservation) -> String {
         text.push_str(&row(
             capture.queued_samples,
             false,
-            &format!("samples wait for unwinding, of {}", capture.queue_size),
+            &format!("samples that wait for unwinding, of at most {}", capture.queue_size),
         ));
     } else {
-        let what = "BPF programs, as while no task is live";
+        let what = "BPF programs; they are attached while a task is live";
         text.push_str(&row("detached", false, what));
     }
     for (ring, what) in [(request, "requests"), (sample, "samples")] {
@@ -122,7 +122,7 @@ fn capture_text(capture: &CaptureObservation) -> String {
 
 fn ring_row(ring: RingObservation, what: &str) -> String {
     let text = format!(
-        "in the ring of {what} at a read, at most; {} since the start, of {}",
+        "largest backlog in the ring of {what} during the last second; {} since the start, of {}",
         HumanBytes(ring.peak_bytes),
         HumanBytes(ring.size_bytes)
     );
@@ -152,14 +152,14 @@ fn delivery_text(delivery: &DeliveryObservation, now_ms: i64) -> String {
         text.push_str(&row(
             skew,
             true,
-            "at least, the clock of the OAP less the clock of this host",
+            "clock of the OAP minus clock of this host, at least",
         ));
     }
     text.push_str(&row(
         delivery.queued_snapshots,
         false,
         &format!(
-            "snapshots wait or are being sent, with {}",
+            "snapshots that wait or are being sent, {} in memory",
             HumanBytes(delivery.queued_bytes)
         ),
     ));
@@ -267,20 +267,20 @@ mod tests {
                    0  waiting for their start
                    2  started
         !          1  refused, see the log
-        !          4  times as long dump periods as asked for: the overhead guard acts, see the log
+        !          4  times the dump period that tasks ask for: the overhead guard acts, see the log
                    3  service instances of 2 services, of 40 processes
           kernel
             attached  BPF programs
                10 ms  between two ticks
                    4  matched requests open
-                   7  samples wait for unwinding, of 1024
-            2.00 KiB  in the ring of requests at a read, at most; 4.00 KiB since the start, of 1.00 MiB
-                 0 B  in the ring of samples at a read, at most; 0 B since the start, of 0 B
+                   7  samples that wait for unwinding, of at most 1024
+            2.00 KiB  largest backlog in the ring of requests during the last second; 4.00 KiB since the start, of 1.00 MiB
+                 0 B  largest backlog in the ring of samples during the last second; 0 B since the start, of 0 B
           OAP
            connected  the OAP; it answered 2 s ago
                    1  reconnects
-        !     -3.5 s  at least, the clock of the OAP less the clock of this host
-                   0  snapshots wait or are being sent, with 0 B
+        !     -3.5 s  clock of the OAP minus clock of this host, at least
+                   0  snapshots that wait or are being sent, 0 B in memory
             3.00 MiB  in 2 files of the spool
                    5  trace segments accepted by the OAP
         !          1  trace segments not delivered to the OAP, or without its confirmation
@@ -311,11 +311,11 @@ mod tests {
                    0  started
                    0  service instances of 0 services, of 0 processes
           kernel
-            detached  BPF programs, as while no task is live
+            detached  BPF programs; they are attached while a task is live
           OAP
         !       away  the OAP; it has not answered yet
                    0  reconnects
-                   0  snapshots wait or are being sent, with 0 B
+                   0  snapshots that wait or are being sent, 0 B in memory
                    0  trace segments accepted by the OAP
           counts of 0 are left out; all other kinds of loss are among them
         ");

@@ -48,7 +48,7 @@ pub struct TaskArgs {
 
 #[derive(Args, Clone, Debug)]
 struct TargetArgs {
-    /// The OAP inside a `profilerd standalone`
+    /// Address of the built-in OAP of a `profilerd standalone`
     #[arg(
         long,
         global = true,
@@ -58,7 +58,7 @@ struct TargetArgs {
     )]
     oap: String,
 
-    /// The query side of an OAP instead, SkyWalking's or embedded, usually http://HOST:12800/graphql
+    /// GraphQL address of an OAP, SkyWalking's or built-in, instead of --oap; usually http://HOST:12800/graphql
     #[arg(long, global = true, value_name = "URL", conflicts_with = "oap")]
     graphql: Option<String>,
 
@@ -68,11 +68,11 @@ struct TargetArgs {
 
 #[derive(Subcommand, Clone, Debug)]
 enum Command {
-    /// Ask for a profile of an endpoint
+    /// Create a task, which profiles one endpoint of a service
     Create(CreateArgs),
     /// List the tasks, newest first
     List(ListArgs),
-    /// Show a task: where it stands, who has it, what was seen and what was lost
+    /// Show a task: its state, the instances that run it, what was seen and lost
     Show(ShowArgs),
     /// Print the profiled requests of a task
     Result(ResultArgs),
@@ -324,7 +324,7 @@ async fn wait(oap: &mut Oap, task: &pb::Task) -> Result<()> {
     loop {
         let detail = oap.show(&task.task_id).await?;
         let Some(current) = &detail.task else {
-            bail!("the OAP has lost the task");
+            bail!("the OAP does not have the task any more");
         };
         match current.state() {
             pb::TaskState::Finished | pb::TaskState::Expired => {

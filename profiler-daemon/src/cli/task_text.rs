@@ -235,8 +235,8 @@ pub(super) fn detail_text(detail: &pb::TaskDetail, now_ms: i64) -> String {
     for log in &detail.logs {
         let when = relative(log.time_ms, now_ms);
         let what = match log.operation.as_str() {
-            "NOTIFIED" => "was given the task",
-            "EXECUTION_FINISHED" => "has finished it",
+            "NOTIFIED" => "took the task",
+            "EXECUTION_FINISHED" => "finished it",
             other => other,
         };
         line("log", format!("{} {what}, {when}", log.service_instance));

@@ -89,7 +89,7 @@ impl TokenArgs {
         }
         if !is_this_host(host) {
             return Ok(Credential::none(
-                "that of this host is not sent to another one",
+                "the token of this host is not sent to another host",
             ));
         }
         Ok(of_this_host(
@@ -112,8 +112,8 @@ fn of_this_host(files: &[PathBuf], owners: &[u32]) -> Credential {
             Ok(token) => {
                 if let Some(stranger) = owners.iter().find(|&&owner| !is_trusted(owner, path)) {
                     return Credential::none(&format!(
-                        "that of {} is not sent to a program of the user {stranger}, who neither owns the \
-                         file nor is root",
+                        "the token in {} is not sent to a program of user {stranger}, who neither owns \
+                         that file nor is root",
                         path.display()
                     ));
                 }
@@ -178,7 +178,7 @@ mod tests {
         }
         let (token, remedy) = find(args(None, None), &config, "oap.example");
         assert_eq!(token, None);
-        assert!(remedy.contains("not sent to another one"), "{remedy}");
+        assert!(remedy.contains("not sent to another host"), "{remedy}");
         config.oap.authentication = Some(Secret("configured".to_owned()));
         let (token, _) = find(args(None, None), &config, "oap.example");
         assert_eq!(token.as_deref(), Some("configured"));
@@ -215,7 +215,7 @@ mod tests {
         let stranger = of_this_host(std::slice::from_ref(&here), &[0, 4711]);
         assert_eq!(stranger.token, None);
         assert!(
-            stranger.remedy.contains("the user 4711"),
+            stranger.remedy.contains("user 4711"),
             "{}",
             stranger.remedy
         );

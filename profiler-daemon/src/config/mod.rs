@@ -64,7 +64,7 @@ pub fn parse_listen(text: &str, example: &str) -> Result<Option<SocketAddr>, Str
         return Ok(None);
     }
     let address = text.parse().map_err(|_| {
-        format!("{text:?} is no address: accepted are one such as {example}, and off")
+        format!("{text:?} is not an address: write one such as {example}, or off")
     })?;
     Ok(Some(address))
 }
@@ -652,7 +652,7 @@ mod tests {
         assert_eq!(of("metrics: 127.0.0.1:9464\n").unwrap(), Some(address));
         let error = of("metrics: localhost:9464\n").unwrap_err().to_string();
         assert!(
-            error.starts_with("p.yaml:1:") && error.contains("such as 127.0.0.1:9464, and off"),
+            error.starts_with("p.yaml:1:") && error.contains("such as 127.0.0.1:9464, or off"),
             "{error}"
         );
     }

@@ -155,7 +155,7 @@ impl ServiceRule {
         let pairs = |what: &str, given: BTreeMap<String, String>| {
             if given.len() > PAIRS_MAX {
                 return Err(format!(
-                    "{} {what} are too many: accepted are {PAIRS_MAX}",
+                    "{} {what} are too many: at most {PAIRS_MAX} are accepted",
                     given.len()
                 ));
             }
@@ -251,6 +251,6 @@ services:
             tags.join(", ")
         );
         let error = parse(&yaml, "f").unwrap_err().to_string();
-        assert!(error.contains("accepted are 16"), "{error}");
+        assert!(error.contains("at most 16"), "{error}");
     }
 }

@@ -56,7 +56,7 @@ impl Template {
                 .and_then(|after| after.split_once('}'));
             let Some((name, behind)) = inside else {
                 return Err(format!(
-                    "{text:?} has a brace alone; write {{{{ or }}}} for one"
+                    "{text:?} has a single brace; write {{{{ or }}}} for a brace in the text"
                 ));
             };
             if !is_known(name, groups) {
@@ -158,7 +158,7 @@ mod tests {
         assert!(error.contains("pid, site, label.KEY"), "{error}");
         for lone in ["a{", "a}", "{pid", "{pid}}"] {
             let error = Template::parse(lone, &[]).unwrap_err();
-            assert!(error.contains("a brace alone"), "{error}");
+            assert!(error.contains("a single brace"), "{error}");
         }
         assert!(Template::parse("{label.}", &[]).is_err());
     }

@@ -70,9 +70,9 @@ pub struct TaskRecord {
 /// What an instance did with a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// It was given the task.
+    /// It took the task.
     Notified,
-    /// It has finished it.
+    /// It finished it.
     Finished,
 }
 

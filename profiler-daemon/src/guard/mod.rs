@@ -199,7 +199,7 @@ impl Guard {
         let is_over = self.is_over_memory() || (is_short && !self.can_stretch(shortest));
         (is_over || self.has_ended_task).then(|| {
             format!(
-                "the overhead guard takes no further task: {}",
+                "the overhead guard refuses new tasks: {}",
                 self.reason()
             )
         })

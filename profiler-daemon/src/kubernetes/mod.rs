@@ -98,7 +98,7 @@ async fn run(api: Api, pods: watch::Sender<Arc<Pods>>, mut backoff: Backoff) {
         {
             tracing::warn!(
                 known = pods.borrow().len(),
-                "pods cannot be learned from Kubernetes, attempts go on: {error:#}"
+                "pods cannot be read from Kubernetes, trying again: {error:#}"
             );
         }
         tokio::select! {
@@ -121,7 +121,7 @@ async fn follow(
     if std::mem::take(is_told) {
         tracing::info!(
             known = known.by_uid.len(),
-            "pods are learned from Kubernetes again"
+            "pods are read from Kubernetes again"
         );
     }
     loop {

@@ -43,8 +43,8 @@ impl Target {
                 return Ok(None);
             }
             bail!(
-                "kubernetes.enabled is true, but not known are both the API server (kubernetes.api_server \
-                 or KUBERNETES_SERVICE_HOST) and the node (kubernetes.node_name or NODE_NAME)"
+                "kubernetes.enabled is true, but the API server or the node is not known: set \
+                 kubernetes.api_server (or KUBERNETES_SERVICE_HOST) and kubernetes.node_name (or NODE_NAME)"
             );
         };
         let uri: Uri = server

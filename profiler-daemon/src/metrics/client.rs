@@ -39,7 +39,7 @@ pub async fn ask(address: SocketAddr) -> Result<Observation> {
             )
         })?;
     serde_json::from_slice(&body)
-        .with_context(|| format!("what answers at {address} is no profilerd, or another version"))
+        .with_context(|| format!("the program at {address} is not profilerd, or another version of it"))
 }
 
 async fn get(address: SocketAddr) -> Result<Bytes> {
@@ -50,7 +50,7 @@ async fn get(address: SocketAddr) -> Result<Bytes> {
     let (status, body) = exchange(address, request, ANSWER_MAX_BYTES).await?;
     match status {
         StatusCode::OK => Ok(body),
-        StatusCode::SERVICE_UNAVAILABLE => bail!("it is leaving, or has no time to answer"),
+        StatusCode::SERVICE_UNAVAILABLE => bail!("it is stopping, or too busy to answer"),
         status => bail!("the answer is HTTP {status}"),
     }
 }

@@ -115,7 +115,7 @@ impl Answer for Metrics {
             return allowing("GET, HEAD");
         }
         let Some(observation) = self.observation().await else {
-            let text = "profilerd is leaving, or has no time to answer\n";
+            let text = "profilerd is stopping, or too busy to answer\n";
             return content(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text);
         };
         match path {

@@ -64,7 +64,7 @@ struct Page<'a>(DescriptorEncoder<'a>);
 
 impl Page<'_> {
     fn process(&mut self, process: &ProcessObservation) -> Result<(), Error> {
-        let help = "a constant 1; the label tells the version of profilerd";
+        let help = "a constant 1; the label has the version of profilerd";
         let mut info = self
             .0
             .encode_descriptor("profilerd_build", help, None, MetricType::Info)?;
@@ -94,7 +94,7 @@ impl Page<'_> {
     fn tasks(&mut self, tasks: &TaskObservation) -> Result<(), Error> {
         self.gauge(
             "profilerd_tasks_live",
-            "tasks that run, or that ended and wait for what belongs to them",
+            "tasks that run, or that have ended and wait for their last results",
             tasks.live,
         )?;
         self.gauge(
@@ -110,18 +110,18 @@ impl Page<'_> {
         )?;
         self.counter(
             "profilerd_tasks_failed",
-            "tasks that the kernel side could not carry out",
+            "tasks that failed because the BPF programs could not be set up",
             tasks.failed,
         )?;
         self.gauge(
             "profilerd_dump_period_factor",
-            "how many times as long dump periods are as tasks ask for; more than 1 if the overhead guard acts",
+            "dump period in use, divided by the one that tasks ask for; more than 1 while the overhead guard acts",
             tasks.period_factor,
         )?;
         self.gauge("profilerd_processes", "processes known", tasks.processes)?;
         self.gauge(
             "profilerd_service_instances",
-            "service instances told to the OAP",
+            "service instances reported to the OAP",
             tasks.instances,
         )?;
         self.gauge(
@@ -154,12 +154,12 @@ impl Page<'_> {
         )?;
         self.gauge(
             "profilerd_sample_queue_length",
-            "samples, and what goes with them, that wait for unwinding",
+            "samples and events of their requests that wait for unwinding",
             capture.queued_samples,
         )?;
         self.gauge(
             "profilerd_sample_queue_size",
-            "how many may wait (limits.sample_queue)",
+            "largest length of that queue (limits.sample_queue)",
             capture.queue_size,
         )?;
         let rings = [
@@ -201,7 +201,7 @@ impl Page<'_> {
         )?;
         self.gauge(
             "profilerd_oap_clock_skew_seconds",
-            "the clock of the OAP less the clock of this host, at least; 0 up to a second",
+            "clock of the OAP minus clock of this host, at least; 0 if they differ by less than a second",
             seconds_of_ms(delivery.clock_skew_ms),
         )?;
         self.counter(
@@ -216,7 +216,7 @@ impl Page<'_> {
         )?;
         self.counter(
             "profilerd_task_ends_reported",
-            "ends of tasks that the OAP was told, once for each service instance",
+            "ends of tasks reported to the OAP, once for each service instance",
             delivery.ends_reported,
         )?;
         self.gauge(
@@ -226,12 +226,12 @@ impl Page<'_> {
         )?;
         self.gauge(
             "profilerd_delivery_queue_bytes",
-            "memory of what waits or is being sent (limits.snapshot_memory)",
+            "memory of the requests that wait or are being sent (limits.snapshot_memory)",
             delivery.queued_bytes,
         )?;
         self.gauge(
             "profilerd_spool_bytes",
-            "size of the files for what has no room in memory (limits.spool)",
+            "size of the files that keep requests for which memory has no room (limits.spool)",
             delivery.spool_bytes,
         )?;
         self.gauge(

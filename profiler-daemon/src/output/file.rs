@@ -24,7 +24,7 @@ pub fn check_target(path: &Path) -> Result<()> {
     }
     let folder = folder(path);
     if !folder.is_dir() {
-        bail!("the folder {} does not exist", folder.display());
+        bail!("the directory {} does not exist", folder.display());
     }
     Ok(())
 }

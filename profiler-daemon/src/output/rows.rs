@@ -64,7 +64,7 @@ impl<'a> Rows<'a> {
         let Folded { nodes, total_ms } = self.folded;
         if nodes > 0 {
             self.text.push_str(&format!(
-                "  {nodes} function{} below {} %, {total_ms} ms in all, not shown (--min-percent 0)\n",
+                "  {nodes} function{} below {} %, {total_ms} ms in all, not shown (--min-percent 0 shows them)\n",
                 if nodes == 1 { "" } else { "s" },
                 self.view.min_percent,
             ));

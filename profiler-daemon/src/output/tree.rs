@@ -100,8 +100,8 @@ fn write_all(segments: &[SegmentReport], view: View, style: Style, text: &mut St
     let cut = segments.iter().filter(|segment| segment.cut.is_some());
     match cut.count() {
         0 => {}
-        1 => text.push_str("  1 of them is cut: it lasted longer\n"),
-        cut => text.push_str(&format!("  {cut} of them are cut: they lasted longer\n")),
+        1 => text.push_str("  1 of them is cut at the end: it lasted longer than is shown\n"),
+        cut => text.push_str(&format!("  {cut} of them are cut at the end: they lasted longer than is shown\n")),
     }
     Rows::new(requests, view, style, text).write(&merge(segments));
 }
@@ -121,7 +121,7 @@ fn write_segment(segment: &SegmentReport, view: View, style: Style, text: &mut S
     facts.extend(ids(segment));
     text.push_str(&format!("  {}\n", facts.join(", ")));
     if let Some(why) = &segment.cut {
-        text.push_str(&format!("  cut, it lasted longer: {}\n", clean(why)));
+        text.push_str(&format!("  cut at the end, it lasted longer: {}\n", clean(why)));
     }
     Rows::new(1, view, style, text).write(&merge([segment]));
 }
@@ -296,7 +296,7 @@ mod tests {
         assert!(text.contains("  long\n"), "an only child: {text}");
         assert!(!text.contains("short") && !text.contains("never"), "{text}");
         assert!(
-            text.contains("  3 functions below 1 %, 9 ms in all, not shown (--min-percent 0)\n"),
+            text.contains("  3 functions below 1 %, 9 ms in all, not shown (--min-percent 0 shows them)\n"),
             "{text}"
         );
         let all = View {

@@ -28,7 +28,7 @@ impl StateFolder {
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .with_context(|| format!("failed to make the state folder {shown}"))?;
+            .with_context(|| format!("failed to create the state directory {shown}"))?;
         let lock = path.join(LOCK_FILE);
         let lock = File::options()
             .create(true)
@@ -42,11 +42,11 @@ impl StateFolder {
                 _lock: lock,
             }),
             Err(TryLockError::WouldBlock) => bail!(
-                "another profilerd uses the state folder {shown}: stop it, or give this one a folder of \
-                 its own with --state-dir"
+                "another profilerd uses the state directory {shown}: stop it, or give this one a \
+                 directory of its own with --state-dir"
             ),
             Err(TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("failed to lock the state folder {shown}"))
+                Err(error).with_context(|| format!("failed to lock the state directory {shown}"))
             }
         }
     }

@@ -278,7 +278,7 @@ impl TaskJournal {
             .and_then(|bytes| self.folder.replace(FILE, &bytes));
         if let Err(error) = saved {
             let error = format!("{error:#}");
-            tracing::warn!(error, "a restart will not know of the latest tasks");
+            tracing::warn!(error, "the journal was not written: a restart will not continue the latest tasks");
         }
     }
 }
@@ -287,7 +287,7 @@ fn read(folder: &StateFolder) -> Result<Vec<SavedTask>> {
     let path = folder.file(FILE);
     let bytes = match fs::metadata(&path) {
         Ok(metadata) if metadata.len() > FILE_MAX_BYTES => bail!(
-            "{} has {} bytes, more than a journal has",
+            "{} has {} bytes, which is too large for a journal",
             path.display(),
             metadata.len()
         ),
@@ -297,14 +297,14 @@ fn read(folder: &StateFolder) -> Result<Vec<SavedTask>> {
             return Err(error).with_context(|| format!("failed to read {}", path.display()));
         }
     };
-    parse(&bytes).with_context(|| format!("{} is no journal of tasks", path.display()))
+    parse(&bytes).with_context(|| format!("{} is not a journal of tasks", path.display()))
 }
 
 /// Tasks that an OAP can have asked for.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<SavedTask>> {
     let tasks: Vec<SavedTask> = serde_json::from_slice(bytes)?;
     if tasks.len() > TASKS_MAX || !tasks.iter().all(SavedTask::is_possible) {
-        bail!("it has tasks that no OAP asks for");
+        bail!("it has tasks that no OAP can have created");
     }
     Ok(tasks)
 }

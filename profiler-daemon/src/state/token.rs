@@ -47,7 +47,7 @@ pub enum TokenError {
     },
     /// It does not hold one line of visible ASCII characters.
     #[error(
-        "the token file {} holds no token: one line of visible ASCII characters is wanted. Remove it, and \
+        "the token file {} holds no token: one line of visible ASCII characters is expected. Remove it, and \
          `profilerd standalone` makes a new one", .0.display()
     )]
     Malformed(PathBuf),

@@ -113,7 +113,7 @@ fn tasks_over_the_budget_are_ended_and_refused() {
     let ended = finished(&daemon, &second);
     let notes = |shown: &Value| shown["coverage"]["notes"].to_string();
     assert!(
-        notes(&refused).contains("not run: the overhead guard takes no further task"),
+        notes(&refused).contains("not run: the overhead guard refuses new tasks"),
         "{refused}"
     );
     assert!(

@@ -96,7 +96,7 @@ fn too_few_descriptors_are_named() {
         unsafe { command.pre_exec(lower) };
         let answer = Answer::of(&mut command);
         assert_eq!(answer.code, Some(1), "{limit}: {}", answer.err);
-        let expected = format!("may have {limit} files open at once");
+        let expected = format!("has reached its limit of {limit} open files");
         assert!(answer.err.contains(&expected), "{limit}: {}", answer.err);
         for wrong in ["locked", "seccomp", "report it", "every system call"] {
             assert!(!answer.err.contains(wrong), "{limit}: {}", answer.err);
