@@ -160,8 +160,8 @@ async fn a_wrong_certificate_is_explained() {
     let old = |params: &mut CertificateParams| params.not_after = date_time_ymd(2020, 1, 1);
     let stranger = |name| Authority::new(name).sign(&["127.0.0.1"], |_| {});
     let cases = [
-        (stranger("other"), "nobody whom oap.tls.ca_file names"),
-        (stranger("theirs"), "another of the same name"),
+        (stranger("other"), "not signed by a CA in oap.tls.ca_file"),
+        (stranger("theirs"), "another CA with the name"),
         (
             authority.sign(&["oap.example"], |_| {}),
             "oap.tls.server_name",
@@ -202,7 +202,7 @@ async fn a_certificate_of_ours_is_asked_for() {
     let files = Files::new();
     let missing = reason(address, Some(files.trust(&authority))).await;
     assert!(
-        missing.contains("it asks for a certificate of ours"),
+        missing.contains("it asks for a client certificate"),
         "{missing}"
     );
     for name in ["other", "ours"] {
@@ -228,7 +228,7 @@ async fn tls_on_one_side_is_explained() {
     let OapEvent::Disconnected { reason } = next(&mut events).await else {
         panic!("connected");
     };
-    let expected = "it speaks TLS on this port, and oap.tls.enabled is false: set it to true";
+    let expected = "it speaks TLS on this port, but oap.tls.enabled is false: set it to true";
     assert!(reason.contains(expected), "{reason}");
     // Dozens of attempts, which fail in one way or another.
     let again = timeout(Duration::from_secs(1), events.recv()).await;
@@ -357,7 +357,7 @@ async fn a_wrong_port_is_explained() {
         let address = port(says).await;
         let reason = reason(address, None).await;
         assert!(
-            reason.contains("wanted is its gRPC port, usually 11800"),
+            reason.contains("expected: its gRPC port, usually 11800"),
             "{reason}"
         );
         let fake = Fake::default();

@@ -139,7 +139,7 @@ impl Bindings {
             None => std::future::pending().await,
         };
         let Settled { segment, failures } = settled
-            .ok_or_else(|| anyhow!("requests cannot be bound to agents' segments any more"))?;
+            .ok_or_else(|| anyhow!("requests cannot be shown in agents' segments any more"))?;
         if let Some(counts) = self.tasks.get_mut(&segment.task_id) {
             counts.waiting = counts.waiting.saturating_sub(1);
         }

@@ -135,15 +135,15 @@ fn standalone_token(config: &Config) -> Result<Option<String>> {
     }
     let Some(file) = config.token_files().into_iter().next() else {
         tracing::warn!(
-            "the built-in OAP asks for no token: everybody who reaches its ports, every user of this host \
-             among them, can create profile tasks and read stacks and URLs of other users' processes"
+            "the built-in OAP asks for no token: everybody who reaches its ports, including every user of \
+             this host, can create profile tasks and read stacks and URLs of other users' processes"
         );
         return Ok(None);
     };
     let token = keep_token(&file)?;
     tracing::info!(
         token_file = %file.display(),
-        "callers of the built-in OAP need a token; `profilerd task` finds it if it may read the file"
+        "callers of the built-in OAP need the token in this file; `profilerd task` uses it if it may read the file"
     );
     Ok(Some(token))
 }
@@ -158,7 +158,7 @@ fn statistics(config: &Config) -> Option<StatisticsKeeper> {
         .inspect_err(|error| {
             tracing::warn!(
                 error = format!("{error:#}"),
-                "limits.max_cpu_percent counts the daemon without its BPF programs"
+                "the time in BPF programs cannot be measured: limits.max_cpu_percent covers the daemon alone"
             );
         })
         .ok()

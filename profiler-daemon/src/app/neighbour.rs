@@ -52,7 +52,7 @@ struct Neighbour {
 /// be done has no mark of ours.
 pub(super) fn announce(addresses: &[String]) -> Option<Mark> {
     let mark = mark(addresses)
-        .inspect_err(|error| tracing::debug!(%error, "no other daemon will see this one"))
+        .inspect_err(|error| tracing::debug!(%error, "other daemons cannot notice this one"))
         .ok();
     for neighbour in neighbours() {
         tell(&neighbour, addresses);

@@ -89,7 +89,10 @@ impl Overhead {
             Ok(())
         });
         if let Err(error) = talk {
-            tracing::warn!(%error, "profilerd-stats is gone: from here on BPF programs are not measured");
+            tracing::warn!(
+                %error,
+                "the process profilerd-stats has ended: from now on the time in BPF programs is not measured"
+            );
             self.keeper = None;
         }
     }

@@ -220,7 +220,7 @@ impl Targets {
         let whom = match target {
             RecordTarget::Pid(pid) => match table.get(*pid) {
                 Some(first) => Whom::Family(first.identity.service.clone(), Family::of(first.key)),
-                None => bail!("there is no process {pid}; `profilerd ps` lists them"),
+                None => bail!("there is no process {pid}; `profilerd ps` lists the processes"),
             },
             RecordTarget::Service(name) if table.processes_of_name(name).next().is_none() => {
                 bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")

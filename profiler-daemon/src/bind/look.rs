@@ -40,7 +40,9 @@ impl<S: Source + Sync> Task<S> {
                     settled.extend(self.answered(&answer, &positions));
                 }
                 Err(error) => {
-                    tracing::warn!("the OAP cannot be asked for segments of agents: {error:#}");
+                    tracing::warn!(
+                        "the OAP cannot be asked for segments of agents, trying again: {error:#}"
+                    );
                     for &index in &positions {
                         let waiting = &mut self.waiting[index];
                         waiting.failures += 1;

@@ -106,7 +106,10 @@ fn capture_text(capture: &CaptureObservation) -> String {
         text.push_str(&row(
             capture.queued_samples,
             false,
-            &format!("samples that wait for unwinding, of at most {}", capture.queue_size),
+            &format!(
+                "samples that wait for unwinding, of at most {}",
+                capture.queue_size
+            ),
         ));
     } else {
         let what = "BPF programs; they are attached while a task is live";

@@ -63,9 +63,9 @@ pub fn parse_listen(text: &str, example: &str) -> Result<Option<SocketAddr>, Str
     if text == "off" {
         return Ok(None);
     }
-    let address = text.parse().map_err(|_| {
-        format!("{text:?} is not an address: write one such as {example}, or off")
-    })?;
+    let address = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not an address: write one such as {example}, or off"))?;
     Ok(Some(address))
 }
 

@@ -155,8 +155,8 @@ impl TaskClient {
         let address = &self.address;
         match status.code() {
             tonic::Code::Unimplemented => anyhow!(
-                "the OAP at {address} is not an embedded one; use --graphql \
-                 http://HOST:12800/graphql for a SkyWalking OAP"
+                "the OAP at {address} is not a `profilerd standalone`; use \
+                 --graphql http://HOST:12800/graphql for a SkyWalking OAP"
             ),
             tonic::Code::PermissionDenied => {
                 anyhow!("the OAP at {address} refuses the call: {}", self.remedy)

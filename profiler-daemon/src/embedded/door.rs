@@ -86,8 +86,8 @@ impl Door {
         };
         if !has_told.swap(true, Ordering::Relaxed) {
             warn!(
-                "a caller was turned away: {text}. Agents are given it as SW_AGENT_AUTHENTICATION, \
-                 `profilerd task` as --token-file; later ones are not logged"
+                "a caller was refused: {text}. Give the token to agents as \
+                 SW_AGENT_AUTHENTICATION, to `profilerd task` as --token-file; further refusals are not logged"
             );
         }
         Err(text)

@@ -82,7 +82,7 @@ impl<'a> Intake<'a> {
             || !(0..=TIME_MAX_MS).contains(&snapshot.time)
         {
             self.losses.bad_snapshots += 1;
-            let why = "unusable snapshots were dropped: no frames, bad id or time";
+            let why = "unusable snapshots were dropped: they have no frames, or a bad id or time";
             return tasks::lose(self.db, target.task, why);
         }
         if !self.make_room(target)? {

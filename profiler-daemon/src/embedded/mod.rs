@@ -172,7 +172,7 @@ impl EmbeddedOap {
             .context("failed to read the listening address")?;
         let EmbeddedConfig { data, limits, .. } = config;
         let store = spawn_blocking(move || Store::open(&data, limits)).await;
-        let store = Arc::new(store.context("the store was not opened")??);
+        let store = Arc::new(store.context("the store of the built-in OAP was not opened")??);
         let door = Door::new(config.token);
         let query = match config.http_listen {
             Some(listen) => {
@@ -189,10 +189,10 @@ impl EmbeddedOap {
                 let _ = stopped.await; // a dropped sender means stop, too
             };
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
-                warn!(%error, "the embedded OAP has failed");
+                warn!(%error, "the built-in OAP has failed");
             }
         });
-        info!(%local_addr, "embedded OAP is listening");
+        info!(%local_addr, "the built-in OAP listens");
         Ok(Self {
             local_addr,
             store,

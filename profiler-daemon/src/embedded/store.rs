@@ -387,8 +387,8 @@ impl Store {
 impl State {
     fn noted<T>(&mut self, result: rusqlite::Result<T>) -> Result<T, StorageError> {
         match &result {
-            Ok(_) if self.failing => info!("the store works again"),
-            Err(error) if !self.failing => error!(%error, "the store fails"),
+            Ok(_) if self.failing => info!("the store of the built-in OAP works again"),
+            Err(error) if !self.failing => error!(%error, "the store of the built-in OAP fails"),
             _ => {}
         }
         self.failing = result.is_err();

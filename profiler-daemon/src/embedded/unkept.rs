@@ -32,7 +32,7 @@ impl Unkept {
     fn forget(&self, kind: &'static str) -> Answer {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.insert(kind) {
-            info!(kind, "agents report what the built-in OAP does not keep");
+            info!(kind, "agents send data that the built-in OAP does not keep");
         }
         Ok(Response::new(pb::Commands::default()))
     }

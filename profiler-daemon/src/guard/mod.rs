@@ -197,12 +197,8 @@ impl Guard {
     pub fn refusal(&self, shortest: Duration) -> Option<String> {
         let is_short = self.credit_s < self.credit_max_s() / 4.0;
         let is_over = self.is_over_memory() || (is_short && !self.can_stretch(shortest));
-        (is_over || self.has_ended_task).then(|| {
-            format!(
-                "the overhead guard refuses new tasks: {}",
-                self.reason()
-            )
-        })
+        (is_over || self.has_ended_task)
+            .then(|| format!("the overhead guard refuses new tasks: {}", self.reason()))
     }
 
     /// What was used since the latest step, beside the budget.

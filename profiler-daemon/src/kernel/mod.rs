@@ -113,7 +113,7 @@ impl Kernel {
         let (mut ebpf, hooks) = object::load(options)?;
         let log = if options.log {
             EbpfLogger::init(&mut ebpf)
-                .inspect_err(|error| tracing::warn!(%error, "BPF log records are not forwarded"))
+                .inspect_err(|error| tracing::warn!(%error, "log records of the BPF programs are not forwarded"))
                 .ok()
         } else {
             None

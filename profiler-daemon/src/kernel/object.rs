@@ -196,7 +196,9 @@ pub(super) fn load(options: &LoadOptions) -> Result<(Ebpf, RequestHooks), Kernel
         match load_programs(options, &btf, &offsets, flags, hooks) {
             Ok(ebpf) => return Ok((ebpf, hooks)),
             Err(error) if error.is_limit() => return Err(error),
-            Err(error) => tracing::warn!(%error, "requests are looked for at every system call"),
+            Err(error) => {
+                tracing::warn!(%error, "sockets cannot be hooked, so requests are detected at every system call of the host (hook sys_exit)")
+            }
         }
     }
     let hooks = RequestHooks::SystemCalls;

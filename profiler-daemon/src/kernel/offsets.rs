@@ -62,7 +62,7 @@ pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, 
             }
         }
         Err(error) => {
-            tracing::warn!(%error, "requests are recognized by their content only");
+            tracing::warn!(%error, "sockets cannot be checked, so requests are recognized by their first bytes only");
         }
     }
     Ok((offsets, flags))

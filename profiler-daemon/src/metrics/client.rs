@@ -38,8 +38,9 @@ pub async fn ask(address: SocketAddr) -> Result<Observation> {
                  names the address"
             )
         })?;
-    serde_json::from_slice(&body)
-        .with_context(|| format!("the program at {address} is not profilerd, or another version of it"))
+    serde_json::from_slice(&body).with_context(|| {
+        format!("the program at {address} is not profilerd, or another version of it")
+    })
 }
 
 async fn get(address: SocketAddr) -> Result<Bytes> {

@@ -6,45 +6,45 @@
 const HINTS: &[(&str, &str)] = &[
     (
         "UnknownIssuer",
-        "nobody whom oap.tls.ca_file names, or the system if it is not given, has signed its certificate",
+        "its certificate is not signed by a CA in oap.tls.ca_file or, if that is not set, by a CA that this host trusts",
     ),
     (
         "BadSignature",
-        "another of the same name as in oap.tls.ca_file has signed its certificate: an old file?",
+        "its certificate is signed by another CA with the name of the one in oap.tls.ca_file: is that file out of date?",
     ),
     (
         "certificate not valid for name",
-        "its certificate is for another host; if it is the right OAP, oap.tls.server_name is to be a name \
-         that the certificate has",
+        "its certificate is for another host; if it is the right OAP, set oap.tls.server_name to a name \
+         in the certificate",
     ),
     (
         "certificate expired",
-        "its certificate is too old, or the clock of this host is wrong",
+        "its certificate has expired, or the clock of this host is wrong",
     ),
     (
         "certificate not valid yet",
-        "its certificate is too new, or the clock of this host is wrong",
+        "its certificate is not valid yet, or the clock of this host is wrong",
     ),
     (
         "CertificateRequired",
-        "it asks for a certificate of ours: oap.tls.cert_file and oap.tls.key_file",
+        "it asks for a client certificate: set oap.tls.cert_file and oap.tls.key_file",
     ),
     (
         "UnknownCA",
-        "it does not know who has signed our certificate, oap.tls.cert_file",
+        "it does not trust the CA that signed our certificate, oap.tls.cert_file",
     ),
     (
         "DecryptError",
-        "it knows another of the same name as who has signed our certificate, oap.tls.cert_file",
+        "it trusts another CA with the name of the one that signed our certificate, oap.tls.cert_file",
     ),
     (
         VERSION_WORD,
-        "its certificate is of X.509 version 1, and version 3 is wanted: sign it with extensions, for example \
+        "its certificate is of X.509 version 1, but version 3 is required: sign it with extensions, for example \
          `openssl x509 -req -extfile`",
     ),
     (
         "InvalidContentType",
-        "it does not speak TLS on this port, and oap.tls.enabled is true",
+        "it does not speak TLS on this port, but oap.tls.enabled is true",
     ),
 ];
 
@@ -54,7 +54,7 @@ const VERSION_WORD: &str = "UnsupportedCertVersion";
 /// What an error about a certificate of ours means, if it is of an old version.
 pub(super) fn version_hint(error: &str) -> Option<&'static str> {
     error.contains(VERSION_WORD).then_some(
-        "it is of X.509 version 1, and version 3 is wanted: sign it with extensions, for example `openssl x509 \
+        "it is of X.509 version 1, but version 3 is required: sign it with extensions, for example `openssl x509 \
          -req -extfile`",
     )
 }

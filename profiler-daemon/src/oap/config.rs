@@ -107,7 +107,7 @@ impl OapConfig {
             Ok(opened) => Some(opened),
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::warn!(error, "what an OAP does not take is kept in memory only");
+                tracing::warn!(error, "results that no OAP accepts are kept in memory only");
                 None
             }
         }

@@ -388,9 +388,9 @@ impl Keeper {
         match down {
             Down::Explained(reason) => reason,
             Down::NeverAnswered(_) if self.config.tls.is_none() && tls::is_spoken_at(backend).await => {
-                "it speaks TLS on this port, and oap.tls.enabled is false: set it to true \
-                 (SW_AGENT_FORCE_TLS=true), and oap.tls.ca_file if its certificate is signed by nobody whom \
-                 this host trusts"
+                "it speaks TLS on this port, but oap.tls.enabled is false: set it to true \
+                 (SW_AGENT_FORCE_TLS=true), and set oap.tls.ca_file if its certificate is not signed by a \
+                 CA that this host trusts"
                     .to_owned()
             }
             Down::NeverAnswered(reason) => {
@@ -398,7 +398,7 @@ impl Keeper {
                     Some(_) => "on",
                     None => "off",
                 };
-                format!("{reason} (wanted is its gRPC port, usually 11800, with TLS {tls})")
+                format!("{reason} (expected: its gRPC port, usually 11800, with TLS {tls})")
             }
         }
     }
@@ -423,7 +423,7 @@ pub(super) fn explain(status: &Status) -> String {
     let mut text = match status.code() {
         // An OAP says no more than that.
         Code::PermissionDenied | Code::Unauthenticated => {
-            "it refuses the token: oap.authentication must be what its SW_AUTHENTICATION is"
+            "it refuses the token: oap.authentication must be the same as its SW_AUTHENTICATION"
                 .to_owned()
         }
         code => format!("{code:?}"),
@@ -473,7 +473,7 @@ mod tests {
         assert!(explain(&status).contains("connection reset"));
         let refused = explain(&Status::permission_denied(""));
         assert!(
-            refused.ends_with("what its SW_AUTHENTICATION is"),
+            refused.ends_with("the same as its SW_AUTHENTICATION"),
             "{refused}"
         );
     }

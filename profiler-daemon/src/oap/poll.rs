@@ -347,7 +347,9 @@ impl Poller {
         asking.failed(&call.service, now);
         match Failure::of(&status) {
             Failure::Unimplemented if *avoided < call.generation => {
-                warn!("the OAP has no profiling service; asking again after a reconnect");
+                warn!(
+                    "the OAP has no profiling service, so no task can come; it is asked again after a reconnect"
+                );
                 *avoided = call.generation;
             }
             // The rest is asked on the next connection.

@@ -41,12 +41,10 @@ pub enum ReportError {
     #[error("the queue is full: {0} snapshots are waiting for the OAP")]
     Full(usize),
     /// It takes more memory than all that waits may take.
-    #[error(
-        "the segment takes {0} bytes of memory, more than all that waits may (limits.snapshot_memory)"
-    )]
+    #[error("the segment takes {0} bytes of memory, more than limits.snapshot_memory allows")]
     TooLarge(usize),
     /// The spool is full.
-    #[error("the spool on disk has no room for what waits for the OAP (limits.spool)")]
+    #[error("the spool on disk is full (limits.spool)")]
     SpoolFull,
     /// The spool cannot be written; the log has said why.
     #[error("the spool on disk cannot be written")]
@@ -149,7 +147,7 @@ impl Queue {
         for (key, lost) in losses.uncertain {
             warn!(
                 task_id = %key.0, requests = lost.requests, snapshots = lost.snapshots,
-                "requests were being sent when profilerd died: they may be lost"
+                "requests were being sent when profilerd was killed: they may be lost"
             );
             let stats = state.stats(&key);
             stats.snapshots_lost += lost.snapshots;
@@ -160,7 +158,7 @@ impl Queue {
         warn_unreadable(losses.records);
         if !spool.is_empty() {
             let bytes = spool.bytes();
-            info!(bytes, "what an OAP did not take before is sent first");
+            info!(bytes, "results in the spool are sent first");
         }
         let mut place = queue.lock_spool();
         queue.note_spool(&spool);
@@ -254,7 +252,7 @@ impl Queue {
             Ok(Pushed::NoRoom) => Err(ReportError::SpoolFull),
             Ok(Pushed::TooLong(bytes)) => Err(ReportError::RecordTooLong(bytes)),
             Err(error) => {
-                warn!(%error, "the spool cannot be written");
+                warn!(%error, "the spool cannot be written, so results that memory has no room for are lost");
                 Err(ReportError::SpoolFailed)
             }
         }
@@ -426,13 +424,13 @@ impl Queue {
                 let kept = waiting().map(Item::snapshots).sum::<usize>() - lost;
                 return state.used.snapshots.saturating_sub(kept) as u64;
             }
-            Some(Err(error)) => warn!(%error, "what waits for the OAP cannot be kept"),
+            Some(Err(error)) => warn!(%error, "results that wait for the OAP cannot be kept"),
             None => {}
         }
         let ends = waiting().filter(|item| matches!(item, Item::Finish(..)));
         let ends = ends.count();
         if ends > 0 {
-            warn!(ends, "the OAP will not hear of the end of tasks");
+            warn!(ends, "the end of tasks will not be reported to the OAP");
         }
         state.coverage.clear();
         state.used = QueueRoom::NONE;

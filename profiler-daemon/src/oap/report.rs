@@ -211,7 +211,7 @@ impl Reporter {
                 if !is_there {
                     warn!(
                         segment_id = segment.segment_id,
-                        "no OAP has taken a trace segment; its request will not be shown"
+                        "no OAP accepted a trace segment: its request will not be shown"
                     );
                     let lost = segment.snapshots.len() as u64;
                     self.queue.settle(&segment.key, 0, lost);
@@ -397,7 +397,7 @@ impl Reporter {
             };
             let next = self.after_failure(&mut attempts, &connection, &status, 0);
             if next.await? == Next::GiveUp {
-                warn!(task_id = %key.0, "the OAP did not take the end of the task");
+                warn!(task_id = %key.0, "the OAP did not accept the end of the task");
                 return Ok(());
             }
         }
@@ -414,7 +414,7 @@ impl Reporter {
                 requests_incomplete = stats.requests_incomplete,
                 snapshots_lost = stats.snapshots_lost,
                 segments_lost = stats.segments_lost,
-                "the OAP has not got all of the task, or is not known to have"
+                "the OAP does not have all requests of the task, or has not confirmed them"
             );
         }
     }

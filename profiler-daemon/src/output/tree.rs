@@ -101,7 +101,9 @@ fn write_all(segments: &[SegmentReport], view: View, style: Style, text: &mut St
     match cut.count() {
         0 => {}
         1 => text.push_str("  1 of them is cut at the end: it lasted longer than is shown\n"),
-        cut => text.push_str(&format!("  {cut} of them are cut at the end: they lasted longer than is shown\n")),
+        cut => text.push_str(&format!(
+            "  {cut} of them are cut at the end: they lasted longer than is shown\n"
+        )),
     }
     Rows::new(requests, view, style, text).write(&merge(segments));
 }
@@ -121,7 +123,10 @@ fn write_segment(segment: &SegmentReport, view: View, style: Style, text: &mut S
     facts.extend(ids(segment));
     text.push_str(&format!("  {}\n", facts.join(", ")));
     if let Some(why) = &segment.cut {
-        text.push_str(&format!("  cut at the end, it lasted longer: {}\n", clean(why)));
+        text.push_str(&format!(
+            "  cut at the end, it lasted longer: {}\n",
+            clean(why)
+        ));
     }
     Rows::new(1, view, style, text).write(&merge([segment]));
 }
@@ -296,7 +301,9 @@ mod tests {
         assert!(text.contains("  long\n"), "an only child: {text}");
         assert!(!text.contains("short") && !text.contains("never"), "{text}");
         assert!(
-            text.contains("  3 functions below 1 %, 9 ms in all, not shown (--min-percent 0 shows them)\n"),
+            text.contains(
+                "  3 functions below 1 %, 9 ms in all, not shown (--min-percent 0 shows them)\n"
+            ),
             "{text}"
         );
         let all = View {

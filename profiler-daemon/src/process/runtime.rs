@@ -135,7 +135,7 @@ impl Runtime {
                 "Go serves requests on goroutines, which move between threads",
             ),
             Self::Node => RequestModel::Unsupported(
-                "Node.js serves all requests in turns on the thread of its event loop",
+                "Node.js serves all requests on one thread, its event loop",
             ),
             Self::CPython(_) | Self::Jvm { .. } | Self::Ruby | Self::Php | Self::Native => {
                 RequestModel::ThreadPerRequest
@@ -150,16 +150,16 @@ impl Runtime {
     pub fn named_frames(&self) -> NamedFrames {
         match self {
             Self::CPython(version) if !version.is_supported() => NamedFrames::NativeOnly(
-                "functions of Python code have names from CPython 3.11 to 3.14 only",
+                "Python functions have names with CPython 3.11 to 3.14 only",
             ),
             Self::Jvm { .. } => NamedFrames::NativeOnly(
-                "functions of Java code have no names yet, only those of the JVM and of native libraries",
+                "Java functions have no names yet; those of the JVM and of native libraries have",
             ),
             Self::Ruby => NamedFrames::NativeOnly(
-                "functions of Ruby code have no names yet, only those of the interpreter",
+                "Ruby functions have no names yet; those of the interpreter have",
             ),
             Self::Php => NamedFrames::NativeOnly(
-                "functions of PHP code have no names yet, only those of the interpreter",
+                "PHP functions have no names yet; those of the interpreter have",
             ),
             Self::CPython(_) | Self::Go { .. } | Self::Node | Self::Native => NamedFrames::All,
         }

@@ -75,8 +75,8 @@ impl Loops {
                  (uWSGI: `http-socket` instead of `http`)"
             ),
             _ => format!(
-                "process {process} serves requests on an event loop: between a request and its answer the thread waits \
-                 for other clients as well, and what it does then may be theirs. Its requests are left out; this \
+                "process {process} serves requests on an event loop: between a request and its response the thread \
+                 waits for other clients as well, so a sample may belong to any of them. Its requests are left out; this \
                  version profiles servers in which one thread serves one request at a time"
             ),
         }

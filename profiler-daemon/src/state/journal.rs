@@ -278,7 +278,10 @@ impl TaskJournal {
             .and_then(|bytes| self.folder.replace(FILE, &bytes));
         if let Err(error) = saved {
             let error = format!("{error:#}");
-            tracing::warn!(error, "the journal was not written: a restart will not continue the latest tasks");
+            tracing::warn!(
+                error,
+                "the journal was not written: a restart will not continue the latest tasks"
+            );
         }
     }
 }

@@ -83,7 +83,7 @@ impl KernelSymbols {
         if self.loaded.is_none() {
             let loaded = File::open(KALLSYMS).and_then(|text| Loaded::read(BufReader::new(text)));
             self.loaded = Some(loaded.unwrap_or_else(|error| {
-                tracing::warn!(%error, "failed to read {KALLSYMS}: no kernel symbols");
+                tracing::warn!(%error, "failed to read {KALLSYMS}: kernel frames have no names");
                 Loaded::Hidden
             }));
         }

@@ -158,7 +158,7 @@ impl ObjectSymbols {
             }
         }));
         symbolized.unwrap_or_else(|_| {
-            tracing::warn!("an object made the symbolizer fail; starting afresh");
+            tracing::warn!("the symbolizer failed on an object and is started again");
             self.release();
             None
         })

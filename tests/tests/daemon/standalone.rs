@@ -196,7 +196,7 @@ fn a_task_outlives_restarts() {
     assert!(count("snapshots_lost") == 0, "{ended}");
     let text = daemon.task(&["show", &task_id]).out;
     for note in [
-        "profilerd died and was started",
+        "profilerd was killed or crashed, and was started",
         "profilerd was stopped and started",
     ] {
         assert!(text.contains(note), "{note}: {text}");
@@ -278,7 +278,7 @@ fn callers_without_the_token_are_turned_away() {
         client.request("POST", "/graphql", query).unwrap().status,
         401
     );
-    let turned_away = daemon.log().matches("a caller was turned away").count();
+    let turned_away = daemon.log().matches("a caller was refused").count();
     assert_eq!(turned_away, 2, "{}", daemon.log()); // one without a token, one with a wrong one
 }
 

@@ -145,7 +145,7 @@ impl GridTimer {
     pub(super) fn stop(&mut self) {
         self.grid.period_ns = u64::MAX;
         if let Err(error) = self.timer.unset() {
-            tracing::warn!(%error, "the tick's timer runs on");
+            tracing::warn!(%error, "the tick's timer could not be stopped");
         }
     }
 

@@ -226,7 +226,7 @@ impl Capture {
         if let Some(kernel) = &mut self.kernel
             && let Err(error) = operation(kernel)
         {
-            tracing::warn!(%error, "the kernel side refused an update");
+            tracing::warn!(%error, "the kernel refused an update of a BPF map or program");
         }
     }
 

@@ -75,7 +75,7 @@ impl Capture {
                 if let Err(error) = self.set_stretch(stretch) {
                     tracing::warn!(
                         error = format!("{error:#}"),
-                        "dump periods stay as they are"
+                        "dump periods could not be changed"
                     );
                 }
             }

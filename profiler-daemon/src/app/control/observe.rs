@@ -43,7 +43,7 @@ impl Observed {
     fn process(&mut self) -> ProcessObservation {
         match Usage::now() {
             Ok(usage) => self.usage = usage,
-            Err(error) => tracing::debug!(%error, "the process cannot be looked at"),
+            Err(error) => tracing::debug!(%error, "the process cannot be inspected"),
         }
         ProcessObservation {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -24,10 +24,10 @@ const CUT_SHORT: &str = "cut short: profilerd was stopped before the task's end;
 /// The same, of a daemon that keeps no journal.
 const CUT_OFF: &str = "cut short: profilerd was stopped before the task's end";
 /// What it says when the task goes on.
-const STOPPED: &str = "profilerd was stopped and started again while the task ran; what happened in between \
-                       was not seen";
-const DIED: &str = "profilerd died and was started again while the task ran; requests that were open then are \
-                    missing, and what was counted in the ten seconds before";
+const STOPPED: &str = "profilerd was stopped and started again while the task ran; requests in between were \
+                       not seen";
+const DIED: &str = "profilerd was killed or crashed, and was started again while the task ran; requests \
+                    that were open then are missing, and so are counts of the ten seconds before";
 /// How often the journal gets the counts of a task, if no request is profiled.
 const NOTE_COUNTS: Duration = Duration::from_secs(10);
 
@@ -92,7 +92,7 @@ impl Control {
         let newer = |other: &&ProfileTask| other.create_unix_ms >= task.create_unix_ms;
         if let Some(other) = others.iter().find(newer) {
             let reason = format!(
-                "a service runs one task at a time, and {} came before for the same time",
+                "a service runs one task at a time, and the task {} for the same time came before",
                 other.task_id
             );
             return self.refuse(&task, reason);
@@ -238,7 +238,7 @@ impl Control {
             self.live.insert(task_id.clone(), live);
             let times = self.overhead.stretch();
             let stretched =
-                (times > 1).then(|| period_note(&task, times, "the overhead guard is at work"));
+                (times > 1).then(|| period_note(&task, times, "the overhead guard acts"));
             self.observed.started += 1;
             self.pipeline.send(Command::StartTask {
                 slot,
@@ -266,7 +266,7 @@ impl Control {
             let (task, service) = (saved.task(), saved.service());
             let task_id = task.task_id.clone();
             if saved.is_waiting && now_ms <= saved.ends_unix_ms {
-                tracing::info!(%task_id, instance = service.instance, "task is still to start");
+                tracing::info!(%task_id, instance = service.instance, "task waits for its start");
                 self.waiting.push(task);
                 continue;
             }

@@ -180,7 +180,7 @@ async fn counts_go_on() {
         (7, 2)
     );
     let notes: Vec<String> = all.notes().collect();
-    assert!(notes[0].starts_with("profilerd died"), "{notes:?}");
+    assert!(notes[0].starts_with("profilerd was killed"), "{notes:?}");
     second.on_pipeline_event(PipelineEvent::TaskDone(id.clone(), counted(3, 1)));
     assert!(second.live.is_empty());
     let stopped = std::mem::take(&mut second.stopped);
@@ -200,7 +200,7 @@ async fn counts_go_on() {
     let notes: Vec<String> = all.notes().collect();
     let is_said = |text: &str| notes.iter().any(|note| note.starts_with(text));
     assert!(
-        is_said("profilerd died") && is_said("profilerd was stopped"),
+        is_said("profilerd was killed") && is_said("profilerd was stopped"),
         "{notes:?}"
     );
     assert!(!is_said("cut short"), "{notes:?}");

@@ -102,7 +102,7 @@ impl Asked {
         let query: async_graphql::Request = match serde_json::from_slice(&body) {
             Ok(query) => query,
             Err(error) => {
-                let text = format!("the body is no JSON of a query: {error}");
+                let text = format!("the body is not a GraphQL query in JSON: {error}");
                 return refused(StatusCode::BAD_REQUEST, &text);
             }
         };

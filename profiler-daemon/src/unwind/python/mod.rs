@@ -67,7 +67,7 @@ pub(super) fn walk_all(memory: &dyn ReadMemory, runtime: &PythonRuntime) -> Vec<
         }
     });
     if let Err(error) = visited {
-        tracing::trace!(pid = %runtime.process, %error, "some threads were not looked at");
+        tracing::trace!(pid = %runtime.process, %error, "some threads were not searched");
     }
     chains
 }

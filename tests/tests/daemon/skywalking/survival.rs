@@ -121,7 +121,7 @@ fn a_request_on_its_way_to_a_killed_oap_is_shown() {
     daemon.signal(libc::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
     assert!(
-        !daemon.log().contains("has not got all"),
+        !daemon.log().contains("does not have all requests"),
         "{}",
         daemon.log()
     );
