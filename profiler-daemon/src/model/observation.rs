@@ -89,9 +89,9 @@ pub struct CaptureObservation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RingObservation {
-    /// Most bytes that one read found, within about a second.
+    /// Largest backlog found by one read during the last second.
     pub used_bytes: u64,
-    /// Most bytes that one read found since the start of the daemon.
+    /// Largest backlog found by one read since the start of the daemon.
     pub peak_bytes: u64,
     /// Size of the ring.
     pub size_bytes: u64,
@@ -111,13 +111,13 @@ pub struct DeliveryObservation {
     pub clock_skew_ms: i64,
     /// Snapshots that the OAP accepted; [`Observation::counters`] has it too.
     pub snapshots_sent: u64,
-    /// Snapshots not delivered, or not known to be; [`Observation::counters`] has it too.
+    /// Snapshots not delivered, or without the OAP's confirmation; [`Observation::counters`] has it too.
     pub snapshots_lost: u64,
     /// Requests of which something was lost; [`Observation::counters`] has it too.
     pub requests_incomplete: u64,
     /// Trace segments that the OAP accepted.
     pub segments_sent: u64,
-    /// Trace segments not delivered, or not known to be.
+    /// Trace segments not delivered, or without the OAP's confirmation.
     pub segments_lost: u64,
     /// Ends of tasks that the OAP was told, once for each instance.
     pub ends_reported: u64,

@@ -10,13 +10,13 @@ use crate::model::{Counter, Coverage};
 pub struct DeliveryStats {
     /// Accepted by the OAP.
     pub snapshots_sent: u64,
-    /// Not delivered, or not known to be.
+    /// Not delivered, or without the OAP's confirmation.
     pub snapshots_lost: u64,
     /// Waiting.
     pub snapshots_queued: u64,
     /// Trace segments accepted by the OAP.
     pub segments_sent: u64,
-    /// Trace segments not delivered, or not known to be.
+    /// Trace segments not delivered, or without the OAP's confirmation.
     pub segments_lost: u64,
     /// Requests of which a snapshot or the segment was lost.
     pub requests_incomplete: u64,

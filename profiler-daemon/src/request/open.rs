@@ -70,7 +70,7 @@ pub(super) struct OpenRequest {
     has_last_chunk: bool,
     /// First bytes of the response, until its head is whole.
     head: Vec<u8>,
-    /// Its head came together with the next one's: what is written after its answer is not its own.
+    /// The client pipelined: later writes on this connection belong to the next request.
     pub(super) is_followed: bool,
     pub(super) outbound: Outbound,
     /// Its thread has forked since: what a child writes is not seen.
