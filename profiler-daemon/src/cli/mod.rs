@@ -2,7 +2,7 @@
 //!
 //! In:  arguments, variables, the configuration's file
 //! Out: exit codes: 0 done, 1 failed, 2 bad usage (values out of range are refused by the parser),
-//!      3 ran and no request matched
+//!      3 no request was profiled
 //!
 //! Results go to standard output and nothing else does; logs, progress and reasons go to standard
 //! error.

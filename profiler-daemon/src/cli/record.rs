@@ -38,7 +38,7 @@ Examples:
   profilerd record --endpoint '*' --service shop --min-duration 500ms --format json
 
 Endpoints: METHOD:/path, /path for any method, {name} for a segment that varies, * for every
-request. Exit codes: 0 result written, 1 failed, 2 bad usage, 3 no request to profile."
+request. Exit codes: 0 result written, 1 failed, 2 bad usage, 3 no request was profiled."
 )]
 pub(super) struct RecordArgs {
     #[command(flatten)]
