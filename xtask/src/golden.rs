@@ -41,7 +41,7 @@ pub(crate) fn run(args: &GoldenArgs) -> Result<ExitCode> {
                 step(&format!("wrote tests/golden/{name}"));
             }
             None => step(&format!(
-                "{name} stays as it is: no CPython 3.{minor} to be had"
+                "{name} is not recorded again: there is no CPython 3.{minor} here"
             )),
         }
     }

@@ -32,7 +32,7 @@ enum XtaskCommand {
     Demo(demo::DemoArgs),
     /// Runs all tests, the privileged and end-to-end ones included, and prints one line of totals.
     Test(test::TestArgs),
-    /// What continuous integration runs: all tests, then the kernel tests on an older kernel.
+    /// Runs what continuous integration runs: all tests, then the kernel tests on older kernels.
     Ci,
     /// Runs the kernel tests under another kernel, in qemu.
     Vm(vm::VmArgs),

@@ -38,17 +38,17 @@ enum Section {
     Rest,
     /// The Python service beside the Python agent and py-spy.
     Python,
-    /// A server that does nothing but answer.
+    /// A server that does nothing but respond.
     Native,
-    /// Durations and snapshots beside the service's own times.
+    /// Durations and snapshots, compared with the service's own times.
     Exactness,
     /// Completeness of what is sampled, and kernel time per program run.
     Cost,
-    /// What is added to system calls, switches and ticks.
+    /// Time added to system calls, context switches and ticks.
     Kernel,
     /// Tasks of a SkyWalking OAP.
     Oap,
-    /// With the host, with tasks, threads, requests and stacks, and over time.
+    /// How cost grows with processes, tasks, threads, requests and stacks, and over time.
     Growth,
 }
 

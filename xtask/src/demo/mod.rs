@@ -130,7 +130,7 @@ fn create_when_free(daemon: &mut Daemon, endpoint: &str, may_overlap: bool) -> R
             Err(_) if may_overlap && start.elapsed() < NEXT_TASK_DEADLINE => {
                 daemon.still_running()?;
                 progress(&format!(
-                    "{endpoint}: waiting for the end of the task before, {} s",
+                    "{endpoint}: waiting for the end of the previous task, {} s",
                     start.elapsed().as_secs()
                 ));
                 sleep(POLL_INTERVAL);
@@ -219,7 +219,7 @@ fn closing(report: &Report, binary: &Path) -> String {
 fn conclude(report: &Report) -> Result<ExitCode> {
     let problems = verify::problems(report);
     if problems.is_empty() {
-        step("the trees are what the sample service does");
+        step("the call trees match what the sample service does");
         return Ok(ExitCode::SUCCESS);
     }
     for problem in &problems {

@@ -59,7 +59,7 @@ impl Archive {
         let suite = &self.suite;
         let image = self.dependency(meta, prefix)?.with_context(|| {
             format!(
-                "{meta} of Debian {suite} depends on no {prefix}*: has the suite a newer kernel?"
+                "{meta} of Debian {suite} depends on no {prefix}*: does the suite have a newer kernel?"
             )
         })?;
         // From Linux 7 on linux-image-* only gathers its parts; the kernel is in one of them.

@@ -40,7 +40,7 @@ pub(super) fn ensure() -> Result<()> {
         install_rustup_route()
     } else {
         bail!(
-            "no compiler for BPF objects. Install rustup (https://rustup.rs), then:\n  \
+            "there is no compiler for BPF objects. Install rustup (https://rustup.rs), then:\n  \
              rustup toolchain install nightly --profile minimal --component rust-src\n  \
              and bpf-linker {BPF_LINKER_VERSION} from https://github.com/aya-rs/bpf-linker/releases \
              into a folder on PATH"

@@ -130,7 +130,7 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     if !missing.is_empty() {
         if !apt::is_available() {
             bail!(
-                "please install, by this system's package manager: {} (named as on Debian)",
+                "please install with this system's package manager: {} (names of Debian)",
                 missing.join(" ")
             );
         }
