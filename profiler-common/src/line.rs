@@ -1,8 +1,8 @@
 //! The request line of HTTP/1 (RFC 9112 §3) and what may stand before it, judged by their first bytes.
 //!
 //! Both sides use these functions, the BPF programs on what a call has read and the daemon on what they shipped, so
-//! that neither takes for a head what the other does not. A byte is asked for by its index, because the programs
-//! have no slices; a step is a function of its own, because the verifier checks each on its own there.
+//! that both agree on what is a head. Bytes are read by index, because the programs have no slices; each step is
+//! a function, because the verifier checks functions one by one.
 //!
 //! ```text
 //!  bytes ──token──► NO, TOKEN

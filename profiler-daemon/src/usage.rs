@@ -1,4 +1,4 @@
-//! What this process takes of the host: processor time, memory, descriptors.
+//! What this process uses of the host: CPU time, memory, descriptors.
 //!
 //! In:  `getrusage`, `/proc/self`
 //! Out: [`Usage`]; free memory, back to the host

@@ -2,8 +2,9 @@
 //!
 //! The program runs at every context switch of the machine; it looks at two counts in an array and
 //! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the
-//! thread entered the kernel and its kernel stack (of a thread that switches all the time only some), or removes the tag of a request the daemon has let
-//! go. The user stack is not touched: while the thread stays switched out the daemon can read it
+//! thread entered the kernel and its kernel stack (of a thread that switches all the time only some), or removes
+//! the tag of a request that the daemon
+//! has cancelled. The user stack is not touched: while the thread stays switched out the daemon can read it
 //! whenever it likes, and sees by `ThreadState::seq` whether the thread ran meanwhile.
 //!
 //! Arguments: `(bool preempt, prev, next)`, and from 5.18 on `prev_state`, which is not used, so

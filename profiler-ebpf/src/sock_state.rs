@@ -1,7 +1,7 @@
 //! `inet_sock_set_state`: a TCP connection is closed or shut down, by a system call of its process.
 //!
-//! The peer's doings change states as well, in an interrupt of whatever task runs. They are told apart by
-//! the system call: it must be one that closes or shuts down, and its descriptor's record must be of this
+//! The peer changes states as well, in an interrupt of whatever task runs. The system call distinguishes
+//! the two: it must be one that closes or shuts down, and its descriptor's record must be of this
 //! socket. A close that follows the peer's reset changes no state and is not seen.
 //!
 //! The tracepoint's arguments are `(const struct sock *sk, int oldstate, int newstate)`,

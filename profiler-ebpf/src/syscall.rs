@@ -1,4 +1,4 @@
-//! The system call a task is in: what it says about a connection, told to the state machine.
+//! What the system call of a task means for a connection, passed to the state machine.
 //!
 //! Shared by the hooks that see requests. `sys_exit` is given the registers; the socket hooks
 //! (`sock_recv`, `sock_send`, `sock_state`) run inside the call, and its registers lie on the task's

@@ -1,10 +1,10 @@
-//! Puts tasks of an OAP, processes and the pipeline together: what comes from one is told to the others.
+//! Connects tasks of an OAP, processes and the pipeline: an event of one is passed to the others.
 //!
 //! In:  [`OapEvent`]s, process scans, [`PipelineEvent`]s, signals
 //! Out: [`Command`]s to the pipeline; segments, coverage and finish reports to [`crate::oap`]
-//! Lost: what no OAP has taken when the time to leave is over; the log says how much
+//! Lost: results that no OAP accepts before the deadline of a stop; the log says how many
 //!
-//! [`tasks`] has the rules of tasks, [`budget`] what they may cost, [`observe`] tells how the daemon is doing.
+//! [`tasks`] has the rules of tasks, [`budget`] limits their cost, [`observe`] collects the state of the daemon.
 
 mod budget;
 mod observe;

@@ -1,4 +1,4 @@
-//! Measures what the daemon and its programs take while tasks are live, for the guard.
+//! Measures the CPU time and memory of the daemon and its programs while tasks are live, for the guard.
 //!
 //! In:  a second that has passed; run times of the programs from the capture thread
 //! Out: [`Step`]s, each with the reason, to [`super::control`]

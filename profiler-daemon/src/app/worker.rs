@@ -1,4 +1,4 @@
-//! A thread whose end is told to its owner, with the reason.
+//! A thread whose end is reported to its owner, with the reason.
 
 use std::any::Any;
 use std::thread::JoinHandle;

@@ -1,8 +1,8 @@
 //! Decides which of an agent's entry spans is a request's.
 //!
 //! In this order: the segment that the request's own call named; the span whose caller is the request's
-//! caller; the only span of the same instance, endpoint and time. Two that fit are none: what is shown
-//! below the wrong request is worse than what is shown beside it.
+//! caller; the only span of the same instance, endpoint and time. If two fit, none is chosen: a wrong
+//! segment is worse than a segment of profilerd beside the agent's.
 
 use super::question::tolerance_ms;
 use super::{IsEndpoint, Waiting};

@@ -1,4 +1,4 @@
-//! One look: asks for the requests whose turn it is, and settles those that are answered.
+//! One round of queries: asks for the requests that are due, and settles those with an answer.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Puts requests together that one query answers.
+//! Groups requests that one query can answer.
 
 use std::collections::BTreeMap;
 

@@ -214,11 +214,7 @@ mod tests {
         }
         let stranger = of_this_host(std::slice::from_ref(&here), &[0, 4711]);
         assert_eq!(stranger.token, None);
-        assert!(
-            stranger.remedy.contains("user 4711"),
-            "{}",
-            stranger.remedy
-        );
+        assert!(stranger.remedy.contains("user 4711"), "{}", stranger.remedy);
 
         let none = of_this_host(&[absent.clone(), absent.clone()], &[]);
         let expected = format!("there is no token file {}", absent.display());

@@ -1,7 +1,7 @@
-//! Who may call: both doors of the embedded OAP ask for one token.
+//! Who may call: gRPC and GraphQL of the built-in OAP ask for the same token.
 //!
 //! In:  the headers of a call
-//! Out: whether it is let in; the first that is turned away stands in the log
+//! Out: whether it is accepted; the first refusal is logged
 //! Lost: nothing
 //!
 //! | door | carries the token as | who does so |

@@ -1,8 +1,8 @@
-//! Answers what agents report beside traces and profiles, and keeps none of it.
+//! Accepts what agents report besides traces and profiles, and stores none of it.
 //!
 //! In:  meters, metrics of JVM and CLR, logs, events; questions for configuration
 //! Out: empty `Commands`, as from an OAP that has none
-//! Lost: all of it; each kind is told in the log once
+//! Lost: all of it; each kind is logged once
 //!
 //! Without these services an agent with its defaults works as well, but logs an error with each report: the
 //! Python agent each minute, the Java agent each second.

@@ -1,4 +1,4 @@
-//! Tells from a signature's text what kind of frame it is of.
+//! Finds the kind of a frame by the text of its signature.
 //!
 //! Results come back from an OAP as text only; colours and [`super::FrameSet`] need the kind. The forms
 //! are those of `symbolize/signature.rs`; what has none of them is a function of a language, also one

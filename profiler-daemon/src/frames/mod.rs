@@ -1,4 +1,4 @@
-//! Leaves out of a stack what is not the application's: one pure function, and what it needs to know.
+//! Removes frames from a stack that are not the application's: one pure function and its inputs.
 //!
 //! In:  a named stack, see [`crate::symbolize`]
 //! Out: [`FrameSet::apply`]: the frames to show, innermost first

@@ -1,4 +1,4 @@
-//! Decides what to give up when profiling takes more of the host than it may.
+//! Decides how to reduce the cost of profiling when it exceeds the budget.
 //!
 //! In:  a [`Reading`] a second while a task is live
 //! Out: a [`Step`] now and then: first longer dump periods, then fewer tasks

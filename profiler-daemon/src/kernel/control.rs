@@ -1,4 +1,4 @@
-//! What the daemon tells the programs: rules, processes to watch, threads and requests to let go.
+//! What the daemon writes for the programs: rules, processes to watch, threads and requests to drop.
 
 use profiler_common::{
     LITERAL_MAX_BYTES, MAX_TASKS, PythonProcess, Rule, Target, cancel, rule_flag, target_flag,

@@ -1,4 +1,4 @@
-//! Learns the pods of this node from the Kubernetes API server.
+//! Reads the pods of this node from the Kubernetes API server.
 //!
 //! In:  `GET /api/v1/pods` with `spec.nodeName`, listed once and then watched
 //! Out: [`Pods`], the latest always, to [`crate::process::table`]

@@ -1,4 +1,4 @@
-//! Asks the daemon of this host what it looks like.
+//! Asks the daemon of this host for its state.
 //!
 //! In:  `GET /status.json`
 //! Out: an [`Observation`]

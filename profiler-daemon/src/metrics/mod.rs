@@ -2,7 +2,7 @@
 //!
 //! In:  `GET /metrics`, `/status.json` and `/healthz` over HTTP/1.1
 //! Out: an [`crate::model::Observation`] of that moment, asked of [`crate::app`] by [`Questions`]
-//! Lost: nothing; while the daemon leaves, or has no time to answer, the status is 503
+//! Lost: nothing; while the daemon stops or is too busy to answer, the status is 503
 //!
 //! ```text
 //! Prometheus        --/metrics------>  server.rs --Question-->  app
@@ -10,7 +10,7 @@
 //!   (client.rs)                        text.rs, or JSON
 //! ```
 //!
-//! Nothing is computed or kept for metrics before somebody asks. docs/metrics.md has every metric; a test
+//! Nothing is computed or stored for metrics until they are asked for. docs/metrics.md has every metric; a test
 //! compares it with [`text`].
 
 mod client;

@@ -1,4 +1,4 @@
-//! Answers scrapes. Whoever reaches the port may ask: nothing told is about a single service.
+//! Answers scrapes. Everybody who reaches the port may ask, so no figure is about a single service.
 //!
 //! In:  `GET` and `HEAD` of `/metrics`, `/status.json`, `/healthz`
 //! Out: [`Question`]s to the daemon; its answers as text or JSON
@@ -27,7 +27,7 @@ const QUESTIONS_MAX: usize = 16;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// Somebody wants to know what the daemon looks like.
+/// A request for the state of the daemon.
 #[derive(Debug)]
 pub struct Question(oneshot::Sender<Observation>);
 

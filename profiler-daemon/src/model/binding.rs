@@ -1,8 +1,8 @@
-//! Which trace segment the snapshots of a profiled request hang below.
+//! Which trace segment the snapshots of a profiled request belong to.
 //!
 //! A process without an agent gets a segment made for the request. A SkyWalking agent has a segment of
-//! its own for it, and the snapshots belong to that one: a second segment would be a second request to
-//! whoever looks at the trace.
+//! its own for it, and the snapshots belong to that one: a second segment would show as a second
+//! request in the trace.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
-//! What the daemon looks like at one moment: its own figures, for metrics and `profilerd status`.
+//! The state of the daemon at one moment: its own figures, for metrics and `profilerd status`.
 //!
-//! Nothing in here is about a single service, endpoint or task: whoever may read it learns how much the
-//! daemon does, and not for whom.
+//! Nothing in here is about a single service, endpoint or task: a reader learns how much the daemon
+//! does, but not for whom.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What `profilerd record` asks for, and what it is told while it waits.
+//! What `profilerd record` asks for, and the progress that it shows.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! What to do about a connection that fails, by the words of rustls about it.
+//! What to do about a failed connection, by the text of rustls' error.
 //!
-//! The words are of a version of a library; `tests/oap_tls.rs` meets each of them with real certificates.
+//! The texts depend on the version of the library; `tests/oap_tls.rs` checks each with real certificates.
 
-/// A piece of an error, and what it means for who configures us.
+/// A part of an error's text, and what it means for the configuration.
 const HINTS: &[(&str, &str)] = &[
     (
         "UnknownIssuer",
@@ -48,7 +48,7 @@ const HINTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Of a certificate without extensions, which `openssl x509 -req` made by default for long.
+/// About a certificate without extensions, which older versions of `openssl x509 -req` make by default.
 const VERSION_WORD: &str = "UnsupportedCertVersion";
 
 /// What an error about a certificate of ours means, if it is of an old version.

@@ -1,4 +1,4 @@
-//! What the client looks like now, for whoever asks. Nothing of it waits for the OAP or a disk.
+//! The state of the client, for metrics. Reading it never waits for the OAP or a disk.
 //!
 //! In:  what [`super::link`] sees; the counts of [`super::queue`]
 //! Out: [`DeliveryObservation`]

@@ -1,4 +1,4 @@
-//! What waits for an OAP: a profiled request in the form it is sent in, or the end of a task.
+//! An item that waits for an OAP: a profiled request in the form in which it is sent, or the end of a task.
 //!
 //! In:  [`ProfiledSegment`]s; records of the [`super::spool`]
 //! Out: messages of the protocol; records

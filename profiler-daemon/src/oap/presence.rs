@@ -1,4 +1,4 @@
-//! Tells the OAP which service instances live: properties and heartbeat.
+//! Reports live service instances to the OAP: properties and heartbeat.
 //!
 //! In:  the service instances of the host, from process discovery
 //! Out: `reportInstanceProperties` for each new instance and every tenth heartbeat, `keepAlive`

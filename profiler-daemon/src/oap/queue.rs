@@ -11,7 +11,7 @@
 //! ```
 //!
 //! While the spool has something all that is new goes behind it, so the order stays. The spool has a lock of
-//! its own, held while there is a choice between it and the memory: who only counts never waits for a disk.
+//! its own, held while an item goes to it or to the memory: readers of counts never wait for a disk.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! How far the clock of an OAP is from ours.
+//! How far the clock of an OAP differs from that of this host.
 //!
 //! In:  `date` headers of answers; creation times of tasks
 //! Out: the least difference that explains them, when it is more than a second, in the log and to whoever

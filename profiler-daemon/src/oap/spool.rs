@@ -1,4 +1,4 @@
-//! Keeps on disk what the memory has no room for while no OAP takes it.
+//! Keeps results on disk that memory has no room for while no OAP accepts them.
 //!
 //! In:  [`Item`]s, in order
 //! Out: the same, in order, some at a time; also after a restart
@@ -8,7 +8,7 @@
 //! ```text
 //! spool/4294967296.7-9   the oldest: 7 records are dealt with, the next 2 are being sent
 //! spool/4294967297       written at its end
-//! spool/4294967290.damaged   for somebody to look at; the last one only
+//! spool/4294967290.damaged   kept for inspection; the last one only
 //! ```
 //!
 //! # Why

@@ -1,4 +1,4 @@
-//! TLS towards an OAP: our files for it, and whether a port that we speak to in plain text wants it.
+//! TLS to an OAP: the configured files, and whether a port that gets plain text expects TLS.
 //!
 //! In:  PEM files; the address of a port
 //! Out: tonic's configuration; errors that name the file

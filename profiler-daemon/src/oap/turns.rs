@@ -1,5 +1,5 @@
-//! Whose turn it is: service instances by the time they are to be called for, a few at once and no more a
-//! second than the daemon may spend on it.
+//! Orders service instances by the time of their next call, a few at once, and limits the calls per
+//! second.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Leaves out of a finished report the frames that are not wanted.
+//! Removes frames from a finished report that are not to be shown.
 
 use std::sync::Arc;
 

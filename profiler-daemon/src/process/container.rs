@@ -11,7 +11,7 @@
 //! | CRI-O | `/run/containers/storage/overlay-containers/ID/userdata/config.json` | annotations |
 //! | containerd | `/run/containerd/io.containerd.runtime.v2.task/NAMESPACE/ID/config.json` | annotations |
 //!
-//! The files are read, not the runtime asked: its socket would give whoever holds it the whole host.
+//! profilerd reads the files and does not ask the runtime: access to its socket is control of the whole host.
 //! They are looked for in the root of process 1, which is the host's also for a daemon in a container
 //! with the host's process ids, and then in our own, where somebody may have mounted them.
 

@@ -1,4 +1,4 @@
-//! What an OAP is told about an instance, with the keys that agents use where they have one.
+//! Properties of an instance as reported to an OAP, with the keys of agents where they have one.
 //!
 //! In:  [`Facts`], properties and tags of the rule
 //! Out: key and value, in the order they are sent; `ipv4` may repeat, other keys do not

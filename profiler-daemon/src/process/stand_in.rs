@@ -1,4 +1,4 @@
-//! Through which thread a process is looked at whose main thread has left.
+//! By which thread a process is read whose main thread has ended.
 //!
 //! In:  `/proc/PID/stat` of the main thread, `/proc/PID/task`
 //! Out: [`door`]: the id under which the kernel shows memory and files of a process

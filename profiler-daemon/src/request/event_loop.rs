@@ -1,4 +1,4 @@
-//! Threads that turn out to be event loops. Between a request and its answer they may do anybody's work.
+//! Threads that turn out to be event loops. Between a request and its response they may work for any client.
 //!
 //! ```text
 //!  one thread a request   head ──work──poll(upstream)──work── answer        the time is the request's

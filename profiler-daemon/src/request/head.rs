@@ -1,5 +1,5 @@
-//! Reads what the daemon needs from the bytes of an HTTP/1 request head (RFC 9112 §3, §5). What is a request line at
-//! all is said by `profiler_common::line`, by which the kernel side goes as well.
+//! Reads what the daemon needs from the bytes of an HTTP/1 request head (RFC 9112 §3, §5). What is a request line is
+//! defined by `profiler_common::line`, which the kernel side uses as well.
 
 use profiler_common::{Line, SKIPS_MAX, line_of, line_status};
 

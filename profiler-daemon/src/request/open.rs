@@ -1,7 +1,7 @@
 //! An open request, from its head to its last byte.
 //!
-//! Silence ends none: a handler may think for a minute between two writes. What ends a request is what its
-//! response's framing says ([`Framing`]), or an event of the kernel side.
+//! A pause ends no request: a handler may take a minute between two writes. A request ends by the framing
+//! of its response ([`Framing`]), or by an event of the kernel side.
 
 use profiler_common::{Conn, EndReason, conn_flag, ends_chunks};
 

@@ -1,4 +1,4 @@
-//! The folder: made for root alone, used by one daemon at a time.
+//! The state directory: accessible to root only, used by one daemon at a time.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Tasks by instance: what the daemon has to know to go on with them, or not to run them again.
+//! Tasks by instance: what the daemon needs to continue them after a restart, or not to run them again.
 //!
 //! In:  tasks as they come, start, profile requests and end
 //! Out: [`SavedTask`]s of the daemon before

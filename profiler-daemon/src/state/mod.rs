@@ -1,4 +1,4 @@
-//! What outlives the daemon: a folder of files that only it writes.
+//! Data that outlives the daemon: a directory of files that only the daemon writes.
 //!
 //! In:  tasks as they start, profile requests and end; the token of the built-in OAP
 //! Out: the same after a restart, also after `kill -9`

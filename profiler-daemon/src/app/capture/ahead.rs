@@ -1,8 +1,8 @@
-//! When to look at blocked threads ahead of a tick.
+//! When blocked threads are read ahead of a tick.
 //!
-//! One that waits for its CPU often gets it at the tick, and the memory of a running thread is of no use: what it
-//! was blocked in is read shortly before. The later that is, the fewer blocks are over before the tick and were
-//! read in vain; but all threads must be read by then.
+//! A thread that waits for its CPU often gets it at the tick, and the memory of a running thread is of no use.
+//! So it is read shortly before. The later the read, the fewer blocks end before the tick and were read in
+//! vain; but all threads must be read before the tick.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;

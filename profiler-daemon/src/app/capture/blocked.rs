@@ -1,4 +1,4 @@
-//! Samples of the threads that a tick finds blocked, and the look ahead of it.
+//! Samples of the threads that a tick finds blocked, and the read ahead of it.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The daemon's side of the sampling grid: a timer that fires when every CPU's clock has ticked.
 //!
-//! While no request is open nobody needs the ticks, and the timer rests: it fires once a second, for
-//! what has to be looked at now and then.
+//! While no request is open, ticks are not needed, and the timer fires only once a second, for
+//! periodic checks.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;

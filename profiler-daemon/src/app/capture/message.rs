@@ -1,4 +1,4 @@
-//! What the capture thread is told, and what it passes on.
+//! Commands to the capture thread, and the work that it passes on.
 
 use std::sync::Arc;
 

@@ -1,11 +1,12 @@
-//! What the capture thread looks like now: written by it alone, read by whoever asks, without a lock.
+//! The state of the capture thread: written by that thread alone, read by others without a lock.
 //!
 //! In:  the thread's own state, after each of its rounds
 //! Out: [`CaptureObservation`]
 //! Lost: nothing
 //!
-//! The numbers of one answer are of one round: the thread counts up before and after it writes, and whoever reads
-//! an odd count, or another one behind the numbers than before them, reads again. A lock would let a reader that
+//! The figures of one reading are of one round: the thread increments a sequence number before and after it
+//! writes. A reader that finds an odd number, or another number after the figures than before them, reads again.
+//! A lock would let a reader that
 //! waits for its CPU hold up the ticks.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};

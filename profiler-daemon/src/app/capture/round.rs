@@ -1,5 +1,5 @@
-//! One round of the capture thread: what the kernel side has to tell, and what the tick finds, in the order in
-//! which it is lost.
+//! One round of the capture thread: reads the rings and samples blocked threads, in the order in which data
+//! would be lost.
 //!
 //! In:  rings of [`crate::kernel`], ticks
 //! Out: [`Work`] to [`super::super::resolve`]

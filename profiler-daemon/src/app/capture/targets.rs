@@ -1,4 +1,4 @@
-//! The processes that are watched: added by a command or by their parent's fork, gone by their end.
+//! The processes that are watched: added by a command or by a fork of their parent, removed when they end.
 //!
 //! In:  commands; fork, exec and exit events
 //! Out: targets of the tracker and of the kernel side; [`Work`] about processes

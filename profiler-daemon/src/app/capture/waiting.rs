@@ -1,7 +1,7 @@
 //! Memory of the samples that wait for the resolve thread.
 //!
 //! The queue between the two counts samples (`limits.sample_queue`), and a sample takes from nothing to the 64 KiB
-//! of stack that are read of a blocked thread: their number alone bounds no memory.
+//! of stack that are read of a blocked thread: a limit of their number does not limit the memory.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,8 +1,8 @@
-//! Puts together what the daemon looks like, when somebody asks.
+//! Collects the state of the daemon for a request for metrics.
 //!
-//! In:  control's own state; what the capture thread, the OAP client and the process tell of themselves
+//! In:  the states of control, of the capture thread, of the OAP client and of the process
 //! Out: [`Observation`]
-//! Lost: a reading of the process that fails; the one before it holds
+//! Lost: a reading of the process that fails; the previous one is used
 
 use std::collections::HashSet;
 
