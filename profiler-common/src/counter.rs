@@ -37,7 +37,7 @@ pub enum KernelCounter {
     CountedOnly = 13,
     /// Heads that passed the prefilter but were given to a task in a lower slot.
     OtherTask = 14,
-    /// Calls on sockets that were not looked at: a thread had been preempted in the middle of another socket hook of
+    /// Calls on sockets that were skipped: a thread had been preempted in the middle of another socket hook of
     /// the same CPU (Linux 7.0).
     HookBusy = 15,
 }

@@ -12,7 +12,7 @@
 
 use crate::rule::Method;
 
-/// Bytes of a request line that are looked at; a longer one counts as whole.
+/// Bytes of a request line that are read; a longer one counts as whole.
 pub const LINE_MAX_BYTES: usize = 256;
 /// Longest method. The longest registered one, `UPDATEREDIRECTREF`, has 17 bytes.
 pub const METHOD_MAX_BYTES: usize = 32;
@@ -216,7 +216,7 @@ pub fn version(len: u64, at: u64, byte: impl Fn(u64) -> u8) -> u64 {
     }
 }
 
-/// The step for what may stand before a request line: a PROXY header, with which a load balancer tells the client's
+/// The step for what may stand before a request line: a PROXY header, in which a load balancer sends the client's
 /// address, or empty lines.
 #[inline(always)]
 pub fn before(len: u64, byte: impl Fn(u64) -> u8) -> Line {

@@ -47,7 +47,7 @@ pub struct PythonOffsets {
     pub frame_instr: u32,
     /// `_PyInterpreterFrame.is_entry` (3.11) or `owner` (3.12 and later), one byte.
     pub frame_owner: u32,
-    /// Four bytes of a code object that tell it from one that takes its place, 0 if there are none:
+    /// Four bytes of a code object that distinguish it from one that takes its place, 0 if there are none:
     /// `co_firstlineno` on 3.11, `co_version` from 3.12 on.
     pub code_identity: u32,
     /// `PyCodeObject.co_name`, where the hash of that string belongs to the identity (3.11), else 0.

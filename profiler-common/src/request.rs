@@ -74,7 +74,7 @@ pub mod conn_flag {
 pub struct Conn {
     /// Address of the kernel's `struct sock`: a change means the descriptor was reused.
     pub sk: u64,
-    /// Inode of that socket, which tells it from a later one at the same address; 0 where
+    /// Inode of that socket, which distinguishes it from a later one at the same address; 0 where
     /// [`crate::setting_flag::SOCKET_HOOKS`] is not set.
     pub inode: u64,
     /// Identity of the open request, unique while the programs stay loaded; 0 if none.

@@ -8,7 +8,7 @@ pub const MAX_TASKS: u32 = 16;
 /// Longest literal the prefilter compares, in bytes.
 pub const LITERAL_MAX_BYTES: usize = 64;
 
-/// HTTP request methods, as the kernel side tells them apart.
+/// HTTP request methods, as the kernel side distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Method {

@@ -22,10 +22,10 @@ use crate::process::{ProcessMemory, ReadMemory};
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/proc_ns.h#L45>.
 const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub name: &'static str,
     /// It works.
     pub ok: bool,
@@ -183,7 +183,7 @@ fn kernel_symbols() -> Finding {
     }
 }
 
-/// The kernel tells process ids of the host; in a container's own namespace they name other processes or
+/// The kernel reports process ids of the host; in a container's own namespace they name other processes or
 /// none, so no request would ever be found to belong to one that is seen there.
 fn pid_namespace() -> Finding {
     pid_namespace_of(fs::metadata("/proc/self/ns/pid").map(|metadata| metadata.st_ino()))

@@ -37,13 +37,13 @@ use crate::state::TaskJournal;
 use observe::Observed;
 use tasks::Live;
 
-/// How often starts and ends of tasks are looked at while there are any.
+/// How often starts and ends of tasks are checked while there are any.
 const STEP: Duration = Duration::from_millis(50);
 
 /// How often what tasks cost is measured while there are any.
 const MEASURE: Duration = Duration::from_secs(1);
 
-/// Names told of in [`Control::tell_clashes`]; processes can make up any number.
+/// Names reported by [`Control::tell_clashes`]; processes can make up any number.
 const CLASHES_MAX: usize = 64;
 
 struct Control {
@@ -374,7 +374,7 @@ impl Control {
     }
 }
 
-/// Leaves to the next start what was counted of the tasks that go on then, deliveries included.
+/// Keeps the counts of tasks that continue for the next start, deliveries included.
 fn note_stopped(
     journal: &mut TaskJournal,
     oap: &OapHandle,

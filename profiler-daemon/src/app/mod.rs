@@ -43,7 +43,7 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// Where `standalone` keeps its journal, below its data: `daemon` may have one in the same folder.
 const JOURNAL_DIR: &str = "journal";
 
-/// Ports below it are for who has `CAP_NET_BIND_SERVICE`, unless the host says otherwise.
+/// Ports below it need `CAP_NET_BIND_SERVICE`, unless the host says otherwise.
 const FIRST_ORDINARY_PORT: u16 = 1024;
 
 /// Runs the daemon against the OAPs of the configuration until a signal ends it.

@@ -24,13 +24,13 @@ use std::path::Path;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// Name of the file; what is looked for in `/proc/PID/fd`.
+/// Name of the file, as it is in `/proc/PID/fd`.
 const NAME: &str = "profilerd-oap";
 /// What names of our processes begin with.
 const PROGRAM: &str = "profilerd";
 /// Bytes read of one: dozens of addresses.
 const TEXT_MAX_BYTES: u64 = 4096;
-/// Descriptors of a process that are looked at.
+/// Most descriptors of a process that are read.
 const DESCRIPTORS_MAX: usize = 65_536;
 
 /// Says where we report to, for as long as it is kept.

@@ -11,7 +11,7 @@ use super::statistics::StatisticsKeeper;
 use crate::guard::{Budget, Guard, ProgramMeter, Reading, Step};
 use crate::usage::Usage;
 
-/// The guard and what it is told by.
+/// The guard and its measurements.
 #[derive(Debug)]
 pub(super) struct Overhead {
     guard: Guard,

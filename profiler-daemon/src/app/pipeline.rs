@@ -91,7 +91,7 @@ impl Pipeline {
         Ok((pipeline, events))
     }
 
-    /// What the capture thread looks like; does not wake it.
+    /// The state of the capture thread; does not wake it.
     pub(super) fn observe(&self) -> CaptureObservation {
         self.capture.observe()
     }

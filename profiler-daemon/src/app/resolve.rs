@@ -38,7 +38,7 @@ const TAG_CUT: &str = "profilerd.cut";
 /// Most memory that the samples of all open requests may take: some 40,000 different stacks of 60 frames.
 const SAMPLES_MAX_BYTES: usize = 64 << 20;
 
-/// What the pipeline tells its owner.
+/// An event for the owner of the pipeline.
 #[derive(Debug)]
 pub(super) enum PipelineEvent {
     /// Programs are attached for this task.
@@ -55,7 +55,7 @@ pub(super) enum PipelineEvent {
     TaskDone(TaskId, Coverage),
     /// The task could not be armed.
     TaskFailed(TaskId, anyhow::Error),
-    /// A process executed another program: look at it again.
+    /// A process executed another program: inspect it again.
     ProcessChanged(ProcessKey),
 }
 
@@ -313,7 +313,7 @@ impl Resolve {
         Some(open)
     }
 
-    /// Unwinds and names; `None` if the process cannot be looked at any more, which is counted.
+    /// Unwinds and names; `None` if the process cannot be read any more, which is counted.
     fn resolve(
         &mut self,
         request: RequestId,

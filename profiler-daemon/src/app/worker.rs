@@ -14,7 +14,7 @@ pub(super) const CAPTURE_NICE: i32 = -10;
 
 /// How long that thread runs before the scheduler looks for another, 0.1 ms, the shortest there is. From Linux 6.12
 /// on a thread that wakes with a shorter slice than the running one's takes its CPU at once:
-/// <https://github.com/torvalds/linux/blob/v6.12/kernel/sched/features.h#L21>. Older ones do not look at it.
+/// <https://github.com/torvalds/linux/blob/v6.12/kernel/sched/features.h#L21>. Older kernels ignore it.
 const CAPTURE_SLICE_NS: u64 = 100_000;
 
 /// A running thread.

@@ -18,7 +18,7 @@ const TRACES_MAX: usize = 16;
 /// The spans that answer a question.
 struct Answer {
     spans: Vec<AgentSpan>,
-    /// There are more than were asked for: that only one fits cannot be told.
+    /// There are more than were asked for: whether only one fits is unknown.
     is_cut: bool,
 }
 

@@ -25,7 +25,7 @@ pub(super) struct OutputArgs {
     #[arg(long, value_enum)]
     format: Option<Format>,
 
-    /// Frames to show, instead of the configured ones; what was left out when a result was taken
+    /// Frames to show, instead of the configured ones; what was left out when a result was recorded
     /// cannot be shown
     #[arg(long, value_enum)]
     pub(super) frames: Option<FrameSet>,

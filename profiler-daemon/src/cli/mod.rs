@@ -69,7 +69,7 @@ enum Command {
     Analyze(analyze::AnalyzeArgs),
     /// List processes, the services they belong to, and what can be profiled
     Ps(ps::PsArgs),
-    /// Show how the daemon on this host is doing: what it does, takes and loses
+    /// Show how the daemon on this host is doing: what it does, uses and loses
     Status(status::StatusArgs),
     /// Check what works on this machine, and what to do about the rest
     Doctor(doctor::DoctorArgs),
@@ -178,7 +178,7 @@ fn http_listen(text: &str) -> Result<Listen, String> {
     parse_listen(text, "127.0.0.1:12800").map(Listen)
 }
 
-/// Parses the command line, runs the command, and tells how it went.
+/// Parses the command line, runs the command, and yields the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     match run(&Cli::parse()) {

@@ -59,7 +59,7 @@ struct Row {
     workload: Option<String>,
     unit: Option<String>,
     ports: Vec<u16>,
-    /// As they are told to an OAP; a key may come twice.
+    /// As they are reported to an OAP; a key may come twice.
     properties: Vec<(String, String)>,
     tags: Vec<(String, String)>,
     profilable: bool,

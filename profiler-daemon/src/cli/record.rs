@@ -46,7 +46,7 @@ pub(super) struct RecordArgs {
     /// Endpoint to profile
     #[arg(long, value_parser = endpoint)]
     endpoint: String,
-    /// Process to record, with its descendants: those there are, and those that start later
+    /// Process to record, with its descendants, present and future ones
     #[arg(long, group = "target", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
     /// Service to record, with all its processes, as `profilerd ps` names it
@@ -61,7 +61,7 @@ pub(super) struct RecordArgs {
     /// Keep only requests that last longer, 0ms to 15m
     #[arg(long, default_value = "0ms", value_parser = |text: &str| MIN_DURATION.parse(text))]
     min_duration: Duration,
-    /// Stop after so many requests, 1 to 1000
+    /// Stop after this number of requests, 1 to 1000
     #[arg(long, default_value = "9", value_parser = clap::value_parser!(u32).range(1..=1000))]
     max_requests: u32,
     #[command(flatten)]
@@ -121,7 +121,7 @@ impl RecordArgs {
     }
 }
 
-/// The live line; nothing where nobody looks.
+/// The progress line; only on a terminal.
 struct Line(ProgressBar);
 
 impl Line {

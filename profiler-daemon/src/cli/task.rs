@@ -28,12 +28,12 @@ use crate::output::reduce;
 
 /// The OAP of a `profilerd standalone` on this host.
 const OAP_DEFAULT: &str = "127.0.0.1:11800";
-/// Time between two looks at a task that is waited for.
+/// Time between two queries for a task that is waited for.
 const WAIT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for an instance to take a task before saying that none has.
 const UNTAKEN_HINT_MS: i64 = 10_000;
 
-/// Profile tasks: create, list, look at, get the result.
+/// Profile tasks: create, list, show, get the result.
 #[derive(Args, Clone, Debug)]
 pub struct TaskArgs {
     #[command(flatten)]

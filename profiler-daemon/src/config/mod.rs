@@ -179,7 +179,7 @@ pub struct TlsSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProcessSettings {
-    /// Time between two looks at /proc: how soon a new process is known to the OAP.
+    /// Time between two scans of /proc: how soon a new process is known to the OAP.
     #[serde(deserialize_with = "ProcessSettings::scan_interval")]
     pub scan_interval: Duration,
 }
@@ -189,7 +189,7 @@ pub struct ProcessSettings {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Processor time of the daemon and its BPF programs while tasks are live, in percent of one core. Over
-    /// it for long, dump periods become longer, then tasks fewer. 2 is what nobody notices.
+    /// it for long, dump periods become longer, then tasks fewer. 2 % goes unnoticed.
     #[serde(deserialize_with = "Limits::max_cpu_percent")]
     pub max_cpu_percent: u32,
     /// Resident memory of the daemon, in MiB, with the same consequences. 512 has room for the symbols of

@@ -15,7 +15,7 @@ use tonic::Status;
 const ROWS_MAX: usize = 1024;
 /// One message more may come on top.
 const BYTES_MAX: usize = 1 << 20;
-/// How long a row waits for more: agents keep streams open, and results are looked at meanwhile.
+/// How long a row waits for more: agents keep streams open, and results are read meanwhile.
 const LINGER: Duration = Duration::from_millis(50);
 
 /// Messages that came together.

@@ -28,7 +28,7 @@ const AUTHENTICATION: &str = "authentication";
 const MISSING: &str = "this OAP asks for a token, and the call has none";
 const WRONG: &str = "the token of the call is not the one that this OAP asks for";
 
-/// The token, and what was told of those without it.
+/// The token, and whether a refusal was logged.
 #[derive(Clone, Debug)]
 pub(super) struct Door(Option<Arc<Lock>>);
 

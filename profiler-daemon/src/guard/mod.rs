@@ -27,7 +27,7 @@ const CREDIT: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(5);
 /// How long less than a third of the budget is used before a step is taken back.
 const CALM: Duration = Duration::from_secs(30);
-/// A task is not looked at less often than this, unless it asks for it.
+/// A task is not sampled less often than this, unless it asks for it.
 const LONGEST_PERIOD: Duration = Duration::from_secs(1);
 /// Most times as long as tasks ask for.
 const STRETCH_MAX: u32 = 64;
@@ -57,11 +57,11 @@ pub struct Reading {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Too much is used: make dump periods so many times as long as tasks ask for.
+    /// Too much is used: multiply the dump periods that tasks ask for by this.
     Stretch(u32),
     /// Too much is used, and dump periods are long already: end the task that began last.
     EndNewest,
-    /// Little is used: dump periods so many times as long are enough.
+    /// Little is used: this smaller factor of dump periods is enough.
     Relax(u32),
 }
 

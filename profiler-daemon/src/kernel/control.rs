@@ -121,7 +121,7 @@ impl Kernel {
         }
     }
 
-    /// Tells the sampler how to walk a CPython process, or that it is none.
+    /// Gives the sampler the layout of a CPython process, or removes it.
     ///
     /// # Errors
     ///

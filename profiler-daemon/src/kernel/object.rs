@@ -130,7 +130,7 @@ impl std::fmt::Display for RequestHooks {
 /// How the kernel side is loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// The kernel's type information, [`BTF_PATH`] unless told otherwise.
+    /// The kernel's type information, by default [`BTF_PATH`].
     pub btf_path: PathBuf,
     /// Size of the `REQUESTS` ring in bytes, a power of two of at least a page. 1 MiB holds the
     /// starts of 250 requests with heads of 4 KiB.

@@ -85,7 +85,7 @@ pub async fn pods_now(settings: &KubernetesSettings, deadline: Duration) -> Resu
     Ok(Some(known.pods()))
 }
 
-/// Until nobody wants the pods any more.
+/// Runs until the pods are no longer needed.
 async fn run(api: Api, pods: watch::Sender<Arc<Pods>>, mut backoff: Backoff) {
     let mut is_told = false;
     loop {

@@ -17,12 +17,12 @@ use super::STATUS_PATH;
 use crate::http::client::exchange;
 use crate::model::Observation;
 
-/// Largest answer accepted: ten times what there is to tell.
+/// Largest answer accepted: ten times the usual size.
 const ANSWER_MAX_BYTES: usize = 64 << 10;
 /// Longer than the server waits.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks whoever listens at `address`.
+/// Asks the program that listens at `address`.
 ///
 /// # Errors
 ///

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// All of it. A figure that another version of profilerd does not tell is 0.
+/// All figures. A figure that another version of profilerd does not report is 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observation {
@@ -57,7 +57,7 @@ pub struct TaskObservation {
     pub period_factor: u64,
     /// Processes known.
     pub processes: u64,
-    /// Service instances told to the OAP.
+    /// Service instances reported to the OAP.
     pub instances: u64,
     /// Their services.
     pub services: u64,

@@ -78,7 +78,7 @@ pub(super) enum Failure {
     Link,
     /// The OAP does not know the call.
     Unimplemented,
-    /// The OAP is too busy and has not looked at the call.
+    /// The OAP is too busy and has not read the call.
     Busy,
     /// The OAP answered with an error.
     Refused,
@@ -111,11 +111,11 @@ pub(super) struct Link {
     report: Arc<watch::Sender<Report>>,
     pub(super) state: Arc<LinkState>,
     call_timeout: Duration,
-    /// What answers tell of the clock of the OAP.
+    /// The clock of the OAP, as its answers show it.
     pub(super) skew: Arc<Skew>,
 }
 
-/// What callers tell of connections.
+/// Reports of callers about connections.
 #[derive(Debug, Default)]
 struct Report {
     /// The latest on which a call was answered.

@@ -158,7 +158,7 @@ impl OapClient {
     }
 }
 
-/// How long the reporter may take to give back what it holds, once it is told to.
+/// How long the reporter may take to return its items at a stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The client's tasks; they end with it.

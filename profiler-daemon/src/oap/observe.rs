@@ -43,7 +43,7 @@ impl LinkState {
 }
 
 impl OapHandle {
-    /// What the client looks like now.
+    /// The state of the client.
     #[must_use]
     pub fn observe(&self) -> DeliveryObservation {
         let (total, used) = self.queue.observe();

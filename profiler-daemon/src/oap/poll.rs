@@ -322,7 +322,7 @@ impl Poller {
         }
     }
 
-    /// Takes an answer. An error means that nobody takes tasks any more.
+    /// Takes an answer. An error means that tasks are no longer received.
     async fn take(
         &self,
         asking: &mut Asking,
@@ -376,7 +376,7 @@ async fn ask(
     link.call(&connection, call).await
 }
 
-/// Waits until somebody knows of a task; for ever if nobody can.
+/// Waits until a task is announced; for ever if that cannot happen.
 async fn notified(poll_now: Option<&Notify>) {
     match poll_now {
         Some(poll_now) => poll_now.notified().await,

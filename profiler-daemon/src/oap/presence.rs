@@ -23,11 +23,11 @@ use super::name::{SERVICE_MAX, cut};
 use super::turns::{Turns, at};
 use crate::model::Service;
 
-/// Most instances an OAP is told of a second. 1,000 are registered within 10 s, and stay spread over that
+/// Most instances reported to an OAP per second. 1,000 are registered within 10 s, and stay spread over that
 /// time; more than 3,000 have longer pauses between their heartbeats.
 const INSTANCES_PER_SECOND: u32 = 100;
 
-/// A service instance and what is told about it.
+/// A service instance and its properties.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reporting {
     /// Names, at most 70 characters each.

@@ -429,7 +429,7 @@ fn lost(next: Next, taken: usize, rest: usize) -> usize {
     }
 }
 
-/// The token was refused: the OAP has not looked at the call.
+/// The token was refused: the OAP has not read the call.
 fn is_unauthorized(status: &Status) -> bool {
     use tonic::Code::{PermissionDenied, Unauthenticated};
     matches!(status.code(), PermissionDenied | Unauthenticated)

@@ -103,7 +103,7 @@ pub(super) struct Skew(Mutex<Known>);
 #[derive(Debug)]
 struct Known {
     bounds: Bounds,
-    /// What the log was told last.
+    /// The difference that was logged last.
     told_ms: Option<i64>,
 }
 
@@ -117,7 +117,7 @@ impl Default for Skew {
 }
 
 impl Skew {
-    /// Learns from an answer or a task, and tells the log of a difference that is new.
+    /// Learns from an answer or a task, and logs a new difference.
     pub(super) fn learn(&self, bounds: Bounds) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.bounds = known.bounds.and(bounds);

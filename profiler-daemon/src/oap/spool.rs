@@ -86,7 +86,7 @@ pub(super) struct Taken {
 }
 
 impl Spool {
-    /// Opens a folder, and makes it if it is not there; also tells what a crash has cost.
+    /// Opens a directory, and creates it if it is missing; also yields the losses of a crash.
     ///
     /// # Errors
     ///

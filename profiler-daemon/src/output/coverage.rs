@@ -38,7 +38,7 @@ pub fn losses_text(coverage: &CoverageReport) -> String {
     text
 }
 
-/// How much of what was asked for a report has, in one line.
+/// How complete a report is, in one line.
 #[must_use]
 pub fn closing_text(report: &ProfileReport) -> String {
     let counts = &report.coverage.counters;

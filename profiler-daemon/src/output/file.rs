@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::{View, write};
 use crate::model::ProfileReport;
 
-/// Only the owner: stacks and endpoints tell about an application what not every user may know.
+/// Only the owner: stacks and endpoints are not for every user of the host.
 const MODE: u32 = 0o600;
 
 /// Refuses a path that cannot become a file, before any work is done for it.

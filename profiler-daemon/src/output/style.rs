@@ -48,7 +48,7 @@ impl Style {
     }
 }
 
-/// The kinds of frames that people tell apart.
+/// The kinds of frames that have colours of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// Functions of a language with a runtime.

@@ -38,7 +38,7 @@ pub struct Cgroup {
     pub systemd_unit: Option<String>,
 }
 
-/// A container as its control group tells.
+/// A container as its control group shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Container {
     /// 64 hexadecimal digits; the name stands elsewhere.

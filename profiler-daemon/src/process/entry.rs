@@ -17,7 +17,7 @@ use super::procfs::{ProcFolder, Stat};
 use super::runtime::Runtime;
 use crate::model::ProcessKey;
 
-/// Addresses of the host that are told; a host of containers has one per bridge.
+/// Addresses of the host that are reported; a host of containers has one per bridge.
 const ADDRESSES_MAX: usize = 8;
 
 /// A process of the host.
@@ -87,7 +87,7 @@ impl Process {
     }
 }
 
-/// What is told of the host itself.
+/// Properties of the host itself.
 #[derive(Debug)]
 pub(super) struct Host {
     /// Its name as it stands in instance names.

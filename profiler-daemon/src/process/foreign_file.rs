@@ -20,7 +20,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use super::stand_in::door;
 use crate::model::Pid;
 
-/// Entries of a folder that are looked at.
+/// Most entries of a folder that are read.
 const ENTRIES_MAX: usize = 4096;
 
 /// The first `max_bytes` of a regular file.

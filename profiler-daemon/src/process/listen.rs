@@ -26,7 +26,7 @@ const TABLE_MAX_BYTES: usize = 1 << 20;
 const CHUNK_BYTES: usize = 4096;
 /// More than a line.
 const LINE_BYTES: usize = 256;
-/// Descriptors looked at per process.
+/// Most descriptors read per process.
 const DESCRIPTORS_MAX: usize = 65_536;
 
 /// Listening sockets of a network namespace: inode to port.

@@ -162,7 +162,7 @@ impl Procfs {
     ///
     /// # Errors
     ///
-    /// The process is gone, has no memory, or may not be looked at.
+    /// The process is gone, has no memory, or may not be read.
     pub fn exe(&self, pid: Pid) -> io::Result<PathBuf> {
         let path = std::fs::read_link(self.path(pid, "exe"))?;
         match path
@@ -196,7 +196,7 @@ impl Procfs {
     ///
     /// # Errors
     ///
-    /// The process is gone or may not be looked at.
+    /// The process is gone or may not be read.
     pub fn environ(
         &self,
         pid: Pid,
@@ -215,7 +215,7 @@ impl Procfs {
     ///
     /// # Errors
     ///
-    /// The process is gone or may not be looked at.
+    /// The process is gone or may not be read.
     pub fn text(&self, pid: Pid, file: &str, max_bytes: u64) -> io::Result<String> {
         let bytes = read_bounded(&self.path(pid, file), max_bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -30,7 +30,7 @@ pub enum Runtime {
     /// CPython, also embedded. Whether its frames can be read is another question:
     /// [`python::PythonRuntime::detect`].
     CPython(PythonVersion),
-    /// Go; the version if the binary tells, such as `go1.22.1`.
+    /// Go; the version if the binary has it, such as `go1.22.1`.
     Go {
         /// Version of the tool chain.
         version: Option<String>,
@@ -73,7 +73,7 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// The process is gone, or we may not look at it.
+    /// The process is gone, or may not be read.
     pub fn detect(pid: Pid) -> Result<Self, Error> {
         let images = mapped_images(pid)?;
         let memory = ProcessMemory::new(pid);

@@ -24,7 +24,7 @@ use super::listen::Listeners;
 
 /// Room for one part of the answer; the kernel makes them 32 KiB at most.
 const PART_BYTES: usize = 32 << 10;
-/// Listening sockets looked at.
+/// Most listening sockets that are read.
 const LISTENERS_MAX: usize = 65_536;
 
 /// Listening sockets of this process's network namespace.

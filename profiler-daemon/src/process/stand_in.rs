@@ -19,7 +19,7 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 use super::procfs::Procfs;
 use crate::model::Pid;
 
-/// Threads looked at to find a living one.
+/// Most threads that are tried to find a living one.
 const THREADS_MAX: usize = 4096;
 
 static HAS_STAND_INS: AtomicBool = AtomicBool::new(false);

@@ -47,7 +47,7 @@ const PROCESSES_MAX: usize = 32_768;
 
 /// Scans in which a process counts as young: between fork and exec it still looks like its parent.
 const YOUNG_SCANS: u32 = 3;
-/// Older processes are looked at every so many scans.
+/// Older processes are read every so many scans.
 const OLD_STRIDE: u32 = 6;
 /// Runtime and agent of an older process are looked for again every so many scans: an agent that a
 /// program starts itself may be loaded late.

@@ -22,7 +22,7 @@ const TABLES: [&str; 2] = ["net/tcp", "net/tcp6"];
 pub enum Waits {
     /// The request's own: its connection, calls to other servers, timers.
     ForItself,
-    /// New connections, or other clients: an event loop, which may do anybody's work.
+    /// New connections, or other clients: an event loop, which may work for any client.
     ForOthers,
     /// The same, and for a server socket of its own program: it forwards what it reads.
     ForWorkers,

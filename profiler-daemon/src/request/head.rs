@@ -3,7 +3,7 @@
 
 use profiler_common::{Line, SKIPS_MAX, line_of, line_status};
 
-/// Most header lines looked at.
+/// Most header lines that are read.
 const HEADERS_MAX: usize = 128;
 
 /// The parts of a request head the daemon uses.

@@ -17,7 +17,7 @@ const LAST_CHUNK_NS: u64 = 50_000_000;
 /// How long an end may be missing after the connection's state is gone, before it is taken as lost.
 const LOST_END_NS: u64 = 1_000_000_000;
 
-/// How often the descriptor of a request is looked at, where not every close is seen.
+/// How often the descriptor of a request is checked, where not every close is seen.
 const DESCRIPTOR_NS: u64 = 1_000_000_000;
 
 /// The contexts that a request's own calls carry.
@@ -28,7 +28,7 @@ pub(super) enum Outbound {
     None,
     /// All had the same segment.
     One(Box<Sw8>),
-    /// Segments of several: which one is the request's cannot be told.
+    /// Several segments: which one is the request's is unknown.
     Several,
 }
 
@@ -75,15 +75,15 @@ pub(super) struct OpenRequest {
     pub(super) outbound: Outbound,
     /// Its thread has forked since: what a child writes is not seen.
     pub(super) has_forked: bool,
-    /// The epoll set that its thread slept on, as long as nobody has found out who else is in it.
+    /// The epoll set that its thread slept on, until its other members are known.
     pub(super) wait_fd: Option<i32>,
-    /// The set whose others were found to be none.
+    /// The epoll set that was found to have no other clients.
     own_wait_fd: Option<i32>,
     /// When and why it ended, if its end waits for that.
     pub(super) ended: Option<(u64, Option<EndReason>)>,
     /// When the kernel's connection was first found to be gone.
     gone_since_ktime_ns: Option<u64>,
-    /// When the descriptor was looked at last.
+    /// When the descriptor was checked last.
     descriptor_ktime_ns: u64,
 }
 
@@ -214,7 +214,7 @@ impl OpenRequest {
         self.is_complete() && (self.has_length() || quiet_ns >= LAST_CHUNK_NS)
     }
 
-    /// More of the response is known to be owed. Of one whose framing is not known nobody can tell.
+    /// More of the response is expected. Without known framing this is unknown.
     pub(super) fn is_owed(&self) -> bool {
         !self.is_answered || self.framing().is_some() && !self.is_complete()
     }

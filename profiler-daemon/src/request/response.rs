@@ -1,6 +1,6 @@
 //! Reads status and framing from the first bytes of an HTTP/1 response (RFC 9112 §4, §6).
 
-/// What tells the end of a response.
+/// How the end of a response is recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// Its number of bytes, heads and body.
@@ -16,7 +16,7 @@ pub enum Framing {
 pub struct ResponseHead {
     /// Status code, 100 to 999.
     pub status: u16,
-    /// What tells the response's end; `None` if the head goes on behind the bytes.
+    /// How the response's end is recognized; `None` if the head continues after the bytes.
     pub framing: Option<Framing>,
 }
 

@@ -24,9 +24,9 @@ pub(super) struct LiveTask {
     used: HashMap<Service, u32>,
     /// By the id that events name them by.
     targets: HashMap<Pid, TargetProcess>,
-    /// Processes that are event loops, as far as the coverage tells.
+    /// Processes that are event loops and are in the coverage as such.
     loops: HashSet<ProcessKey>,
-    /// The kernel side was told to ship no more requests.
+    /// The kernel side sends no more requests.
     is_count_only: bool,
 }
 

@@ -141,7 +141,7 @@ impl RequestTracker {
         }
     }
 
-    /// A process is gone for good, or nobody watches it any more. Its requests have been ended before.
+    /// A process has ended, or is not watched any more. Its requests have been ended before.
     pub fn remove_target(&mut self, process: ProcessKey) {
         self.loops.forget(process);
         for task in self.tasks.values_mut() {

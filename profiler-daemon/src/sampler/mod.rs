@@ -66,7 +66,7 @@ pub struct Tick {
     pub last_ktime_ns: u64,
 }
 
-/// A thread to look at.
+/// A thread to sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
     /// The request it serves.
@@ -79,7 +79,7 @@ pub struct Watched {
     pub tid: Tid,
 }
 
-/// What a thread is looked at with.
+/// The sources that a thread is sampled from.
 #[derive(Debug)]
 pub struct Sources<'a, S, M, W> {
     /// Its latest switch.

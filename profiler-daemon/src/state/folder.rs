@@ -73,7 +73,7 @@ impl StateFolder {
         write().with_context(|| format!("failed to write {}", path.display()))
     }
 
-    /// Moves a file that cannot be used out of the way, for somebody to look at; yields where it is now.
+    /// Moves a file that cannot be used aside, for inspection; yields its new path.
     ///
     /// # Errors
     ///

@@ -235,7 +235,7 @@ impl TaskJournal {
         self.change(task_id, service, |saved| saved.used += 1);
     }
 
-    /// What was counted of the task so far, told by an instance.
+    /// The task's counts so far, reported by an instance.
     pub fn counted(&mut self, task_id: &TaskId, service: &Service, coverage: &Coverage) {
         let coverage = SavedCoverage::new(coverage);
         self.change(task_id, service, |saved| saved.coverage = coverage.clone());
@@ -250,7 +250,7 @@ impl TaskJournal {
         });
     }
 
-    /// The task goes on at an instance.
+    /// The task continues at an instance.
     pub fn resumed(&mut self, task_id: &TaskId, service: &Service) {
         self.change(task_id, service, |saved| saved.is_stopped = false);
     }

@@ -1,4 +1,4 @@
-//! The instants at which a request's thread is looked at.
+//! The instants at which a request's thread is sampled.
 //!
 //! ```text
 //!  piece 0   |    |    |    |   .                        one tick per dump period

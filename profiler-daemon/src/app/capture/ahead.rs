@@ -12,7 +12,7 @@ use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
 
 use super::clock::new_timer;
 
-/// Time between a look at few threads and the tick: some times as long as a timer is late on a busy host.
+/// Time between the read of few threads and the tick: several times the lateness of a timer on a busy host.
 const LEAD_NS: u64 = 500_000;
 
 /// The timer, armed for one tick at a time.
@@ -79,7 +79,7 @@ impl AsFd for AheadTimer {
     }
 }
 
-/// Time between a look and the tick, if the look before took so long.
+/// Time between a read and the tick, if the previous read took so long.
 fn lead_ns(look_ns: u64, period: Duration) -> u64 {
     let half_ns = u64::try_from(period.as_nanos() / 2).unwrap_or(u64::MAX);
     LEAD_NS.saturating_add(look_ns).min(half_ns)

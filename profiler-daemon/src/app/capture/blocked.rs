@@ -83,7 +83,7 @@ impl Capture {
         self.tracker.open().map(watch).collect()
     }
 
-    /// Looks at each thread with what there is to look at it with.
+    /// Samples each thread, with the sources that there are.
     fn each(
         &mut self,
         watched: Vec<(TaskSlot, Watched)>,

@@ -38,7 +38,7 @@ pub(super) struct Due {
     pub(super) has_fired: bool,
     /// Oldest first.
     pub(super) ticks: Vec<Tick>,
-    /// They are looked at more than half a period late.
+    /// They are sampled more than half a period late.
     pub(super) is_late: bool,
 }
 
@@ -71,13 +71,13 @@ impl GridTimer {
         Duration::from_nanos(self.grid.period_ns)
     }
 
-    /// The tick that is told next, `CLOCK_MONOTONIC`; none while the timer rests or does not run.
+    /// The next tick that is reported, `CLOCK_MONOTONIC`; none while the timer rests or does not run.
     pub(super) fn next_tick(&self) -> Option<u64> {
         let runs = !self.is_resting && self.grid.period_ns != u64::MAX;
         runs.then_some(self.next_ktime_ns)
     }
 
-    /// Whether the next tick is told within so long.
+    /// Whether the next tick is due within this time.
     pub(super) fn tells_within(&self, ns: u64) -> bool {
         !self.is_resting && self.grid.period_ns <= ns
     }
@@ -103,7 +103,7 @@ impl GridTimer {
         self.arm(self.next_ktime_ns, period)
     }
 
-    /// Stops telling ticks if nobody needs them, or tells them again, from the first after
+    /// Stops reporting ticks if none is needed, or reports them again, from the first after
     /// `since_ktime_ns` on, which may be in the past.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ pub(in crate::app) struct NewTarget {
     pub(in crate::app) process: ProcessKey,
     /// The instance it reports as.
     pub(in crate::app) service: Service,
-    /// What tells whether it still runs the program that was looked at.
+    /// Shows whether the process still runs the program that was inspected.
     pub(in crate::app) program: Stat,
     /// Its interpreter.
     pub(in crate::app) python: Option<Arc<PythonRuntime>>,
@@ -48,7 +48,7 @@ impl Commands {
     }
 }
 
-/// What the capture thread is told.
+/// A command to the capture thread.
 #[derive(Debug)]
 pub(in crate::app) enum Command {
     /// Arm a task.
@@ -94,9 +94,9 @@ pub(in crate::app) enum Command {
         /// Text.
         text: String,
     },
-    /// Make dump periods so many times as long as the tasks ask for.
+    /// Multiply the dump periods that tasks ask for by this.
     Stretch(u32),
-    /// Tell the programs' run times, once a second: somebody has the kernel count them.
+    /// Report the programs' run times once a second, because the kernel counts them now.
     TellProgramTime,
     /// End all tasks at once and leave.
     Shutdown,
@@ -109,7 +109,7 @@ pub(in crate::app) enum Work {
     Target(NewTarget),
     /// Samples of this request follow.
     Begin(Box<ActiveRequest>, Grids),
-    /// The request's thread is looked at by another grid since this instant (`CLOCK_MONOTONIC`).
+    /// The request's thread is sampled by another grid since this instant (`CLOCK_MONOTONIC`).
     Regrid(RequestId, u64, Grid),
     /// A sample.
     Sample(RawSample),

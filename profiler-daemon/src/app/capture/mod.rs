@@ -52,7 +52,7 @@ pub(super) use message::{Command, Commands, NewTarget, Work};
 pub(super) use observe::CaptureState;
 pub(super) use waiting::WaitingBytes;
 
-/// How often open requests are looked at.
+/// How often open requests are checked.
 const LOOK_NS: u64 = 50_000_000;
 /// How long request events may wait to be read.
 const EVENTS_WAIT_NS: u64 = 20_000_000;
@@ -112,7 +112,7 @@ pub(in crate::app) struct Capture {
     processes: HashMap<Pid, Watched>,
     runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     live: HashMap<TaskSlot, Live>,
-    /// Dump periods are so many times as long as the tasks ask for.
+    /// Dump period in use, divided by the one that tasks ask for.
     stretch: u32,
     tells_program_time: bool,
     clock: GridTimer,
@@ -160,7 +160,7 @@ impl Capture {
         })
     }
 
-    /// Runs until told to leave.
+    /// Runs until a command ends it.
     pub(in crate::app) fn run(mut self) -> Result<()> {
         loop {
             self.wait()?;

@@ -15,7 +15,7 @@ use super::Capture;
 use crate::kernel::{Drained, Kernel};
 use crate::model::{CaptureObservation, RingObservation};
 
-/// How often somebody who asks reads again: writing takes less than a microsecond.
+/// How often a reader tries again: writing takes less than a microsecond.
 const READS_MAX: usize = 1000;
 
 /// The numbers. Asking for them does not wake the thread.
@@ -132,7 +132,7 @@ impl CaptureState {
         self.sample_ring.on_read(drained.sample_bytes);
     }
 
-    /// A second is over: what the rings held in it can be told.
+    /// A second is over: the backlog of the rings in it can be reported.
     pub(super) fn end_second(&self) {
         self.write(|| {
             self.request_ring.end_second();

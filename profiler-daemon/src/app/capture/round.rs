@@ -17,7 +17,7 @@ use crate::request::Action;
 use crate::timeline::Grids;
 
 impl Capture {
-    /// Takes what the kernel side has to tell, looks at blocked threads if a tick is due, and passes all of it on.
+    /// Reads the rings, samples blocked threads if a tick is due, and passes everything on.
     pub(super) fn round(&mut self) -> Result<()> {
         let due = self.clock.due()?;
         if due.is_late {

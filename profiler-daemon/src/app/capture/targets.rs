@@ -232,7 +232,7 @@ impl Capture {
         }
     }
 
-    /// Lets go of processes that a task has watched, those that no other one does.
+    /// Stops watching the processes of a task that no other task watches.
     pub(super) fn unwatch(&mut self, processes: HashSet<ProcessKey>) {
         for process in processes {
             if self.live.values().any(|it| it.targets.contains(&process)) {

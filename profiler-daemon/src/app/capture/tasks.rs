@@ -114,7 +114,7 @@ impl Capture {
         Ok(())
     }
 
-    /// Makes all dump periods so many times as long as the tasks ask for, at once.
+    /// Multiplies all dump periods that tasks ask for by this, at once.
     fn set_stretch(&mut self, stretch: u32) -> Result<()> {
         let before = std::mem::replace(&mut self.stretch, stretch.max(1));
         let shortest = self.live.values().map(|live| live.period).min();
@@ -127,7 +127,7 @@ impl Capture {
         result
     }
 
-    /// Has the CPUs tick at another distance. Open requests are looked at by the new grid from here on.
+    /// Has the CPUs tick at another period. Open requests are sampled by the new grid from now on.
     fn set_period(&mut self, period: Duration) -> Result<()> {
         let Some(kernel) = &mut self.kernel else {
             return Ok(());
@@ -141,7 +141,7 @@ impl Capture {
         Ok(())
     }
 
-    /// The grid by which a task's requests are looked at now.
+    /// The grid by which a task's requests are sampled now.
     pub(super) fn grid_of(&self, slot: TaskSlot) -> Grid {
         let grid = self.clock.grid();
         let asked = self.live.get(&slot).map(|live| live.period);
@@ -181,7 +181,7 @@ impl Capture {
         }
     }
 
-    /// Detaches everything, and tells so, if no task is live; true if that is so.
+    /// Detaches everything, and reports it, if no task is live; true if so.
     fn disarm_if_idle(&mut self) -> bool {
         let is_idle = self.live.is_empty();
         if is_idle {

@@ -56,7 +56,7 @@ impl Observed {
 }
 
 impl Control {
-    /// What the daemon looks like now. No other thread is woken for it.
+    /// The state of the daemon. No other thread is woken for it.
     pub(super) fn observe(&mut self) -> Observation {
         let delivery = self.oap.observe();
         let count = |counter: Counter| {

@@ -18,12 +18,12 @@ use crate::output::explain_nothing;
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
 
-/// What the coverage of a task says that a stop has ended, until it goes on.
+/// Note of a task that a stop has ended, until the task continues.
 const CUT_SHORT: &str = "cut short: profilerd was stopped before the task's end; the task goes on if it \
                          is started again in time";
 /// The same, of a daemon that keeps no journal.
 const CUT_OFF: &str = "cut short: profilerd was stopped before the task's end";
-/// What it says when the task goes on.
+/// Notes of a task that continues after a restart.
 const STOPPED: &str = "profilerd was stopped and started again while the task ran; requests in between were \
                        not seen";
 const DIED: &str = "profilerd was killed or crashed, and was started again while the task ran; requests \
@@ -42,13 +42,13 @@ pub(super) struct Live {
     pub(super) instances: BTreeMap<Service, Instant>,
     /// Instances it is over for; they are reported when the slot is done.
     pub(super) ended: Vec<Service>,
-    /// Processes that have been looked at for it, as long as they live.
+    /// Processes that have been checked for it, as long as they live.
     pub(super) watched: HashSet<ProcessKey>,
     pub(super) began: Instant,
     pub(super) ending: bool,
     /// It is over but for requests whose segments are not known yet.
     pub(super) done: Option<Coverage>,
-    /// What was counted before a restart, by the instance that told it.
+    /// Counts from before a restart, by the instance that reported them.
     pub(super) before: BTreeMap<Service, Coverage>,
     /// When the journal got the counts, and of how many profiled requests they were.
     pub(super) noted: (Instant, u64),
@@ -60,7 +60,7 @@ impl Live {
         self.instances.contains_key(service) || self.ended.contains(service)
     }
 
-    /// What an instance tells: the reporter what the pipeline has counted, the others what they told before.
+    /// The counts that an instance reports: the reporter those of the pipeline, the others those from before a restart.
     pub(super) fn told_by(&self, service: &Service, coverage: &Coverage) -> Coverage {
         let mut told = self.before.get(service).cloned().unwrap_or_default();
         if *service == self.reporter {
@@ -183,7 +183,7 @@ impl Control {
     }
 
     /// Ends a task at an instance that has got one for the same time since. No OAP creates such while it knows the
-    /// first one: it has lost its tasks, and nobody would ever see what is profiled for that one.
+    /// first one: it has lost its tasks, so results of that one would never be shown.
     fn end_unknown(&mut self, lost: &ProfileTask, next: &ProfileTask) {
         let why = format!(
             "the OAP does not know this task any more: it has created {} for the same time",
@@ -204,7 +204,7 @@ impl Control {
         }
     }
 
-    /// Runs a task at an instance for so long.
+    /// Runs a task at an instance for this time.
     pub(super) fn run_for(&mut self, task: ProfileTask, lasts: Duration) {
         let ends = Instant::now() + lasts;
         let (task_id, service) = (task.task_id.clone(), task.service.clone());
@@ -352,7 +352,7 @@ impl Control {
         self.oap.coverage(task_id.clone(), service, told);
     }
 
-    /// Adds what the OAP client knows alone, as it does to what it sends.
+    /// Adds the counts that only the OAP client knows, as it does in its reports.
     pub(super) fn with_delivery(
         &self,
         task_id: &TaskId,
@@ -410,7 +410,7 @@ impl Control {
     }
 }
 
-/// A SkyWalking OAP has no place for what was seen and lost, so the log tells it.
+/// A SkyWalking OAP cannot store the coverage report, so it is logged.
 fn log_end(task_id: &TaskId, live: &Live, coverage: &Coverage) {
     let report = coverage.to_report();
     let moved = report.counters.iter().filter(|&(_, &count)| count > 0);

@@ -82,7 +82,7 @@ enum Step {
     Second,
 }
 
-/// Taken, not looked at.
+/// Accepted and ignored.
 #[derive(Debug, InputObject)]
 struct Duration {
     start: String,

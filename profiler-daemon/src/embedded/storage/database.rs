@@ -25,11 +25,11 @@ use thiserror::Error;
 const FILE_NAME: &str = "profilerd.db";
 /// The file that says that a process uses the directory.
 const LOCK_NAME: &str = "profilerd.lock";
-/// "prof": tells our files from other programs' databases.
+/// "prof": distinguishes our files from other programs' databases.
 const APPLICATION_ID: i32 = 0x7072_6f66;
 /// Version of `schema.sql`.
 const SCHEMA_VERSION: i32 = 1;
-/// How long a write waits for somebody who looks into the file with another program.
+/// How long a write waits for another program that reads the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements kept prepared: all of ours.
 const STATEMENTS: usize = 64;

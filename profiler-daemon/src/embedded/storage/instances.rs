@@ -67,7 +67,7 @@ pub(in super::super) fn all(db: &Connection) -> Result<Vec<NamedInstance>> {
     instances.collect()
 }
 
-/// Whether an instance of a service has told of itself that is none of profilerd's: agents name endpoints as they like.
+/// Whether an instance of a service has reported that is not profilerd's: agents name endpoints as they like.
 pub(in super::super) fn has_agent(db: &Connection, service: &str) -> Result<bool> {
     let mut query = db.prepare_cached(
         "SELECT EXISTS (SELECT 1 FROM instance

@@ -33,11 +33,11 @@ const MANIFEST_MAX_BYTES: u64 = 64 << 10;
 const ENTRY: &[u8] = b"PK\x03\x04";
 /// Bit of the flags: the sizes stand behind the data.
 const SIZE_FOLLOWS: usize = 8;
-/// Entries looked at: the folder `META-INF/` may stand before the manifest.
+/// Entries read: the folder `META-INF/` may stand before the manifest.
 const ENTRIES_MAX: usize = 4;
 /// The file as it is delivered has 20 KiB.
 const CONFIG_MAX_BYTES: u64 = 256 << 10;
-/// Agents of one JVM that are looked at.
+/// Most agents of one JVM that are read.
 const JARS_MAX: usize = 8;
 
 pub(super) fn detect(facts: &Facts<'_>) -> Option<Agent> {

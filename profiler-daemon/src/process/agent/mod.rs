@@ -48,9 +48,9 @@ pub struct Agent {
     pub language: AgentLanguage,
     /// Its version, if it can be found without searching.
     pub version: Option<String>,
-    /// What tells that it is there, for people.
+    /// The evidence for the agent, for people.
     pub evidence: String,
-    /// Whether it carries out profile tasks itself; `None` if that cannot be told from outside.
+    /// Whether it carries out profile tasks itself; `None` if that cannot be seen from outside.
     pub profiles: Option<bool>,
     /// The service it reports as, if known.
     pub service: Option<String>,
@@ -145,7 +145,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// The process is gone, or we may not look at it.
+    /// The process is gone, or may not be read.
     pub fn detect(pid: Pid, runtime: &Runtime, command: &[String]) -> io::Result<Option<Self>> {
         let detect = match runtime {
             Runtime::Jvm { .. } => java::detect,

@@ -78,7 +78,7 @@ pub struct CodeError {
     pub source: io::Error,
 }
 
-/// What tells one code object from another that took its place.
+/// What distinguishes a code object from another that took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fingerprint {
     identity: u32,

@@ -27,7 +27,7 @@ const SYMBOL: &str = "_PyEval_EvalFrameDefault";
 const PARTS_MAX: usize = 8;
 /// Largest part decoded.
 const PART_BYTES_MAX: u64 = 1 << 20;
-/// Most jumps out of one part that are looked at. Real parts have a few dozen.
+/// Most jumps out of one part that are followed. Real parts have a few dozen.
 const TARGETS_MAX: usize = 1024;
 
 /// The parts of the interpreter loop as ranges of addresses.

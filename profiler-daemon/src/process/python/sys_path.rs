@@ -27,7 +27,7 @@ use crate::process::page_cache::PageCache;
 const INTERPRETERS_MAX: usize = 16;
 /// Entries that are taken, of all interpreters.
 const ENTRIES_MAX: usize = 256;
-/// Keys of `sys.__dict__` that are looked at, of all interpreters; it has about 100.
+/// Most keys of `sys.__dict__` that are read, of all interpreters; it has about 100.
 const KEYS_MAX: u64 = 2048;
 /// Longest entry, in characters: `PATH_MAX`.
 const ENTRY_CHARS_MAX: usize = 4096;

@@ -144,7 +144,7 @@ pub(crate) fn visit_threads(
     Ok(())
 }
 
-/// What tells a thread's state from the others in the list.
+/// What distinguishes a thread's state from the others in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadIds {
     /// Id in the process's pid namespace.
