@@ -36,7 +36,7 @@ pub struct AnalyzeArgs {
     #[arg(long = "range", value_name = "START_MS-END_MS")]
     ranges: Vec<TimeRange>,
 
-    /// Form of the result
+    /// Format of the result
     #[arg(long, value_enum, default_value_t = Format::Tree)]
     format: Format,
 }

@@ -16,25 +16,25 @@ pub(super) const EXIT_NO_REQUEST: u8 = 3;
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct OutputArgs {
-    /// File for the result instead of standard output; it is complete or not there
+    /// Write the result to this file instead of standard output; the file is complete or not written at all
     #[arg(short, long, value_name = "FILE", value_parser = output_file)]
     output: Option<PathBuf>,
 
-    /// Form of the result; if not given, by the ending of FILE (.svg, .json, .pb.gz, .folded),
-    /// else tree
+    /// Format of the result; by default chosen by the extension of FILE (.svg, .json, .pb.gz,
+    /// .folded), otherwise tree
     #[arg(long, value_enum)]
     format: Option<Format>,
 
-    /// Frames to show, instead of the configured ones; what was left out when a result was recorded
-    /// cannot be shown
+    /// Frames to show, instead of the configured ones; frames that were left out when the result
+    /// was recorded cannot be shown
     #[arg(long, value_enum)]
     pub(super) frames: Option<FrameSet>,
 
-    /// In a tree: one for each request instead of one for all
+    /// With trees: print one for each request instead of one for all requests
     #[arg(long)]
     each: bool,
 
-    /// In a tree: leave out functions below this share of the time, 0 to 100
+    /// With trees: leave out functions below this share of the time, in percent, 0 to 100
     #[arg(long, value_name = "PERCENT", default_value_t = output::MIN_PERCENT, value_parser = percent)]
     min_percent: f64,
 }

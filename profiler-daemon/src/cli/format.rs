@@ -14,7 +14,7 @@ impl ValueEnum for Format {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.name()).help(match self {
             Self::Tree => "call trees and the coverage report, for people",
-            Self::Folded => "`root;...;leaf N` per stack, N being snapshots, one per period",
+            Self::Folded => "lines `root;...;leaf N`, one per stack; N is its number of snapshots",
             Self::Svg => "a flame graph to open in a browser; widths are milliseconds",
             Self::Pprof => "a gzipped profile for `go tool pprof`",
             Self::Json => "one object with task, coverage, segments, snapshots and trees",
@@ -29,8 +29,8 @@ impl ValueEnum for FrameSet {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.name()).help(match self {
-            Self::Application => "functions of the application, what they called and wait for",
-            Self::All => "those of the interpreter, of thread start and of the kernel as well",
+            Self::Application => "functions of the application, the builtins they called, and what they wait for",
+            Self::All => "also frames of the interpreter, of thread start and of the kernel",
         }))
     }
 }

@@ -99,7 +99,7 @@ fn metrics(text: &str) -> Result<Listen, String> {
 /// Options of every command that needs the configuration.
 #[derive(Args, Clone, Debug)]
 struct ConfigArgs {
-    /// Configuration file (YAML); docs/configuration.md has every key
+    /// Configuration file (YAML); docs/configuration.md lists every key
     #[arg(long, value_name = "FILE", env = "PROFILERD_CONFIG")]
     config: Option<PathBuf>,
 }

@@ -172,7 +172,7 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
         .map(|process| Row::new(process, obstacle.as_deref()))
         .collect();
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("profilerd: not root: processes of other users are seen only in part");
+        eprintln!("profilerd: not root: facts about processes of other users are incomplete");
     }
     for (name, full) in table.clashes() {
         let full: Vec<_> = full.into_iter().map(clean).collect();
@@ -189,7 +189,7 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
     }
     if rows.is_empty() {
         eprintln!(
-            "profilerd: no process listens on a TCP port or has a service name; --all lists {}",
+            "profilerd: no process listens on a TCP port or was given a service name; --all lists {} processes",
             table.iter().count()
         );
     }

@@ -46,7 +46,7 @@ fn process_text(process: &ProcessObservation, now_ms: i64) -> String {
         row(
             format!("{:.2} s", process.cpu_seconds),
             false,
-            &format!("processor time since then, {share:.2} % of one processor"),
+            &format!("CPU time since then, {share:.2} % of one CPU"),
         ),
         row(HumanBytes(process.resident_bytes), false, "resident memory"),
         row(process.open_fds, false, "open descriptors"),
@@ -262,7 +262,7 @@ mod tests {
         insta::assert_snapshot!(told(&at_work(), NOW_MS, 1), @r"
         profilerd 0.1.0�[2J, started 10 min ago
           daemon
-              1.20 s  processor time since then, 0.20 % of one processor
+              1.20 s  CPU time since then, 0.20 % of one CPU
            37.00 MiB  resident memory
                   31  open descriptors
           tasks
@@ -305,7 +305,7 @@ mod tests {
         insta::assert_snapshot!(told(&Observation::default(), 60_000, 0), @r"
         profilerd , started 60 s ago
           daemon
-              0.00 s  processor time since then, 0.00 % of one processor
+              0.00 s  CPU time since then, 0.00 % of one CPU
                  0 B  resident memory
                    0  open descriptors
           tasks

@@ -90,7 +90,7 @@ pub(super) fn min_duration_ms(text: &str) -> Result<i32, String> {
 
 /// Start of a task.
 pub(super) fn start(text: &str) -> Result<Start, String> {
-    let accepted = "accepted is now, +DURATION (for example +10m) or epoch milliseconds";
+    let accepted = "accepted are now, +DURATION (for example +10m) and epoch milliseconds";
     if text == "now" {
         return Ok(Start::Now);
     }

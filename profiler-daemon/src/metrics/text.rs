@@ -71,7 +71,7 @@ impl Page<'_> {
         info.encode_info(&[("version", process.version.as_str())])?;
         self.counter(
             "process_cpu_seconds",
-            "processor time of all threads of the daemon, in user and kernel mode",
+            "CPU time of all threads of the daemon, in user and kernel mode",
             process.cpu_seconds,
         )?;
         self.gauge(
