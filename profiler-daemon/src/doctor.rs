@@ -25,13 +25,13 @@ const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
-    /// What was checked.
+    /// Name of the check.
     pub name: &'static str,
     /// It works.
     pub ok: bool,
     /// Nothing can be profiled without it.
     pub needed: bool,
-    /// What was found.
+    /// Result in words.
     pub detail: String,
     /// What to do about it; empty if it works.
     pub fix: String,

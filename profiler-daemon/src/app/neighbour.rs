@@ -26,7 +26,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Name of the file, as it is in `/proc/PID/fd`.
 const NAME: &str = "profilerd-oap";
-/// What names of our processes begin with.
+/// Names of our processes begin with this.
 const PROGRAM: &str = "profilerd";
 /// Bytes read of one: dozens of addresses.
 const TEXT_MAX_BYTES: u64 = 4096;

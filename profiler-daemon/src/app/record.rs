@@ -25,7 +25,7 @@ use crate::request::Endpoint;
 
 const SLOT: TaskSlot = TaskSlot(0);
 
-/// What a recording reacts to.
+/// An event that a recording reacts to.
 struct Inputs {
     events: mpsc::Receiver<PipelineEvent>,
     /// One stream each for the whole time: a signal that comes between two waits is not lost.

@@ -16,7 +16,7 @@ pub(super) enum Choice {
     Found(usize),
     /// Several fit.
     Several,
-    /// None fits.
+    /// No span fits.
     Nothing,
 }
 

@@ -76,7 +76,7 @@ pub struct SegmentList {
 /// A segment without its spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentRow {
-    /// Its trace.
+    /// Id of the trace that has the segment.
     pub trace_id: String,
     /// Start, epoch milliseconds.
     pub start_unix_ms: i64,

@@ -29,7 +29,9 @@ impl ValueEnum for FrameSet {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.name()).help(match self {
-            Self::Application => "functions of the application, the builtins they called, and what they wait for",
+            Self::Application => {
+                "functions of the application, the builtins they called, and what they wait for"
+            }
             Self::All => "also frames of the interpreter, of thread start and of the kernel",
         }))
     }

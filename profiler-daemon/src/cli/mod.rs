@@ -47,7 +47,7 @@ Where to begin:
   profilerd record --endpoint GET:/path --pid 4711     where the time of these requests goes"
 )]
 struct Cli {
-    /// What is logged to standard error: error, warn, info, debug, trace, or a filter such as
+    /// Messages logged to standard error: error, warn, info, debug, trace, or a filter such as
     /// `profiler_daemon::oap=debug`
     #[arg(long, global = true, value_name = "FILTER", value_parser = filter)]
     log_level: Option<String>,

@@ -48,7 +48,7 @@ struct Row {
     instance: String,
     /// Empty means `GENERAL`.
     layer: String,
-    /// What gave the service its name.
+    /// Rule or source that gave the service its name.
     rule: String,
     runtime: Option<String>,
     agent: Option<Agent>,
@@ -65,7 +65,7 @@ struct Row {
     profilable: bool,
     /// Why not.
     reason: Option<String>,
-    /// Whose functions have names in its stacks: `all` or `native`.
+    /// Functions that have names in its stacks: `all` or `native`.
     frames: Option<&'static str>,
     /// Why only those.
     frames_reason: Option<&'static str>,
@@ -149,7 +149,7 @@ impl Row {
         ]
     }
 
-    /// What one gets of it.
+    /// The cell of the column PROFILABLE.
     fn gets(&self) -> &'static str {
         match (self.profilable, self.frames_reason) {
             (false, _) => "no",

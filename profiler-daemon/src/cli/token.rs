@@ -37,7 +37,7 @@ pub(super) struct TokenArgs {
     token_file: Option<PathBuf>,
 }
 
-/// What is sent.
+/// The token to send, if any.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Credential {
     pub(super) token: Option<String>,

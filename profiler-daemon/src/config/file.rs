@@ -40,7 +40,7 @@ pub enum ConfigError {
     /// A variable.
     #[error("the variable {name}: {problem}")]
     Variable {
-        /// Its name.
+        /// Name of the variable.
         name: String,
         /// What is wrong and what is accepted.
         problem: String,

@@ -377,7 +377,7 @@ impl Store {
         Ok(())
     }
 
-    /// What was not stored.
+    /// Counts of what was not stored.
     #[must_use]
     pub fn losses(&self) -> StoreLosses {
         self.lock().losses

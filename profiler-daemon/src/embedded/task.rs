@@ -92,7 +92,7 @@ impl Operation {
 pub struct LogEntry {
     /// Service instance.
     pub instance: String,
-    /// What it did.
+    /// What the instance did with the task.
     pub operation: Operation,
     /// Epoch milliseconds.
     pub time_ms: i64,

@@ -47,7 +47,7 @@ const STOPS: &[&str] = &[
 /// Functions in which a thread leaves its CPU.
 const SWITCHES: &[&str] = &["schedule", "__schedule", "preempt_schedule_irq"];
 
-/// What a thread is in.
+/// What a thread does in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// A system call, by name or number.

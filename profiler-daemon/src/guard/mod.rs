@@ -29,10 +29,10 @@ const SETTLE: Duration = Duration::from_secs(5);
 const CALM: Duration = Duration::from_secs(30);
 /// A task is not sampled less often than this, unless it asks for it.
 const LONGEST_PERIOD: Duration = Duration::from_secs(1);
-/// Most times as long as tasks ask for.
+/// Largest factor of dump periods.
 const STRETCH_MAX: u32 = 64;
 
-/// What may be used.
+/// CPU and memory that may be used.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     /// Processor time of the daemon and its programs, in percent of one core.
@@ -54,7 +54,7 @@ pub struct Reading {
     pub rss_bytes: u64,
 }
 
-/// What to do.
+/// A change that reduces or restores the cost of tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Too much is used: multiply the dump periods that tasks ask for by this.
@@ -201,7 +201,7 @@ impl Guard {
             .then(|| format!("the overhead guard refuses new tasks: {}", self.reason()))
     }
 
-    /// What was used since the latest step, beside the budget.
+    /// The use since the latest step, compared with the budget.
     fn reason(&self) -> String {
         if self.is_over_memory() {
             return format!(

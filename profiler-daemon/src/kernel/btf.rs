@@ -37,7 +37,7 @@ pub enum BtfError {
     UnknownKind {
         /// Number of the type.
         index: usize,
-        /// Its kind.
+        /// Kind of the type, as the file has it.
         kind: u32,
     },
     /// No structure of that name.

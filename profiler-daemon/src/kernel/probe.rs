@@ -10,11 +10,11 @@ use super::{Kernel, KernelTypes};
 /// One thing that was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What was tried.
+    /// Name of the check.
     pub name: &'static str,
     /// It works.
     pub ok: bool,
-    /// What was found.
+    /// Result in words.
     pub detail: String,
     /// What to do about it; empty if it works.
     pub fix: String,

@@ -24,7 +24,7 @@ pub(super) struct List {
     pub(super) next: String,
 }
 
-/// What a watch tells.
+/// An event of a watch.
 #[derive(Debug, PartialEq)]
 pub(super) enum Event {
     /// A pod is there, new or changed.

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{ProfiledSegment, Sw8};
 
-/// Whose segment it is.
+/// The segment that the snapshots of a request belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
     /// Ours: the process has no agent.
@@ -77,7 +77,7 @@ pub struct AgentNames {
 /// The entry span of an agent's segment, as an OAP has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentSpan {
-    /// Its segment.
+    /// Id of the segment that has this span.
     pub segment_id: String,
     /// Service.
     pub service: String,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Everything known about one task: what was asked, what was seen, what was measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProfileReport {
-    /// What was asked.
+    /// The task as it was requested.
     pub task: TaskReport,
     /// What was seen, kept and lost.
     pub coverage: CoverageReport,

@@ -46,7 +46,7 @@ pub struct Captured {
     pub python: Option<PythonChain>,
 }
 
-/// What a tick found.
+/// How a tick found the thread.
 #[derive(Clone, Debug)]
 pub enum SampleKind {
     /// The thread was running.
@@ -55,7 +55,7 @@ pub enum SampleKind {
     OffCpu {
         /// `CLOCK_MONOTONIC` of its switch-out: the stack has held since then.
         since_ktime_ns: u64,
-        /// What was read.
+        /// Registers and stack of the block.
         captured: Box<Captured>,
     },
     /// The thread has not run since its previous off-CPU sample: the same stack still holds.
@@ -76,7 +76,7 @@ pub struct RawSample {
     pub tid: Tid,
     /// `CLOCK_MONOTONIC` of the observation.
     pub ktime_ns: u64,
-    /// What was found.
+    /// How the thread was found, with its stack.
     pub kind: SampleKind,
 }
 

@@ -67,7 +67,7 @@ pub(crate) enum BadCommand {
     BadText {
         /// Argument.
         key: &'static str,
-        /// Its length.
+        /// Length of its value.
         bytes: usize,
         /// Limit.
         max: usize,

@@ -68,7 +68,7 @@ pub use tls::TlsConfig;
 /// Events that may wait for the application.
 const EVENTS_MAX: usize = 64;
 
-/// What the OAP tells.
+/// An event of the OAP client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OapEvent {
     /// Run this task at the instance it names. It comes once per instance.

@@ -38,7 +38,7 @@ const REMEMBERED: usize = 64;
 /// name, and an OAP hands out a task for five minutes after its start.
 const REMEMBERED_MS: i64 = 30 * 60_000;
 
-/// What one instance knows.
+/// Tasks that one instance knows.
 #[derive(Debug)]
 struct Known {
     last_command_ms: i64,

@@ -45,7 +45,7 @@ impl QueueRoom {
         bytes: 0,
     };
 
-    /// What an item takes.
+    /// Snapshots and memory of an item.
     pub(super) fn of(item: &Item) -> Self {
         let bytes = match item {
             Item::Segment(segment) => segment_bytes(segment),

@@ -20,7 +20,7 @@ pub(super) struct Node<'a> {
     pub(super) signature: &'a str,
     /// Milliseconds of all requests.
     pub(super) total_ms: i64,
-    /// The same without its callees.
+    /// Milliseconds without its callees.
     pub(super) self_ms: i64,
     /// Milliseconds of the request in which it took longest.
     pub(super) worst_ms: i64,

@@ -94,7 +94,7 @@ pub(crate) struct SectionTable {
 }
 
 impl SectionTable {
-    /// Its entries.
+    /// The sections, in file order.
     pub(crate) fn sections(&self) -> impl Iterator<Item = Section> {
         self.bytes
             .chunks_exact(SECTION_HEADER_BYTES)

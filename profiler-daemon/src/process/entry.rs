@@ -43,7 +43,7 @@ pub struct Process {
     pub runtime: Option<Runtime>,
     /// The SkyWalking agent in it; looked for in processes that may serve requests.
     pub agent: Option<Agent>,
-    /// What it is called.
+    /// Service and instance that it is reported as.
     pub identity: Identity,
     /// Variables for the identity.
     pub(super) environment: Vec<(String, String)>,

@@ -151,7 +151,7 @@ impl ObjectFile {
         }
     }
 
-    /// What identifies the content.
+    /// Identity of the content, for caches.
     pub(crate) fn id(&self) -> FileId {
         self.id
     }

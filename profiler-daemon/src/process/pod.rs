@@ -8,15 +8,15 @@ use super::cgroup::{Cgroup, Container};
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// Its name.
+    /// Name in its namespace.
     pub name: String,
     /// Its Kubernetes namespace.
     pub namespace: String,
-    /// What made it, such as a deployment.
+    /// The workload that made it, such as a deployment.
     pub workload: Option<String>,
-    /// Its address.
+    /// IP address, `None` before it has one.
     pub ip: Option<String>,
-    /// Its labels.
+    /// Labels, for rules.
     pub labels: BTreeMap<String, String>,
     /// Names of its containers by id.
     pub containers: HashMap<String, String>,

@@ -24,7 +24,7 @@ use super::python::{self, PythonVersion};
 use super::{ProcessMemory, jvm};
 use crate::model::Pid;
 
-/// What a process runs.
+/// The language runtime of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Runtime {
     /// CPython, also embedded. Whether its frames can be read is another question:

@@ -53,7 +53,7 @@ const OLD_STRIDE: u32 = 6;
 /// program starts itself may be loaded late.
 const AGENT_STRIDE: u32 = 60;
 
-/// What a scan found to be different.
+/// Changes that a scan found.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
     /// New processes.

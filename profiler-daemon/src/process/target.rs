@@ -21,7 +21,7 @@ const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Process {
     /// Which one it is.
     pub key: ProcessKey,
-    /// Its memory.
+    /// Reader of its memory.
     pub memory: ProcessMemory,
     /// Its executable mappings when they were last read.
     pub mappings: Mappings,

@@ -44,7 +44,7 @@ pub enum EndpointError {
         endpoint: String,
         /// The part before the colon.
         method: String,
-        /// What to write instead.
+        /// What to write instead, for the message.
         hint: String,
     },
 }

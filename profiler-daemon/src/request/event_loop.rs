@@ -18,7 +18,7 @@ const OWN_NS: u64 = 1_000_000_000;
 /// Sets that are remembered.
 const SETS_MAX: usize = 1024;
 
-/// What is known of threads that sleep on epoll sets.
+/// Threads that sleep on epoll sets, and what is known of them.
 #[derive(Debug, Default)]
 pub(super) struct Loops {
     threads: HashSet<(ProcessKey, Tid)>,

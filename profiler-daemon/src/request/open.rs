@@ -55,7 +55,7 @@ impl Outbound {
     }
 }
 
-/// What is known of a request that runs.
+/// A request that runs.
 #[derive(Debug)]
 pub(super) struct OpenRequest {
     pub(super) request: ActiveRequest,

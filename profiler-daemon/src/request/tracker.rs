@@ -43,7 +43,7 @@ impl Default for TrackerLimits {
     }
 }
 
-/// What the owner of kernel and sampler has to do.
+/// An action for the owner of kernel and sampler.
 #[derive(Debug)]
 pub enum Action {
     /// Sample this request from now on.

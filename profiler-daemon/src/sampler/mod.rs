@@ -82,11 +82,11 @@ pub struct Watched {
 /// The sources that a thread is sampled from.
 #[derive(Debug)]
 pub struct Sources<'a, S, M, W> {
-    /// Its latest switch.
+    /// Latest switches of threads.
     pub states: &'a S,
-    /// Its process's memory.
+    /// Memory of the thread's process.
     pub memory: &'a M,
-    /// Its interpreter's frames.
+    /// Walker of the interpreter's frames.
     pub walker: &'a mut W,
     /// Tells `CLOCK_MONOTONIC`.
     pub now_ktime_ns: fn() -> u64,

@@ -59,7 +59,7 @@ pub enum TokenError {
     TooOpen {
         /// The file.
         path: PathBuf,
-        /// Its mode.
+        /// Mode of the file.
         mode: u32,
     },
     /// Somebody else has made it.

@@ -45,7 +45,7 @@ struct Object {
     debug_info: Option<DebugInfo>,
 }
 
-/// What is known about an address.
+/// Names of an address.
 pub(super) struct CodeName {
     /// Functions inlined there, innermost first.
     pub(super) inlined: Vec<Arc<str>>,
@@ -66,7 +66,7 @@ impl CodeName {
 /// A function of an object.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Function {
-    /// Its name.
+    /// It has a symbol: the demangled name.
     Named(String),
     /// It has no name and begins at this address of the object, as `addr2line` and `objdump` take it.
     At(u64),

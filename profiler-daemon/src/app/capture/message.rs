@@ -25,7 +25,7 @@ pub(in crate::app) struct NewTarget {
     pub(in crate::app) service: Service,
     /// Shows whether the process still runs the program that was inspected.
     pub(in crate::app) program: Stat,
-    /// Its interpreter.
+    /// Its CPython interpreter, if it has one.
     pub(in crate::app) python: Option<Arc<PythonRuntime>>,
     /// It has a SkyWalking agent.
     pub(in crate::app) has_agent: bool,
@@ -102,7 +102,7 @@ pub(in crate::app) enum Command {
     Shutdown,
 }
 
-/// What the resolve thread is given, in order.
+/// Work of the resolve thread, in order.
 #[derive(Debug)]
 pub(in crate::app) enum Work {
     /// A process that a task is about to watch; to be answered by [`Command::Watch`].

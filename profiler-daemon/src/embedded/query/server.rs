@@ -55,7 +55,7 @@ pub(in super::super) async fn start(
     HttpServer::start(listener, asked).context("failed to read the listening address")
 }
 
-/// What every connection needs.
+/// State that all connections share.
 struct Asked {
     schema: QuerySchema,
     door: Door,

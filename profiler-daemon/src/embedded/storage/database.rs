@@ -84,7 +84,7 @@ pub enum OpenError {
     Newer {
         /// The file.
         file: PathBuf,
-        /// Its version.
+        /// Format of the file.
         found: i32,
     },
     /// It cannot be read as a database.

@@ -54,7 +54,7 @@ pub struct SegmentQuery<'a> {
 /// A segment as lists have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedSegment {
-    /// Its trace.
+    /// Id of the trace that has the segment.
     pub trace_id: String,
     /// Start, epoch milliseconds.
     pub start_unix_ms: i64,

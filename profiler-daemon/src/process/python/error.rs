@@ -34,7 +34,7 @@ pub enum PythonError {
     Memory {
         /// The process.
         pid: Pid,
-        /// What was read.
+        /// Name of the structure that was read.
         what: &'static str,
         /// The reason.
         #[source]

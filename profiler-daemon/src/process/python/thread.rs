@@ -38,7 +38,7 @@ const TSTATE_BYTES_MAX: usize = 1032;
 /// The fields of a `PyThreadState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadState {
-    /// Its address.
+    /// Address of the structure in the process.
     pub(crate) address: u64,
     /// Thread id in the process's pid namespace.
     pub(crate) native_tid: u32,
