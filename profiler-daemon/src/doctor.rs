@@ -132,7 +132,7 @@ fn foreign_memory() -> Finding {
     let candidates = [Pid(1), parent]
         .into_iter()
         .filter(|pid| pid.0 != std::process::id());
-    // 0 is what a process shows that nobody may look at, such as one of an outer user namespace.
+    // A process that may not be read, such as one of an outer user namespace, shows 0.
     let shown = |pid| procfs.stat(pid).map_or(0, |stat| stat.start_stack);
     let Some((pid, stack)) = candidates
         .map(|pid| (pid, shown(pid)))
@@ -169,7 +169,7 @@ fn kernel_symbols() -> Finding {
         std::io::BufRead::read_line(&mut std::io::BufReader::with_capacity(256, file), &mut line)?;
         Ok(line)
     });
-    // Addresses are shown as zeros to who may not see them; a per-CPU symbol may be first, at 0.
+    // Without the privilege addresses are shown as zeros; a per-CPU symbol may be first, at 0.
     let hidden = || {
         let restrict = fs::read_to_string("/proc/sys/kernel/kptr_restrict");
         let may = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYSLOG).unwrap_or(false);

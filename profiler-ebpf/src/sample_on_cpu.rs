@@ -94,7 +94,7 @@ fn try_sample(
         count(tag.slot, KernelCounter::StackUnreadable);
     }
 
-    // The functions just called have written to the scratch: look at it anew.
+    // The functions just called have written to the scratch: read it again.
     let scratch = maps::sample_scratch().ok_or(KernelCounter::MapUpdateFailed)?;
     // SAFETY: the pointer is to this CPU's element; this program does not interrupt itself.
     let scratch = unsafe { &mut *scratch };

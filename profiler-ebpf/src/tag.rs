@@ -127,7 +127,7 @@ pub(crate) extern "C" fn on_other_head(key: u64, begins: u64) -> u64 {
     };
     let fd = u64::from(tag.fd.cast_unsigned());
     if conn.state == conn_state::RESPONDING {
-        // What a request reads as a client may look like a head.
+        // Bytes that a request reads as a client may look like a head.
         let is_other = tagged != key && begins == status::WHOLE;
         if is_other && (maps::conn(unpack(key)).is_some() || server_socket(key & 0xffff_ffff) != 0)
         {

@@ -209,7 +209,7 @@ impl Control {
                 tracing::warn!(service = service.name, reason, "task refused");
                 self.observed.refused += 1;
                 self.observed.totals.add(Counter::TasksNotRun, 1);
-                // Who waits for it must not wait for ever.
+                // A client that waits for the task must not wait for ever.
                 if let Some(task_id) = task_id {
                     self.tell_end(task_id, service, Coverage::not_run(&reason));
                 }
@@ -341,7 +341,7 @@ impl Control {
         while let Some(event) = events.recv().await {
             self.on_pipeline_event(event);
         }
-        // Without a journal nobody knows of them after this.
+        // Without a journal they are forgotten after this.
         if self.journal.is_none() {
             for task in std::mem::take(&mut self.waiting) {
                 self.refuse(&task, "profilerd was stopped before its start".to_owned());
@@ -355,7 +355,7 @@ impl Control {
         }
         let (pipeline, oap, live) = (self.pipeline, self.oap, self.live);
         let result = pipeline.join();
-        // Tasks that nobody ended: who waits for them must not wait for ever.
+        // Tasks without an end: clients that wait for them must not wait for ever.
         for (task_id, live) in live {
             for service in live.instances.into_keys().chain(live.ended) {
                 let mut coverage = Coverage::default();

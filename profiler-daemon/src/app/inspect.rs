@@ -23,7 +23,7 @@ pub(super) fn inspect(
         text,
     };
     let pid = process.pid;
-    // Before anything else is read of it: should it run another program meanwhile, this tells.
+    // Read first: if the process runs another program meanwhile, this shows it.
     let program = Procfs::default().stat(pid).ok()?;
     if let Ok(runtime) = Runtime::detect(pid)
         && let RequestModel::Unsupported(why) = runtime.request_model()

@@ -210,7 +210,7 @@ impl Resolve {
                 self.forget(key);
                 self.tell(PipelineEvent::ProcessChanged(key));
             }
-            // Whether it has ended is looked at when it is watched.
+            // Whether it has ended is checked when it is watched.
             _ => self.commands.send(Command::Watch(target)),
         }
     }
@@ -252,7 +252,7 @@ impl Resolve {
                 if stack.is_none()
                     && let Some(open) = self.open.get_mut(&request)
                 {
-                    // What had been read of the block could not be resolved.
+                    // The sample of the block could not be resolved.
                     open.losses.bump(Counter::SamplesOrphaned);
                 }
                 stack.map(|stack| TimedStack::at(ktime_ns, stack))

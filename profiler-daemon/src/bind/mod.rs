@@ -262,7 +262,7 @@ impl<S: Source + Sync> Task<S> {
             waiting.next = now;
         }
         if now >= self.not_before {
-            // What is not answered in time is settled below.
+            // Requests without an answer in time are settled below.
             let _answered = timeout(LEAVE, self.look(now)).await;
         }
         for waiting in std::mem::take(&mut self.waiting) {
@@ -302,7 +302,7 @@ impl<S: Source + Sync> Task<S> {
             segment: waiting.segment,
             failures: waiting.failures,
         };
-        // Fails only when nobody reports any more.
+        // Fails only when no receiver is left.
         let _gone = self.settled.send(settled).await;
     }
 }

@@ -146,7 +146,7 @@ fn write(rows: &[OwnedRow], args: &AnalyzeArgs, name: &str, out: &mut dyn Write)
         return Ok(());
     }
     let selected = analyze::select_rows(&rows, &queries);
-    // What OAP says, all of it.
+    // The whole analysis, as OAP gives it.
     let view = View {
         min_percent: 0.0,
         ..args.format.into()

@@ -79,7 +79,7 @@ impl Door {
             return Ok(());
         };
         let (has_told, text) = match sent {
-            // The time it takes tells nothing but the length.
+            // The time it takes reveals nothing but the length.
             Some(sent) if bool::from(sent.ct_eq(lock.token.as_bytes())) => return Ok(()),
             Some(_) => (&lock.has_told_wrong, WRONG),
             None => (&lock.has_told_missing, MISSING),

@@ -220,7 +220,7 @@ impl TaskRecord {
         if request.start_ms <= 0 {
             request.start_ms = now_ms;
         }
-        // lastCommandTime tells tasks of a service apart by this number: it must not repeat.
+        // lastCommandTime distinguishes tasks of a service by this number: it must not repeat.
         let newest = others.clone().map(|task| task.create_ms).max();
         let create_ms = newest.map_or(now_ms, |newest| now_ms.max(newest.saturating_add(1)));
         let task = Self {
@@ -228,7 +228,7 @@ impl TaskRecord {
             request,
             create_ms,
         };
-        // OAP looks at one task only: the latest that starts in or before the new one's last minute.
+        // OAP compares one task only: the latest that starts in or before the new one's last minute.
         let latest = others
             .filter(|other| minute(other.request.start_ms) <= minute(task.end_ms()))
             .max_by_key(|other| minute(other.request.start_ms));

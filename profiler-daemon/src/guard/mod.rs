@@ -141,7 +141,7 @@ impl Guard {
     pub fn on_reading(&mut self, reading: Reading, shortest: Duration) -> Option<(Step, String)> {
         let step = self.step(reading, shortest)?;
         let reason = self.reason();
-        // What comes from here on is judged anew.
+        // The use from here on is judged anew.
         self.credit_s = self.credit_max_s() / 2.0;
         self.used = Used::default();
         self.calm = Used::default();

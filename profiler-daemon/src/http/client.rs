@@ -27,7 +27,7 @@ pub(crate) async fn exchange(
         .await
         .context("failed to connect")?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    // Ends with this call, also when nobody waits for it any more.
+    // Ends with this call, also if the call is dropped.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     let response = sender.send_request(request).await?;

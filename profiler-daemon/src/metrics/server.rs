@@ -34,7 +34,7 @@ pub struct Question(oneshot::Sender<Observation>);
 impl Question {
     /// Answers it.
     pub fn answer(self, observation: Observation) {
-        // Who asked may have gone.
+        // The client may have gone.
         let _ = self.0.send(observation);
     }
 }

@@ -419,7 +419,7 @@ impl Queue {
                     warn!(error = %ReportError::RecordTooLong(bytes), lost, "a segment is lost");
                     state.lose(item);
                 }
-                // What is not kept is lost, or on its way in a call that hangs.
+                // Items that are not kept are lost, or in a call that hangs.
                 let lost: usize = too_long.iter().map(|item| item.snapshots()).sum();
                 let kept = waiting().map(Item::snapshots).sum::<usize>() - lost;
                 return state.used.snapshots.saturating_sub(kept) as u64;

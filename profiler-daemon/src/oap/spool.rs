@@ -197,7 +197,7 @@ impl Spool {
             return Ok(Pushed::NoRoom); // opened above
         };
         if let Err(error) = file.write_all(&record) {
-            // What was written of it is cut off; if even that fails, nothing more is put behind it.
+            // The part that was written is cut off; if even that fails, nothing more is appended.
             if file.set_len(*bytes).is_err() {
                 self.open = None;
             }

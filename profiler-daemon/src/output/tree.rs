@@ -138,7 +138,7 @@ fn ids(segment: &SegmentReport) -> Vec<String> {
         ("segment", &segment.segment_id),
         ("trace", &segment.trace_id),
     ];
-    // A request that nobody has traced has a trace of its own, with the id of its segment.
+    // A request without a caller's trace has a trace of its own, with the id of its segment.
     let is_told = |name: &str| name == "segment" && segment.segment_id == segment.trace_id;
     let given = ids
         .into_iter()

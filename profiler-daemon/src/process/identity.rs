@@ -199,7 +199,7 @@ fn discovered_name(facts: &Facts<'_>) -> (String, IdentityRule) {
             .filter(|value| !value.is_empty())
     };
     let by_variable = variable("SW_AGENT_NAME");
-    // What an agent says of itself is what an OAP knows the process by.
+    // An OAP knows the process by the name that its agent reports.
     if let Some(agent) = facts.agent
         && let Some(name) = &agent.service
         && by_variable.as_ref() != Some(name)

@@ -86,7 +86,7 @@ impl Runtime {
         if let Some(runtime) = Self::from_names(&images) {
             return Ok(runtime.with_version(pid, &images));
         }
-        // An interpreter that cannot be looked at closer is still what it is.
+        // A process whose interpreter cannot be read counts as native.
         match python::find_version(pid) {
             Ok(Some(version)) => Ok(Self::CPython(version)),
             Ok(None) | Err(_) => Ok(Self::Native),

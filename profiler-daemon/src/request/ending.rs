@@ -76,8 +76,8 @@ impl RequestTracker {
             return;
         };
         let has_died = matches!(reason, Some(EndReason::ThreadExit | EndReason::Exec));
-        // What was captured of a request whose thread died is kept; an answer that never came
-        // otherwise means that nobody served the head.
+        // Samples of a request whose thread died are kept; otherwise a missing response means
+        // that the head was not served.
         if !open.is_answered && !has_died {
             let why = if open.has_forked {
                 Counter::RequestsByOtherProgram
@@ -165,7 +165,7 @@ impl RequestTracker {
         }
         let task = self.tasks.remove(&slot);
         if self.tasks.is_empty() {
-            // Nobody tells of processes that end from now on.
+            // The end of processes is not reported from now on.
             self.loops = Loops::default();
         }
         task.map(|task| task.coverage)
@@ -210,7 +210,7 @@ impl RequestTracker {
             if let Some(conn) = conn {
                 open.on_conn(&conn);
             }
-            // Without a reason: the kernel side does not know of this end and is told.
+            // Without a reason: the kernel side does not know of this end, so it gets a message.
             self.finish(id, ktime_ns, None, actions);
         }
     }

@@ -282,7 +282,7 @@ impl RequestTracker {
         if flags & event_flag::OTHER_THREAD != 0 {
             self.drop_open(id, Counter::RequestsHandedOff, actions);
         } else if open.is_followed && !open.has_length() {
-            // Where its answer ends and the next one begins cannot be told.
+            // Where its response ends and the next one begins is unknown.
             self.drop_open(id, Counter::RequestsInterleaved, actions);
         } else if open.is_over(ktime_ns) {
             self.end(id, ktime_ns, None, actions);

@@ -144,7 +144,7 @@ fn ticks(tools: &Tools, program: &Path, table: &mut Table) -> Result<()> {
     let _stats = BpfStats::enable()?;
     for depth in DEPTHS {
         let recording = tools.recording(SERVICE, "*", &[])?;
-        // A tick that hits nobody of interest.
+        // A tick that hits no tagged thread.
         sleep(Duration::from_millis(500));
         let idle = sample_runs(recording.id())?;
         for _ in 0..SPINS {

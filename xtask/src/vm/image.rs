@@ -96,7 +96,7 @@ pub(super) fn initramfs(
     let mut lines = String::new();
     for run in runs {
         files.extend(image.install(&run.binary, &run.test)?);
-        // What init.c reads: the program, then its arguments, with tabs between them.
+        // The format that init.c reads: the program, then its arguments, with tabs between them.
         lines += &[&[format!("/{}", run.test)], &run.args[..]]
             .concat()
             .join("\t");

@@ -23,7 +23,7 @@ pub(super) fn add_kernel_counts(coverage: &mut Coverage, counts: &[(KernelCounte
             KernelCounter::MapUpdateFailed => Counter::MapUpdatesFailed,
             KernelCounter::OtherTask => Counter::RequestsOfOtherTask,
             KernelCounter::CountedOnly => {
-                // The task has its requests; what passes the prefilter now is not looked at closer.
+                // The task has its requests: heads that pass the prefilter from now on are not compared.
                 coverage.add(Counter::RequestsMatched, n);
                 Counter::RequestsOverLimit
             }

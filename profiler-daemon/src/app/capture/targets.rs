@@ -78,7 +78,7 @@ impl Capture {
             }
             Ok(())
         });
-        // From here on its exit is told. One that has ended before has left its id to anybody.
+        // From here on its exit is reported. If it ended before, another process may have its id.
         if !Procfs::default().has(process) {
             self.kernel_do(|kernel| kernel.remove_target(pid, slot));
             if let Some(live) = self.live.get_mut(&slot) {

@@ -147,7 +147,7 @@ impl Database {
             let path = path.to_owned();
             |source| OpenError::Unusable { path, source }
         };
-        // Stacks and URLs of services are nobody else's business.
+        // Stacks and URLs of services are private.
         let mut builder = DirBuilder::new();
         let created = builder.recursive(true).mode(0o700).create(dir);
         created.map_err(unusable(dir))?;

@@ -257,7 +257,7 @@ impl GraphqlClient {
         if status == StatusCode::UNAUTHORIZED {
             bail!("it refuses the call: {}", self.remedy);
         }
-        // What is wrong with a query is told with status 400, in the form of any other answer.
+        // An OAP reports an invalid query with status 400, in the usual form of an answer.
         if !status.is_success() && !has_error_text(&bytes) {
             bail!("the answer is HTTP {status}");
         }

@@ -116,7 +116,7 @@ fn find(
         *keys_left -= 1;
         let entry = at(first, index * entry_bytes + key_at)?;
         let key = memory.read_u64(entry)?;
-        // One character more than wanted tells longer keys.
+        // One character more than wanted shows longer keys.
         if read_str(memory, layout, key, KEY.len() + 1).is_ok_and(|key| key == KEY) {
             return memory.read_u64(at(entry, 8_u64)?);
         }

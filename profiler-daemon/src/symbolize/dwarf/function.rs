@@ -51,7 +51,7 @@ impl Functions {
     /// Looks through a unit.
     pub(super) fn new(sections: &Sections, unit: &Unit) -> Self {
         let mut functions = Vec::new();
-        // What was read before an entry that makes no sense remains.
+        // Entries before an invalid one remain.
         let _ = collect(sections, unit, &mut functions);
         functions.sort_unstable();
         functions.shrink_to_fit();

@@ -251,7 +251,7 @@ impl Walk<'_> {
             return Err(UnwindEnd::Root);
         }
         let sp = self.registers.sp();
-        // What a signal interrupted may be a leaf as well.
+        // A function that a signal interrupted may be a leaf as well.
         let may_be_empty = self.arch.leaf_may_be_empty && self.is_exact && caller.pc != pc;
         if caller.sp() < sp && !is_signal || caller.sp() == sp && !is_signal && !may_be_empty {
             return Err(UnwindEnd::Unreadable);

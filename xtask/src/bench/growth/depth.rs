@@ -110,7 +110,7 @@ impl Cost {
         for kind in ["sleep", "spin", "nap"] {
             let cpu = CpuMeter::start(recording.id())?;
             ask(server, kind, depth, REQUESTS)?;
-            // What came last is still being unwound.
+            // The last samples are still being unwound.
             std::thread::sleep(Duration::from_millis(50));
             used.push(cpu.used()?);
         }

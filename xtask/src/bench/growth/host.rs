@@ -40,7 +40,7 @@ pub(super) fn measure(tools: &Tools, table: &mut Table) -> Result<()> {
         table.add(name, rest.rss_mb, "MB", Goal::AtMost(25.0));
         let name = format!("at rest, {host}: loaded programs");
         table.add(name, rest.programs as f64, "", Goal::AtMost(0.0));
-        // Processes are looked at one after the other, and all services share one connection.
+        // Processes are read one after the other, and all services share one connection.
         let name = format!("at rest, {host}: descriptors more than beside the fewest");
         let more = rest.open_fds as f64 - first.open_fds as f64;
         table.add(name, more, "", Goal::AtMost(0.0));
