@@ -1,4 +1,4 @@
-//! The embedded OAP's query side over HTTP: the texts that UIs and `swctl` send to SkyWalking's OAP, our own
+//! The built-in OAP's query side over HTTP: the texts that UIs and `swctl` send to SkyWalking's OAP, our own
 //! client, and what is refused.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

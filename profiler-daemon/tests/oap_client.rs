@@ -1,4 +1,4 @@
-//! Protocol tests: the OAP client against the embedded OAP, over loopback gRPC.
+//! Protocol tests: the OAP client against the built-in OAP, over loopback gRPC.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;

@@ -14,7 +14,7 @@ pub mod skywalking {
     tonic::include_proto!("skywalking.v3");
 }
 
-/// The embedded OAP's own service, package `profilerd.v1`.
+/// The built-in OAP's own service, package `profilerd.v1`.
 #[expect(
     missing_docs,
     clippy::all,

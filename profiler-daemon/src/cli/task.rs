@@ -1,6 +1,6 @@
-//! `profilerd task create|list|show|result`: profile tasks of an OAP, embedded or SkyWalking's.
+//! `profilerd task create|list|show|result`: profile tasks of an OAP, built-in or SkyWalking's.
 //!
-//! In:  arguments; an embedded OAP by gRPC (`--oap`) or a SkyWalking OAP by GraphQL (`--graphql`)
+//! In:  arguments; a built-in OAP by gRPC (`--oap`) or a SkyWalking OAP by GraphQL (`--graphql`)
 //! Out: what was asked for on standard output; progress and explanations on standard error
 //!
 //! Values out of range are refused by the parser (exit code 2), with what is accepted. All else
@@ -415,7 +415,7 @@ mod tests {
         assert!(parse(&["create", "--service", "s", "--endpoint", "/"]).is_ok());
     }
 
-    /// Check create, list, show and result against an embedded OAP.
+    /// Check create, list, show and result against a built-in OAP.
     #[tokio::test]
     async fn a_task_can_be_created_listed_and_shown() {
         let oap = EmbeddedOap::start("127.0.0.1:0".parse().unwrap())

@@ -19,7 +19,7 @@ const MESSAGE_MAX_BYTES: usize = 512 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Talks to an embedded OAP.
+/// Talks to a built-in OAP.
 #[derive(Clone, Debug)]
 pub struct TaskClient {
     address: String,

@@ -85,7 +85,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 /// How long a stop waits for open calls.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How the embedded OAP is run.
+/// How the built-in OAP is run.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
     /// Where to listen; port 0 picks a free one.
@@ -114,7 +114,7 @@ impl EmbeddedConfig {
     }
 }
 
-/// A running embedded OAP. Dropping it stops it without waiting.
+/// A running built-in OAP. Dropping it stops it without waiting.
 #[derive(Debug)]
 pub struct EmbeddedOap {
     local_addr: SocketAddr,

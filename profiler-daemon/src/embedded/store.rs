@@ -1,4 +1,4 @@
-//! What the embedded OAP remembers: tasks, instances, segments, snapshots, coverage. In SQLite.
+//! What the built-in OAP stores: tasks, instances, segments, snapshots, coverage. In SQLite.
 //!
 //! In:  calls of the gRPC services, with the time of the call
 //! Out: commands for agents; tasks, logs and results for users

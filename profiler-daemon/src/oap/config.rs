@@ -47,7 +47,7 @@ pub struct OapConfig {
 }
 
 impl OapConfig {
-    /// For an embedded OAP, which says when there is a task.
+    /// For a built-in OAP, which says when there is a task.
     #[must_use]
     pub fn embedded(address: impl Into<String>, task_created: Arc<Notify>) -> Self {
         Self {

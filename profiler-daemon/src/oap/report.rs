@@ -1,7 +1,7 @@
 //! Delivers what the [`Queue`] hands out: trace segments, snapshots, coverage, ends of tasks.
 //!
 //! In:  [`Work`]
-//! Out: `collect`, `collectSnapshot`, `ReportCoverage` (embedded OAP only), `reportTaskFinish`
+//! Out: `collect`, `collectSnapshot`, `ReportCoverage` (built-in OAP only), `reportTaskFinish`
 //! Lost: snapshots that were given to a connection which then failed -> `snapshots_lost`; a segment that no OAP
 //! takes, with its snapshots -> `segments_lost`, `snapshots_lost`; each request with a loss ->
 //! `requests_incomplete`

@@ -1,4 +1,4 @@
-//! The query side of the embedded OAP: what SkyWalking's interface and `swctl` ask for, in GraphQL.
+//! The query side of the built-in OAP: GraphQL for SkyWalking's UI and `swctl`.
 //!
 //! In:  `POST /graphql`, `GET /healthcheck` over HTTP/1.1, plain
 //! Out: tasks, profiled requests, their call trees, services; tasks that users create

@@ -34,7 +34,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements kept prepared: all of ours.
 const STATEMENTS: usize = 64;
 
-/// Where the embedded OAP keeps its data.
+/// Where the built-in OAP keeps its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataDir {
     /// Nowhere: it ends with the process.

@@ -1,4 +1,4 @@
-//! The tables of the embedded OAP, in SQLite: one file per noun, functions on a connection.
+//! The tables of the built-in OAP, in SQLite: one file per noun, functions on a connection.
 //!
 //! In:  calls of [`super::store`], which holds the lock and the transaction
 //! Out: rows

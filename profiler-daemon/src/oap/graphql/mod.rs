@@ -2,7 +2,7 @@
 //! segments of agents for [`crate::bind`].
 //!
 //! In:  `http://HOST:12800/graphql`, HTTP/1.1, plain
-//! Out: the same messages and reports that the embedded OAP gives ([`crate::embedded::TaskClient`])
+//! Out: the same messages and reports that the built-in OAP gives ([`crate::embedded::TaskClient`])
 //! Lost: snapshots and coverage; an OAP does not hand them out
 //!
 //! The operations have had this shape since OAP 9.5.0.
@@ -78,7 +78,7 @@ impl GraphqlClient {
         })
     }
 
-    /// The same, with a token, which embedded OAPs may ask for.
+    /// The same, with a token, which built-in OAPs may ask for.
     ///
     /// # Errors
     ///
