@@ -19,7 +19,7 @@ const FATES: &[Cause] = &[
     Cause(
         Counter::RequestsTooShort,
         "ended before a sample was due",
-        "ask for a shorter dump period (--period; 10 ms is the shortest)",
+        "ask for a shorter dump period (--period: from 1 ms with `record`, from 10 ms for a task)",
     ),
     Cause(
         Counter::RequestsUnfinished,
