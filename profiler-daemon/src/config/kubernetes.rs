@@ -38,7 +38,7 @@ impl Enabled {
             "true" => Ok(Self::True),
             "false" => Ok(Self::False),
             "auto" => Ok(Self::Auto),
-            other => Err(format!("{other:?} is none of auto, true, false")),
+            other => Err(format!("{other:?} is not one of auto, true, false")),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Out: [`RawSample`] (off-CPU) to [`crate::unwind`]
 //! Lost: thread kept running during every try, or was in a block at the tick that was not read and is over ->
 //!       [`Counter::SamplesRaced`];
-//!       the same of a thread that is in the next block by now: that one is told, with its own time ->
+//!       the same of a thread that has blocked again: the new block is sampled, with its own time ->
 //!       [`Counter::SamplesLate`];
 //!       unreadable stack -> [`Counter::SamplesNoStack`];
 //!       kernel frames, if the thread blocks thousands of times a second -> [`Counter::KernelStacksSkipped`];
@@ -13,11 +13,11 @@
 //! ```text
 //!  thread    ──run──┐ switch-out: seq 8, registers                      ┌ switch-in: seq 10 ──run──
 //!                   └───────────────────── blocked ─────────────────────┘
-//!  ahead of a tick     ▲ copy entry (8), read stack; nothing is told
-//!  tick                    ▲ still 8: the read was consistent, told
+//!  ahead of a tick     ▲ copy entry (8), read stack; nothing is reported
+//!  tick                    ▲ still 8: the read was consistent, the sample is reported
 //!                            (not read ahead: read stack, copy entry again)
 //!  next tick                          ▲ still 8: the same stack holds
-//!  last tick                                                     ▲ · · · · looked at too late: 10,
+//!  last tick                                                     ▲ · · · · read too late: 10,
 //!                                     but it was the same block at the tick: the stack still holds
 //!                                     (12 and blocked again: likewise; if the block was not read before, the
 //!                                     new one is)

@@ -1,4 +1,4 @@
-//! SkyWalking's Python agent with a profile task of its own, and an OAP that does nothing but take what it reports.
+//! SkyWalking's Python agent with a profile task of its own, and an OAP that only receives its reports.
 
 use std::cell::Cell;
 use std::fs;

@@ -1,4 +1,4 @@
-//! How exact profiles are: beside the entry and exit times that the service itself writes.
+//! How exact profiles are, compared with the entry and exit times that the service itself writes.
 //!
 //! A recording takes a few requests of one endpoint, one after the other, while none, half or all of the
 //! CPUs compute something else. py-spy, which knows neither requests nor their ends, is asked for the mean

@@ -1,4 +1,4 @@
-//! What hooks add to system calls, switches and ticks, measured where it is paid
+//! Time that hooks add to system calls, switches and ticks, measured in the thread that spends it
 //! (`tests/bench/kernel_cost.c`).
 
 use std::path::Path;

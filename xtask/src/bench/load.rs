@@ -1,5 +1,5 @@
-//! The servers that are loaded, and the two kinds of load: wrk for what answers in microseconds, clients of
-//! our own where every single latency counts.
+//! The servers under load, and the two kinds of load: wrk for servers that respond in microseconds, clients
+//! of our own where each latency counts.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! What a service is measured with: nothing, profilerd, or what users would pick instead.
+//! What a service is measured with: nothing, profilerd, or another profiler.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What a request and its server lose to each profiler, beside bare repetitions of the same run.
+//! The cost of each profiler for a request and its server, compared with bare repetitions of the same run.
 //!
 //! Each repetition measures every side once, and the order turns by one from repetition to repetition, so
 //! that no side always follows the same other one. A ratio is to the bare measurement of its repetition.

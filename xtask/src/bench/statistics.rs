@@ -1,4 +1,4 @@
-//! Middles and spreads of repeated measurements.
+//! Medians and spreads of repeated measurements.
 
 use serde::Serialize;
 

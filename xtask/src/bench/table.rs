@@ -1,4 +1,4 @@
-//! The figures of a run beside their goals.
+//! The figures of a run and their goals.
 
 use std::fmt::Write;
 

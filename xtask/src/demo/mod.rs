@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a stranger's first look, and the end-to-end test.
+//! `cargo xtask demo`: the first thing that a new user runs, and the end-to-end test.
 //!
 //! Starts the sample service and `profilerd standalone`, profiles its two slow endpoints while all three
 //! are asked, prints where the time went, and compares it with what the service is known to do.

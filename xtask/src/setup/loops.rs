@@ -1,4 +1,4 @@
-//! Event loops of Python that the tests profile.
+//! Event loops of Python that the tests use.
 
 use anyhow::{Context, Result};
 use profiler_test_support::{loops_folder, workspace_root};

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: everything a new machine lacks, and nothing when it lacks nothing.
+//! `cargo xtask setup`: installs what a new machine lacks, and does nothing when nothing is missing.
 
 mod apt;
 mod archive;

@@ -1,5 +1,5 @@
 //! The CPython versions that tests run and this machine lacks: Debian's packages of other suites, unpacked
-//! into `target/`. They bring their own libc, and are told where it is.
+//! into `target/`. They bring their own libc, and get its path.
 
 use std::fs;
 use std::path::{Path, PathBuf};

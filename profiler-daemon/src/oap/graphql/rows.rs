@@ -204,7 +204,7 @@ pub(super) fn to_tree(row: TreeRow) -> Result<Tree> {
         })
     });
     let elements: Option<Vec<Element>> = elements.collect();
-    let elements = elements.context("a call tree of the OAP has ids that are no numbers")?;
+    let elements = elements.context("a call tree of the OAP has ids that are not numbers")?;
     Ok(Tree::try_from_elements(elements)?)
 }
 

@@ -1,4 +1,4 @@
-//! Stacks of any depth: what is lost of them, and what one costs the daemon.
+//! Stacks of any depth: the losses, and the cost of one stack for the daemon.
 
 use std::path::Path;
 use std::process::Command;

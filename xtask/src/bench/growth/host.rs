@@ -1,8 +1,8 @@
 //! A daemon without a task on hosts of different sizes.
 //!
-//! Two things are paid for at rest: a look at each process now and then, and for each service a heartbeat and
-//! a question for tasks. So one host differs from the first in its processes only, and the next from that one
-//! in its services only. The OAP is the daemon's own, so that its half of each call is in the figures as well.
+//! Two things cost time at rest: a regular check of each process, and for each service a heartbeat and a
+//! query for tasks. So one host differs from the first only in its processes, and the next from that one only
+//! in its services. The OAP is the daemon's own, so that its half of each call is in the figures as well.
 
 use std::process::Command;
 

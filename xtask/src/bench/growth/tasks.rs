@@ -1,4 +1,4 @@
-//! Tasks at once: what each costs from its creation to its result, and what they leave behind.
+//! Tasks at once: the cost of each from its creation to its result, and what they leave behind.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Many threads that serve matching requests at the same time.
 //!
-//! With a threshold that no request reaches every one of them is followed and sampled from its head to its
-//! end, at any rate; this is the most that requests can ask of the daemon. A task without a threshold has
-//! its requests soon and only counts from then on.
+//! With a minimum duration that no request reaches, every request is tracked and sampled from its head to
+//! its end; this is the highest cost that requests can have. A task without a minimum duration soon has
+//! its requests, and only counts from then on.
 
 use std::time::Duration;
 
