@@ -16,7 +16,7 @@
 //! # What stands for what
 //! | code | signature |
 //! |---|---|
-//! | a function | `parse (server)` |
+//! | a function | `parse (server)`; `parse (a/x.so)` if the process has another `x.so` |
 //! | a function that was inlined into the next one | `digit (inlined) (server)` |
 //! | a function without a name | `libx.so+0x1234`, its first address in the object |
 //! | code that nothing describes | `[unknown] (libx.so)`: an address of each instruction would make it many functions |
@@ -29,6 +29,7 @@ mod depth;
 mod dwarf;
 mod kernel_symbols;
 mod long_name;
+mod object_name;
 mod object_symbols;
 mod perf_file;
 mod perf_map;
@@ -45,6 +46,7 @@ use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, ProcessKey, S
 use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
+use object_name::ObjectNames;
 use object_symbols::{CodeName, Function, ObjectSymbols};
 use perf_file::PerfMaps;
 
@@ -117,6 +119,7 @@ impl Name {
 struct ProcessNames {
     generation: u64,
     names: HashMap<u64, Name>,
+    objects: ObjectNames,
     /// The interpreter's own code, once an address was asked for.
     own_code: Option<OwnCode>,
 }
@@ -245,11 +248,19 @@ impl Symbolizer {
     fn check_names(&mut self, process: &Process) {
         let generation = process.mappings.generation();
         let entry = self.processes.entry(process.key);
-        let known = entry.or_insert_with(|| ProcessNames {
-            generation,
-            names: HashMap::new(),
-            own_code: None,
+        let known = entry.or_insert_with(|| {
+            let mut objects = ObjectNames::default();
+            objects.add(process.mappings.as_slice());
+            ProcessNames {
+                generation,
+                names: HashMap::new(),
+                objects,
+                own_code: None,
+            }
         });
+        if known.generation != generation {
+            known.objects.add(process.mappings.as_slice());
+        }
         let is_recompiled = self.perf_maps.refresh(process.key);
         if known.generation != generation || is_recompiled || known.names.len() >= NAMES_MAX {
             known.generation = generation;
@@ -293,7 +304,9 @@ impl Symbolizer {
             Some(mapping) if mapping.is_file() || mapping.is_vdso() => {
                 let code = self.objects.name(process, mapping, address);
                 let (kind, label) = self.kind(process, mapping, address, code.name());
-                Name::of_code(&code, mapping.file_name(), kind, label)
+                let known = self.processes.get(&process.key);
+                let object = known.map_or(mapping.file_name(), |known| known.objects.of(mapping));
+                Name::of_code(&code, object, kind, label)
             }
             // Anonymous memory: generated code.
             Some(_) => {
