@@ -43,7 +43,7 @@ pub use depth::STACK_FRAMES_MAX;
 
 use crate::frames::FrameSet;
 use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, ProcessKey, Stack, UnwindEnd};
-use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
+use crate::process::python::{CodeSignature, MethodTables, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
 use object_name::ObjectNames;
@@ -77,6 +77,7 @@ pub struct Symbolizer {
     processes: HashMap<ProcessKey, ProcessNames>,
     perf_maps: PerfMaps,
     python: PythonNamer,
+    methods: MethodTables,
     shown: FrameSet,
 }
 
@@ -128,9 +129,7 @@ impl ProcessNames {
     fn own_code(&mut self, process: &Process) -> &OwnCode {
         self.own_code.get_or_insert_with(|| {
             let python = process.python.as_ref();
-            python.map_or_else(OwnCode::default, |python| {
-                OwnCode::read(&process.memory, python)
-            })
+            python.map_or_else(OwnCode::default, |python| OwnCode::read(process, python))
         })
     }
 }
@@ -152,6 +151,7 @@ impl Symbolizer {
             processes: HashMap::new(),
             perf_maps: PerfMaps::new(),
             python: PythonNamer::new(signature),
+            methods: MethodTables::default(),
             shown: FrameSet::All,
         }
     }
@@ -180,7 +180,8 @@ impl Symbolizer {
         }
         self.check_names(process);
         if let Some(known) = self.processes.get_mut(&process.key) {
-            known.own_code(process).prepare(&process.memory);
+            let own_code = known.own_code(process);
+            own_code.prepare(&process.memory, &mut self.methods);
         }
     }
 
@@ -202,6 +203,7 @@ impl Symbolizer {
             self.python.forget(process);
         }
         self.perf_maps = PerfMaps::new();
+        self.methods = MethodTables::default();
     }
 
     /// Names the frames of a stack, and counts what could not be named or was left out.
@@ -334,7 +336,7 @@ impl Symbolizer {
         if let Some(known) = self.processes.get_mut(&process.key) {
             let own_code = known.own_code(process);
             if own_code.contains(address) {
-                let label = own_code.label(&process.memory, address, function);
+                let label = own_code.label(&process.memory, &mut self.methods, address, function);
                 return (FrameKind::RuntimeInternal, label);
             }
         }
