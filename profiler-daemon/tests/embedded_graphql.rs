@@ -12,7 +12,9 @@ use profiler_daemon::embedded::{EmbeddedConfig, EmbeddedOap, sdl};
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::oap::graphql::GraphqlClient;
 use profiler_proto::profilerd as pb;
-use profiler_proto::skywalking::{SegmentObject, SpanObject, ThreadSnapshot, ThreadStack};
+use profiler_proto::skywalking::{
+    KeyStringValuePair, SegmentObject, SpanObject, ThreadSnapshot, ThreadStack,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -68,6 +70,10 @@ fn report(oap: &EmbeddedOap, task_id: &str, start_ms: i64) {
             start_time: start_ms,
             end_time: start_ms + 95,
             operation_name: "/buy".to_owned(),
+            tags: vec![KeyStringValuePair {
+                key: "profilerd.cut".to_owned(),
+                value: "the task ended first".to_owned(),
+            }],
             ..SpanObject::default()
         }],
         service: "shop".to_owned(),
@@ -183,7 +189,8 @@ async fn the_texts_of_the_protocol_are_answered() {
                 "spanId": 0, "parentSpanId": -1, "segmentId": "segment", "refs": [],
                 "serviceCode": "shop", "serviceInstanceName": "shop-1", "startTime": start_ms,
                 "endTime": start_ms + 95, "endpointName": "/buy", "type": "Entry", "peer": null,
-                "component": null, "isError": false, "layer": "Unknown", "tags": [], "logs": [],
+                "component": null, "isError": false, "layer": "Unknown", "logs": [],
+                "tags": [{ "key": "profilerd.cut", "value": "the task ended first" }],
                 "profiled": true,
             }],
         }])
@@ -309,6 +316,7 @@ async fn our_client_cannot_tell_it_from_another_oap() {
         (segment.endpoint.as_str(), segment.duration_ms),
         ("/buy", 95)
     );
+    assert_eq!(segment.cut.as_deref(), Some("the task ended first"));
     assert_eq!(
         (
             segment.trees[0].code_signature.as_str(),

@@ -198,3 +198,61 @@ fn packages_are_looked_for_in_the_root_of_the_process() {
         assert_eq!(signatures, ["store.serve.main:1", "store.serve.<module>:1"]);
     }
 }
+
+/// Check that functions whose long names differ in the middle, at the end, or in a character that is not shown have
+/// signatures of their own, of bounded length, and so have modules with long paths.
+#[test]
+fn long_names_stay_apart() {
+    let python = &pythons()[0];
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("main.py");
+    write(
+        &script,
+        r#"
+import os
+names = ["f" * 600 + "1", "f" * 600 + "2", "f" * 300 + "1" + "f" * 300, "e\udc01", "e\udc02"]
+files = ["/srv/" + "d" * 200 + "/" + "e" * 200 + end for end in ("1.py", "2.py")]
+call = lambda: (print("ready", flush=True), input())
+def nest(inner, name, file):
+    code = compile("def f(inner):\n    inner()\n", file, "exec")
+    space = {}
+    exec(code, space)
+    f = space["f"]
+    f.__code__ = f.__code__.replace(co_name=name, co_qualname=name)
+    return lambda: f(inner)
+for name in names:
+    for file in files:
+        call = nest(call, name, file)
+call()
+"#,
+    );
+    let process = Blocked::start(Command::new(python).arg(&script));
+    let signatures = process.signatures(&mut PythonNamer::default());
+    let long: Vec<&String> = signatures.iter().filter(|s| s.contains("/srv/")).collect();
+    assert_eq!(long.len(), 10, "{signatures:#?}");
+    let different: BTreeSet<&String> = long.iter().copied().collect();
+    assert_eq!(different.len(), 10, "{long:#?}");
+    assert!(long.iter().all(|s| s.chars().count() < 500), "{long:#?}");
+    // The end is kept: what tells names apart most often.
+    assert!(long.iter().any(|s| s.contains("ff2#")), "{long:#?}");
+}
+
+/// Check that one module below different roots has one name in two processes: replicas, and the releases of a rolling
+/// deployment, are one service, and one function is one node of their tree.
+#[test]
+fn replicas_below_different_roots_have_the_same_names() {
+    let text = "def main():\n    print('ready', flush=True)\n    input()\nmain()\n";
+    let folder = tempfile::tempdir().unwrap();
+    let mut namer = PythonNamer::default();
+    let mut signatures = ["releases/1", "releases/2"].map(|release| {
+        let root = folder.path().join(release);
+        write(&root.join("shop/__init__.py"), "");
+        write(&root.join("shop/serve.py"), text);
+        let mut command = Command::new(&pythons()[0]);
+        let process = Blocked::start(command.args(["-m", "shop.serve"]).current_dir(&root));
+        process.signatures(&mut namer)
+    });
+    assert_eq!(signatures[0][0], "shop.serve.main:1");
+    let [first, second] = &mut signatures;
+    assert_eq!(first, second);
+}

@@ -18,7 +18,7 @@ use crate::frames::{FrameSet, activity};
 use crate::kernel;
 use crate::model::{
     ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, ProcessKey,
-    ProfiledSegment, RawSample, RequestId, SampleKind, Service, Stack, TaskId, TaskSlot,
+    ProfiledSegment, RawSample, RequestId, SampleKind, Service, Stack, TAG_CUT, TaskId, TaskSlot,
     TimedStack,
 };
 use crate::process::Process;
@@ -32,8 +32,6 @@ use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
-/// Tag of a request of which the end is not shown: why.
-const TAG_CUT: &str = "profilerd.cut";
 
 /// Most memory that the samples of all open requests may take: some 40,000 different stacks of 60 frames.
 const SAMPLES_MAX_BYTES: usize = 64 << 20;

@@ -2,15 +2,23 @@
 //!
 //! In:  `SegmentObject` of an agent or of our own reporter
 //! Out: [`SegmentSummary`]; the spans themselves are not kept
-//! Lost: segments without spans, without a span 0 or with an unusable id -> [`BadSegment`]
+//! Lost: tags beyond [`TAGS_MAX`] and [`TAGS_MAX_BYTES`]; segments without spans, without a span 0 or with an unusable id -> [`BadSegment`]
 
 use profiler_proto::skywalking::{SegmentObject, SpanObject, SpanType};
 use thiserror::Error;
 
+use crate::model::name::shorten;
+
 /// Longest segment or trace id, the width of OAP's column.
 pub(super) const ID_MAX_BYTES: usize = 150;
-/// Longest other name kept.
-const NAME_MAX_BYTES: usize = 600;
+/// Longest other name kept, in UTF-16 units; whatever the other services take ([`super::agents`]) fits.
+const NAME_UNITS_MAX: usize = 600;
+/// Most tags kept of a segment: our own spans have at most a dozen.
+const TAGS_MAX: usize = 32;
+/// Bytes of keys and values kept of a segment's tags; a value may be a whole SQL statement.
+const TAGS_MAX_BYTES: usize = 4096;
+/// The tag of the HTTP status: in Java and here, and in older agents.
+const STATUS_TAGS: [&str; 2] = ["http.status_code", "status_code"];
 
 /// A trace segment, without its spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +39,8 @@ pub struct SegmentSummary {
     pub end_ms: i64,
     /// HTTP status from the tags of the entry span, if there is one.
     pub status: Option<u16>,
+    /// Tags of that span, key and value, as far as they are kept.
+    pub tags: Vec<(String, String)>,
 }
 
 /// Why a segment is not stored.
@@ -68,10 +78,11 @@ impl SegmentSummary {
         let is_entry = |span: &&SpanObject| span.span_type() == SpanType::Entry;
         let named = object.spans.iter().rfind(is_entry).unwrap_or(first);
         Ok(Self {
-            endpoint: cut(&named.operation_name),
+            endpoint: bounded(&named.operation_name),
             status: status(named),
-            service: cut(&object.service),
-            instance: cut(&object.service_instance),
+            tags: tags(named),
+            service: bounded(&object.service),
+            instance: bounded(&object.service_instance),
             segment_id: object.trace_segment_id,
             trace_id: object.trace_id,
             start_ms,
@@ -80,16 +91,26 @@ impl SegmentSummary {
     }
 }
 
-/// The status tag: `http.status_code` in Java and here, `status_code` in older agents.
 fn status(span: &SpanObject) -> Option<u16> {
-    span.tags
-        .iter()
-        .find(|tag| matches!(tag.key.as_str(), "http.status_code" | "status_code"))
-        .and_then(|tag| tag.value.parse().ok())
+    let mut tags = span.tags.iter();
+    let tag = tags.find(|tag| STATUS_TAGS.contains(&tag.key.as_str()));
+    tag.and_then(|tag| tag.value.parse().ok())
 }
 
-fn cut(name: &str) -> String {
-    name[..name.floor_char_boundary(NAME_MAX_BYTES)].to_owned()
+/// Whole tags, in their order; those without room are left out.
+fn tags(span: &SpanObject) -> Vec<(String, String)> {
+    let mut room = TAGS_MAX_BYTES;
+    let fitting = span.tags.iter().filter(|tag| {
+        let rest = room.checked_sub(tag.key.len() + tag.value.len());
+        room = rest.unwrap_or(room);
+        rest.is_some()
+    });
+    let pairs = fitting.map(|tag| (tag.key.clone(), tag.value.clone()));
+    pairs.take(TAGS_MAX).collect()
+}
+
+fn bounded(name: &str) -> String {
+    shorten(name, NAME_UNITS_MAX).into_owned()
 }
 
 #[cfg(test)]
@@ -135,6 +156,32 @@ mod tests {
         assert_eq!(summary.endpoint, "POST:/");
         assert_eq!((summary.start_ms, summary.end_ms), (95, 130));
         assert_eq!(summary.status, Some(503));
+        let status = ("http.status_code".to_owned(), "503".to_owned());
+        assert_eq!(summary.tags, [status]);
+    }
+
+    /// Check that the tags of a segment are bounded in number and bytes, and that those kept are whole.
+    #[test]
+    fn tags_are_bounded() {
+        let kept = |values: Vec<String>| {
+            let mut entry = span(0, SpanType::Entry, "a", 1);
+            let tags = values.into_iter().map(|value| KeyStringValuePair {
+                key: "k".to_owned(),
+                value,
+            });
+            entry.tags.extend(tags);
+            let summary = SegmentSummary::try_from_object(object(vec![entry])).unwrap();
+            let values = summary.tags.into_iter().map(|(_, value)| value.len());
+            values.collect::<Vec<_>>()
+        };
+        assert_eq!(kept(vec![String::new(); 40]), [0; TAGS_MAX]);
+        let long = "x".repeat(TAGS_MAX_BYTES);
+        let rest = "x".repeat(TAGS_MAX_BYTES - 4);
+        let last = "x".to_owned();
+        assert_eq!(
+            kept(vec![last.clone(), long, rest, last]),
+            [1, TAGS_MAX_BYTES - 4]
+        );
     }
 
     /// Check that a segment without an entry span is named by span 0.

@@ -12,7 +12,9 @@ use thiserror::Error;
 use super::store::{SegmentData, TaskView};
 use super::task::{TaskRecord, TaskRequest, TaskState};
 use crate::analyze::{self, Element, Tree, TreeError};
-use crate::model::{Counter, Coverage, CoverageReport, SegmentReport, SnapshotReport, TaskReport};
+use crate::model::{
+    Counter, Coverage, CoverageReport, SegmentReport, SnapshotReport, TAG_CUT, TaskReport,
+};
 
 /// Most counters and notes accepted in one coverage report.
 const COVERAGE_MAX_ENTRIES: usize = 256;
@@ -209,6 +211,14 @@ pub fn segment_to_wire(data: &SegmentData) -> pb::Segment {
         snapshots,
         trees,
         tip: analysis.tip.unwrap_or_default(),
+        tags: summary
+            .tags
+            .iter()
+            .map(|(key, value)| pb::Tag {
+                key: key.clone(),
+                value: value.clone(),
+            })
+            .collect(),
     }
 }
 
@@ -248,6 +258,7 @@ pub fn segment_report(wire: pb::Segment) -> Result<SegmentReport, WireError> {
             .map_err(|error| WireError::BadTree(wire.segment_id.clone(), error))?;
         trees.push(tree.to_node());
     }
+    let cut = wire.tags.into_iter().find(|tag| tag.key == TAG_CUT);
     Ok(SegmentReport {
         segment_id: wire.segment_id,
         trace_id: wire.trace_id,
@@ -256,7 +267,7 @@ pub fn segment_report(wire: pb::Segment) -> Result<SegmentReport, WireError> {
         start_ms: wire.start_ms,
         duration_ms: wire.duration_ms,
         status: wire.status.and_then(|status| u16::try_from(status).ok()),
-        cut: None, // the store keeps no tags
+        cut: cut.map(|tag| tag.value),
         snapshots,
         trees,
     })
@@ -285,6 +296,7 @@ mod tests {
                 start_ms: 1000,
                 end_ms: 1030,
                 status: Some(200),
+                tags: vec![(TAG_CUT.to_owned(), "the task ended first".to_owned())],
             },
             snapshots: vec![
                 snapshot(0, "main>a"),
@@ -305,6 +317,7 @@ mod tests {
         assert_eq!(report.snapshots[2].stack, ["main", "b"]);
         assert_eq!((report.start_ms, report.duration_ms), (1000, 30));
         assert_eq!(report.status, Some(200));
+        assert_eq!(report.cut.as_deref(), Some("the task ended first"));
         let root = &report.trees[0];
         assert_eq!((root.duration_ms, root.self_ms, root.count), (20, 10, 3));
         assert_eq!(root.children.len(), 2);

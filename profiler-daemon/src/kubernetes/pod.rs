@@ -8,12 +8,13 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::model::name;
 use crate::process::Pod;
 
 /// Labels, and containers, kept of a pod.
 const ENTRIES_MAX: usize = 64;
 /// Longest text; the names of Kubernetes have 253 characters at most.
-const TEXT_MAX_CHARS: usize = 256;
+const TEXT_UNITS_MAX: usize = 256;
 
 /// One page of a list.
 #[derive(Debug, PartialEq)]
@@ -222,8 +223,7 @@ fn workload(kind: &str, name: &str, hash: Option<&str>) -> String {
 }
 
 fn text(text: &str) -> String {
-    let shown = text.chars().filter(|c| !c.is_control());
-    shown.take(TEXT_MAX_CHARS).collect()
+    name::tidy(text, TEXT_UNITS_MAX)
 }
 
 /// Reads bytes as each answer there is.

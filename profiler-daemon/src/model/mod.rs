@@ -38,7 +38,7 @@ pub use report::{
     CoverageReport, ProfileReport, SegmentReport, SnapshotReport, TaskReport, TreeNode,
 };
 pub use request::{
-    ActiveRequest, Cut, EndpointRule, FinishedRequest, RequestEvent, RequestId, Sw8,
+    ActiveRequest, Cut, EndpointRule, FinishedRequest, RequestEvent, RequestId, Sw8, TAG_CUT,
 };
 pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes, TimedStack};
 pub use snapshot::{ProfiledSegment, Snapshot};

@@ -8,6 +8,9 @@ pub const SERVICE_MAX: usize = 70;
 pub const ENDPOINT_MAX: usize = 150;
 /// Longest segment and trace id, the width of OAP's columns.
 pub const ID_MAX: usize = 150;
+/// Longest name of a function, and of a module, that is shown, in UTF-16 units. Demangled C++ may be megabytes; OAP
+/// stores any length.
+pub const FUNCTION_MAX: usize = 240;
 
 /// Cuts a name as OAP would, so that all we send about an instance carries the same name: OAP cuts
 /// names of segments and heartbeats but not those of task queries. Never splits a character.
@@ -36,21 +39,46 @@ pub fn shorten(name: &str, max_units: usize) -> Cow<'_, str> {
     if cut(name, max_units).len() == name.len() {
         return Cow::Borrowed(name);
     }
-    let mark = mark(name);
-    let room = max_units.saturating_sub(mark.len() + 1);
+    Cow::Owned(marked(name, max_units, &mark(name)))
+}
+
+/// The name with a mark at its end, in at most `max_units` UTF-16 units; where it does not fit, its middle becomes `…`.
+/// For names whose text does not tell all that they are; the others are [`shorten`]ed.
+#[must_use]
+pub fn marked(name: &str, max_units: usize, mark: &str) -> String {
+    let room = max_units.saturating_sub(mark.len());
+    if cut(name, room).len() == name.len() {
+        return format!("{name}{mark}");
+    }
+    let room = room.saturating_sub(1);
     let head = cut(name, room / 3);
     let tail = cut_front(&name[head.len()..], room - room / 3);
-    Cow::Owned(format!("{head}…{tail}{mark}"))
+    format!("{head}…{tail}{mark}")
+}
+
+/// A text from outside as a name: on one line, without blanks around, [`shorten`]ed.
+#[must_use]
+pub fn tidy(text: &str, max_units: usize) -> String {
+    let text = text.trim().chars().filter(|c| !c.is_control());
+    shorten(&text.collect::<String>(), max_units).into_owned()
 }
 
 /// Tells names apart whose shortened texts are equal: `#` and eight hexadecimal digits that depend on the whole name
 /// alone, so that they are the same in every run and process.
 #[must_use]
 pub fn mark(name: &str) -> String {
+    mark_of(name.bytes())
+}
+
+/// As [`mark`], of bytes that are no text.
+#[must_use]
+pub fn mark_of(bytes: impl IntoIterator<Item = u8>) -> String {
     // FNV-1a with its 64-bit constants, folded: short and without a seed.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = bytes
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     format!("#{:08x}", (hash ^ hash >> 32) & 0xffff_ffff)
 }
 
@@ -83,6 +111,9 @@ mod tests {
         assert!(shorten(&faces, 41).encode_utf16().count() <= 41);
         // Without room for anything.
         assert_eq!(shorten("abcdef", 3), format!("…{}", mark("abcdef")));
+        assert_eq!(marked("abc", 5, "#1"), "abc#1");
+        assert_eq!(marked("abcdefg", 6, "#1"), "a…fg#1");
+        assert_eq!(tidy(" a\tb\n ", 3), "ab");
     }
 
     /// Check that names which differ only where they are cut stay different, and that the mark is the same for ever.

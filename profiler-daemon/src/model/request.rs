@@ -214,6 +214,9 @@ pub struct ActiveRequest {
     pub sw8: Option<Sw8>,
 }
 
+/// Tag of the span of a request that is cut: the text of [`Cut`].
+pub const TAG_CUT: &str = "profilerd.cut";
+
 /// Why what is shown of a request ends before its response did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {

@@ -8,13 +8,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use profiler_proto::profilerd::{self as spooled, SpoolRecord, spool_record::What};
-use profiler_proto::skywalking::{SegmentObject, ThreadSnapshot, ThreadStack};
+use profiler_proto::skywalking::{KeyStringValuePair, SegmentObject, ThreadSnapshot, ThreadStack};
 use prost::Message as _;
 
 use super::queue::TaskAt;
 use super::segment;
 use crate::embedded::wire::{coverage_from_wire, coverage_to_wire};
 use crate::model::{Coverage, ProfiledSegment, Service, Snapshot, TaskId};
+
+/// Tag of a request that was sent again: the id under which it may be in the OAP as well.
+const TAG_SENT_AGAIN: &str = "profilerd.sent_again_after";
 
 /// A profiled request, or what is left of it to send.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +45,31 @@ impl Outgoing {
             segment_id: segment.request.request.segment_id,
             snapshots: segment.snapshots,
         }
+    }
+
+    /// Gives the request another id, so that nothing of it that may have arrived has the key of what is sent now. False
+    /// for one whose id is not ours to choose, because the segment is an agent's or is in the OAP.
+    pub(super) fn rename(&mut self) -> bool {
+        let Some(object) = &mut self.object else {
+            return false;
+        };
+        let numbered = self.segment_id.rsplit_once('.');
+        let numbered = numbered.and_then(|(id, number)| Some((id, number.parse::<u32>().ok()?)));
+        let (first, number) = numbered.unwrap_or((&self.segment_id, 1));
+        let id = format!("{first}.{}", number.saturating_add(1));
+        let former = std::mem::replace(&mut self.segment_id, id);
+        object.trace_segment_id.clone_from(&self.segment_id);
+        if object.trace_id == former {
+            object.trace_id.clone_from(&self.segment_id);
+        }
+        for span in &mut object.spans {
+            span.tags.retain(|tag| tag.key != TAG_SENT_AGAIN);
+            span.tags.push(KeyStringValuePair {
+                key: TAG_SENT_AGAIN.to_owned(),
+                value: former.clone(),
+            });
+        }
+        true
     }
 
     /// One snapshot as a message.
@@ -182,6 +210,32 @@ mod tests {
     use super::super::segment::tests::segment;
     use super::*;
     use crate::model::Counter;
+
+    /// Check that a request that is renamed has a new id wherever it stands, and says which one it had.
+    #[test]
+    fn a_renamed_request_has_one_new_id() {
+        let mut outgoing = Outgoing::new(segment("t", "s", &["main"]));
+        for (id, former) in [("s.2", "s"), ("s.3", "s.2")] {
+            assert!(outgoing.rename());
+            assert_eq!(outgoing.segment_id, id);
+            let object = outgoing.object.as_ref().unwrap();
+            assert_eq!((&*object.trace_segment_id, &*object.trace_id), (id, id));
+            let tags = object.spans[0].tags.iter();
+            let said: Vec<_> = tags.filter(|tag| tag.key == TAG_SENT_AGAIN).collect();
+            assert_eq!(said.len(), 1);
+            assert_eq!(said[0].value, former);
+            let message = outgoing.to_message(&outgoing.snapshots[0]);
+            assert_eq!(message.trace_segment_id, id);
+        }
+        // A caller's trace stays the caller's.
+        let object = outgoing.object.as_mut().unwrap();
+        object.trace_id = "caller".to_owned();
+        assert!(outgoing.rename());
+        assert_eq!(outgoing.object.as_ref().unwrap().trace_id, "caller");
+        outgoing.object = None;
+        assert!(!outgoing.rename());
+        assert_eq!(outgoing.segment_id, "s.4");
+    }
 
     /// Check that both kinds come back from their bytes as they were.
     #[test]

@@ -7,6 +7,9 @@
 
 use super::outgoing::Outgoing;
 
+/// How often a request is sent again whole. An OAP that breaks off its snapshots more often has no use for them.
+const REPEATS_MAX: u8 = 3;
+
 /// What became of a request's segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -26,6 +29,8 @@ pub(super) struct Progress {
     dealt: Vec<usize>,
     /// Something of it is lost.
     incomplete: Vec<bool>,
+    /// How often each was sent again whole.
+    repeats: Vec<u8>,
 }
 
 impl Progress {
@@ -39,6 +44,7 @@ impl Progress {
             fates: segments.iter().map(fate).collect(),
             dealt: vec![0; segments.len()],
             incomplete: vec![false; segments.len()],
+            repeats: vec![0; segments.len()],
         }
     }
 
@@ -47,11 +53,23 @@ impl Progress {
         self.with(Fate::Waiting).collect()
     }
 
-    /// Snapshots that can be sent: those of segments that the OAP has.
+    /// Snapshots that are still to be sent and can be: those of segments that the OAP has.
     pub(super) fn rows(&self, segments: &[Outgoing]) -> Vec<(usize, usize)> {
+        let rows = |index: usize| self.dealt[index]..segments[index].snapshots.len();
         self.with(Fate::There)
-            .flat_map(|index| (0..segments[index].snapshots.len()).map(move |row| (index, row)))
+            .flat_map(|index| rows(index).map(move |row| (index, row)))
             .collect()
+    }
+
+    /// Has the whole request sent again, under another id; false if that cannot be, or was done often enough. For one of
+    /// which nothing is settled but the segment.
+    pub(super) fn repeat(&mut self, index: usize, segment: &mut Outgoing) -> bool {
+        let may_be = self.repeats[index] < REPEATS_MAX && segment.rename();
+        if may_be {
+            self.repeats[index] += 1;
+            self.fates[index] = Fate::Waiting;
+        }
+        may_be
     }
 
     fn with(&self, fate: Fate) -> impl Iterator<Item = usize> {
@@ -98,6 +116,27 @@ mod tests {
     use super::super::segment::tests::segment;
     use super::*;
 
+    /// Check that a request is sent again whole, so many times, and one with an agent's segment not at all.
+    #[test]
+    fn a_request_is_repeated_whole() {
+        let new = |id| Outgoing::new(segment("t", id, &["main", "main"]));
+        let mut segments = vec![new("s"), new("agent")];
+        segments[1].object = None;
+        let mut progress = Progress::new(&segments);
+        for _ in 0..REPEATS_MAX {
+            progress.settle_segment(0, true);
+            assert!(progress.repeat(0, &mut segments[0]));
+            assert_eq!(progress.waiting(), [0]);
+            assert_eq!(progress.rest(&segments)[0].snapshots.len(), 2);
+        }
+        progress.settle_segment(0, true);
+        assert!(!progress.repeat(0, &mut segments[0]));
+        assert!(!progress.repeat(1, &mut segments[1]));
+        let ids = segments.iter().map(|segment| segment.segment_id.as_str());
+        assert!(ids.eq(["s.4", "agent"]));
+        assert_eq!(progress.rows(&segments), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+    }
+
     /// Check that snapshots are sent for segments that are there, and that what is left is what was neither
     /// sent nor lost, a segment with all of its snapshots.
     #[test]
@@ -127,5 +166,6 @@ mod tests {
             [("there", false, vec![1]), ("waiting", true, vec![0, 1])]
         );
         assert!(progress.mark_incomplete(0) && !progress.mark_incomplete(0));
+        assert_eq!(progress.rows(&segments), [(0, 1)]);
     }
 }

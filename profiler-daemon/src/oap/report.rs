@@ -9,19 +9,20 @@
 //! One stream is open at a time; what is reported meanwhile rides in the next one, so batches grow
 //! with the load and a lone request is delivered at once.
 //!
-//! # No snapshot is sent twice
+//! # No key is sent twice
 //!
-//! The key of a snapshot is task, segment and sequence; a second row with one key is an error in
-//! SQL storages. When a stream fails, what the transport had taken from it may or may not have
-//! arrived: it counts as lost and is not sent again. What the transport had not taken is sent on
-//! the next connection.
+//! The key of a segment is its id, that of a snapshot is task, segment and sequence. A second row with one key is an
+//! error in SQL storages; BanyanDB before 0.10 keeps both rows, and an OAP then fails to list any request of
+//! the task. When a stream fails, what the transport had taken from it may or may not have arrived, so it is not sent
+//! again under its key. What the transport had not taken is sent on the next connection.
 //!
-//! # A segment is sent until it has arrived
+//! # A request is sent until it can be shown
 //!
-//! Without its segment a request is not shown, however many of its snapshots have arrived. So a segment that
-//! may have arrived is sent again: its key is its id, storages keep the first row or write the same one over
-//! it, and SQL storages log an error for the second. Snapshots follow once the OAP has answered with OK. A
-//! stream that an OAP refuses is sent segment by segment, so one that it cannot take costs itself alone.
+//! An OAP shows a request if it has its segment and its snapshot 0, and nothing of it otherwise. So a segment that may have
+//! arrived is sent again under another id ([`Outgoing::rename`]), and so is a whole request whose snapshot 0 may have
+//! been lost. What has arrived of the first is one more trace. Snapshots of which the first has arrived
+//! count as lost. A stream of segments that an OAP refuses is sent segment by segment, so one that it cannot take costs itself
+//! alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -156,21 +157,31 @@ impl Reporter {
     /// Sends the trace segments that are ours, then the snapshots of all. What no connection has taken when all waiting
     /// ends goes back to the queue.
     async fn deliver(&self, segments: Vec<Outgoing>) -> Result<(), Gone> {
-        let segments: Arc<[Outgoing]> = segments.into();
+        let mut segments: Arc<[Outgoing]> = segments.into();
         let mut progress = Progress::new(&segments);
-        let mut done = self.deliver_segments(&segments, &mut progress).await;
-        if done.is_ok() {
-            done = self.deliver_snapshots(&segments, &mut progress).await;
-        }
+        let done = self.deliver_all(&mut segments, &mut progress).await;
         if done.is_err() {
             self.queue.put_back(progress.rest(&segments).into_iter());
         }
         done
     }
 
+    async fn deliver_all(
+        &self,
+        segments: &mut Arc<[Outgoing]>,
+        progress: &mut Progress,
+    ) -> Result<(), Gone> {
+        loop {
+            self.deliver_segments(segments, progress).await?;
+            if !self.deliver_snapshots(segments, progress).await? {
+                return Ok(());
+            }
+        }
+    }
+
     async fn deliver_segments(
         &self,
-        segments: &Arc<[Outgoing]>,
+        segments: &mut Arc<[Outgoing]>,
         progress: &mut Progress,
     ) -> Result<(), Gone> {
         let mut attempts = self.attempts();
@@ -191,6 +202,11 @@ impl Reporter {
             let is_there = match result {
                 Ok(_) => true,
                 Err(status) => {
+                    if may_have_arrived(&status) {
+                        for &index in waiting.iter().take(taken) {
+                            Arc::make_mut(segments)[index].rename();
+                        }
+                    }
                     let is_alive = taken > 0 && self.link.state.answers() != answers;
                     let next = self.after_segments(&mut attempts, &connection, &status, is_alive);
                     match next.await? {
@@ -253,11 +269,12 @@ impl Reporter {
         })
     }
 
+    /// Sends snapshots; true as soon as some request is to be sent again whole.
     async fn deliver_snapshots(
         &self,
-        segments: &Arc<[Outgoing]>,
+        segments: &mut Arc<[Outgoing]>,
         progress: &mut Progress,
-    ) -> Result<(), Gone> {
+    ) -> Result<bool, Gone> {
         let rows = progress.rows(segments);
         for batch in rows.chunks(self.config.batch_snapshots.max(1)) {
             let mut next = 0;
@@ -268,14 +285,26 @@ impl Reporter {
                 let (result, taken) = self
                     .stream_snapshots(&connection, segments, rest.to_vec())
                     .await;
+                let mut repeated = Vec::new();
                 let (sent, lost) = match result {
                     Ok(_) => (rest.len(), 0),
                     Err(status) => {
                         let next = self.after_failure(&mut attempts, &connection, &status, taken);
-                        (0, lost(next.await?, taken, rest.len()))
+                        let next = next.await?;
+                        let lost = lost(next, taken, rest.len());
+                        let beginnings = rest[..lost].iter().filter(|&&(_, row)| row == 0);
+                        for &(index, _) in beginnings.filter(|_| next == Next::GoOn) {
+                            if progress.repeat(index, &mut Arc::make_mut(segments)[index]) {
+                                repeated.push(index);
+                            }
+                        }
+                        (0, lost)
                     }
                 };
                 for (position, &(index, _)) in rest.iter().take(sent + lost).enumerate() {
+                    if repeated.contains(&index) {
+                        continue;
+                    }
                     let (sent, lost) = if position < sent { (1, 0) } else { (0, 1) };
                     let key = &segments[index].key;
                     self.queue.settle(key, sent, lost);
@@ -284,10 +313,13 @@ impl Reporter {
                         self.queue.settle_incomplete(key);
                     }
                 }
+                if !repeated.is_empty() {
+                    return Ok(true);
+                }
                 next += sent + lost;
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// One `collect` stream of `those` segments; also says how many were taken.
@@ -427,6 +459,11 @@ fn lost(next: Next, taken: usize, rest: usize) -> usize {
         Next::GoOn => taken.min(rest),
         Next::GiveUp => rest,
     }
+}
+
+/// Whether what the transport had accepted of a failed stream may be in the OAP.
+fn may_have_arrived(status: &Status) -> bool {
+    !matches!(Failure::of(status), Failure::Busy) && !is_unauthorized(status)
 }
 
 /// The token was refused: the OAP has not read the call.

@@ -9,10 +9,10 @@ use super::instance;
 use super::pod::Pod;
 use super::runtime::Runtime;
 use crate::config::{LABEL, RuleMatch};
-use crate::model::Pid;
+use crate::model::{Pid, name};
 
 /// Longest text taken from a process. The name of a Kubernetes workload with its namespace has up to 317 characters.
-const TEXT_MAX_CHARS: usize = 400;
+const TEXT_UNITS_MAX: usize = 400;
 
 /// What identity is derived from.
 #[derive(Clone, Copy, Debug)]
@@ -121,10 +121,9 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// Names are shown and sent: no control characters, no blanks around, no novel.
+/// A name as it is shown and sent.
 pub(super) fn tidy(text: &str) -> String {
-    let shown = text.trim().chars().filter(|c| !c.is_control());
-    shown.take(TEXT_MAX_CHARS).collect()
+    name::tidy(text, TEXT_UNITS_MAX)
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
     let given_instance = configured.and_then(|rule| rule.instance.as_ref());
     let instance = given_instance
         .and_then(fill)
-        .map(|name| tidy(&name))
+        .map(|name| shorten(&tidy(&name), SERVICE_MAX).into_owned())
         .unwrap_or_else(|| instance::name(&facts));
     let pairs = |of: fn(&ServiceRule) -> &Vec<(String, Template)>| {
         let given = configured.map(of).into_iter().flatten();

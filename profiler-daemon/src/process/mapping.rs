@@ -51,8 +51,13 @@ impl Mapping {
     /// memory.
     #[must_use]
     pub fn file_name(&self) -> &str {
-        let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
+        let path = self.bare_path();
         path.rsplit('/').next().unwrap_or(path)
+    }
+
+    /// The path without the kernel's mark for deleted files.
+    pub(crate) fn bare_path(&self) -> &str {
+        self.path.strip_suffix(" (deleted)").unwrap_or(&self.path)
     }
 
     /// Whether a file backs it.

@@ -79,8 +79,7 @@ impl ObjectFile {
         if !mapping.is_file() {
             return Err(Error::new(ErrorKind::NotFound, "anonymous memory"));
         }
-        let path = mapping.path.strip_suffix(" (deleted)");
-        let path = path.unwrap_or(&mapping.path);
+        let path = mapping.bare_path();
         Self::from_path(&mapping.file_path(pid), None)
             .or_else(|_| {
                 let file = foreign_file::regular(pid, Path::new(path), LastLink::Follow)?;

@@ -20,6 +20,8 @@ const ENVIRON_MAX_BYTES: u64 = 256 << 10;
 /// Bounds of the short files.
 const STAT_MAX_BYTES: u64 = 4 << 10;
 const CGROUP_MAX_BYTES: u64 = 16 << 10;
+/// More than `status` has.
+const STATUS_MAX_BYTES: u64 = 16 << 10;
 
 /// `PF_KTHREAD`, <https://github.com/torvalds/linux/blob/v6.12/include/linux/sched.h#L1674>.
 const PF_KTHREAD: u64 = 0x0020_0000;
@@ -219,6 +221,15 @@ impl Procfs {
     pub fn text(&self, pid: Pid, file: &str, max_bytes: u64) -> io::Result<String> {
         let bytes = read_bounded(&self.path(pid, file), max_bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Effective user of a process, as we see it; `None` if the process is gone. The owner of `/proc/PID` would be root
+    /// where a process may not be dumped.
+    pub(crate) fn effective_uid(&self, pid: Pid) -> Option<u32> {
+        let status = self.text(pid, "status", STATUS_MAX_BYTES).ok()?;
+        // Uid: real effective saved file-system
+        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        ids.split_ascii_whitespace().nth(1)?.parse().ok()
     }
 
     /// Text of `cgroup`.

@@ -71,8 +71,8 @@ fn by_link(
     let section = layout.section_named(object, ".gnu_debuglink")?;
     let link = read_range(object, section.offset, section.bytes, LINK_BYTES_MAX).ok()?;
     let (name, checksum) = parse_link(&link)?;
-    let path = mapping.path.strip_suffix(" (deleted)");
-    let folder = Path::new(path.unwrap_or(&mapping.path)).parent()?;
+    let path = mapping.bare_path();
+    let folder = Path::new(path).parent()?;
     let below_debug = Path::new(DEBUG_FOLDER).join(folder.strip_prefix("/").ok()?);
     let places = [folder.to_owned(), folder.join(".debug"), below_debug];
     places.into_iter().find_map(|place| {

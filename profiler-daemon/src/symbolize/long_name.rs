@@ -14,10 +14,9 @@
 
 use std::borrow::Cow;
 
+pub(super) use crate::model::name::FUNCTION_MAX as NAME_UNITS_MAX;
 use crate::model::name::{mark, shorten};
 
-/// Longest name shown, in UTF-16 units. Demangled C++ may be megabytes.
-pub(super) const NAME_UNITS_MAX: usize = 240;
 /// Groups in groups that are told apart: beyond, the arguments are left out in any case.
 const DEPTH_MAX: usize = 6;
 /// Left as it is: a name and no list of arguments.

@@ -16,7 +16,7 @@
 //! # What stands for what
 //! | code | signature |
 //! |---|---|
-//! | a function | `parse (server)` |
+//! | a function | `parse (server)`; `parse (a/x.so)` if the process has another `x.so` |
 //! | a function that was inlined into the next one | `digit (inlined) (server)` |
 //! | a function without a name | `libx.so+0x1234`, its first address in the object |
 //! | code that nothing describes | `[unknown] (libx.so)`: an address of each instruction would make it many functions |
@@ -29,6 +29,7 @@ mod depth;
 mod dwarf;
 mod kernel_symbols;
 mod long_name;
+mod object_name;
 mod object_symbols;
 mod perf_file;
 mod perf_map;
@@ -42,9 +43,10 @@ pub use depth::STACK_FRAMES_MAX;
 
 use crate::frames::FrameSet;
 use crate::model::{AddrFrame, Counter, Coverage, Frame, FrameKind, ProcessKey, Stack, UnwindEnd};
-use crate::process::python::{CodeSignature, OwnCode, PythonNamer};
+use crate::process::python::{CodeSignature, MethodTables, OwnCode, PythonNamer};
 use crate::process::{Mapping, Process};
 use kernel_symbols::KernelSymbols;
+use object_name::ObjectNames;
 use object_symbols::{CodeName, Function, ObjectSymbols};
 use perf_file::PerfMaps;
 
@@ -75,6 +77,7 @@ pub struct Symbolizer {
     processes: HashMap<ProcessKey, ProcessNames>,
     perf_maps: PerfMaps,
     python: PythonNamer,
+    methods: MethodTables,
     shown: FrameSet,
 }
 
@@ -117,6 +120,7 @@ impl Name {
 struct ProcessNames {
     generation: u64,
     names: HashMap<u64, Name>,
+    objects: ObjectNames,
     /// The interpreter's own code, once an address was asked for.
     own_code: Option<OwnCode>,
 }
@@ -125,9 +129,7 @@ impl ProcessNames {
     fn own_code(&mut self, process: &Process) -> &OwnCode {
         self.own_code.get_or_insert_with(|| {
             let python = process.python.as_ref();
-            python.map_or_else(OwnCode::default, |python| {
-                OwnCode::read(&process.memory, python)
-            })
+            python.map_or_else(OwnCode::default, |python| OwnCode::read(process, python))
         })
     }
 }
@@ -149,6 +151,7 @@ impl Symbolizer {
             processes: HashMap::new(),
             perf_maps: PerfMaps::new(),
             python: PythonNamer::new(signature),
+            methods: MethodTables::default(),
             shown: FrameSet::All,
         }
     }
@@ -177,7 +180,8 @@ impl Symbolizer {
         }
         self.check_names(process);
         if let Some(known) = self.processes.get_mut(&process.key) {
-            known.own_code(process).prepare(&process.memory);
+            let own_code = known.own_code(process);
+            own_code.prepare(&process.memory, &mut self.methods);
         }
     }
 
@@ -199,6 +203,7 @@ impl Symbolizer {
             self.python.forget(process);
         }
         self.perf_maps = PerfMaps::new();
+        self.methods = MethodTables::default();
     }
 
     /// Names the frames of a stack, and counts what could not be named or was left out.
@@ -245,11 +250,19 @@ impl Symbolizer {
     fn check_names(&mut self, process: &Process) {
         let generation = process.mappings.generation();
         let entry = self.processes.entry(process.key);
-        let known = entry.or_insert_with(|| ProcessNames {
-            generation,
-            names: HashMap::new(),
-            own_code: None,
+        let known = entry.or_insert_with(|| {
+            let mut objects = ObjectNames::default();
+            objects.add(process.mappings.as_slice());
+            ProcessNames {
+                generation,
+                names: HashMap::new(),
+                objects,
+                own_code: None,
+            }
         });
+        if known.generation != generation {
+            known.objects.add(process.mappings.as_slice());
+        }
         let is_recompiled = self.perf_maps.refresh(process.key);
         if known.generation != generation || is_recompiled || known.names.len() >= NAMES_MAX {
             known.generation = generation;
@@ -293,7 +306,9 @@ impl Symbolizer {
             Some(mapping) if mapping.is_file() || mapping.is_vdso() => {
                 let code = self.objects.name(process, mapping, address);
                 let (kind, label) = self.kind(process, mapping, address, code.name());
-                Name::of_code(&code, mapping.file_name(), kind, label)
+                let known = self.processes.get(&process.key);
+                let object = known.map_or(mapping.file_name(), |known| known.objects.of(mapping));
+                Name::of_code(&code, object, kind, label)
             }
             // Anonymous memory: generated code.
             Some(_) => {
@@ -321,7 +336,7 @@ impl Symbolizer {
         if let Some(known) = self.processes.get_mut(&process.key) {
             let own_code = known.own_code(process);
             if own_code.contains(address) {
-                let label = own_code.label(&process.memory, address, function);
+                let label = own_code.label(&process.memory, &mut self.methods, address, function);
                 return (FrameKind::RuntimeInternal, label);
             }
         }

@@ -42,8 +42,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const REREAD_INTERVAL: Duration = Duration::from_secs(30);
 /// Bytes before the tail that tell whether the file is still the one that was read.
 const SEAM_BYTES: usize = 256;
-/// More than `/proc/PID/status` has.
-const STATUS_BYTES_MAX: u64 = 16 << 10;
 
 /// The perf maps of all processes, the most recently used first.
 pub(super) struct PerfMaps {
@@ -194,7 +192,7 @@ impl Followed {
 
     /// The map names functions of one user's process: nobody else but root may write it, as perf has it.
     fn is_trusted(&self, owner: u32) -> bool {
-        owner == 0 || effective_uid(self.pid) == Some(owner)
+        owner == 0 || Procfs::default().effective_uid(self.pid) == Some(owner)
     }
 
     /// Whether a file begins with what was taken over.
@@ -244,14 +242,6 @@ fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> 
         }
     }
     Ok(done)
-}
-
-/// `Uid: real effective saved file-system`. The owner of `/proc/PID` is root where a process may not be dumped.
-fn effective_uid(pid: Pid) -> Option<u32> {
-    let status = Procfs::default().text(pid, "status", STATUS_BYTES_MAX);
-    let status = status.ok()?;
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    ids.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

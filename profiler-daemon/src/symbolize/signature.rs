@@ -12,7 +12,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::long_name::readable;
+use super::long_name::{NAME_UNITS_MAX, readable};
+use crate::model::name::{mark, marked};
 
 /// Suffixes that compilers give to parts and copies of a function; a number may follow.
 const SUFFIXES: &[&str] = &[
@@ -76,16 +77,15 @@ fn stable(name: &str) -> Cow<'_, str> {
 
 /// Text without control characters, which would reach a terminal, and of bounded length.
 fn clean(text: &str) -> Cow<'_, str> {
-    let readable = readable(text);
-    if !readable.contains(char::is_control) {
-        return readable;
+    if !text.contains(char::is_control) {
+        return readable(text);
     }
-    Cow::Owned(readable.replace(char::is_control, "?"))
+    let harmless = text.replace(char::is_control, "?");
+    Cow::Owned(marked(&harmless, NAME_UNITS_MAX, &mark(text)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::long_name::NAME_UNITS_MAX;
     use super::*;
 
     /// Check that all parts and copies of a function have one signature.
@@ -135,8 +135,13 @@ mod tests {
     fn hostile_names_are_tamed() {
         assert_eq!(
             &*native(Some("a\x1b[2Jb\n"), "li\x07b.so"),
-            "a?[2Jb? (li?b.so)"
+            format!(
+                "a?[2Jb?{} (li?b.so{})",
+                mark("a\x1b[2Jb\n"),
+                mark("li\x07b.so")
+            )
         );
+        assert_ne!(native(Some("a\x01"), "x"), native(Some("a\x02"), "x"));
         let long = native(Some(&"é".repeat(5000)), "x");
         assert_eq!(long.chars().count(), NAME_UNITS_MAX + 4);
         assert!(long.ends_with(" (x)"));

@@ -56,7 +56,10 @@ fn children() -> Result<Vec<i32>> {
         let path = thread?.path().join("children");
         // A thread may have ended meanwhile.
         let text = fs::read_to_string(path).unwrap_or_default();
-        pids.extend(text.split_whitespace().filter_map(|pid| pid.parse().ok()));
+        pids.extend(
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse::<i32>().ok()),
+        );
     }
     Ok(pids)
 }

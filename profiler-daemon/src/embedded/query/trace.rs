@@ -195,12 +195,13 @@ fn span(segment: SegmentSummary) -> ProfiledSpan {
         component: None,
         is_error: Some(status.is_some_and(|status| status >= 500)),
         layer: Some(if status.is_some() { "Http" } else { "Unknown" }.to_owned()),
-        tags: status
-            .map(|status| KeyValue {
-                key: "http.status_code".to_owned(),
-                value: Some(status.to_string()),
-            })
+        tags: segment
+            .tags
             .into_iter()
+            .map(|(key, value)| KeyValue {
+                key,
+                value: Some(value),
+            })
             .collect(),
         logs: Vec::new(),
         profiled: true,

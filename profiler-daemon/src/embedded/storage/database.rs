@@ -28,7 +28,13 @@ const LOCK_NAME: &str = "profilerd.lock";
 /// "prof": distinguishes our files from other programs' databases.
 const APPLICATION_ID: i32 = 0x7072_6f66;
 /// Version of `schema.sql`.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
+/// What makes a file of version 1, 2, ... one of the next version.
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize - 1] = [
+    "ALTER TABLE segment ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
+     UPDATE segment SET tags = json_array(json_array('http.status_code', CAST(status AS TEXT)))
+         WHERE status IS NOT NULL;",
+];
 /// How long a write waits for another program that reads the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements kept prepared: all of ours.
@@ -188,7 +194,7 @@ fn prepare(file: &Path, connection: Connection) -> Result<Connection, OpenError>
         .map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    let is_new = is_new(file, &connection)?;
+    let version = version(file, &connection)?;
     connection
         .set_db_config(no_checkpoint, false)
         .map_err(failed)?;
@@ -201,22 +207,26 @@ fn prepare(file: &Path, connection: Connection) -> Result<Connection, OpenError>
          PRAGMA cache_size = -8192; -- KiB
          PRAGMA journal_size_limit = 16777216;";
     connection.execute_batch(settings).map_err(failed)?;
-    if is_new {
-        let schema = include_str!("schema.sql");
-        let create = format!(
+    let statements = match version {
+        None => include_str!("schema.sql").to_owned(),
+        Some(version) => MIGRATIONS[version..].concat(),
+    };
+    if !statements.is_empty() {
+        let change = format!(
             "BEGIN IMMEDIATE;
-             {schema}
+             {statements}
              PRAGMA application_id = {APPLICATION_ID};
              PRAGMA user_version = {SCHEMA_VERSION};
              COMMIT;"
         );
-        connection.execute_batch(&create).map_err(failed)?;
+        connection.execute_batch(&change).map_err(failed)?;
     }
     Ok(connection)
 }
 
-/// Whether the file has no content yet; refuses content that is not ours, not of our version, or damaged.
-fn is_new(file: &Path, connection: &Connection) -> Result<bool, OpenError> {
+/// How many migrations the file has behind it; none if it has no content yet. Refuses content that is not ours, of a
+/// newer version, or damaged.
+fn version(file: &Path, connection: &Connection) -> Result<Option<usize>, OpenError> {
     let read = |sql: &str| -> Result<i32, OpenError> {
         let row = connection.query_row(sql, [], |row| row.get(0));
         row.map_err(|error| refused(file, error))
@@ -225,20 +235,21 @@ fn is_new(file: &Path, connection: &Connection) -> Result<bool, OpenError> {
     let application_id = read("PRAGMA application_id")?;
     let found = read("PRAGMA user_version")?;
     if (tables, application_id, found) == (0, 0, 0) {
-        return Ok(true);
+        return Ok(None);
     }
     let file = file.to_owned();
-    if application_id != APPLICATION_ID || found < 1 {
+    let migrations = usize::try_from(found).ok().and_then(|n| n.checked_sub(1));
+    let Some(migrations) = migrations.filter(|_| application_id == APPLICATION_ID) else {
         return Err(OpenError::Foreign { file });
-    }
-    if found > SCHEMA_VERSION {
+    };
+    if migrations > MIGRATIONS.len() {
         return Err(OpenError::Newer { file, found });
     }
     // Reads the whole file once: a damaged page is better found now than in the middle of a task.
     let checked = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     let detail: String = checked.map_err(|error| refused(&file, error))?;
     if detail == "ok" {
-        Ok(false)
+        Ok(Some(migrations))
     } else {
         Err(OpenError::Damaged { file, detail })
     }
@@ -326,6 +337,36 @@ mod tests {
         fs::remove_file(&file).unwrap();
         change("CREATE TABLE other (x)");
         refused(dir.path(), &["is not a database of profilerd"]);
+    }
+
+    /// Check that a file of version 1 is used, with its rows, and is of this version then.
+    #[test]
+    fn an_old_file_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = open(dir.path()).unwrap();
+        // Version 1 is without this column.
+        let old = "ALTER TABLE segment DROP COLUMN tags;
+             INSERT INTO segment (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, loose)
+                 VALUES ('told', 't', 's', 'i', '/', 1, 2, 503, 0), ('mute', 't', 's', 'i', '/', 1, 2, NULL, 0);
+             PRAGMA user_version = 1";
+        database.connection.execute_batch(old).unwrap();
+        drop(database);
+        let tags = |database: &Database| {
+            let sql = "SELECT tags FROM segment ORDER BY key";
+            let mut rows = database.connection.prepare(sql).unwrap();
+            let tags = rows.query_map([], |row| row.get(0)).unwrap();
+            tags.collect::<rusqlite::Result<Vec<String>>>().unwrap()
+        };
+        for _ in 0..2 {
+            let database = open(dir.path()).unwrap();
+            assert_eq!(tags(&database), [r#"[["http.status_code","503"]]"#, "[]"]);
+            let version = "PRAGMA user_version";
+            let version: i32 = database
+                .connection
+                .query_row(version, [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(version, SCHEMA_VERSION);
+        }
     }
 
     /// Check that a damaged file is refused and left as it is, wherever the damage is.

@@ -1,4 +1,4 @@
--- Tables of profilerd.db, version 1. `task` in other tables is task.key.
+-- Tables of profilerd.db, version 2. `task` in other tables is task.key.
 
 CREATE TABLE task (
     key INTEGER PRIMARY KEY, -- in the order of creation
@@ -57,7 +57,8 @@ CREATE TABLE segment (
     start_ms INTEGER NOT NULL,
     end_ms INTEGER NOT NULL,
     status INTEGER,
-    loose INTEGER NOT NULL -- 1: no task has a snapshot of it
+    loose INTEGER NOT NULL, -- 1: no task has a snapshot of it
+    tags TEXT NOT NULL DEFAULT '[]' -- JSON array of arrays of key and value
 ) STRICT;
 CREATE INDEX segment_loose ON segment (key) WHERE loose = 1;
 

@@ -12,10 +12,11 @@ use super::to_sql;
 pub(in super::super) fn insert(db: &Connection, summary: &SegmentSummary) -> Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT OR IGNORE INTO segment
-             (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, loose)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
+             (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, tags, loose)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
                  NOT EXISTS (SELECT 1 FROM task_segment WHERE segment_id = ?1))",
     )?;
+    let tags = serde_json::to_string(&summary.tags).expect("pairs of texts are JSON");
     let values = (
         &summary.segment_id,
         &summary.trace_id,
@@ -25,6 +26,7 @@ pub(in super::super) fn insert(db: &Connection, summary: &SegmentSummary) -> Res
         summary.start_ms,
         summary.end_ms,
         summary.status,
+        tags,
     );
     insert.execute(values).map(drop)
 }
@@ -76,6 +78,7 @@ pub(in super::super) fn listed(db: &Connection, task: i64) -> Result<Vec<(i64, S
 }
 
 fn summary(row: &Row<'_>) -> Result<SegmentSummary> {
+    let tags: String = row.get("tags")?;
     Ok(SegmentSummary {
         segment_id: row.get("id")?,
         trace_id: row.get("trace_id")?,
@@ -85,6 +88,8 @@ fn summary(row: &Row<'_>) -> Result<SegmentSummary> {
         start_ms: row.get("start_ms")?,
         end_ms: row.get("end_ms")?,
         status: row.get("status")?,
+        // Written by `insert` alone: what cannot be read is nothing that anybody waits for.
+        tags: serde_json::from_str(&tags).unwrap_or_default(),
     })
 }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::analyze::{Element, Tree};
 use crate::embedded::task::{LogEntry, Operation, TaskRecord, TaskRequest};
 use crate::embedded::wire;
-use crate::model::SegmentReport;
+use crate::model::{SegmentReport, TAG_CUT};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -162,7 +162,7 @@ pub(super) fn profiled_segments(traces: &[TraceRow]) -> Vec<SegmentReport> {
                     start_ms: span.start_time,
                     duration_ms: end_ms.saturating_sub(span.start_time),
                     status: status(span),
-                    cut: tag(span, |key| key == "profilerd.cut").map(str::to_owned),
+                    cut: tag(span, |key| key == TAG_CUT).map(str::to_owned),
                     ..SegmentReport::default()
                 });
                 continue;

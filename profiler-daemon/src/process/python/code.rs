@@ -18,18 +18,16 @@ use lru::LruCache;
 
 use super::line_table::LineTable;
 use super::modules::ProcessModules;
-use super::string::{read_str, read_unique_str};
+use super::string::read_unique_str;
 use super::{CodeLayout, PythonRuntime, identity};
+use crate::model::name::FUNCTION_MAX;
 use crate::model::{ProcessKey, PythonRef};
 use crate::process::ReadMemory;
 
 /// Code objects remembered over all processes; about 300 bytes each.
 const CODES_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
-/// Longest file name kept, in characters (`PATH_MAX` is 4096 bytes, few paths pass 200). A longer one
-/// ends with a mark of the whole.
-const FILE_CHARS_MAX: usize = 1024;
-/// Longest name kept, in characters. Nested closures pass 100, nothing sane passes this.
-const NAME_CHARS_MAX: usize = 512;
+/// Longest file name kept whole, in UTF-16 units: `PATH_MAX`, so that each file that can be opened is found.
+const FILE_UNITS_MAX: usize = 4096;
 /// Largest line table decoded. Modules of generated tables reach 100 KB.
 const LINE_TABLE_BYTES_MAX: usize = 1 << 20;
 /// Longest header of a code object that a [`CodeLayout`] can ask for.
@@ -202,13 +200,14 @@ impl CodeNames {
             .get(&key)
             .is_some_and(|entry| entry.fingerprint == fingerprint);
         if !known {
-            let text = |address, chars_max| read_str(memory, &runtime.code, address, chars_max);
-            let file = read_unique_str(memory, &runtime.code, fingerprint.file, FILE_CHARS_MAX)
-                .map_err(failed("co_filename"))?;
-            let file: Arc<str> = file.into();
-            let name = text(fingerprint.name, NAME_CHARS_MAX).map_err(failed("co_name"))?;
+            let text =
+                |address, units_max| read_unique_str(memory, &runtime.code, address, units_max);
+            let file: Arc<str> = text(fingerprint.file, FILE_UNITS_MAX)
+                .map_err(failed("co_filename"))?
+                .into();
+            let name = text(fingerprint.name, FUNCTION_MAX).map_err(failed("co_name"))?;
             let qualname =
-                text(fingerprint.qualname, NAME_CHARS_MAX).map_err(failed("co_qualname"))?;
+                text(fingerprint.qualname, FUNCTION_MAX).map_err(failed("co_qualname"))?;
             let first_line = fingerprint.first_line;
             let modules = self.modules.entry(runtime.process).or_default();
             let module = modules.name(memory, runtime, &file);

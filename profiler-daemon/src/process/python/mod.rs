@@ -45,6 +45,7 @@ pub(crate) use identity::read_all;
 pub use layout::{CodeLayout, Layout, LayoutError};
 use locate::Located;
 pub use locate::find_version;
+pub(crate) use method::MethodTables;
 #[cfg(feature = "fuzzing")]
 pub(crate) use method::read as read_methods;
 pub use name::{CodeSignature, PythonNamer};

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::module::{ImportPath, ModuleName, path_name};
 use super::{PythonRuntime, sys_path};
 use crate::model::Pid;
+use crate::model::name::{FUNCTION_MAX, shorten};
 use crate::process::{ReadMemory, foreign_file};
 
 /// Files of a process that are named; a large Django site runs code from 3,000.
@@ -55,7 +56,7 @@ impl ProcessModules {
             return Arc::clone(name);
         }
         if self.names.len() >= FILES_MAX {
-            return path_name(file).into();
+            return shown(&path_name(file));
         }
         if self.read_at.is_none() {
             self.read(memory, runtime);
@@ -66,9 +67,9 @@ impl ProcessModules {
             self.read(memory, runtime);
             name = self.find(runtime.process.pid, file);
         }
-        let mut name: Arc<str> = name.text.into();
+        let mut name = shown(&name.text);
         if self.files.get(&name).is_some_and(|other| other != file) {
-            name = path_name(file).into();
+            name = shown(&path_name(file));
         }
         self.names.insert(Arc::clone(file), Arc::clone(&name));
         self.files.insert(Arc::clone(&name), Arc::clone(file));
@@ -94,7 +95,7 @@ impl ProcessModules {
                     .insert(Arc::clone(&signature), Arc::clone(file));
                 signature
             }
-            _ => by(&path_name(file)),
+            _ => by(&shown(&path_name(file))),
         }
     }
 
@@ -119,4 +120,9 @@ impl ProcessModules {
             is_there
         })
     }
+}
+
+/// A module as it is shown.
+fn shown(name: &str) -> Arc<str> {
+    shorten(name, FUNCTION_MAX).into()
 }

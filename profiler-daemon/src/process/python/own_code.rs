@@ -9,15 +9,17 @@
 //! (`lib-dynload`), or libffi, through which it calls C functions. No symbols are needed.
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{PythonRuntime, method};
-use crate::process::ReadMemory;
+use super::PythonRuntime;
+use super::method::{self, MethodTables, Methods, TableKey};
 use crate::process::image::{Headers, Image};
 use crate::process::mapped_image::mapped_images;
+use crate::process::object::ObjectFile;
 use crate::process::page_cache::PageCache;
+use crate::process::procfs::Procfs;
+use crate::process::{Process, ReadMemory};
 
 /// Functions of the interpreter that no Python code calls, in which a thread can be for long, and what to
 /// call them. The collector's names differ from version to version.
@@ -40,14 +42,23 @@ pub(crate) struct OwnCode {
 struct OwnImage {
     base: u64,
     span: Range<u64>,
-    /// Names of functions by their first address; read when first asked for.
-    methods: OnceCell<HashMap<u64, Arc<str>>>,
+    /// What it shares its methods by; none if its file cannot be opened.
+    key: Option<TableKey>,
+    /// Read when first asked for.
+    methods: OnceCell<Arc<Methods>>,
 }
 
 impl OwnCode {
     /// Looks at the images of a process; empty if it is gone.
-    pub(crate) fn read(memory: &dyn ReadMemory, runtime: &PythonRuntime) -> Self {
-        let memory = PageCache::new(memory);
+    pub(crate) fn read(process: &Process, runtime: &PythonRuntime) -> Self {
+        let memory = PageCache::new(&process.memory);
+        let uid = Procfs::default().effective_uid(process.key.pid);
+        let file = |path: &str| {
+            let mut mappings = process.mappings.as_slice().iter();
+            let mapping = mappings.find(|mapping| mapping.path == path)?;
+            let file = ObjectFile::open(process.key.pid, &process.memory, mapping).ok()?;
+            Some(file.id())
+        };
         let mut images = Vec::new();
         for mapped in mapped_images(runtime.process.pid).unwrap_or_default() {
             let Ok(headers) = Headers::read(&memory, mapped.base) else {
@@ -60,6 +71,9 @@ impl OwnCode {
                 images.push(OwnImage {
                     base: mapped.base,
                     span: headers.span,
+                    key: file(&mapped.path)
+                        .zip(uid)
+                        .map(|(file, uid)| TableKey { file, uid }),
                     methods: OnceCell::new(),
                 });
             }
@@ -68,9 +82,9 @@ impl OwnCode {
     }
 
     /// Reads the names of the builtins ahead, so that the first stack does not wait for them.
-    pub(crate) fn prepare(&self, memory: &dyn ReadMemory) {
+    pub(crate) fn prepare(&self, memory: &dyn ReadMemory, tables: &mut MethodTables) {
         for image in &self.images {
-            image.methods(memory);
+            image.methods(memory, tables);
         }
     }
 
@@ -84,6 +98,7 @@ impl OwnCode {
     pub(crate) fn label(
         &self,
         memory: &dyn ReadMemory,
+        tables: &mut MethodTables,
         address: u64,
         symbol: Option<&str>,
     ) -> Option<Arc<str>> {
@@ -91,7 +106,8 @@ impl OwnCode {
             let memory = PageCache::new(memory);
             let image = Image::load(&memory, own.base).ok()?;
             let function = image.function_range(address)?;
-            own.methods(&memory).get(&function.start).cloned()
+            let methods = own.methods(&memory, tables);
+            methods.name(function.start, own.base).cloned()
         });
         method.or_else(|| {
             let symbol = symbol?.split('.').next()?;
@@ -106,12 +122,13 @@ impl OwnCode {
 }
 
 impl OwnImage {
-    fn methods(&self, memory: &dyn ReadMemory) -> &HashMap<u64, Arc<str>> {
-        self.methods
-            .get_or_init(|| match Headers::read(memory, self.base) {
-                Ok(headers) => method::read(memory, &headers),
-                Err(_) => HashMap::new(),
-            })
+    fn methods(&self, memory: &dyn ReadMemory, tables: &mut MethodTables) -> &Methods {
+        let scan = || {
+            let headers = Headers::read(memory, self.base);
+            let names = headers.map(|headers| method::read(memory, &headers));
+            Methods::new(names.unwrap_or_default(), self.base)
+        };
+        self.methods.get_or_init(|| tables.of(self.key, scan))
     }
 }
 
@@ -128,7 +145,13 @@ pub fn is_interpreter(file_name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    use profiler_test_support::{ChildGuard, pythons};
+
     use super::*;
+    use crate::model::Pid;
 
     /// Check which files are the interpreter by their names.
     #[test]
@@ -146,5 +169,50 @@ mod tests {
         ] {
             assert_eq!(is_interpreter(name), expected, "{name}");
         }
+    }
+
+    /// A Python process that waits for the end of its input, ready to be looked at.
+    fn python(children: &mut Vec<ChildGuard>) -> Process {
+        let mut command = Command::new(&pythons()[0]);
+        command.args(["-c", "import time; print(flush=True); input()"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = ChildGuard::spawn("python", &mut command).unwrap();
+        let mut stdout = child.process().stdout.take().unwrap();
+        stdout.read_exact(&mut [0]).unwrap();
+        let key = Procfs::default().key(Pid(child.id())).unwrap();
+        children.push(child);
+        let mut process = Process::open_same(key).unwrap();
+        process.python = PythonRuntime::detect(key.pid).unwrap();
+        process
+    }
+
+    /// Check that workers with one interpreter have it scanned once, and that each finds there what a scan of its own
+    /// memory would have found.
+    #[test]
+    fn workers_share_their_methods() {
+        let mut children = Vec::new();
+        let mut tables = MethodTables::default();
+        let (mut scans, mut empty) = (Vec::new(), 0);
+        for _ in 0..3 {
+            let process = python(&mut children);
+            let own = OwnCode::read(&process, process.python.as_ref().unwrap());
+            own.prepare(&process.memory, &mut tables);
+            scans.push(tables.scans());
+            let mut names = 0;
+            empty = 0;
+            for image in &own.images {
+                assert!(image.key.is_some(), "{image:?}");
+                let headers = Headers::read(&process.memory, image.base).unwrap();
+                let found = method::read(&process.memory, &headers);
+                names += found.len();
+                empty += u64::from(found.is_empty());
+                let shared = image.methods(&process.memory, &mut tables);
+                assert_eq!(*shared, Methods::new(found, image.base));
+            }
+            assert!(names > 1000, "{names} names");
+        }
+        // What has no methods may not have been relocated yet: it is looked through again, and small.
+        assert!(empty < scans[0] / 2, "{empty} of {}", scans[0]);
+        assert_eq!(scans, [0, 1, 2].map(|worker| scans[0] + worker * empty));
     }
 }

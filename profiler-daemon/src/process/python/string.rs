@@ -9,10 +9,10 @@
 //! ```
 //! <https://github.com/python/cpython/blob/v3.12.0/Include/cpython/unicodeobject.h>
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Error, ErrorKind};
 
 use super::CodeLayout;
+use crate::model::name::{mark_of, marked, shorten};
 use crate::process::ReadMemory;
 
 /// Bytes of a string's characters that [`read_unique_str`] reads.
@@ -36,24 +36,22 @@ pub(crate) fn read_str(
     Ok(characters.text(chars_max))
 }
 
-/// As [`read_str`], but strings that differ yield texts that differ: one that is cut or has replaced
-/// characters ends with a mark of the whole.
+/// Reads the string at `address` as a name of at most `units_max` UTF-16 units. Names that differ yield texts that
+/// differ: one that is shortened or has replaced characters ends with a mark of the whole.
 pub(crate) fn read_unique_str(
     memory: &dyn ReadMemory,
     layout: &CodeLayout,
     address: u64,
-    chars_max: usize,
+    units_max: usize,
 ) -> Result<String, Error> {
     let characters = Characters::read(memory, layout, address, |width| WHOLE_BYTES_MAX / width)?;
-    let mut text = characters.text(chars_max);
-    let is_whole = characters.length <= chars_max;
-    if !is_whole || text.contains(char::REPLACEMENT_CHARACTER) {
-        let mut hasher = DefaultHasher::new();
-        (characters.length, characters.width, &characters.bytes).hash(&mut hasher);
-        let mark = if is_whole { "#" } else { "…#" };
-        text += &format!("{mark}{:016x}", hasher.finish());
+    let text = characters.text(usize::MAX);
+    if characters.are_whole() && !text.contains(char::REPLACEMENT_CHARACTER) {
+        return Ok(shorten(&text, units_max).into_owned());
     }
-    Ok(text)
+    let Characters { length, bytes, .. } = characters;
+    let all = (length as u64).to_le_bytes().into_iter().chain(bytes);
+    Ok(marked(&text, units_max, &mark_of(all)))
 }
 
 /// The characters of a `str`, as far as they were asked for.
@@ -116,6 +114,10 @@ impl Characters {
             width,
             bytes,
         })
+    }
+
+    fn are_whole(&self) -> bool {
+        self.bytes.len() / self.width == self.length
     }
 
     fn text(&self, chars_max: usize) -> String {
@@ -246,13 +248,16 @@ mod tests {
         let read = |state: u32, characters: &[u8]| {
             let length = characters.len() / if state >> 2 & KIND == 2 { 2 } else { 1 };
             let object = object(&layout, length as u64, state, characters);
-            read_unique_str(&object, &layout, 0x1000, 8).unwrap()
+            read_unique_str(&object, &layout, 0x1000, 20).unwrap()
         };
         let ascii = state(1, true);
         assert_eq!(read(ascii, b"whole"), "whole");
-        let (one, two) = (read(ascii, b"too long 1"), read(ascii, b"too long 2"));
-        assert!(one.starts_with("too long…#"), "{one}");
+        let name = |middle: &str| format!("begin {middle} of a name, end");
+        let [one, two] = ["1", "2"].map(|middle| read(ascii, name(middle).as_bytes()));
+        assert!(one.starts_with("beg…me, end#"), "{one}");
         assert_ne!(one, two);
+        // By the rule of all names.
+        assert_eq!(one, shorten(&name("1"), 20));
         let surrogates =
             [0xdcff_u16, 0xdcfe].map(|code| read(state(2, false), &code.to_ne_bytes()));
         assert!(surrogates[0].starts_with("\u{fffd}#"), "{surrogates:?}");
