@@ -114,7 +114,7 @@ async fn a_daemon_that_leaves_answers_503() {
     for path in ["/metrics", "/status.json", "/healthz"] {
         let answer = request(server.local_addr(), Method::GET, path).await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
-        assert!(answer.body.contains("is leaving"), "{}", answer.body);
+        assert!(answer.body.contains("is stopping"), "{}", answer.body);
     }
     let error = ask(server.local_addr()).await.unwrap_err();
     assert!(format!("{error:#}").contains("it is stopping"), "{error:#}");
@@ -148,7 +148,7 @@ async fn another_server_is_no_daemon() {
         }
     });
     let error = format!("{:#}", ask(address).await.unwrap_err());
-    assert!(error.contains("is no profilerd"), "{error}");
+    assert!(error.contains("is not profilerd"), "{error}");
     other.abort();
     let _ = other.await;
     let error = format!("{:#}", ask(address).await.unwrap_err());

@@ -166,7 +166,10 @@ async fn a_wrong_certificate_is_explained() {
             authority.sign(&["oap.example"], |_| {}),
             "oap.tls.server_name",
         ),
-        (authority.sign(&["127.0.0.1"], old), "too old"),
+        (
+            authority.sign(&["127.0.0.1"], old),
+            "has expired, or the clock",
+        ),
     ];
     for (signed, expected) in cases {
         let (address, _server) = Fake::default().serve_at(any(), Some(serving(&signed)));

@@ -327,7 +327,7 @@ mod tests {
         let error = applied(&[("PROFILERD_CODE_SIGNATURE", "x")])
             .unwrap_err()
             .to_string();
-        assert!(error.contains("none of function, line"), "{error}");
+        assert!(error.contains("not one of function, line"), "{error}");
     }
 
     /// Check that what Kubernetes sets for a Service of our name is a warning, and a slip names the

@@ -74,6 +74,8 @@ fn describe(pid: i32) -> String {
 mod tests {
     use std::process::Command;
 
+    use profiler_test_support::wait_until;
+
     use super::*;
 
     /// Check that the children of a thread are found and described.
@@ -82,8 +84,13 @@ mod tests {
         let mut child = Command::new("sleep").arg("100").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         assert!(children().unwrap().contains(&pid));
-        let text = describe(pid);
-        assert!(text.ends_with("left behind: sleep 100"), "{text}");
+        // A process that has just begun its program has no arguments yet.
+        wait_until("its arguments", GRACE, || {
+            Ok(describe(pid)
+                .ends_with("left behind: sleep 100")
+                .then_some(()))
+        })
+        .unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
