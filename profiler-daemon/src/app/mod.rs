@@ -28,6 +28,7 @@ use caps::Capability;
 
 use crate::config::{Config, Secret};
 use crate::embedded::{DataDir, EmbeddedOap};
+use crate::limit;
 use crate::metrics;
 use crate::model::ProfileTask;
 use crate::model::clock::unix_ms_now;
@@ -167,6 +168,7 @@ fn statistics(config: &Config) -> Option<StatisticsKeeper> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
+    limit::check_threads()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
