@@ -11,6 +11,7 @@ mod capture;
 mod control;
 mod inspect;
 mod neighbour;
+mod open_request;
 mod overhead;
 mod pipeline;
 mod privilege;
