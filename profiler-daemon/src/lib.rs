@@ -26,6 +26,7 @@ pub mod model;
 pub mod oap;
 pub mod output;
 pub mod process;
+mod quiet_panic;
 pub mod request;
 pub mod sampler;
 pub mod snapshot;

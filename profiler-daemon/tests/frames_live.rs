@@ -3,23 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+mod live_stack;
 mod native_process;
 mod python_process;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use native_process::{STACK_BYTES, ask_gdb, capture};
-use profiler_daemon::frames::{FrameSet, activity, kind_of};
-use profiler_daemon::model::{Counter, Coverage, Frame, FrameKind, Pid, Stack};
-use profiler_daemon::process::Process;
-use profiler_daemon::process::python::{CodeSignature, PythonRuntime};
-use profiler_daemon::symbolize::Symbolizer;
-use profiler_daemon::unwind::NativeUnwinder;
-use profiler_daemon::unwind::merge::merge;
-use profiler_daemon::unwind::python::walk_chain;
+use live_stack::stacks;
+use profiler_daemon::frames::{FrameSet, kind_of};
+use profiler_daemon::model::FrameKind;
 use profiler_test_support::pythons;
 use python_process::Running;
 
@@ -27,53 +21,14 @@ use python_process::Running;
 fn shown(python: &Path) -> BTreeMap<String, Vec<String>> {
     let (running, line) = Running::start_script(Command::new(python), "application_frames.py");
     let tids: BTreeMap<String, u32> = serde_json::from_str(&line).unwrap();
-    let pid = running.pid();
-    let mut process = Process::open(pid).unwrap();
-    process.python = PythonRuntime::detect(pid).unwrap();
-    let symbolizer = Symbolizer::new(CodeSignature::Function);
-    let mut symbolizer = symbolizer.showing(FrameSet::Application);
-    let numbers: BTreeMap<u32, u32> = tids
-        .values()
-        .map(|&tid| (tid, system_call(pid, tid)))
-        .collect();
-    let gdb = ask_gdb(pid);
-    let of_thread = |tid: u32| -> Vec<String> {
-        let memory = process.memory;
-        let captured = capture(pid, &gdb[&tid].regs, STACK_BYTES);
-        let native = NativeUnwinder::new().unwind(&mut process, &captured, Some(&memory));
-        let runtime = process.python.as_ref().unwrap();
-        let chain = walk_chain(&memory, runtime, tid);
-        let merged = merge(
-            &native.addresses(),
-            native.end,
-            &[],
-            Some((&chain, runtime)),
-        );
-        assert!(!merged.mismatch);
-        let stack = Stack {
-            frames: merged.frames,
-            end: native.end,
-        };
-        let mut losses = Coverage::default();
-        let stack = symbolizer.symbolize(&process, &stack, &mut losses);
-        // Debian's interpreter and C library are stripped, and show none of their unnamed functions.
-        assert_eq!(losses.get(Counter::FramesUnknown), 0);
-        let activity = activity::of_thread(&[], numbers.get(&tid).copied(), true).unwrap();
-        let activity = Frame::new(activity.to_string(), FrameKind::Activity);
-        let frames = [&[activity], &stack.frames[..]].concat();
-        let shown = FrameSet::Application.apply(&frames).into_iter();
-        shown.map(|frame| frame.signature.to_string()).collect()
-    };
-    let mut of_thread = of_thread;
-    tids.into_iter()
-        .map(|(name, tid)| (name, of_thread(tid)))
-        .collect()
-}
-
-/// The number of the system call that a thread waits in.
-fn system_call(pid: Pid, tid: u32) -> u32 {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap();
-    text.split(' ').next().unwrap().parse().unwrap()
+    let stacks = stacks(running.pid(), &tids, FrameSet::Application).into_iter();
+    let shown = stacks.map(|(name, stack)| {
+        assert!(!stack.merged.mismatch);
+        let shown = stack.shown(FrameSet::Application).into_iter();
+        let shown = shown.map(|frame| frame.signature.to_string());
+        (name, shown.collect())
+    });
+    shown.collect()
 }
 
 /// Check that builtins have their names in Python, with the system call they wait in, and nothing between.

@@ -23,6 +23,7 @@ use super::SHUTDOWN_DEADLINE;
 use super::binding::Bindings;
 use super::capture::Command;
 use super::inspect::inspect;
+use super::neighbour::Mark;
 use super::overhead::Overhead;
 use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
@@ -54,6 +55,7 @@ struct Control {
     waiting: Vec<ProfileTask>,
     live: HashMap<TaskId, Live>,
     journal: Option<TaskJournal>,
+    mark: Mark,
     /// The OAP is ours: it need not hear of the end of a task that goes on when both are started again.
     oap_stops_too: bool,
     /// Tasks that go on with the next start, with what they have counted.
@@ -74,6 +76,7 @@ pub(super) async fn run(
     config: Config,
     oap_config: OapConfig,
     journal: Option<TaskJournal>,
+    mark: Mark,
     statistics: Option<StatisticsKeeper>,
     metrics: Option<TcpListener>,
 ) -> Result<()> {
@@ -96,6 +99,7 @@ pub(super) async fn run(
         waiting: Vec::new(),
         live: HashMap::new(),
         journal,
+        mark,
         oap_stops_too,
         stopped: Vec::new(),
         clashes_told: HashSet::new(),

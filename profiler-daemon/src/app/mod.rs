@@ -11,6 +11,7 @@ mod capture;
 mod control;
 mod inspect;
 mod neighbour;
+mod open_request;
 mod overhead;
 mod pipeline;
 mod privilege;
@@ -28,6 +29,7 @@ use caps::Capability;
 
 use crate::config::{Config, Secret};
 use crate::embedded::{DataDir, EmbeddedOap};
+use crate::limit;
 use crate::metrics;
 use crate::model::ProfileTask;
 use crate::model::clock::unix_ms_now;
@@ -66,10 +68,12 @@ pub fn run_daemon(config: Config) -> Result<()> {
     oap.known_tasks = known_tasks(journal.as_ref());
     let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
-    // After the keeper of statistics, which is one of us as well.
-    let _mark = neighbour::announce(&oap.backends);
     privilege::restrict(&[]);
-    runtime()?.block_on(control::run(config, oap, journal, statistics, metrics))
+    // After the keeper of statistics, which is one of us as well.
+    let mark = neighbour::announce(&oap.backends);
+    runtime()?.block_on(control::run(
+        config, oap, journal, mark, statistics, metrics,
+    ))
 }
 
 /// Runs the daemon together with an OAP of its own.
@@ -102,7 +106,7 @@ pub fn run_standalone(
         if let Some(address) = embedded.query_addr() {
             tracing::info!(%address, "the built-in OAP answers GraphQL");
         }
-        let _mark = neighbour::announce(&[address.to_string()]);
+        let mark = neighbour::announce(&[address.to_string()]);
         // The database's lock keeps a second one out of the folder.
         let journal = match &data {
             DataDir::Directory(dir) => Some(StateFolder::open(&dir.join(JOURNAL_DIR))?),
@@ -115,7 +119,7 @@ pub fn run_standalone(
             known_tasks: known_tasks(journal.as_ref()),
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client, journal, statistics, metrics).await;
+        let result = control::run(config, client, journal, mark, statistics, metrics).await;
         embedded.shutdown().await;
         result
     })
@@ -165,6 +169,7 @@ fn statistics(config: &Config) -> Option<StatisticsKeeper> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
+    limit::check_threads()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

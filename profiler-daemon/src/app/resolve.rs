@@ -2,8 +2,7 @@
 //!
 //! In:  [`Work`] from [`super::capture`], in order
 //! Out: [`PipelineEvent`]s to [`super::control`]
-//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]; samples of long requests, evenly ->
-//!       [`Counter::SamplesThinned`]
+//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]
 
 use std::collections::HashMap;
 use std::io;
@@ -14,27 +13,24 @@ use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
 use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work};
+use super::open_request::OpenRequests;
 use crate::frames::{FrameSet, activity};
 use crate::kernel;
 use crate::model::{
-    ActiveRequest, Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, ProcessKey,
-    ProfiledSegment, RawSample, RequestId, SampleKind, Service, Stack, TAG_CUT, TaskId, TaskSlot,
-    TimedStack,
+    Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, ProcessKey, ProfiledSegment,
+    RawSample, RequestId, SampleKind, Service, Stack, TAG_CUT, TaskId, TaskSlot, TimedStack,
 };
 use crate::process::Process;
 use crate::process::procfs::Procfs;
 use crate::process::python::{CodeSignature, PythonRuntime};
 use crate::snapshot;
 use crate::symbolize::Symbolizer;
-use crate::timeline::{self, Grids, Samples};
+use crate::timeline;
 use crate::unwind::Unwinder;
 use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
-
-/// Most memory that the samples of all open requests may take: some 40,000 different stacks of 60 frames.
-const SAMPLES_MAX_BYTES: usize = 64 << 20;
 
 /// An event for the owner of the pipeline.
 #[derive(Debug)]
@@ -57,16 +53,6 @@ pub(super) enum PipelineEvent {
     ProcessChanged(ProcessKey),
 }
 
-/// An open request and its samples.
-struct Open {
-    request: ActiveRequest,
-    grids: Grids,
-    samples: Samples,
-    /// Stack of the latest off-CPU sample.
-    blocked: Option<Arc<Stack<Frame>>>,
-    losses: Coverage,
-}
-
 /// State of the thread.
 pub(super) struct Resolve {
     pub(super) work: Receiver<Work>,
@@ -78,9 +64,7 @@ pub(super) struct Resolve {
     frames: FrameSet,
     processes: HashMap<ProcessKey, Process>,
     runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
-    open: HashMap<RequestId, Open>,
-    /// Memory of the samples of all open requests.
-    samples_bytes: usize,
+    requests: OpenRequests,
     coverage: HashMap<TaskId, Coverage>,
 }
 
@@ -103,8 +87,7 @@ impl Resolve {
             frames,
             processes: HashMap::new(),
             runtimes: HashMap::new(),
-            open: HashMap::new(),
-            samples_bytes: 0,
+            requests: OpenRequests::default(),
             coverage: HashMap::new(),
         }
     }
@@ -124,18 +107,9 @@ impl Resolve {
                     self.runtimes.insert(child, python);
                 }
             }
-            Work::Begin(request, grids) => {
-                let open = Open {
-                    request: *request,
-                    grids,
-                    samples: Samples::default(),
-                    blocked: None,
-                    losses: Coverage::default(),
-                };
-                self.open.insert(open.request.id, open);
-            }
+            Work::Begin(request, grids) => self.requests.begin(*request, grids),
             Work::Regrid(id, since_ktime_ns, grid) => {
-                if let Some(open) = self.open.get_mut(&id) {
+                if let Some(open) = self.requests.get_mut(id) {
                     open.grids.change(since_ktime_ns, grid);
                 }
             }
@@ -144,7 +118,7 @@ impl Resolve {
                 self.on_sample(sample);
             }
             Work::Drop(id) => {
-                self.close(id);
+                self.requests.close(id);
             }
             Work::Finish(finished) => self.on_finish(*finished),
             Work::Publish(task_id, coverage) => {
@@ -172,8 +146,7 @@ impl Resolve {
             Work::Idle => {
                 self.processes.clear();
                 self.runtimes.clear();
-                self.open.clear();
-                self.samples_bytes = 0;
+                self.requests.clear();
                 self.symbolizer.release();
                 self.unwinder = Unwinder::default();
                 // Symbols take tens of megabytes, and the next task may be days away.
@@ -229,7 +202,7 @@ impl Resolve {
             kind,
             ..
         } = sample;
-        let Some(open) = self.open.get(&request) else {
+        let Some(open) = self.requests.get(request) else {
             // Requests that were dropped leave samples behind in the rings.
             return;
         };
@@ -238,7 +211,7 @@ impl Resolve {
         let stack = match kind {
             SampleKind::Ended => {
                 // Its stack while it was blocked held until then.
-                if let Some(open) = self.open.get_mut(&request)
+                if let Some(open) = self.requests.get_mut(request)
                     && let Some(blocked) = &open.blocked
                 {
                     open.samples.end_block(blocked, ktime_ns);
@@ -248,7 +221,7 @@ impl Resolve {
             SampleKind::Unchanged => {
                 let stack = open.blocked.clone();
                 if stack.is_none()
-                    && let Some(open) = self.open.get_mut(&request)
+                    && let Some(open) = self.requests.get_mut(request)
                 {
                     // The sample of the block could not be resolved.
                     open.losses.bump(Counter::SamplesOrphaned);
@@ -264,7 +237,7 @@ impl Resolve {
                 captured,
             } => {
                 let stack = self.resolve(request, process, captured, true);
-                if let Some(open) = self.open.get_mut(&request) {
+                if let Some(open) = self.requests.get_mut(request) {
                     open.blocked.clone_from(&stack);
                 }
                 stack.map(|stack| TimedStack {
@@ -273,42 +246,7 @@ impl Resolve {
                 })
             }
         };
-        let Some(open) = self.open.get_mut(&request) else {
-            return;
-        };
-        if let Some(stack) = stack {
-            open.samples.push(stack, &open.grids);
-        }
-        self.bound_samples(request, bytes_before);
-    }
-
-    /// Takes note of the memory that samples of a request have taken, and thins those of the request that has most
-    /// until those of all fit.
-    fn bound_samples(&mut self, id: RequestId, bytes_before: usize) {
-        if let Some(open) = self.open.get(&id) {
-            self.samples_bytes += open.samples.memory_bytes();
-            self.samples_bytes -= bytes_before;
-        }
-        while self.samples_bytes > SAMPLES_MAX_BYTES {
-            let open = self.open.values_mut();
-            let Some(largest) = open.max_by_key(|open| open.samples.memory_bytes()) else {
-                break;
-            };
-            let before = largest.samples.memory_bytes();
-            largest.samples.halve(&largest.grids);
-            let after = largest.samples.memory_bytes();
-            if after >= before {
-                break; // each has its first and its last sample, and there is no more of them than of open requests
-            }
-            self.samples_bytes -= before - after;
-        }
-    }
-
-    /// Takes a request out.
-    fn close(&mut self, id: RequestId) -> Option<Open> {
-        let open = self.open.remove(&id)?;
-        self.samples_bytes -= open.samples.memory_bytes();
-        Some(open)
+        self.requests.push(request, bytes_before, stack);
     }
 
     /// Unwinds and names; `None` if the process cannot be read any more, which is counted.
@@ -321,7 +259,7 @@ impl Resolve {
     ) -> Option<Arc<Stack<Frame>>> {
         let start = Instant::now();
         let opened = self.open_process(key);
-        let open = self.open.get_mut(&request)?;
+        let open = self.requests.get_mut(request)?;
         let losses = &mut open.losses;
         if let Err(error) = opened {
             losses.bump(match error.kind() {
@@ -343,7 +281,7 @@ impl Resolve {
     }
 
     fn on_finish(&mut self, mut finished: FinishedRequest) {
-        let Some(open) = self.close(finished.request.id) else {
+        let Some(open) = self.requests.close(finished.request.id) else {
             return;
         };
         finished.losses.merge(&open.losses);
@@ -411,72 +349,4 @@ fn activity_of(stack: &Stack<Frame>, captured: &Captured, is_off_cpu: bool) -> O
     let call = kernel::system_call(&captured.regs);
     let activity = activity::of_thread(&names, call, is_off_cpu)?;
     Some(Frame::new(activity.to_string(), FrameKind::Activity))
-}
-
-#[cfg(test)]
-mod tests {
-    use nix::sys::eventfd::{EfdFlags, EventFd};
-
-    use super::*;
-    use crate::model::UnwindEnd;
-    use crate::model::binding::tests::profiled;
-    use crate::timeline::Grid;
-
-    /// Check that samples of all open requests together stay below the limit, that the request with most of them is the
-    /// one that is thinned, and that nothing is left of their memory when they are over.
-    #[test]
-    fn samples_of_all_requests_are_bounded() {
-        const PERIOD_NS: u64 = 10_000_000;
-        let (_work, work) = crossbeam_channel::bounded(1);
-        let (events, _events) = mpsc::channel(1);
-        let (sender, _commands) = crossbeam_channel::unbounded();
-        let commands = Commands {
-            sender,
-            wake: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap()),
-        };
-        let mut resolve = Resolve::new(
-            work,
-            Arc::default(),
-            commands,
-            events,
-            CodeSignature::Function,
-            FrameSet::All,
-        );
-        let (long, short) = (RequestId(1), RequestId(2));
-        let grid = Grid {
-            origin_ktime_ns: 0,
-            period_ns: PERIOD_NS,
-        };
-        for id in [long, short] {
-            let request = ActiveRequest {
-                id,
-                ..profiled(&[0]).request.request
-            };
-            let grids = Grids::new(grid, PERIOD_NS);
-            resolve.take(Work::Begin(Box::new(request), grids));
-        }
-        let frame = |name: String| Frame::new(name, FrameKind::Native);
-        let callers = vec![frame("main".to_owned()); 499];
-        for tick in 1..=8_000 {
-            let id = if tick % 8 == 0 { short } else { long };
-            let open = resolve.open.get_mut(&id).unwrap();
-            let before = open.samples.memory_bytes();
-            let leaf = frame(format!("leaf {tick}"));
-            let stack = open.samples.share(Stack {
-                frames: [&[leaf][..], &callers[..]].concat(),
-                end: UnwindEnd::Root,
-            });
-            let sample = TimedStack::at(tick * PERIOD_NS, stack);
-            open.samples.push(sample, &open.grids);
-            resolve.bound_samples(id, before);
-            assert!(resolve.samples_bytes <= SAMPLES_MAX_BYTES);
-        }
-        let open = |id| &resolve.open[&id].samples;
-        assert!(open(long).step() > 1);
-        assert_eq!(open(short).step(), 1);
-        assert!(resolve.samples_bytes > SAMPLES_MAX_BYTES / 4);
-        resolve.take(Work::Drop(long));
-        resolve.take(Work::Drop(short));
-        assert_eq!(resolve.samples_bytes, 0);
-    }
 }

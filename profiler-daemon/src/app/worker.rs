@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::limit::THREAD_REMEDY;
+use crate::limit::thread_remedy;
 
 /// Nice value of the thread that samples blocked threads: its tick must not wait behind the load it
 /// measures. It sleeps nearly always, so what this takes from others is small; real-time scheduling
@@ -37,7 +37,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(body)
-            .with_context(|| format!("failed to start the {name} thread ({THREAD_REMEDY})"))?;
+            .with_context(|| format!("failed to start the {name} thread ({})", thread_remedy()))?;
         Ok(Self { name, thread })
     }
 

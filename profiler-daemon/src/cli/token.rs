@@ -8,7 +8,6 @@
 //! where it comes from: to a port of this host that root or the file's owner listens on. Any user can listen on
 //! a free port, and would be sent root's token otherwise.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -106,7 +105,7 @@ fn is_this_host(host: &str) -> bool {
 
 /// The token of the first of the files that is there, for a port that `owners` listen on.
 fn of_this_host(files: &[PathBuf], owners: &[u32]) -> Credential {
-    let mut why = String::new();
+    let mut absent = Vec::new();
     for path in files {
         match read_token(path) {
             Ok(token) => {
@@ -119,21 +118,21 @@ fn of_this_host(files: &[PathBuf], owners: &[u32]) -> Credential {
                 }
                 return Credential::given(token, &format!("in {}", path.display()));
             }
-            Err(error) => {
-                let and = if why.is_empty() { "" } else { ", " };
-                let _ = write!(why, "{and}{error}");
-                // A later one would be of another daemon.
-                if !matches!(error, TokenError::Absent(_)) {
-                    why.push_str(" (try as root)");
-                    break;
-                }
-            }
+            Err(TokenError::Absent(path)) => absent.push(path.display().to_string()),
+            // A later one would be of another daemon.
+            Err(error) => return Credential::none(&format!("{error} (try as root)")),
         }
     }
-    if files.is_empty() {
-        why.push_str("standalone.token_file is none");
-    }
-    Credential::none(&why)
+    Credential::none(&match &absent[..] {
+        [] => "standalone.token_file is none".to_owned(),
+        [one] => format!("there is no token file {one}"),
+        [others @ .., last] => {
+            format!(
+                "of its token files neither {} nor {last} is there",
+                others.join(" nor ")
+            )
+        }
+    })
 }
 
 fn is_trusted(owner: u32, file: &Path) -> bool {
@@ -216,9 +215,21 @@ mod tests {
         assert_eq!(stranger.token, None);
         assert!(stranger.remedy.contains("user 4711"), "{}", stranger.remedy);
 
-        let none = of_this_host(&[absent.clone(), absent.clone()], &[]);
-        let expected = format!("there is no token file {}", absent.display());
-        assert_eq!(none.remedy.matches(&expected).count(), 2, "{}", none.remedy);
+        let other = folder.path().join("other");
+        let (one, two) = (absent.display(), other.display());
+        for (files, expected) in [
+            (
+                &[absent.clone()][..],
+                format!("there is no token file {one};"),
+            ),
+            (
+                &[absent.clone(), other.clone()],
+                format!("neither {one} nor {two} is there;"),
+            ),
+        ] {
+            let none = of_this_host(files, &[]);
+            assert!(none.remedy.contains(&expected), "{}", none.remedy);
+        }
         let unusable = of_this_host(&[folder.path().to_owned(), here], &[]);
         assert_eq!(unusable.token, None);
         assert!(

@@ -25,6 +25,7 @@ pub(crate) mod command;
 mod config;
 mod delivery;
 pub mod graphql;
+mod ledger;
 mod link;
 mod observe;
 mod outgoing;

@@ -13,7 +13,7 @@
 //! While the spool has something all that is new goes behind it, so the order stays. The spool has a lock of
 //! its own, held while an item goes to it or to the memory: readers of counts never wait for a disk.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,17 +22,13 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use super::delivery::DeliveryStats;
+use super::ledger::{Ledger, Reported, TASKS_MAX};
 use super::outgoing::{Item, Outgoing};
 use super::room::QueueRoom;
 use super::segment;
 use super::spool::{Losses, Pushed, Spool};
 use super::spool_file::RECORD_MAX_BYTES;
 use crate::model::{Coverage, ProfiledSegment, Service, TaskId};
-
-/// Segment ids remembered to recognise one that is reported again.
-const REMEMBERED_SEGMENTS: usize = 4096;
-/// Tasks whose counts are kept.
-const TASKS_MAX: usize = 1024;
 
 /// Why a segment was not taken.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -90,13 +86,8 @@ struct State {
     /// Bytes in the reporter's hands.
     held_bytes: usize,
     coverage: BTreeMap<TaskAt, Coverage>,
-    stats: BTreeMap<TaskAt, DeliveryStats>,
-    /// Keys of `stats`, oldest first.
-    stats_order: VecDeque<TaskAt>,
-    /// Sum of what is no longer in `stats`.
-    forgotten: DeliveryStats,
-    reported: HashSet<String>,
-    reported_order: VecDeque<String>,
+    ledger: Ledger,
+    reported: Reported,
     closed: bool,
 }
 
@@ -122,11 +113,8 @@ impl Queue {
             used: QueueRoom::NONE,
             held_bytes: 0,
             coverage: BTreeMap::new(),
-            stats: BTreeMap::new(),
-            stats_order: VecDeque::new(),
-            forgotten: DeliveryStats::default(),
-            reported: HashSet::new(),
-            reported_order: VecDeque::new(),
+            ledger: Ledger::default(),
+            reported: Reported::default(),
             closed: false,
         };
         Self {
@@ -149,7 +137,7 @@ impl Queue {
                 task_id = %key.0, requests = lost.requests, snapshots = lost.snapshots,
                 "requests were being sent when profilerd was killed: they may be lost"
             );
-            let stats = state.stats(&key);
+            let stats = state.ledger.of(&key);
             stats.snapshots_lost += lost.snapshots;
             stats.segments_lost += lost.segments;
             stats.requests_incomplete += lost.requests;
@@ -190,7 +178,7 @@ impl Queue {
         let admitted = self.lock().admit(&outgoing);
         let taken = admitted.and_then(|()| self.push(Item::Segment(Box::new(outgoing))));
         let mut state = self.lock();
-        let stats = state.stats(&key);
+        let stats = state.ledger.of(&key);
         stats.snapshots_lost += removed;
         if taken.is_err() {
             stats.snapshots_lost += count;
@@ -246,7 +234,7 @@ impl Queue {
         match spool.push(&item) {
             Ok(Pushed::Written) => {
                 self.note_spool(spool);
-                self.lock().stats(item.key()).snapshots_queued += needs.snapshots as u64;
+                self.lock().ledger.of(item.key()).snapshots_queued += needs.snapshots as u64;
                 Ok(())
             }
             Ok(Pushed::NoRoom) => Err(ReportError::SpoolFull),
@@ -310,7 +298,7 @@ impl Queue {
             let needs = QueueRoom::of(&item);
             if !taken.is_inherited {
                 // Counted when it was written.
-                let stats = state.stats(item.key());
+                let stats = state.ledger.of(item.key());
                 let count = needs.snapshots as u64;
                 stats.snapshots_queued = stats.snapshots_queued.saturating_sub(count);
             }
@@ -346,7 +334,7 @@ impl Queue {
     pub(super) fn settle(&self, key: &TaskAt, sent: u64, lost: u64) {
         let mut state = self.lock();
         state.used.snapshots = state.used.snapshots.saturating_sub((sent + lost) as usize);
-        let stats = state.stats(key);
+        let stats = state.ledger.of(key);
         stats.snapshots_queued = stats.snapshots_queued.saturating_sub(sent + lost);
         stats.snapshots_sent += sent;
         stats.snapshots_lost += lost;
@@ -355,7 +343,7 @@ impl Queue {
     /// Notes what became of trace segments.
     pub(super) fn settle_segment(&self, key: &TaskAt, is_sent: bool) {
         let mut state = self.lock();
-        let stats = state.stats(key);
+        let stats = state.ledger.of(key);
         if is_sent {
             stats.segments_sent += 1;
         } else {
@@ -365,32 +353,29 @@ impl Queue {
 
     /// Notes that something of a request is lost; once for each.
     pub(super) fn settle_incomplete(&self, key: &TaskAt) {
-        self.lock().stats(key).requests_incomplete += 1;
+        self.lock().ledger.of(key).requests_incomplete += 1;
     }
 
     /// Notes that the end of a task was reported.
     pub(super) fn settle_finish(&self, key: &TaskAt) {
-        self.lock().stats(key).finished += 1;
+        self.lock().ledger.of(key).finished += 1;
     }
 
     /// What became of the snapshots of one instance.
     pub(super) fn stats_at(&self, key: &TaskAt) -> DeliveryStats {
-        self.lock().stats.get(key).copied().unwrap_or_default()
+        self.lock().ledger.at(key)
     }
 
     /// What became of a task's snapshots, over all instances.
     pub(super) fn stats(&self, task_id: &TaskId) -> DeliveryStats {
-        let state = self.lock();
-        let fitting = state.stats.iter().filter(|((id, _), _)| id == task_id);
-        fitting.map(|(_, stats)| *stats).sum()
+        self.lock().ledger.of_task(task_id)
     }
 
     /// What became of all snapshots so far, tasks that are forgotten included, and what waits in memory or is
     /// being sent: of one instant.
     pub(super) fn observe(&self) -> (DeliveryStats, QueueRoom) {
         let state = self.lock();
-        let all = state.stats.values().copied().chain([state.forgotten]);
-        (all.sum(), state.used)
+        (state.ledger.all(), state.used)
     }
 
     /// Files of the spool and their size.
@@ -440,12 +425,7 @@ impl Queue {
             state.lose(item);
         }
         // The rest is on its way in a call that hangs.
-        for stats in state.stats.values_mut() {
-            given_up += stats.snapshots_queued;
-            stats.snapshots_lost += stats.snapshots_queued;
-            stats.snapshots_queued = 0;
-        }
-        given_up
+        given_up + state.ledger.lose_queued()
     }
 }
 
@@ -456,39 +436,17 @@ fn warn_unreadable(lost: u64) {
 }
 
 impl State {
-    fn stats(&mut self, key: &TaskAt) -> &mut DeliveryStats {
-        if !self.stats.contains_key(key) {
-            if self.stats_order.len() >= TASKS_MAX
-                && let Some(oldest) = self.stats_order.pop_front()
-            {
-                self.forgotten += self.stats.remove(&oldest).unwrap_or_default();
-            }
-            self.stats_order.push_back(key.clone());
-        }
-        self.stats.entry(key.clone()).or_default()
-    }
-
     /// What waits of a request is lost.
     fn lose(&mut self, item: &Item) {
         let Item::Segment(segment) = item else {
             return;
         };
         let snapshots = item.snapshots() as u64;
-        let stats = self.stats(&segment.key);
+        let stats = self.ledger.of(&segment.key);
         stats.snapshots_queued = stats.snapshots_queued.saturating_sub(snapshots);
         stats.snapshots_lost += snapshots;
         stats.segments_lost += u64::from(segment.object.is_some());
         stats.requests_incomplete += 1;
-    }
-
-    fn remember(&mut self, segment_id: &str) {
-        if self.reported_order.len() >= REMEMBERED_SEGMENTS
-            && let Some(oldest) = self.reported_order.pop_front()
-        {
-            self.reported.remove(&oldest);
-        }
-        self.reported.insert(segment_id.to_owned());
-        self.reported_order.push_back(segment_id.to_owned());
     }
 
     /// Whether a segment is new and can be shown.
@@ -502,13 +460,13 @@ impl State {
         if segment.snapshots.is_empty() {
             return Err(ReportError::Empty);
         }
-        self.remember(&segment.segment_id);
+        self.reported.add(&segment.segment_id);
         Ok(())
     }
 
     fn add(&mut self, item: Item, needs: QueueRoom) {
         self.used += needs;
-        self.stats(item.key()).snapshots_queued += needs.snapshots as u64;
+        self.ledger.of(item.key()).snapshots_queued += needs.snapshots as u64;
         self.items.push_back((item, needs.bytes));
     }
 

@@ -153,7 +153,12 @@ pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport)
         let count = coverage.counters.get(counter.name());
         count.copied().unwrap_or(0)
     };
-    let (service, endpoint) = (clean(service), clean(endpoint));
+    let endpoint = clean(endpoint);
+    // An OAP need not name the service of a task.
+    let of_service = match service {
+        "" => String::new(),
+        service => format!(" of {}", clean(service)),
+    };
     let seen = count(Counter::RequestsSeen);
     let matched = count(Counter::RequestsMatched);
     let lost = count(Counter::RequestEventsLost) + count(Counter::BadRecords);
@@ -196,14 +201,14 @@ pub fn explain_nothing(service: &str, endpoint: &str, coverage: &CoverageReport)
     }
     for (n, what, advice) in processes {
         let process = match n {
-            1 => format!("The process of {service}"),
-            n => format!("Each of {n} processes of {service}"),
+            1 => format!("The process{of_service}"),
+            n => format!("Each of {n} processes{of_service}"),
         };
         sentences.push(format!("{process} {what}; {advice}."));
     }
     if sentences.is_empty() {
         return format!(
-            "No process of {service} has read an HTTP/1 request. Is there traffic, and does it reach this process \
+            "No process{of_service} has read an HTTP/1 request. Is there traffic, and does it reach this process \
              (see `profilerd ps`)? This version does not see requests inside TLS, nor HTTP/2."
         );
     }
@@ -377,6 +382,17 @@ mod tests {
             "9 requests to GET:/a<b were seen, and none is in the result: 8 ended before the minimum \
              duration; ask for a shorter minimum duration (--min-duration). 1 was still open when the \
              task ended; ask for a longer duration (--duration)."
+        );
+    }
+
+    /// Check that a service whose name is not known leaves no gap in the sentence.
+    #[test]
+    fn a_service_without_a_name_is_not_named() {
+        let coverage = CoverageReport::default();
+        let text = explain_nothing("", "GET:/a", &coverage);
+        assert!(
+            text.starts_with("No process has read an HTTP/1 request."),
+            "{text}"
         );
     }
 

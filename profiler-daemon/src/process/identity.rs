@@ -112,7 +112,9 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
     let configured = rules.iter().enumerate().find_map(|(index, rule)| {
         let value = |name: &str| facts.placeholder(name, &rule.matches);
         let name = is_match(&rule.matches, &facts).then(|| rule.service.fill(value))??;
-        Some((index, rule, tidy(&name)))
+        let name = tidy(&name);
+        // A label or a group of an expression may be empty.
+        (!name.is_empty()).then_some((index, rule, name))
     });
     let (full, rule) = match &configured {
         Some((index, _, name)) => (name.clone(), IdentityRule::Config(*index)),
@@ -229,16 +231,19 @@ fn discovered_name(facts: &Facts<'_>) -> (String, IdentityRule) {
         Some(Container::Name(name)) => Some(name),
         _ => None,
     };
-    if let Some(name) = of_container.or_else(lxc) {
-        return (tidy(name), IdentityRule::Container);
-    }
-    match &facts.cgroup.systemd_unit {
-        Some(unit) => (tidy(unit), IdentityRule::SystemdUnit),
-        None => {
-            let name = program_name(facts.exe, facts.comm, facts.command);
-            (tidy(&name), IdentityRule::Program)
-        }
-    }
+    let program = || program_name(facts.exe, facts.comm, facts.command);
+    let found = [
+        (of_container.or_else(lxc).cloned(), IdentityRule::Container),
+        (facts.cgroup.systemd_unit.clone(), IdentityRule::SystemdUnit),
+        (Some(program()), IdentityRule::Program),
+    ];
+    let mut named = found
+        .into_iter()
+        .filter_map(|(name, rule)| Some((tidy(&name?), rule)));
+    // A file name may be all control characters.
+    named
+        .find(|(name, _)| !name.is_empty())
+        .unwrap_or_else(|| ("unknown".to_owned(), IdentityRule::Program))
 }
 
 #[cfg(test)]
@@ -407,6 +412,22 @@ mod tests {
         };
         assert_ne!(named("a"), named("b"));
         assert!(named("a").encode_utf16().count() <= SERVICE_MAX);
+    }
+
+    /// Check that no service is without a name: a rule whose placeholders are blank names nothing.
+    #[test]
+    fn a_service_has_a_name() {
+        let named = |text: &str| {
+            let rule = ServiceRule {
+                service: Template::parse(text, &[]).unwrap(),
+                ..ServiceRule::default()
+            };
+            Given::new(&[], "/").identity(&[rule])
+        };
+        assert_eq!(named("blue").service.name, "blue");
+        let unnamed = named(" \t");
+        assert_eq!(unnamed.rule, IdentityRule::Program);
+        assert!(!unnamed.service.name.is_empty());
     }
 
     /// Check that names are cut as OAP cuts them, and that the whole name is kept.

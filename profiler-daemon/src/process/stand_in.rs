@@ -2,7 +2,7 @@
 //!
 //! In:  `/proc/PID/stat` of the main thread, `/proc/PID/task`
 //! Out: [`door`]: the id under which the kernel shows memory and files of a process
-//! Lost: until a scan has noticed that the main thread left, the process cannot be read
+//! Lost: until a scan has noticed that the main thread left, or that its stand-in did, the process cannot be read
 //!
 //! A main thread that ends by `pthread_exit` stays as a zombie until the last other thread ends. The process
 //! serves on, but the kernel shows its memory, mappings, descriptors and links through a task that has
@@ -11,8 +11,12 @@
 //!
 //! All readers of /proc, on all threads of the daemon, have to know; hence one table for the program. It is
 //! empty as a rule, and then costs the load of a flag.
+//!
+//! Ids are used again. So a thread stands in only while `/proc/PID/task` has it: then it is a thread of the process that has
+//! the id now, whichever that is, and shows that process's memory.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, PoisonError, RwLock};
 
@@ -33,7 +37,10 @@ pub(crate) fn door(pid: Pid) -> Pid {
         return pid;
     }
     let known = STAND_INS.read().unwrap_or_else(PoisonError::into_inner);
-    known.get(&pid).copied().unwrap_or(pid)
+    let thread = known.get(&pid).copied();
+    drop(known);
+    let is_of_process = |thread: &Pid| Path::new(&format!("/proc/{pid}/task/{thread}")).exists();
+    thread.filter(is_of_process).unwrap_or(pid)
 }
 
 /// Whether a process whose main thread is dead lives on; if so, it is read through another thread from
@@ -91,5 +98,20 @@ mod tests {
         assert_eq!(door(own), own);
         assert!(!lives_on(&procfs, Pid(u32::MAX)));
         assert_eq!(door(Pid(u32::MAX)), Pid(u32::MAX));
+    }
+
+    /// Check that a thread which is not of the process, because an id was used again, does not stand in for it.
+    #[test]
+    fn a_thread_of_another_process_does_not_stand_in() {
+        let own = Pid(std::process::id());
+        let thread = Pid(nix::unistd::gettid().as_raw().cast_unsigned());
+        for (stand_in, expected) in [(Pid(1), own), (thread, thread)] {
+            let mut known = STAND_INS.write().unwrap();
+            known.insert(own, stand_in);
+            HAS_STAND_INS.store(true, Ordering::Relaxed);
+            drop(known);
+            assert_eq!(door(own), expected);
+        }
+        STAND_INS.write().unwrap().remove(&own);
     }
 }

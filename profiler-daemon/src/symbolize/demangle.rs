@@ -19,9 +19,10 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
-use std::panic::catch_unwind;
 
 use cpp_demangle::{DemangleOptions, Symbol};
+
+use crate::quiet_panic::catch_quietly;
 
 /// Most bytes of a symbol and of its name. The longest names of real programs have some thousand.
 const NAME_BYTES_MAX: usize = 4096;
@@ -46,9 +47,8 @@ pub(super) fn demangle(symbol: &str) -> Cow<'_, str> {
         return Cow::Borrowed(symbol);
     }
     // cpp_demangle adds numbers of a symbol without asking whether their sum fits.
-    let name = catch_unwind(|| rust(symbol).or_else(|| cpp(symbol)));
-    let name = name.ok().flatten();
-    name.map_or(Cow::Borrowed(symbol), Cow::Owned)
+    let name = catch_quietly(|| rust(symbol).or_else(|| cpp(symbol)));
+    name.flatten().map_or(Cow::Borrowed(symbol), Cow::Owned)
 }
 
 fn rust(symbol: &str) -> Option<String> {

@@ -9,7 +9,6 @@
 //! stay for the least recently used [`OBJECTS_BYTES_MAX`], and are dropped at once by [`ObjectSymbols::release`].
 
 use std::io::Error;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use blazesym::symbolize::evict::{self, Evict};
@@ -25,6 +24,7 @@ use crate::process::eh_frame::function_at;
 use crate::process::elf::ElfLayout;
 use crate::process::object::{FileId, ObjectFile};
 use crate::process::{Mapping, Process};
+use crate::quiet_panic::catch_quietly;
 
 /// Symbol tables and debug information kept: those of some unstripped servers with all their libraries.
 const OBJECTS_BYTES_MAX: u64 = 96 << 20;
@@ -146,7 +146,7 @@ impl ObjectSymbols {
     fn look_up(&mut self, mut source: Elf, address: u64) -> Option<String> {
         source.debug_syms = false;
         let source = Source::Elf(source);
-        let symbolized = catch_unwind(AssertUnwindSafe(|| {
+        let symbolized = catch_quietly(|| {
             let input = Input::VirtOffset(address);
             match self.blazesym.symbolize_single(&source, input) {
                 Ok(Symbolized::Sym(symbol)) => Some(symbol.name.into_owned()),
@@ -156,8 +156,8 @@ impl ObjectSymbols {
                     None
                 }
             }
-        }));
-        symbolized.unwrap_or_else(|_| {
+        });
+        symbolized.unwrap_or_else(|| {
             tracing::warn!("the symbolizer failed on an object and is started again");
             self.release();
             None

@@ -104,6 +104,8 @@ impl Control {
             // A restart must not forget it: it may not be delivered again.
             self.journal(|journal| journal.received(&task));
         }
+        // Looks at other processes for some milliseconds.
+        tokio::task::block_in_place(|| self.mark.add_task(&task.task_id));
         self.waiting.push(task);
         self.step();
     }

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use tokio::time::Instant;
 
+use super::super::neighbour;
 use super::*;
 use crate::model::clock::unix_ms_now;
 use crate::state::StateFolder;
@@ -15,6 +16,7 @@ fn control(pipeline: Pipeline, oap: OapHandle, journal: Option<TaskJournal>) -> 
         waiting: Vec::new(),
         live: HashMap::new(),
         journal,
+        mark: neighbour::announce(&[]),
         oap_stops_too: false,
         stopped: Vec::new(),
         clashes_told: HashSet::new(),

@@ -1,10 +1,12 @@
 //! Several services of one daemon, each with its task.
 
-use profiler_tests::{SkywalkingOap, needs_root};
+use profiler_tests::{SkywalkingOap, needs_root, wait_until};
 
 use super::assert_no_error_is_logged;
 use super::gunicorn::Gunicorn;
 use super::query::{Profiled, analyze, create_task, wait_for_profiled};
+use super::relay::Relay;
+use crate::DEADLINE;
 use crate::daemon::Daemon;
 use crate::server::sample_service;
 
@@ -48,6 +50,42 @@ fn each_service_has_its_task() {
     }
     assert_eq!((busy.len(), work.len()), (REQUESTS, REQUESTS));
     assert_no_error_is_logged(&oap);
+}
+
+/// Check that two daemons which reach one OAP by different addresses are told when its task comes to both.
+#[test]
+fn daemons_with_two_addresses_of_one_oap_are_told() {
+    needs_root!();
+    let folder = tempfile::tempdir().unwrap();
+    let oap = SkywalkingOap::start(folder.path()).unwrap();
+    let relay = Relay::start(oap.grpc());
+    let _sample = sample_service(SAMPLE);
+    let states = ["one", "two"].map(|name| folder.path().join(name).display().to_string());
+    let mut daemons = [oap.grpc(), relay.address()].into_iter().zip(&states);
+    let mut daemons = [(); 2].map(|()| {
+        let (address, state) = daemons.next().unwrap();
+        let mut daemon = Daemon::reporting_with(address, &[("PROFILERD_STATE_DIR", state)]);
+        daemon.wait_for_log("Connected", 1);
+        daemon
+    });
+    let reports_elsewhere = "another profilerd of this host reports elsewhere";
+    daemons[1].wait_for_log(reports_elsewhere, 1);
+    create_task(&oap, SAMPLE, "GET:/busy");
+    for daemon in &mut daemons {
+        daemon.wait_for_log("task received", 1);
+    }
+    wait_until("the warning", DEADLINE, || {
+        let told = |daemon: &Daemon| daemon.log().contains("runs the same task");
+        Ok(daemons.iter().any(told).then_some(()))
+    })
+    .unwrap();
+    for daemon in &daemons {
+        assert!(
+            !daemon.log().contains(" as well: every request"),
+            "{}",
+            daemon.log()
+        );
+    }
 }
 
 #[track_caller]

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use profiler_tests::{SkywalkingOap, needs_root};
+use profiler_tests::{HttpClient, SampleService, SkywalkingOap, needs_root};
 
 use super::assert_no_error_is_logged;
 use super::gunicorn::Gunicorn;
@@ -86,78 +86,86 @@ fn a_killed_daemon_goes_on_with_its_task() {
     assert_no_error_is_logged(&oap);
 }
 
+/// An OAP that keeps its data, a task of it, the task's service with a client, and a daemon that has the task.
+struct Kept {
+    _folder: tempfile::TempDir,
+    oap: SkywalkingOap,
+    _service: SampleService,
+    client: HttpClient,
+    daemon: Daemon,
+    task_id: String,
+}
+
+impl Kept {
+    fn start(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("h2").display().to_string();
+        let url = format!("jdbc:h2:file:{file};DATABASE_TO_UPPER=FALSE");
+        let storage = [("SW_STORAGE_H2_URL", url.as_str())];
+        let oap = SkywalkingOap::start_with(folder.path(), &storage).unwrap();
+        let service = sample_service(name);
+        let client = service.connect().unwrap();
+        let task_id = create_task(&oap, name, "POST:/");
+        let mut daemon = Daemon::reporting_to(oap.grpc());
+        daemon.wait_for_log("process watched", 1);
+        wait_until_notified(&oap, &task_id);
+        Self {
+            _folder: folder,
+            oap,
+            _service: service,
+            client,
+            daemon,
+            task_id,
+        }
+    }
+
+    fn post(&mut self, times: usize) {
+        for _ in 0..times {
+            self.client.request("POST", "/", "{}").unwrap();
+        }
+    }
+
+    /// Checks that the OAP shows so many requests, with what they did, and has logged no error.
+    fn assert_shown(&self, count: usize) {
+        for request in &wait_for_profiled(&self.oap, &self.task_id, count) {
+            let [tree] = &analyze(&self.oap, &request.spans[0])[..] else {
+                panic!("{request:?}")
+            };
+            assert!(tree.iter().any(|node| node.is_of("do_POST")));
+        }
+        assert_no_error_is_logged(&self.oap);
+    }
+}
+
 /// Check that a request whose segment was on its way to an OAP when that was killed is shown when it is back,
 /// whole, as are those behind it.
 #[test]
 fn a_request_on_its_way_to_a_killed_oap_is_shown() {
     needs_root!();
-    const NAME: &str = "oap-killed-on-the-way";
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("h2").display().to_string();
-    let url = format!("jdbc:h2:file:{file};DATABASE_TO_UPPER=FALSE");
-    let storage = [("SW_STORAGE_H2_URL", url.as_str())];
-    let mut oap = SkywalkingOap::start_with(folder.path(), &storage).unwrap();
-    let service = sample_service(NAME);
-    let mut client = service.connect().unwrap();
-    let task_id = create_task(&oap, NAME, "POST:/");
-    let mut daemon = Daemon::reporting_to(oap.grpc());
-    daemon.wait_for_log("process watched", 1);
-    wait_until_notified(&oap, &task_id);
-
-    oap.freeze();
-    for _ in 0..3 {
-        client.request("POST", "/", "{}").unwrap();
-    }
-    daemon.wait_for_log("request profiled", 3);
-    oap.kill().unwrap();
-    oap.start_again().unwrap();
-    let profiled = wait_for_profiled(&oap, &task_id, 3);
-    for request in &profiled {
-        let [tree] = &analyze(&oap, &request.spans[0])[..] else {
-            panic!("{request:?}")
-        };
-        assert!(tree.iter().any(|node| node.is_of("do_POST")));
-    }
-    daemon.signal(libc::SIGTERM);
-    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
-    assert!(
-        !daemon.log().contains("does not have all requests"),
-        "{}",
-        daemon.log()
-    );
-    assert_no_error_is_logged(&oap);
+    let mut kept = Kept::start("oap-killed-on-the-way");
+    kept.oap.freeze();
+    kept.post(3);
+    kept.daemon.wait_for_log("request profiled", 3);
+    kept.oap.kill().unwrap();
+    kept.oap.start_again().unwrap();
+    kept.assert_shown(3);
+    kept.daemon.signal(libc::SIGTERM);
+    let code = kept.daemon.wait().code();
+    let log = kept.daemon.log();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("does not have all requests"), "{log}");
+    assert_no_error_is_logged(&kept.oap);
 }
 
 /// Check that requests that end while the OAP is away are shown when it is back.
 #[test]
 fn an_oap_that_was_away_gets_what_it_missed() {
     needs_root!();
-    const NAME: &str = "oap-away-sample";
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("h2").display().to_string();
-    let url = format!("jdbc:h2:file:{file};DATABASE_TO_UPPER=FALSE");
-    let storage = [("SW_STORAGE_H2_URL", url.as_str())];
-    let mut oap = SkywalkingOap::start_with(folder.path(), &storage).unwrap();
-    let service = sample_service(NAME);
-    let mut client = service.connect().unwrap();
-    let task_id = create_task(&oap, NAME, "POST:/");
-    let mut daemon = Daemon::reporting_to(oap.grpc());
-    daemon.wait_for_log("process watched", 1);
-    wait_until_notified(&oap, &task_id);
-
-    oap.stop().unwrap();
-    for _ in 0..2 {
-        client.request("POST", "/", "{}").unwrap();
-    }
-    daemon.wait_for_log("request profiled", 2);
-    oap.start_again().unwrap();
-    client.request("POST", "/", "{}").unwrap();
-    let profiled = wait_for_profiled(&oap, &task_id, 3);
-    for request in &profiled {
-        let [tree] = &analyze(&oap, &request.spans[0])[..] else {
-            panic!("{request:?}")
-        };
-        assert!(tree.iter().any(|node| node.is_of("do_POST")));
-    }
-    assert_no_error_is_logged(&oap);
+    let mut kept = Kept::start("oap-away-sample");
+    kept.oap.stop().unwrap();
+    kept.post(2);
+    kept.daemon.wait_for_log("request profiled", 2);
+    kept.oap.start_again().unwrap();
+    kept.post(1);
+    kept.assert_shown(3);
 }
