@@ -1,7 +1,7 @@
 //! What the daemon tells the programs: rules, processes to watch, threads and requests to let go.
 
 use profiler_common::{
-    LITERAL_MAX_BYTES, MAX_TASKS, PROGRAM_UNIT_BITS, PythonProcess, Rule, Target,
+    LITERAL_MAX_BYTES, MAX_TASKS, PROGRAM_UNIT_BITS, PythonProcess, PythonThread, Rule, Target,
     cancel, rule_flag, target_flag,
 };
 
@@ -139,6 +139,20 @@ impl Kernel {
             Some(process) => self.maps.python.insert(pid.0, process),
             None => self.maps.python.remove(&pid.0),
         }
+    }
+
+    /// Tells the sampler where the interpreter keeps the state of each thread. It finds the newest ones by itself.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn set_python_threads(&mut self, threads: &[(Tid, u64)]) -> Result<(), KernelError> {
+        for &(tid, tstate) in threads {
+            self.maps
+                .python_threads
+                .insert(tid.0, PythonThread { tstate })?;
+        }
+        Ok(())
     }
 
     /// Stops tracking a request: its thread is not sampled any more, and no further event of it is

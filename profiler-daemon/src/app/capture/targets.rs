@@ -63,6 +63,7 @@ impl Capture {
             process,
             service,
             python,
+            python_threads,
             has_agent,
             program: _,
         } = target;
@@ -78,6 +79,7 @@ impl Capture {
         let record = python.as_ref().map(|python| python.to_kernel());
         self.kernel_do(|kernel| {
             kernel.set_python(pid, record.as_ref())?;
+            kernel.set_python_threads(&python_threads)?;
             kernel.add_target(pid, slot)?;
             if has_agent {
                 kernel.ship_outbound(pid)?;
