@@ -59,20 +59,20 @@ pub struct KernelOffsets {
     pub unix_addr: u32,
     /// `sock.sk_socket`.
     pub sock_socket: u32,
-    /// `sock.sk_shutdown`.
-    pub sock_shutdown: u32,
     /// Distance from a `struct socket` to the number of its inode, which are allocated together.
     pub socket_inode: u32,
+    /// `sock.sk_shutdown`.
+    pub sock_shutdown: u32,
 }
 
 /// Bits of [`Settings::flags`].
 pub mod setting_flag {
     /// The helper `bpf_task_pt_regs` exists (Linux 5.15).
     pub const TASK_PT_REGS: u32 = 1;
-    /// The offsets from `task_files` to `unix_addr` are known: descriptors can be checked.
+    /// The offsets from `task_files` to `socket_inode` are known: descriptors can be checked.
     pub const SOCKET_CHECK: u32 = 1 << 1;
     /// Requests are seen by the hooks on sockets, which give the socket, and not by `sys_exit`. Comes
-    /// with `SOCKET_CHECK` and the offsets from `sock_socket` to `socket_inode`.
+    /// with `SOCKET_CHECK` and `sock_shutdown`.
     pub const SOCKET_HOOKS: u32 = 1 << 2;
 }
 

@@ -31,8 +31,8 @@ pub use request::{
     ends_chunks, event_flag,
 };
 pub use rule::{
-    ANY_METHOD, LITERAL_MAX_BYTES, MAX_TASKS, Method, Rule, Target, method_bit, rule_flag,
-    target_flag,
+    ANY_METHOD, LITERAL_MAX_BYTES, MAX_TASKS, Method, PROGRAM_UNIT_BITS, Rule, Target, method_bit,
+    rule_flag, target_flag,
 };
 pub use sample::{
     KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, REGS_MAX, STACK_COPY_MAX_BYTES,

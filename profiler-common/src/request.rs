@@ -75,7 +75,7 @@ pub struct Conn {
     /// Address of the kernel's `struct sock`: a change means the descriptor was reused.
     pub sk: u64,
     /// Inode of that socket, which distinguishes it from a later one at the same address; 0 where
-    /// [`crate::setting_flag::SOCKET_HOOKS`] is not set.
+    /// [`crate::setting_flag::SOCKET_CHECK`] is not set.
     pub inode: u64,
     /// Identity of the open request, unique while the programs stay loaded; 0 if none.
     pub request_id: u64,
@@ -97,8 +97,9 @@ pub struct Conn {
     pub slot: u32,
     /// The set of [`conn_flag::WAITED`] and [`conn_flag::WAITS`]: an epoll descriptor.
     pub wait_fd: i32,
-    /// Zero.
-    pub pad: u32,
+    /// [`crate::Target::program`] of the process. A record with another one is of a process or program that is gone,
+    /// and as good as none.
+    pub program: u32,
 }
 
 /// Beginning of a request line that did not arrive whole: value of `PARTIAL_HEADS`.
@@ -169,7 +170,7 @@ impl RequestEventKind {
 pub enum EndReason {
     /// The next head was read: on the connection, or on another one by the thread that had begun the answer.
     NextHead = 1,
-    /// The client closed its side: a read returned 0.
+    /// The client is gone: a read returned 0, and nothing can be sent any more.
     PeerClosed = 2,
     /// The descriptor was closed.
     Closed = 3,

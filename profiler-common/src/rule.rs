@@ -168,7 +168,16 @@ pub struct Target {
     pub task_mask: u32,
     /// [`target_flag`] bits.
     pub flags: u32,
+    /// Tells the program that the process runs from those that had its id before: the time at which it became a
+    /// target, in milliseconds or so ([`PROGRAM_UNIT_BITS`]), and one more with each program it executes.
+    pub program: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
+/// Bits of a time in nanoseconds that [`Target::program`] has not. The rest lasts for 52 days; then a process would
+/// need the id of one before, and its very number.
+pub const PROGRAM_UNIT_BITS: u32 = 20;
+
 const _: () = assert!(size_of::<Rule>() == 16 + LITERAL_MAX_BYTES);
-const _: () = assert!(size_of::<Target>() == 8);
+const _: () = assert!(size_of::<Target>() == 16);

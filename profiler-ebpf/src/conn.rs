@@ -3,18 +3,18 @@
 //! ```text
 //! IDLE --head--> OPEN --write--> RESPONDING --write--> RESPONDING
 //!  ^              | ^ read: body   |
-//!  |              +-+              | head, end of file, close, ...: END
+//!  |              +-+              | head, close, ...: END
 //!  +-------------------------------+          shutdown: END, HALF_CLOSED until close;
 //!                                             with the socket hooks forgotten like a close
 //! ```
 //!
 //! A head read while the request before it is still unanswered never opens another one: it is a
-//! body that looks like a head, or pipelining, which is counted. A client that closes its side
-//! before the answer may still get one (a half-closed connection), so end of file ends a request
-//! only once its response has begun.
+//! body that looks like a head, or pipelining, which is counted. A client that closes its side may
+//! still wait for the answer or the rest of it (a half-closed connection): end of file ends no request
+//! while something can be sent.
 
 use profiler_common::{
-    ConnKey, EndReason, KernelCounter, Line, RequestEventKind, cancel, conn_flag, conn_state,
+    Conn, ConnKey, EndReason, KernelCounter, Line, RequestEventKind, cancel, conn_flag, conn_state,
     setting_flag,
 };
 
@@ -23,6 +23,7 @@ use crate::globals::setting;
 use crate::head::{line_status, read_line, status};
 use crate::partial::{join_piece, keep_piece};
 use crate::rule::{NO_SLOT, match_rules};
+use crate::scratch::scratch_program;
 use crate::socket::{names_socket, same_socket, server_socket};
 use crate::start::start_request;
 use crate::{emit, maps, read, socket, tag};
@@ -45,6 +46,18 @@ pub(crate) fn unpack(key: u64) -> ConnKey {
     }
 }
 
+/// The record of a descriptor, unless it is of a process or a program that is gone: then that is removed. Nobody
+/// goes through all records when a process ends.
+#[inline(always)]
+pub(crate) fn living(key: ConnKey) -> Option<&'static mut Conn> {
+    let conn = maps::conn(key)?;
+    if conn.program == scratch_program() {
+        return Some(conn);
+    }
+    maps::remove_conn(key);
+    None
+}
+
 /// A read brought bytes; the scratch says where they are.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -55,8 +68,11 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let (task_mask, tid) = unsafe { ((*scratch).task_mask, (*scratch).tid as u32) };
     let fd = u64::from(key as u32);
-    let mut known = maps::conn(unpack(key));
-    if known.as_ref().is_some_and(|conn| socket::is_another(conn)) {
+    let mut known = living(unpack(key));
+    if known
+        .as_ref()
+        .is_some_and(|conn| socket::is_another(key, conn))
+    {
         if forget_replaced(key) == 0 {
             return 0;
         }
@@ -198,27 +214,41 @@ pub(crate) fn end_if_tracked(key: u64) {
     }
 }
 
-/// A read returned 0: the client sends no more.
+/// A read returned 0: the client sends no more. It may still wait for the rest of its answer, unless nothing can be
+/// sent any more either: it has closed its Unix socket, or reset the connection.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_end_of_file(key: u64) -> u64 {
-    let Some(conn) = maps::conn(unpack(key)) else {
+    let Some(conn) = living(unpack(key)) else {
         return 0;
     };
-    if socket::is_another(conn) {
+    if socket::is_another(key, conn) {
         forget_replaced(key);
-    } else if conn.state == conn_state::RESPONDING {
+    } else if conn.state == conn_state::RESPONDING && socket::is_shut_down() {
         end_request(key, EndReason::PeerClosed as u64);
     }
     0
 }
 
-/// The descriptor was closed, or another one duplicated over it.
+/// A call has closed the descriptor, or duplicated another one over it, and is about to return. Another thread may
+/// have been given the descriptor meanwhile, and have read a head from it: the record is of that socket then.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn on_closed(key: u64, reason: u64) -> u64 {
+    if let Some(conn) = living(unpack(key))
+        && names_socket(u64::from(key as u32), conn.sk, conn.inode) == 0
+    {
+        on_close(key, reason);
+    }
+    0
+}
+
+/// The connection of the descriptor's record is closed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_close(key: u64, reason: u64) -> u64 {
     let conn_key = unpack(key);
-    let Some(conn) = maps::conn(conn_key) else {
+    let Some(conn) = living(conn_key) else {
         return 0;
     };
     if conn.flags & conn_flag::PARTIAL != 0 {
@@ -246,7 +276,7 @@ pub(crate) extern "C" fn on_close_range(key: u64, last: u64) -> u64 {
         if first + index > last {
             return 0;
         }
-        on_close(key + index, EndReason::Closed as u64);
+        on_closed(key + index, EndReason::Closed as u64);
         index += 1;
     }
     let rest = first + CLOSE_RANGE_MAX;
@@ -286,7 +316,9 @@ fn is_same_range(key: u64, last: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_shutdown(key: u64) -> u64 {
-    end_request(key, EndReason::Shutdown as u64);
+    if living(unpack(key)).is_some() {
+        end_request(key, EndReason::Shutdown as u64);
+    }
     if let Some(conn) = maps::conn(unpack(key)) {
         conn.state = conn_state::HALF_CLOSED;
     }

@@ -29,8 +29,8 @@ static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     sock_max_ack_backlog: 0,
     unix_addr: 0,
     sock_socket: 0,
-    sock_shutdown: 0,
     socket_inode: 0,
+    sock_shutdown: 0,
 });
 
 #[unsafe(no_mangle)]

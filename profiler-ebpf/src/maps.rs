@@ -181,6 +181,15 @@ pub(crate) fn target(tgid: u32) -> Option<&'static Target> {
     unsafe { TARGETS.get(&tgid) }
 }
 
+/// The process executes another program: no record of the one before is its.
+#[inline(always)]
+pub(crate) fn begin_program(tgid: u32) {
+    if let Some(target) = TARGETS.get_ptr_mut(&tgid) {
+        // SAFETY: a value stays writable until the program ends; see the module.
+        unsafe { (*target).program = (*target).program.wrapping_add(1) }
+    }
+}
+
 /// Makes a process a target.
 #[inline(always)]
 pub(crate) fn insert_target(tgid: u32, target: &Target) -> bool {

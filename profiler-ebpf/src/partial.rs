@@ -6,7 +6,7 @@ use crate::conn::{end_if_tracked, unpack};
 use crate::count::count_all;
 use crate::head::{self, LINE_MAX, line_status, read_line, status};
 use crate::rule::match_rules;
-use crate::scratch::fetch;
+use crate::scratch::{fetch, scratch_program};
 use crate::start::start_request;
 use crate::{maps, read, socket};
 
@@ -65,7 +65,7 @@ fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
         flags: conn_flag::PARTIAL,
         slot: 0,
         wait_fd: -1,
-        pad: 0,
+        program: scratch_program(),
     };
     maps::insert_conn(key, &conn)
 }

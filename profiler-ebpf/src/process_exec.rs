@@ -31,6 +31,7 @@ fn handle(old_tid: u64) -> i32 {
         return 0;
     };
     let task_mask = target.task_mask;
+    maps::begin_program(tgid);
     maps::remove_python_process(tgid);
     emit::process_event(RequestEventKind::Exec, task_mask, tgid, -1, 0);
     0

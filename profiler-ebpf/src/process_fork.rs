@@ -6,7 +6,7 @@
 
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use profiler_common::{KernelCounter, RequestEventKind};
+use profiler_common::{KernelCounter, PROGRAM_UNIT_BITS, RequestEventKind, Target};
 
 use crate::count::count_all;
 use crate::globals::offset;
@@ -34,7 +34,10 @@ fn handle(child: u64) -> i32 {
     if child_tgid == tgid {
         return 0;
     }
-    let target = *target;
+    let target = Target {
+        program: (read::ktime_ns() >> PROGRAM_UNIT_BITS) as u32,
+        ..*target
+    };
     if !maps::insert_target(child_tgid, &target) {
         count_all(target.task_mask, KernelCounter::MapUpdateFailed);
         return 0;

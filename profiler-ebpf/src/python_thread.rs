@@ -5,6 +5,8 @@
 //! the one whose `thread_id`, the `pthread_t`, fits the thread pointer, which a fork keeps.
 //! It is found by walking all interpreters and threads, then kept in `PYTHON_THREADS`. The thread-local
 //! `_Py_tss_tstate` is no help: it is unset whenever the thread has released the interpreter lock.
+//! A search ends after the newest [`SEARCH_MAX`] threads. Older ones are put there by the daemon when it begins to
+//! watch a process.
 //!
 //! # When a kept address holds
 //!
@@ -55,19 +57,22 @@ pub(crate) extern "C" fn thread_state(tid: u64) -> u64 {
     };
     scratch.wanted_tid = wanted;
     scratch.thread_pointer = read::thread_pointer();
+    scratch.best_tstate = 0;
+    scratch.best_rank = rank::OTHER;
     if let Some(known) = maps::python_thread(tid as u32) {
         let offsets = &scratch.python.offsets;
         let rank = rank_of(scratch, known.tstate);
-        let is_running = rank == rank::RUNNING || rank == rank::RUNNING_BY_POINTER;
-        if is_running && is_listed(offsets, known.tstate) {
-            return known.tstate;
+        if rank != rank::OTHER && is_listed(offsets, known.tstate) {
+            if rank == rank::RUNNING || rank == rank::RUNNING_BY_POINTER {
+                return known.tstate;
+            }
+            scratch.best_tstate = known.tstate;
+            scratch.best_rank = rank;
         }
     }
     scratch.tstate = 0;
     let offsets = &scratch.python.offsets;
     let head = scratch.python.runtime + u64::from(offsets.interpreters_head);
-    scratch.best_tstate = 0;
-    scratch.best_rank = rank::OTHER;
     scratch.interp = follow(scratch, head);
     if scratch.interp != 0 {
         scratch.tstate = follow(scratch, threads_of(scratch, scratch.interp));
@@ -79,10 +84,10 @@ pub(crate) extern "C" fn thread_state(tid: u64) -> u64 {
         }
         step += 1;
     }
-    if step == SEARCH_MAX {
+    let tstate = found_tstate();
+    if tstate == 0 && step == SEARCH_MAX {
         scratch.python_flags |= sample_flag::PYTHON_PARTIAL;
     }
-    let tstate = found_tstate();
     if tstate != 0 {
         maps::insert_python_thread(tid as u32, &PythonThread { tstate });
     }

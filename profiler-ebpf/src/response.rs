@@ -1,10 +1,11 @@
 //! Writes to a connection: the response of its open request. Others may be calls of a request.
 
 use profiler_common::{
-    EndReason, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag, conn_state, event_flag,
+    Conn, EndReason, RESPONSE_HEAD_MAX_BYTES, RequestEventKind, cancel, conn_flag, conn_state,
+    event_flag,
 };
 
-use crate::conn::{end_request, forget_replaced, unpack};
+use crate::conn::{end_request, forget_replaced, living, unpack};
 use crate::outbound::on_outbound;
 use crate::scratch::fetch;
 use crate::tag::{self, open_conn};
@@ -20,13 +21,18 @@ const INTERIM_MAX_BYTES: u64 = 64;
 
 /// A write took `len` bytes. `seen` is 0 if they are not in the caller's memory (`sendfile`).
 ///
-/// An interim response (`100 Continue`, `103 Early Hints`) is not yet the response.
+/// An interim response (`100 Continue`, `103 Early Hints`) is not yet the response, which may follow it in the
+/// same write.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
     let conn_key = unpack(key);
-    let mut known = maps::conn(conn_key);
-    if known.as_ref().is_some_and(|conn| socket::is_another(conn)) {
+    let mut len = len;
+    let mut known = living(conn_key);
+    if known
+        .as_ref()
+        .is_some_and(|conn| socket::is_another(key, conn))
+    {
         if forget_replaced(key) == 0 {
             return 0;
         }
@@ -41,8 +47,12 @@ pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
         if is_looked_at && seen != 0 {
             code = status_code();
         }
-        if code / 100 == 1 && code != SWITCHING_PROTOCOLS {
-            return 0;
+        if is_interim(code) {
+            code = status_behind_interim();
+            if is_interim(code) {
+                return 0;
+            }
+            len = bytes_left();
         }
         conn.state = conn_state::RESPONDING;
     } else if conn.state != conn_state::RESPONDING {
@@ -53,7 +63,7 @@ pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
             tag::clear(conn.reader_tid, conn.request_id);
             conn.flags &= !conn_flag::TRACKED;
         } else {
-            on_tracked_write(key, len, seen);
+            on_tracked_write(conn, key, len, seen);
         }
     }
     if code == SWITCHING_PROTOCOLS {
@@ -67,13 +77,8 @@ pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
 }
 
 /// Times, threads, the first bytes and the last bytes of a response the daemon wants to know about.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 {
-    let conn_key = unpack(key);
-    let Some(conn) = maps::conn(conn_key) else {
-        return 0;
-    };
+#[inline(always)]
+fn on_tracked_write(conn: &mut Conn, key: u64, len: u64, seen: u64) {
     let is_first = conn.last_write_ktime_ns == 0;
     let before = conn.written_bytes;
     conn.last_write_ktime_ns = read::ktime_ns();
@@ -103,7 +108,6 @@ pub(crate) extern "C" fn on_tracked_write(key: u64, len: u64, seen: u64) -> u64 
             conn.flags |= conn_flag::RESPONSE_SHIPPED;
         }
     }
-    0
 }
 
 /// Ships the bytes of a write that may belong to the response's head. Whether the head is whole is for the
@@ -138,9 +142,104 @@ pub(crate) extern "C" fn ship(key: u64, kind: u64, seen: u64) -> u64 {
     emit::send(copied)
 }
 
-/// The status code in `HTTP/1.x NNN`, the beginning of a response; 0 if the bytes are none.
+/// Interim responses in front of a response in one write.
+const INTERIM_HEADS_MAX: u32 = 4;
+
+/// Whether a status code is of a response that another one follows.
 #[inline(always)]
-fn status_code() -> u64 {
+fn is_interim(code: u64) -> bool {
+    code / 100 == 1 && code != SWITCHING_PROTOCOLS
+}
+
+/// The write in the scratch begins with an interim response. Leaves that and those that follow it out of the scratch;
+/// the status code of what is behind, 0 if that is not known, an interim one if nothing is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn status_behind_interim() -> u64 {
+    /// `100 Continue`.
+    const INTERIM: u64 = 100;
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    let mut heads = 0;
+    while heads < INTERIM_HEADS_MAX {
+        let end = head_end();
+        if end == 0 {
+            // Its rest comes later, or the head is too long to be looked through.
+            let is_whole = scratch.len <= RESPONSE_HEAD_MAX_BYTES as u64;
+            return if is_whole { INTERIM } else { 0 };
+        }
+        if end >= scratch.len {
+            return INTERIM;
+        }
+        scratch.advance(end);
+        let code = status_code();
+        if !is_interim(code) {
+            return code;
+        }
+        heads += 1;
+    }
+    0
+}
+
+/// Bytes of the system call that are left in the scratch.
+#[inline(always)]
+fn bytes_left() -> u64 {
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    maps::request_scratch().map_or(0, |scratch| unsafe { (*scratch).len })
+}
+
+/// Bytes up to the end of the first empty line; 0 if none ends in the first [`RESPONSE_HEAD_MAX_BYTES`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn head_end() -> u64 {
+    let copied = fetch(0, RESPONSE_HEAD_MAX_BYTES as u64);
+    let mut at = 0;
+    while at < RESPONSE_HEAD_MAX_BYTES as u64 {
+        if at >= copied {
+            return 0;
+        }
+        let end = empty_line_end(at);
+        if end != 0 {
+            // Behind what was copied lie bytes of another call.
+            return if end <= copied { end } else { 0 };
+        }
+        at += 8;
+    }
+    0
+}
+
+/// End of an empty line that begins in the eight bytes at a multiple of eight; 0 if none does.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn empty_line_end(at: u64) -> u64 {
+    let Some(scratch) = maps::request_scratch() else {
+        return 0;
+    };
+    let at = read::opaque(at & (RESPONSE_HEAD_MAX_BYTES as u64 - 8));
+    // SAFETY: the pointer is to this CPU's element, whose data is longer by more than a word and aligned to one.
+    let [now, next] = unsafe {
+        let words = (*scratch).data.as_ptr().add(at as usize).cast::<u64>();
+        [*words, *words.add(1)]
+    };
+    let mut bytes = now;
+    let mut index = 0;
+    while index < 8 {
+        if bytes & 0xffff_ffff == EMPTY_LINE {
+            return at + index + 4;
+        }
+        bytes = bytes >> 8 | (next >> (8 * index) & 0xff) << 56;
+        index += 1;
+    }
+    0
+}
+
+/// The status code in `HTTP/1.x NNN`, the beginning of a response; 0 if the bytes are none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn status_code() -> u64 {
     let Some(scratch) = maps::request_scratch() else {
         return 0;
     };

@@ -16,6 +16,7 @@
 use profiler_common::{
     HEAD_MAX_BYTES, KERNEL_FRAMES_MAX, PARTIAL_HEAD_MAX_BYTES, PYTHON_FRAMES_MAX, PartialHead,
     PythonFrameRecord, PythonProcess, RequestEventHeader, STACK_COPY_MAX_BYTES, SampleHeader,
+    Target, ThreadState,
 };
 
 use crate::{atomic, maps, read};
@@ -38,6 +39,10 @@ pub(crate) struct RequestScratch {
     pub(crate) task_mask: u32,
     /// `Target::flags` of the current process.
     pub(crate) target_flags: u32,
+    /// `Target::program` of the current process.
+    pub(crate) program: u32,
+    /// Unused.
+    pad: u32,
     /// 1 while a socket hook uses the space.
     is_taken: u64,
     /// The current thread, host pid namespace.
@@ -50,13 +55,31 @@ pub(crate) struct RequestScratch {
     pub(crate) closed_ktime_ns: u64,
     /// Room to build a `PARTIAL_HEADS` value.
     pub(crate) partial: PartialHead,
+    /// Room to build a `THREAD_STATES` value, of a thread that runs: what is never set is zero.
+    pub(crate) running: ThreadState,
     /// Header of the next event.
     pub(crate) header: RequestEventHeader,
     /// Data of the next event; must follow the header.
     pub(crate) data: [u8; DATA_BYTES],
 }
 
+/// `Target::program` of the current process.
+#[inline(always)]
+pub(crate) fn scratch_program() -> u32 {
+    // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+    maps::request_scratch().map_or(0, |scratch| unsafe { (*scratch).program })
+}
+
 impl RequestScratch {
+    /// Notes whose call the hook is in.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, tid: u32, target: &Target) {
+        self.tid = u64::from(tid);
+        self.task_mask = target.task_mask;
+        self.target_flags = target.flags;
+        self.program = target.program;
+    }
+
     /// Leaves out the next bytes of the system call; there are more.
     #[inline(always)]
     pub(crate) fn advance(&mut self, bytes: u64) {

@@ -44,19 +44,23 @@ pub(crate) fn given() -> u64 {
     unsafe { core::ptr::read_volatile(&raw const (*scratch).sk) }
 }
 
-/// Whether the record of a descriptor is of another socket than the one given: the close was not
-/// seen. Never at `sys_exit`.
+/// Whether the record of a descriptor is of another socket than the one that a call has used: the close was not
+/// seen, or has yet to be told.
 ///
 /// Sockets get the addresses of closed ones. Where a mistake would mix up two requests, the inode is
-/// asked too.
+/// asked too. At `sys_exit`, where no socket is given, only those records are asked about.
 #[inline(always)]
-pub(crate) fn is_another(conn: &Conn) -> bool {
+pub(crate) fn is_another(key: u64, conn: &Conn) -> bool {
     const ASKED: u32 = conn_flag::TRACKED | conn_flag::PARTIAL;
-    if !setting(setting_flag::SOCKET_HOOKS) {
+    let is_asked = conn.flags & ASKED != 0;
+    if !setting(setting_flag::SOCKET_CHECK) {
         return false;
     }
+    if !setting(setting_flag::SOCKET_HOOKS) {
+        return is_asked && names_socket(key & 0xffff_ffff, conn.sk, conn.inode) == 0;
+    }
     let sk = given();
-    sk != conn.sk || conn.flags & ASKED != 0 && inode_number(sk) != conn.inode
+    sk != conn.sk || is_asked && inode_number(sk) != conn.inode
 }
 
 /// Whether nothing can be sent on the given socket any more. Never at `sys_exit`.
@@ -67,10 +71,10 @@ pub(crate) fn is_shut_down() -> bool {
             .is_some_and(|shutdown| shutdown & SEND_SHUTDOWN != 0)
 }
 
-/// Number of the inode of a given socket; 0 at `sys_exit`, where none is given.
+/// Number of a socket's inode; 0 if the kernel's offsets are not known.
 #[inline(always)]
 pub(crate) fn inode_number(sk: u64) -> u64 {
-    if !setting(setting_flag::SOCKET_HOOKS) {
+    if !setting(setting_flag::SOCKET_CHECK) {
         return 0;
     }
     kernel(sk + offset!(sock_socket))
@@ -78,8 +82,7 @@ pub(crate) fn inode_number(sk: u64) -> u64 {
         .unwrap_or(0)
 }
 
-/// 1 if a descriptor of the current process still is the socket of a record, else 0. Only with the
-/// socket hooks.
+/// 1 if a descriptor of the current process is the socket of a record, else 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn names_socket(fd: u64, sk: u64, inode: u64) -> u64 {
@@ -139,7 +142,7 @@ pub(crate) extern "C" fn same_socket(fd: u64, known: u64, inode: u64) -> u64 {
         let is_same = given() == known && inode_number(known) == inode;
         return if is_same { known } else { 0 };
     }
-    if file(fd).and_then(sock) == Some(known) {
+    if names_socket(fd, known, inode) != 0 {
         known
     } else {
         0

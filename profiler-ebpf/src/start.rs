@@ -10,7 +10,7 @@ use crate::count::{count, count_all};
 use crate::globals::setting;
 use crate::head::LINE_MAX;
 use crate::rule::NO_SLOT;
-use crate::scratch::fetch;
+use crate::scratch::{fetch, scratch_program};
 use crate::tag::{self, set_result, set_tag};
 use crate::{emit, maps, read, socket};
 
@@ -71,12 +71,13 @@ static NEW: Conn = Conn {
     flags: 0,
     slot: 0,
     wait_fd: -1,
-    pad: 0,
+    program: 0,
 };
 
 /// Writes the connection's record.
 #[inline(always)]
 fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
+    let program = scratch_program();
     let start_ktime_ns = if request_id == 0 { 0 } else { read::ktime_ns() };
     let reader_tid = read::current_ids().1;
     let inode = socket::inode_number(sk);
@@ -98,6 +99,7 @@ fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
     conn.flags = flags;
     conn.slot = slot;
     conn.wait_fd = -1;
+    conn.program = program;
     true
 }
 

@@ -66,9 +66,7 @@ fn handle(
     }
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &mut *scratch };
-    scratch.tid = u64::from(tid);
-    scratch.task_mask = target.task_mask;
-    scratch.target_flags = target.flags;
+    scratch.begin(tid, target);
     let call = Call {
         meaning,
         tgid,

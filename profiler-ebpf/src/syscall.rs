@@ -9,7 +9,9 @@ use aya_log_ebpf::debug;
 use profiler_common::{EndReason, KernelCounter, setting_flag};
 
 use crate::arch::{ARGS, MODE, NUMBER, call, is_compat, meaning};
-use crate::conn::{on_close, on_close_range, on_end_of_file, on_read, on_shutdown, pack};
+use crate::conn::{
+    on_close, on_close_range, on_closed, on_end_of_file, on_read, on_shutdown, pack,
+};
 use crate::count::count_all;
 use crate::globals::setting;
 use crate::response::on_write;
@@ -95,9 +97,7 @@ pub(crate) fn at_socket(sk: u64, meanings: u32) -> Option<(&'static mut RequestS
         count_all(target.task_mask, KernelCounter::HookBusy);
         return None;
     };
-    scratch.tid = u64::from(tid);
-    scratch.task_mask = target.task_mask;
-    scratch.target_flags = target.flags;
+    scratch.begin(tid, target);
     scratch.sk = sk;
     let args = ARGS.map(|index| registers.word(index));
     Some((
@@ -193,7 +193,7 @@ pub(crate) fn on_ended(call: &Call) {
     let args = call.args;
     match call.meaning {
         call::CLOSE => {
-            on_close(call.key(), EndReason::Closed as u64);
+            closed(call.key(), EndReason::Closed);
         }
         call::CLOSE_RANGE if args[2] & CLOSE_RANGE_CLOEXEC == 0 => {
             on_close_range(call.key(), args[1] & 0xffff_ffff);
@@ -208,9 +208,19 @@ pub(crate) fn on_ended(call: &Call) {
             }
         }
         call::DUP if args[0] != args[1] => {
-            on_close(call.key_of(1), EndReason::DupOver as u64);
+            closed(call.key_of(1), EndReason::DupOver);
         }
         _ => {}
+    }
+}
+
+/// A descriptor was closed. The socket hooks have made sure that its record is of the socket.
+#[inline(always)]
+fn closed(key: u64, reason: EndReason) {
+    if setting(setting_flag::SOCKET_HOOKS) {
+        on_close(key, reason as u64);
+    } else {
+        on_closed(key, reason as u64);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Thread tags: a thread has one while it serves a tracked request, and only then is it sampled.
 
 use profiler_common::{
-    Conn, ConnKey, EndReason, KERNEL_FRAMES_MAX, REGS_MAX, ThreadState, ThreadTag, cancel,
-    conn_flag, conn_state, setting_flag, thread_state_flag,
+    Conn, ConnKey, EndReason, ThreadTag, cancel, conn_flag, conn_state, setting_flag,
+    thread_state_flag,
 };
 
 use crate::conn::{end_request, pack, unpack};
@@ -20,25 +20,6 @@ pub(crate) mod set_result {
     /// It does, and carried that of another request that nobody has answered yet.
     pub(crate) const INTERLEAVED: u64 = 2;
 }
-
-/// What a thread's state is when it gets a tag: it runs. In read-only memory, since it does not fit
-/// on the BPF stack.
-#[unsafe(no_mangle)]
-static RUNNING: ThreadState = ThreadState {
-    seq: 0,
-    ktime_ns: 0,
-    in_ktime_ns: 0,
-    window_ktime_ns: 0,
-    stacks_in_window: 0,
-    pad: 0,
-    prev_state: 0,
-    flags: thread_state_flag::ON_CPU,
-    tgid: 0,
-    kernel_frame_count: 0,
-    thread_pointer: 0,
-    regs: [0; REGS_MAX],
-    kernel_frames: [0; KERNEL_FRAMES_MAX],
-};
 
 /// Tags the current thread with a request of its process; see [`set_result`].
 #[unsafe(no_mangle)]
@@ -82,22 +63,30 @@ pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
 /// first switch.
 #[inline(always)]
 fn begin_state(tgid: u32, tid: u32) -> bool {
-    let mut step = 2;
-    if maps::thread_state(tid).is_none() {
-        if !maps::insert_thread_state(tid, &RUNNING) {
-            return false;
-        }
-        // A state that was removed meanwhile had fewer switches than nanoseconds have passed.
-        step = read::ktime_ns() & !1;
-    }
-    maps::note_tagged(tid);
+    let thread_pointer = read::thread_pointer();
     if let Some(state) = maps::thread_state(tid) {
         // SAFETY: the first number of a map's value.
-        unsafe { atomic::add(&raw mut state.seq, step) };
+        unsafe { atomic::add(&raw mut state.seq, 2) };
         state.flags = thread_state_flag::ON_CPU;
         state.tgid = tgid;
-        state.thread_pointer = read::thread_pointer();
+        state.thread_pointer = thread_pointer;
+    } else {
+        let Some(scratch) = maps::request_scratch() else {
+            return false;
+        };
+        // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
+        let running = unsafe { &mut (*scratch).running };
+        // A state that was removed meanwhile had fewer switches than nanoseconds have passed. Set before anybody sees
+        // it: a reader would find a number that the thread had long ago.
+        running.seq = read::ktime_ns() & !1;
+        running.flags = thread_state_flag::ON_CPU;
+        running.tgid = tgid;
+        running.thread_pointer = thread_pointer;
+        if !maps::insert_thread_state(tid, running) {
+            return false;
+        }
     }
+    maps::note_tagged(tid);
     true
 }
 

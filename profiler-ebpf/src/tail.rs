@@ -17,11 +17,13 @@ pub(crate) extern "C" fn tail(before: u64) -> u64 {
     };
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let scratch = unsafe { &*scratch };
+    // Interim responses in front of it, which are left out, may be in other buffers.
+    let len = scratch.skip + scratch.len;
     if scratch.iovec_count == 0 {
-        return append(before, scratch.base, scratch.len);
+        return append(before, scratch.base, len);
     }
     // A write may have taken less than its buffers hold.
-    let mut left = scratch.len;
+    let mut left = len;
     let mut tail = before;
     let mut index = 0;
     while index < BUFFERS_MAX {

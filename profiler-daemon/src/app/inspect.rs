@@ -51,6 +51,7 @@ pub(super) fn inspect(
         service,
         program,
         python,
+        python_threads: Vec::new(),
         has_agent,
     }));
     Some(commands)

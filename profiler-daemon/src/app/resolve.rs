@@ -156,11 +156,12 @@ impl Resolve {
     }
 
     /// Reads what stacks of a process need, before there are any.
-    fn on_target(&mut self, target: NewTarget) {
+    fn on_target(&mut self, mut target: NewTarget) {
         let key = target.process;
         self.forget(key);
         if let Some(python) = &target.python {
             self.runtimes.insert(key, Arc::clone(python));
+            target.python_threads = python.thread_states();
         }
         let start = Instant::now();
         if let Err(error) = self.open_process(key) {

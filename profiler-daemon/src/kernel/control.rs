@@ -1,11 +1,12 @@
 //! What the daemon writes for the programs: rules, processes to watch, threads and requests to drop.
 
 use profiler_common::{
-    LITERAL_MAX_BYTES, MAX_TASKS, PythonProcess, Rule, Target, cancel, rule_flag, target_flag,
+    LITERAL_MAX_BYTES, MAX_TASKS, PROGRAM_UNIT_BITS, PythonProcess, PythonThread, Rule, Target,
+    cancel, rule_flag, target_flag,
 };
 
-use super::{Kernel, KernelError};
-use crate::model::{EndpointRule, Pid, RequestId, TaskSlot};
+use super::{Kernel, KernelError, monotonic_ns};
+use crate::model::{EndpointRule, Pid, RequestId, TaskSlot, Tid};
 
 impl Kernel {
     /// Makes a slot's rule live, counting from zero.
@@ -74,7 +75,10 @@ impl Kernel {
     /// The slot does not exist or the map refuses.
     pub fn add_target(&mut self, pid: Pid, slot: TaskSlot) -> Result<(), KernelError> {
         check_slot(slot)?;
-        let target = self.maps.targets.get(&pid.0)?.unwrap_or_default();
+        let target = self.maps.targets.get(&pid.0)?.unwrap_or_else(|| Target {
+            program: (monotonic_ns() >> PROGRAM_UNIT_BITS) as u32,
+            ..Target::default()
+        });
         let target = Target {
             task_mask: target.task_mask | 1 << slot.0,
             ..target
@@ -137,6 +141,20 @@ impl Kernel {
         }
     }
 
+    /// Tells the sampler where the interpreter keeps the state of each thread. It finds the newest ones by itself.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn set_python_threads(&mut self, threads: &[(Tid, u64)]) -> Result<(), KernelError> {
+        for &(tid, tstate) in threads {
+            self.maps
+                .python_threads
+                .insert(tid.0, PythonThread { tstate })?;
+        }
+        Ok(())
+    }
+
     /// Stops tracking a request: its thread is not sampled any more, and no further event of it is
     /// sent. A request that has ended stays ended.
     ///
@@ -149,20 +167,19 @@ impl Kernel {
         self.maps.cancels.insert(request.0, cancel::REQUEST)
     }
 
-    /// Forgets all connections, tags, thread states and interpreter offsets of a process that has
-    /// exited or executed another program. The target set is not touched.
+    /// Forgets a thread that a process has left behind, if it served a request. The programs do so when a thread
+    /// ends, but for one whose hook the kernel has left out.
     ///
     /// # Errors
     ///
     /// A map refuses.
-    pub fn forget_process(&mut self, pid: Pid) -> Result<(), KernelError> {
-        self.maps.tags.remove_if(|_, tag| tag.tgid == pid.0)?;
-        self.maps.states.remove_if(|_, state| state.tgid == pid.0)?;
-        self.maps.conns.remove_if(|key, _| key.tgid == pid.0)?;
-        self.maps
-            .partial_heads
-            .remove_if(|key, _| key.tgid == pid.0)?;
-        self.maps.python.remove(&pid.0)
+    pub fn forget_thread(&mut self, pid: Pid, tid: Tid) -> Result<(), KernelError> {
+        let tag = self.maps.tags.get(&tid.0)?;
+        if tag.is_some_and(|tag| tag.tgid == pid.0) {
+            self.maps.tags.remove(&tid.0)?;
+            self.maps.states.remove(&tid.0)?;
+        }
+        Ok(())
     }
 }
 

@@ -5,8 +5,8 @@ use std::borrow::Borrow;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya::{Ebpf, Pod, util::nr_cpus};
 use profiler_common::{
-    Conn, ConnKey, FILTER_LEN, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess, Rule,
-    Target, ThreadState, ThreadTag,
+    Conn, ConnKey, FILTER_LEN, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess,
+    PythonThread, Rule, Target, ThreadState, ThreadTag,
 };
 
 use super::error::KernelError;
@@ -123,6 +123,7 @@ pub(super) struct Maps {
     pub(super) tags: Table<u32, ThreadTag>,
     pub(super) states: Table<u32, ThreadState>,
     pub(super) python: Table<u32, PythonProcess>,
+    pub(super) python_threads: Table<u32, PythonThread>,
     rules: Array<MapData, Rule>,
     request_wakeup: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
@@ -145,6 +146,7 @@ impl Maps {
             tags: Table::take(ebpf, "THREAD_TAGS")?,
             states: Table::take(ebpf, "THREAD_STATES")?,
             python: Table::take(ebpf, "PYTHON_PROCS")?,
+            python_threads: Table::take(ebpf, "PYTHON_THREADS")?,
             rules: take(ebpf, RULES)?.try_into().map_err(error(RULES))?,
             request_wakeup: take(ebpf, REQUEST_WAKEUP)?
                 .try_into()

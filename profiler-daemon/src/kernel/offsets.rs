@@ -57,7 +57,10 @@ pub(super) fn kernel_offsets(types: &KernelTypes<'_>) -> Result<(KernelOffsets, 
     match add_socket_offsets(types, &mut offsets) {
         Ok(()) => {
             flags |= setting_flag::SOCKET_CHECK;
-            if has_socket_hooks(types) && add_socket_hook_offsets(types, &mut offsets).is_ok() {
+            if has_socket_hooks(types)
+                && let Ok(shutdown) = types.offset_of("sock", "sk_shutdown")
+            {
+                offsets.sock_shutdown = shutdown;
                 flags |= setting_flag::SOCKET_HOOKS;
             }
         }
@@ -95,6 +98,10 @@ fn add_socket_offsets(
         types.offset_of("sock", "__sk_common")? + types.offset_of("sock_common", "skc_family")?;
     offsets.sock_max_ack_backlog = types.offset_of("sock", "sk_max_ack_backlog")?;
     offsets.unix_addr = types.offset_of("unix_sock", "addr")?;
+    offsets.sock_socket = types.offset_of("sock", "sk_socket")?;
+    let socket = types.offset_of("socket_alloc", "socket")?;
+    let inode = types.offset_of("socket_alloc", "vfs_inode")?;
+    offsets.socket_inode = inode.saturating_sub(socket) + types.offset_of("inode", "i_ino")?;
     Ok(())
 }
 
@@ -108,18 +115,6 @@ fn has_socket_hooks(types: &KernelTypes<'_>) -> bool {
     tracepoints
         .iter()
         .all(|tracepoint| types.has_typedef(&format!("btf_trace_{tracepoint}")))
-}
-
-fn add_socket_hook_offsets(
-    types: &KernelTypes<'_>,
-    offsets: &mut KernelOffsets,
-) -> Result<(), BtfError> {
-    offsets.sock_socket = types.offset_of("sock", "sk_socket")?;
-    offsets.sock_shutdown = types.offset_of("sock", "sk_shutdown")?;
-    let socket = types.offset_of("socket_alloc", "socket")?;
-    let inode = types.offset_of("socket_alloc", "vfs_inode")?;
-    offsets.socket_inode = inode.saturating_sub(socket) + types.offset_of("inode", "i_ino")?;
-    Ok(())
 }
 
 #[cfg(test)]

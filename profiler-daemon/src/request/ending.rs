@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use profiler_common::{EndReason, conn_flag};
+use profiler_common::{Conn, EndReason, conn_flag};
 
 use super::event_loop::Loops;
 use super::open::OpenRequest;
@@ -206,6 +206,14 @@ impl RequestTracker {
             if conn.is_some_and(|conn| conn.flags & conn_flag::HANDED_OFF != 0) {
                 self.drop_open(id, Counter::RequestsHandedOff, actions);
                 continue;
+            }
+            let tid = open.request.tid;
+            let is_socket = |conn: Conn| {
+                let fd = open.request.fd;
+                conn.inode != 0 && conns.is_socket(pid, tid, fd, conn.inode)
+            };
+            if conn.is_some_and(is_socket) {
+                continue; // of a connection that was given the descriptor after the close
             }
             if let Some(conn) = conn {
                 open.on_conn(&conn);

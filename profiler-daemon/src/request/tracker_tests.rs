@@ -65,7 +65,7 @@ fn conn(inode: u64, last_write_ms: u64, written_bytes: u64) -> Conn {
         flags: 1,
         slot: 0,
         wait_fd: -1,
-        pad: 0,
+        program: 0,
     }
 }
 
@@ -605,9 +605,24 @@ fn a_closed_range_ends_the_requests_of_its_process() {
     assert_eq!(open, [1, 4]);
 }
 
-/// Check that no descriptor is looked at where the kernel side sees every close.
+/// Check that a connection which was given a descriptor of a closed range is not closed with it.
 #[test]
-fn descriptors_are_not_looked_at_where_closes_are_seen() {
+fn a_living_connection_in_a_closed_range_goes_on() {
+    let mut tracker = tracker(0, 5);
+    send(&mut tracker, start(1, 1, 0, "GET /a"));
+    let mut conns = Conns::default();
+    conns.known.insert((PID, 1), conn(7, 500, 100));
+    let mut actions = Vec::new();
+    tracker.on_close_range(PID, 0..=10, 900 * MS, &conns, &mut actions);
+    assert_eq!(tracker.open().count(), 1);
+    conns.closed.push(7);
+    tracker.on_close_range(PID, 0..=10, 900 * MS, &conns, &mut actions);
+    assert_eq!(tracker.open().count(), 0);
+}
+
+/// Check that no descriptor is looked at whose socket is not known.
+#[test]
+fn descriptors_of_unknown_sockets_are_not_looked_at() {
     let mut tracker = tracker(0, 5);
     send(&mut tracker, start(1, 1, 0, "GET /a"));
     let mut conns = Conns::default();

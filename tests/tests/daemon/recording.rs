@@ -1,5 +1,6 @@
 //! A `profilerd record` that runs beside the test.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -116,6 +117,23 @@ impl Recording {
 }
 
 impl Recorded {
+    /// Checks that every process was prepared before it was watched, as the log tells it; how often one was.
+    #[track_caller]
+    pub(crate) fn check_prepared_first(&self) -> usize {
+        let mut prepared = HashMap::new();
+        let mut watched = 0;
+        for line in self.err.lines() {
+            if let Some(pid) = field(line, "process prepared", "pid=") {
+                *prepared.entry(pid).or_insert(0) += 1;
+            } else if let Some(pid) = field(line, "process watched", "tgid=") {
+                watched += 1;
+                let times = prepared.get_mut(pid).filter(|times| **times > 0);
+                *times.unwrap_or_else(|| panic!("{line}\n{}", self.err)) -= 1;
+            }
+        }
+        watched
+    }
+
     /// The object on standard output.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
@@ -129,6 +147,13 @@ impl Recorded {
         assert_eq!(self.status.code(), Some(code), "{}", self.err);
         serde_json::from_value(self.json()).unwrap()
     }
+}
+
+/// Value of a field in a line of the log with this message.
+fn field<'a>(line: &'a str, message: &str, name: &str) -> Option<&'a str> {
+    let (_, fields) = line.split_once(message)?;
+    let mut fields = fields.split_whitespace();
+    fields.find_map(|field| field.strip_prefix(name))
 }
 
 /// A counter of a report.

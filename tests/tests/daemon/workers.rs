@@ -33,6 +33,7 @@ fn children(pid: u32) -> Vec<u32> {
 /// The report of a recording whose every request shows this function, and nothing missing.
 #[track_caller]
 fn whole(recorded: &Recorded, requests: usize, function: &str) -> ProfileReport {
+    recorded.check_prepared_first();
     let report = recorded.report(0);
     assert_eq!(report.segments.len(), requests);
     for segment in &report.segments {
@@ -98,6 +99,21 @@ fn a_worker_that_takes_the_place_of_another_is_recorded() {
         notes.iter().any(|note| note.starts_with(&family)),
         "{notes:?}"
     );
+}
+
+/// Check that a process is prepared before it is watched each time it becomes a target: when the recording begins, by
+/// a program that it executes, and by being the child of one that is recorded.
+#[test]
+fn a_process_is_prepared_before_it_is_watched() {
+    needs_root!();
+    let server = start("daemon/changing_service.py");
+    let mut recording = Recording::start("*", server.id(), &[]);
+    for (path, watched) in [("/exec", 2), ("/fork", 3)] {
+        let mut client = server.connect(DEADLINE).unwrap();
+        client.request("GET", path, "").unwrap();
+        recording.wait_until_watched(watched);
+    }
+    assert_eq!(recording.interrupt().check_prepared_first(), 3);
 }
 
 /// Check that a worker that a program has forked by C, without telling the interpreter, shows its Python

@@ -67,6 +67,25 @@ def serve(connection):
         connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         connection.recv(1000)
         connection.send(OK)
+    elif mode.startswith("hints"):
+        connection.recv(1000)
+        hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+        if mode == "hints":
+            connection.send(b"HTTP/1.1 100 Continue\r\n\r\n" + hints + OK)
+        elif mode == "hints-long":
+            connection.send(hints.replace(b"/a", b"/" + b"a" * 700) + OK)
+        elif mode == "hints-buffers":
+            os.writev(connection.fileno(), [hints[:9], hints[9:] + OK[:5], OK[5:]])
+        else:
+            connection.send(hints + hints)
+            os.writev(connection.fileno(), [hints[:-2], hints[-2:]])
+            connection.send(OK)
+    elif mode == "half":
+        connection.recv(1000)
+        connection.send(OK[:-1])
+        while connection.recv(1000):
+            pass
+        connection.send(OK[-1:])
     elif mode == "upgrade":
         connection.recv(1000)
         connection.send(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")

@@ -1,6 +1,6 @@
 //! No tag survives its thread, its process or its connection.
 
-use profiler_common::EndReason;
+use profiler_common::{EndReason, KernelCounter};
 use profiler_daemon::model::{Pid, RequestEvent};
 
 use crate::harness::{Server, Watch};
@@ -26,8 +26,6 @@ fn a_killed_server_leaves_no_tag() {
     }
     watch.wait("exit", |watch| has_exited(watch, pid));
     assert_eq!(watch.kernel.targets(), []);
-    watch.kernel.forget_process(pid).unwrap();
-    assert_eq!(watch.kernel.connection_count(), 0);
 }
 
 fn has_exited(watch: &Watch, pid: Pid) -> bool {
@@ -50,6 +48,33 @@ fn a_server_that_executes_another_program_leaves_no_tag() {
     });
     assert_eq!(watch.kernel.tags(), []);
     assert_eq!(watch.ends().len(), 1);
+}
+
+/// Check that a connection which a process keeps over an exec has no state of the program before: the next head on it
+/// begins a request, and is not taken for pipelining.
+#[test]
+fn a_connection_kept_over_an_exec_begins_anew() {
+    let server = Server::python("HTTP/1.1");
+    let mut watch = Watch::new(server.pid(), "/after");
+    let mut client = server.connect();
+    client.send(b"GET /inherit HTTP/1.1\r\n\r\n");
+    let pid = server.pid();
+    watch.wait("exec", |watch| {
+        let is_it = |event: &RequestEvent| matches!(event, RequestEvent::Exec { pid: of, .. } if *of == pid);
+        watch.events.iter().any(is_it)
+    });
+    assert_eq!(
+        watch.kernel.connection_count(),
+        1,
+        "nobody goes through all"
+    );
+    assert_eq!(client.get("/after"), b"ok\n");
+    client.close();
+    watch.wait_for_ends(1);
+    let starts = watch.starts();
+    assert_eq!(starts.len(), 1);
+    assert_eq!(watch.ends(), [(starts[0].0, EndReason::Closed)]);
+    assert_eq!(watch.count(KernelCounter::PipelinedHeads), 0);
 }
 
 /// Check that a forked child joins the target set and leaves it when it exits.

@@ -12,6 +12,7 @@ mod preempt;
 mod python;
 mod python_thread;
 mod requests;
+mod reuse;
 mod stacks;
 
 use std::process::Command;
@@ -80,6 +81,7 @@ fn requests_are_seen_at_system_calls_as_well() {
             "lines::",
             "preempt::",
             "requests::",
+            "reuse::",
             "--test-threads=1",
         ])
         .env(SYS_EXIT, "1")

@@ -12,21 +12,24 @@ use crate::python::numbers;
 use crate::stacks::wait_for_block;
 
 /// A server of this folder in Python.
-fn start(script: &str) -> Server {
+fn start(script: &str, arguments: &[&str]) -> Server {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_load/");
     Server::start(
         Command::new("python3")
             .arg("-u")
-            .arg(format!("{folder}{script}")),
+            .arg(format!("{folder}{script}"))
+            .args(arguments),
     )
 }
 
 /// Samples of one request of a Python process.
 fn sampled(server: &Server, pid: Pid) -> Vec<RawSample> {
-    let runtime = PythonRuntime::detect(pid).unwrap();
-    let record = runtime.expect("it is CPython").to_kernel();
+    let runtime = PythonRuntime::detect(pid).unwrap().expect("it is CPython");
     let mut watch = Watch::new(pid, "/busy");
+    let record = runtime.to_kernel();
     watch.kernel.set_python(pid, Some(&record)).unwrap();
+    let threads = runtime.thread_states();
+    watch.kernel.set_python_threads(&threads).unwrap();
     let mut client = server.connect();
     client.get("/busy");
     client.close();
@@ -68,7 +71,7 @@ fn assert_named<'a>(
 /// in: never those of a call before, and never none while it computes.
 #[test]
 fn a_thread_that_attaches_for_each_call_shows_that_call() {
-    let mut server = start("attach.py");
+    let mut server = start("attach.py", &[]);
     let _facts = server.line();
     let codes = numbers(&server.line());
     let [spin, parts @ .., read] = &codes[..] else {
@@ -101,7 +104,7 @@ fn a_thread_that_attaches_for_each_call_shows_that_call() {
 /// for what it is, and shows its frames while it computes and while it is blocked.
 #[test]
 fn a_worker_forked_by_c_shows_its_frames() {
-    let mut server = start("fork.py");
+    let mut server = start("fork.py", &[]);
     let worker = Pid(server.line().parse().unwrap());
     let codes = numbers(&server.line());
     let [spin, serve] = codes[..] else {
@@ -129,4 +132,31 @@ fn a_worker_forked_by_c_shows_its_frames() {
     assert_eq!(chain.frames[0].code, serve, "{chain:x?}");
     assert_named(&runtime, std::iter::once(&chain), "fork.serve:");
     client.response();
+}
+
+/// Check that the oldest of more threads than a search goes through has its frames from the first sample on, since it
+/// was told; and that it is told among all others.
+#[test]
+fn the_oldest_of_many_threads_has_its_frames() {
+    const THREADS: usize = 700;
+    let mut server = start("many.py", &[&THREADS.to_string()]);
+    let codes = numbers(&server.line());
+    let [spin, serve] = codes[..] else {
+        panic!("{codes:?}");
+    };
+    let pid = server.pid();
+    let runtime = PythonRuntime::detect(pid).unwrap().expect("it is CPython");
+    let threads = runtime.thread_states();
+    assert_eq!(threads.len(), THREADS + 1);
+    assert!(threads.iter().any(|&(tid, _)| tid.0 == pid.0));
+    let samples = sampled(&server, pid);
+    assert!(samples.len() >= 20, "{} samples", samples.len());
+    for sample in &samples {
+        let chain = chain(sample);
+        assert!(!chain.partial && !chain.no_thread, "{chain:?}");
+        let frames: Vec<u64> = chain.frames.iter().map(|frame| frame.code).collect();
+        assert!(frames.contains(&serve), "{frames:x?}");
+    }
+    let innermost = samples.iter().map(|sample| chain(sample).frames[0].code);
+    assert!(innermost.filter(|&code| code == spin).count() >= 10);
 }

@@ -41,7 +41,7 @@ fn requests_of_a_keep_alive_connection_are_told_apart() {
             watch.ends(),
             [
                 (starts[0].0, EndReason::NextHead),
-                (starts[1].0, EndReason::PeerClosed)
+                (starts[1].0, EndReason::Shutdown)
             ]
         );
         assert_eq!(watch.count(KernelCounter::RequestsSeen), 2);
@@ -247,7 +247,7 @@ fn a_cancelled_request_loses_its_tag_and_ends_silently() {
     watch.wait_for_ends(1);
     let starts = watch.starts();
     assert_eq!(starts.len(), 2);
-    assert_eq!(watch.ends(), [(starts[1].0, EndReason::PeerClosed)]);
+    assert_eq!(watch.ends(), [(starts[1].0, EndReason::Shutdown)]);
     assert_eq!(watch.responses().len(), 1);
 }
 

@@ -14,6 +14,18 @@ held = []
 log.write(b"GET / HTTP/1.1 200\n" * 3)
 
 
+# Answers one request on the descriptor that is its argument.
+ANSWERER = """
+import os, sys
+fd = int(sys.argv[1])
+os.read(fd, 1000)
+os.write(fd, b"HTTP/1.1 200 OK\\r\\nContent-Length: 3\\r\\n\\r\\nok\\n")
+while os.read(fd, 1000):
+    pass
+os.close(fd)
+"""
+
+
 def inner(seconds):
     # CPU time, so that the number of samples does not depend on what else runs.
     end = time.thread_time() + seconds
@@ -87,6 +99,10 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(60)
         elif self.path.startswith("/exec"):
             os.execv(sys.executable, ["another", "-c", "import time; time.sleep(60)"])
+        elif self.path.startswith("/inherit"):
+            fd = self.connection.fileno()
+            os.set_inheritable(fd, True)
+            os.execv(sys.executable, ["another", "-c", ANSWERER, str(fd)])
         elif self.path.startswith("/fork"):
             if os.fork() == 0:
                 os._exit(0)

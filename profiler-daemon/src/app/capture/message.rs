@@ -7,7 +7,7 @@ use nix::sys::eventfd::EventFd;
 
 use crate::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, ProcessKey, ProfileTask, RawSample,
-    RequestId, Service, TaskId, TaskSlot,
+    RequestId, Service, TaskId, TaskSlot, Tid,
 };
 use crate::process::procfs::Stat;
 use crate::process::python::PythonRuntime;
@@ -27,6 +27,8 @@ pub(in crate::app) struct NewTarget {
     pub(in crate::app) program: Stat,
     /// Its CPython interpreter, if it has one.
     pub(in crate::app) python: Option<Arc<PythonRuntime>>,
+    /// Where its interpreter keeps the state of each thread, as found when the process was prepared.
+    pub(in crate::app) python_threads: Vec<(Tid, u64)>,
     /// It has a SkyWalking agent.
     pub(in crate::app) has_agent: bool,
 }

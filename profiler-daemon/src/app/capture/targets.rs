@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use super::clock::now_ktime_ns;
 use super::{Capture, Live, NewTarget, Work};
-use crate::model::{Pid, ProcessKey, RequestEvent, TaskSlot};
+use crate::model::{Pid, ProcessKey, RequestEvent, TaskSlot, Tid};
 use crate::process::procfs::Procfs;
 use crate::request::Action;
 
@@ -40,6 +40,12 @@ pub(super) struct Changed {
     lives: bool,
 }
 
+/// Whether the id of a process is another one's by now, which the kernel side may have added at its fork.
+fn has_left_its_id(process: ProcessKey) -> bool {
+    let now = Procfs::default().key(process.pid);
+    now.is_ok_and(|now| now != process)
+}
+
 impl Capture {
     /// Has what stacks of a process need read, before any of its requests is seen.
     pub(super) fn add_target(&mut self, target: NewTarget) {
@@ -57,6 +63,7 @@ impl Capture {
             process,
             service,
             python,
+            python_threads,
             has_agent,
             program: _,
         } = target;
@@ -72,6 +79,7 @@ impl Capture {
         let record = python.as_ref().map(|python| python.to_kernel());
         self.kernel_do(|kernel| {
             kernel.set_python(pid, record.as_ref())?;
+            kernel.set_python_threads(&python_threads)?;
             kernel.add_target(pid, slot)?;
             if has_agent {
                 kernel.ship_outbound(pid)?;
@@ -122,9 +130,6 @@ impl Capture {
                 })
             }
             RequestEvent::Exit { pid, ktime_ns } => {
-                if !self.processes.contains_key(&pid) {
-                    self.kernel_do(|kernel| kernel.forget_process(pid));
-                }
                 let process = self.process_at(pid, ktime_ns)?;
                 Some(self.end_process(process, actions))
             }
@@ -193,10 +198,7 @@ impl Capture {
         let slots = self.live.iter_mut();
         let slots = slots.filter_map(|(&slot, live)| live.targets.remove(&process).then_some(slot));
         let slots: Vec<TaskSlot> = slots.collect();
-        // Its id may be another target's by now, which the kernel side has added at its fork.
-        let is_reused = Procfs::default()
-            .key(process.pid)
-            .is_ok_and(|now| now != process);
+        let is_reused = has_left_its_id(process);
         for slot in slots.into_iter().filter(|_| !is_reused) {
             self.kernel_do(|kernel| kernel.remove_target(process.pid, slot));
         }
@@ -209,13 +211,23 @@ impl Capture {
     /// The program that a process ran is gone.
     fn end_program(&mut self, process: ProcessKey, actions: &mut Vec<Action>) {
         let pid = process.pid;
+        let open = self.tracker.open().filter(|it| it.process == process);
+        let threads: Vec<Tid> = open.map(|request| request.tid).collect();
         self.tracker
             .on_process_gone(process, now_ktime_ns(), actions);
         self.runtimes.remove(&process);
         self.walker.forget(process);
+        // Records of connections stay: they have the program's number, and are as good as none.
+        let is_reused = has_left_its_id(process);
         self.kernel_do(|kernel| {
-            kernel.set_python(pid, None)?;
-            kernel.forget_process(pid)
+            for tid in threads {
+                kernel.forget_thread(pid, tid)?;
+            }
+            if is_reused {
+                Ok(())
+            } else {
+                kernel.set_python(pid, None)
+            }
         });
     }
 

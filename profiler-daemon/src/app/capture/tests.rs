@@ -86,6 +86,7 @@ impl Capture {
             service: service(),
             program: Procfs::default().stat(process.pid).unwrap(),
             python: None,
+            python_threads: Vec::new(),
             has_agent: false,
         };
         self.add_target(target.clone());

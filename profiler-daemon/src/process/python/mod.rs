@@ -136,6 +136,15 @@ pub struct PythonRuntime {
 }
 
 impl PythonRuntime {
+    /// The process's threads by their ids on the host, with the addresses of their thread states; up to 4,096. For
+    /// the kernel side, which finds no more than the newest 512 by itself.
+    #[must_use]
+    pub fn thread_states(&self) -> Vec<(Tid, u64)> {
+        let pid = self.process.pid;
+        let memory = ProcessMemory::new(pid);
+        thread::thread_states(&PageCache::new(&memory), pid, self.runtime, &self.offsets)
+    }
+
     /// Looks for a CPython interpreter in a process, `None` if there is none. Costs some tens of
     /// small reads of the process's memory and no read of its files.
     ///

@@ -19,6 +19,7 @@
 //! A server that embeds CPython and forks without `PyOS_AfterFork_Child` (uWSGI) leaves its parent's ids in
 //! the child's list. The `pthread_t` survives a fork and tells the thread by its thread pointer.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{Error, ErrorKind};
 use std::ops::ControlFlow;
@@ -219,6 +220,50 @@ pub(crate) fn find_thread(
         Some((_, state)) => Ok(Some(state)),
         None => visited.map(|()| None),
     }
+}
+
+/// Most threads of a process that are told to the kernel side at once, the newest ones.
+const KNOWN_MAX: usize = 4096;
+
+/// Threads of a process by their ids on the host, with the addresses of their thread states. One that entered several
+/// interpreters has that in which it runs Python code.
+pub(crate) fn thread_states(
+    memory: &dyn ReadMemory,
+    pid: Pid,
+    runtime: u64,
+    offsets: &PythonOffsets,
+) -> Vec<(Tid, u64)> {
+    let mut by_id: HashMap<u32, (bool, u64)> = HashMap::new();
+    let visited = visit_threads(memory, runtime, offsets, |state| {
+        let runs_python = matches!(state.first_frame(memory, offsets), Ok(frame) if frame != 0);
+        let known = by_id.get(&state.native_tid);
+        if known.is_none_or(|&(runs, _)| runs_python && !runs) {
+            by_id.insert(state.native_tid, (runs_python, state.address));
+        }
+        if by_id.len() < KNOWN_MAX {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    if let Err(error) = visited {
+        tracing::trace!(%pid, %error, "some threads were not looked at");
+    }
+    // A process in the host's own namespace, as most are, has the same ids there.
+    let is_same = innermost_tid(pid, Tid(pid.0)).is_ok_and(|tid| tid == pid.0);
+    let native = |tid: Tid| {
+        if is_same {
+            Ok(tid.0)
+        } else {
+            innermost_tid(pid, tid)
+        }
+    };
+    let state = |tid: Tid| Some((tid, by_id.get(&native(tid).ok()?)?.1));
+    let tids = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    let tids = tids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    tids.take(THREADS_MAX).map(Tid).filter_map(state).collect()
 }
 
 /// The id of a thread inside its own (innermost) pid namespace: the last number of `NSpid` in

@@ -1,0 +1,119 @@
+//! Descriptors that are given away while the close that has freed them is still under way.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use profiler_common::{EndReason, KernelCounter};
+use profiler_daemon::model::{Pid, RequestEvent, RequestId};
+
+use crate::harness::Watch;
+
+/// A descriptor that no other test of this process is given.
+const FD: i32 = 700;
+/// How long a close waits for its client.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// A new connection: both ends.
+fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+/// Has a client ask for a target, and reads that.
+fn ask(client: &mut TcpStream, server: &mut TcpStream, target: &str) {
+    write!(client, "GET {target} HTTP/1.1\r\n\r\n").unwrap();
+    assert_ne!(server.read(&mut [0; 256]).unwrap(), 0);
+}
+
+/// Answers with more than fits between the two ends.
+fn answer_at_length(server: &mut TcpStream) {
+    server.set_nonblocking(true).unwrap();
+    server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+    let bytes = vec![b'.'; 1 << 20];
+    loop {
+        match server.write(&bytes) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    server.set_nonblocking(false).unwrap();
+}
+
+/// Moves a connection to [`FD`].
+fn move_to_fd(server: TcpStream, is_free: bool) -> TcpStream {
+    let fd = if is_free {
+        fcntl(&server, FcntlArg::F_DUPFD_CLOEXEC(FD)).unwrap()
+    } else {
+        // SAFETY: whatever the descriptor names is closed.
+        unsafe { libc::dup2(server.as_raw_fd(), FD) }
+    };
+    assert_eq!(fd, FD);
+    // SAFETY: nobody else owns it.
+    TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn is_free(fd: i32) -> bool {
+    // SAFETY: the descriptor is only asked about.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) == -1 }
+}
+
+/// Check that a close that returns when its descriptor is another connection's ends the request of the one that it
+/// has closed, and not that of the other one, which is followed to its own end.
+#[test]
+fn a_late_close_is_not_of_the_descriptors_next_connection() {
+    let this = Pid(std::process::id());
+    let mut watch = Watch::new(this, "/late/");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut slow_client, slow) = connection(&listener);
+    // From here on its only descriptor.
+    let mut slow = move_to_fd(slow, true);
+    ask(&mut slow_client, &mut slow, "/late/first");
+    answer_at_length(&mut slow);
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: i32::try_from(LINGER.as_secs()).unwrap(),
+    };
+    setsockopt(&slow, sockopt::Linger, &linger).unwrap();
+    // From Linux 6.6 on the call returns when the client has taken all, or has left.
+    let close = std::thread::spawn(move || drop(slow));
+    watch.wait("free descriptor", |_| is_free(FD));
+
+    let (mut client, server) = connection(&listener);
+    let mut server = move_to_fd(server, false);
+    ask(&mut client, &mut server, "/late/second");
+    drop(slow_client);
+    close.join().unwrap();
+    write!(server, "HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+    drop(server);
+    drop(client);
+
+    watch.wait_for_ends(2);
+    let starts = watch.starts();
+    let [(first, ..), (second, ..)] = starts[..] else {
+        panic!("{starts:?}");
+    };
+    let (id, reason) = watch.ends()[0];
+    assert_eq!(id, first);
+    // Told by the close itself, or by the call that has put the next connection in its place.
+    let reasons = [EndReason::Closed, EndReason::DupOver];
+    assert!(reasons.contains(&reason), "{reason:?}");
+    assert_eq!(watch.ends()[1..], [(second, EndReason::Closed)]);
+    assert_eq!(written(&watch, second), Some(27));
+    assert_eq!(watch.count(KernelCounter::PipelinedHeads), 0);
+}
+
+/// Bytes of a request's answer, as its end tells.
+fn written(watch: &Watch, request: RequestId) -> Option<u64> {
+    watch.events.iter().find_map(|event| match event {
+        RequestEvent::End {
+            id, written_bytes, ..
+        } if *id == request => Some(*written_bytes),
+        _ => None,
+    })
+}
