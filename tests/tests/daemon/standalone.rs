@@ -135,7 +135,7 @@ fn an_open_request_is_kept_when_the_daemon_stops() {
     assert_eq!(report.coverage.counters["requests_unfinished"], 1);
     assert_eq!(segment.cut.as_deref(), Some("the task ended first"));
     let result = ["result", task_id.as_str(), "--format", "tree"];
-    let why = "cut, it lasted longer: the task ended first";
+    let why = "it lasted longer: the task ended first";
     for more in [&[][..], &["--each"]] {
         let text = daemon.task(&[&result[..], more].concat()).out;
         assert!(text.contains(why), "{text}");
