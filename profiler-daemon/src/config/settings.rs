@@ -271,7 +271,8 @@ pub(super) mod range {
     use super::{DurationRange, NumberRange, SizeRange};
 
     pub(in crate::config) const POLL_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
-    pub(in crate::config) const HEARTBEAT_INTERVAL: DurationRange = DurationRange::ms(1_000, 300_000);
+    pub(in crate::config) const HEARTBEAT_INTERVAL: DurationRange =
+        DurationRange::ms(1_000, 300_000);
     pub(in crate::config) const SCAN_INTERVAL: DurationRange = DurationRange::ms(500, 300_000);
     pub(in crate::config) const MAX_CPU_PERCENT: NumberRange = NumberRange::new(1, 102_400);
     pub(in crate::config) const MAX_MEMORY_MB: NumberRange = NumberRange::new(64, 1 << 20);
