@@ -1,5 +1,4 @@
-//! The C server of the kernel tests: compiled where it runs, or beforehand for a machine without a
-//! compiler.
+//! Servers in C: compiled where they run; that of the kernel tests also beforehand, for a machine without a compiler.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,9 +31,18 @@ pub fn build_c_server(program: &Path) -> Result<()> {
 ///
 /// As for [`build_c_server`].
 pub fn build_c_server_by(compiler: &mut Command, program: &Path) -> Result<()> {
+    build_c(compiler, &kernel_test_folder().join("server.c"), program)
+}
+
+/// Compiles a server of one source file in the same way.
+///
+/// # Errors
+///
+/// As for [`build_c_server`].
+pub fn build_c(compiler: &mut Command, source: &Path, program: &Path) -> Result<()> {
     let status = compiler
         .args(["-O1", "-fomit-frame-pointer", "-fno-toplevel-reorder", "-o"])
-        .args([program, &kernel_test_folder().join("server.c")])
+        .args([program, source])
         .status()
         .with_context(|| format!("failed to start {:?}", compiler.get_program()))?;
     ensure!(status.success(), "{:?}: {status}", compiler.get_program());

@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client on one keep-alive connection, enough for the servers of the tests.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -92,6 +92,17 @@ impl HttpClient {
             .get_mut()
             .write_all(bytes)
             .context("failed to write a request")
+    }
+
+    /// Closes the client's side: no more will be sent, and answers are still read.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn finish_sending(&mut self) -> Result<()> {
+        let stream = self.stream.get_ref();
+        stream
+            .shutdown(Shutdown::Write)
+            .context("failed to close the client's side")
     }
 
     /// Reads up to and with these bytes: of answers that are framed in another way.

@@ -1,15 +1,46 @@
 //! The servers that are profiled: `server.py` and the sample service.
 
+use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
 
-use profiler_tests::{HttpClient, LocalServer, SampleService};
+use profiler_tests::{HttpClient, LocalServer, SampleService, build_c, workspace_root};
+use tempfile::TempDir;
 
 use crate::DEADLINE;
 
 /// Starts a sample service that is known by this name.
 pub(crate) fn sample_service(name: &str) -> SampleService {
     SampleService::start(Path::new("python3"), name, None).unwrap()
+}
+
+/// A server of this folder that is one source file in C; ends when dropped.
+pub(crate) struct CServer {
+    server: LocalServer,
+    _folder: TempDir,
+}
+
+impl CServer {
+    /// Compiles and starts it.
+    pub(crate) fn start(source: &str, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let source = workspace_root().join("tests/tests/daemon").join(source);
+        let program = folder.path().join("server");
+        build_c(&mut Command::new("cc"), &source, &program).unwrap();
+        let server = LocalServer::start("the server", Command::new(program).args(arguments));
+        Self {
+            server: server.unwrap(),
+            _folder: folder,
+        }
+    }
+}
+
+impl Deref for CServer {
+    type Target = LocalServer;
+
+    fn deref(&self) -> &LocalServer {
+        &self.server
+    }
 }
 
 /// A running `server.py`; ends when dropped.

@@ -13,6 +13,7 @@ use profiler_tests::{
 
 use crate::DEADLINE;
 use crate::recording::{Recording, has_function, total_ms};
+use crate::server::CServer;
 
 /// Two dump periods, and what a busy machine adds to a sleep.
 const TOLERANCE_MS: i64 = 60;
@@ -107,6 +108,59 @@ fn events_are_one_request() {
     let segment = &report.segments[0];
     assert_about("event", total_ms(&segment.trees, "event"), 1200);
     assert_eq!(segment.cut, None);
+}
+
+/// One request to the server in C, whose client does as it is told; what its segment shows.
+fn record_c(path: &str, read: impl FnOnce(&mut HttpClient)) -> SegmentReport {
+    let server = CServer::start("stream_server.c", &[]);
+    let recording = Recording::start("*", server.id(), &["--max-requests", "1"]);
+    let mut client = server.connect(DEADLINE).unwrap();
+    let request = format!("GET /{path} HTTP/1.1\r\n\r\n");
+    client.send_raw(request.as_bytes()).unwrap();
+    read(&mut client);
+    let report = recording.finish().report(0);
+    assert_eq!(report.segments.len(), 1, "{path}");
+    let segment = report.segments.into_iter().next().unwrap();
+    assert_eq!(segment.cut, None, "{path}");
+    segment
+}
+
+/// Check that a long poll of a native server is one request from its head to its last byte: the wait before its
+/// answer, and the silence behind the head.
+#[test]
+fn a_long_poll_is_one_request() {
+    needs_root!();
+    let segment = record_c("poll", |client| {
+        client.read_until(b"0\r\n\r\n").unwrap();
+    });
+    assert_about("news", total_ms(&segment.trees, "news (server)"), 400);
+    assert_about("silence", total_ms(&segment.trees, "silence (server)"), 800);
+    assert_about("all", segment.duration_ms, 1200);
+}
+
+/// Check that an answer goes on when its client has closed its own side.
+#[test]
+fn an_answer_to_a_client_that_has_closed_its_side_is_whole() {
+    needs_root!();
+    let segment = record_c("half", |client| {
+        client.read_until(b"ha").unwrap();
+        client.finish_sending().unwrap();
+        client.read_until(b"lf").unwrap();
+    });
+    assert_about("rest", total_ms(&segment.trees, "rest (server)"), 600);
+    assert_about("all", segment.duration_ms, 600);
+}
+
+/// Check that an answer whose head came with interim ones in one write has its length: it ends with its last byte.
+#[test]
+fn an_answer_behind_interim_ones_is_whole() {
+    needs_root!();
+    let segment = record_c("hints", |client| {
+        client.read_until(b"\r\n\r\nok").unwrap();
+        // The connection stays open until the request is reported.
+    });
+    assert_about("rest", total_ms(&segment.trees, "rest (server)"), 600);
+    assert_about("all", segment.duration_ms, 600);
 }
 
 /// Check that the parts of a streamed answer of gunicorn, with the work between them, are one request, on a
