@@ -14,7 +14,7 @@ use crate::kernel::{KernelTypes, decode_request, decode_sample};
 use crate::model::{
     ActiveRequest, Pid, ProcessKey, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock,
 };
-use crate::process::wait_set::Waits;
+use crate::process::wait_set::{WaitSet, Waits};
 use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
 
 /// Splits `len u16 | bytes` repeated; what is left over is the last part.
@@ -65,11 +65,10 @@ impl ConnView for NoConns {
         true
     }
 
-    fn waits(&self, _: &ActiveRequest, set_fd: i32) -> Waits {
-        if set_fd % 2 == 0 {
-            Waits::ForItself
-        } else {
-            Waits::ForOthers
+    fn waits(&self, _: &ActiveRequest, set: &WaitSet) -> Waits {
+        match set {
+            WaitSet::Epoll(fd) if fd % 2 == 0 => Waits::ForItself,
+            WaitSet::Epoll(_) | WaitSet::Descriptors(_) => Waits::ForOthers,
         }
     }
 }

@@ -23,6 +23,13 @@ pub fn is_socket(procfs: &Procfs, pid: Pid, tid: Tid, fd: i32, inode: u64) -> bo
     }
 }
 
+/// The inode of the socket that a thread's descriptor names; `None` if it names something else, or cannot be read.
+#[must_use]
+pub(super) fn inode(procfs: &Procfs, pid: Pid, tid: Tid, fd: i32) -> Option<u64> {
+    let link = std::fs::read_link(procfs.path(pid, &format!("task/{tid}/fd/{fd}")));
+    socket_inode(&link.ok()?)
+}
+
 /// The inode in the text of a socket's link.
 pub(super) fn socket_inode(link: &Path) -> Option<u64> {
     let text = link.to_str()?;

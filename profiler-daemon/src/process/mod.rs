@@ -30,6 +30,7 @@ pub(crate) mod namespace;
 pub(crate) mod object;
 pub(crate) mod page_cache;
 pub mod pod;
+pub(crate) mod poll_call;
 pub mod procfs;
 pub mod program;
 mod property;

@@ -1,9 +1,12 @@
-//! What a thread waits for in `epoll_wait`: its own request's descriptors, or those of others as well.
+//! What a thread waits for in `epoll_wait`, `poll` or `select`: its own request's descriptors, or those of others as
+//! well.
 //!
-//! In:  `/proc/PID/task/TID/fdinfo/FD` of an epoll descriptor, see proc(5); `/proc/PID/net/{tcp,tcp6,unix}`
+//! In:  `/proc/PID/task/TID/fdinfo/FD` of an epoll descriptor, `/proc/PID/task/TID/fd/FD` of others, see proc(5);
+//!      `/proc/PID/net/{tcp,tcp6,unix}`
 //! Out: [`Waits`]
 //! Lost: entries of a set beyond a bound; what cannot be read is taken as the request's own
 
+use super::descriptor;
 use super::listen::{self, Listeners};
 use super::procfs::Procfs;
 use crate::model::{Pid, Tid};
@@ -16,6 +19,15 @@ const TABLE_MAX_BYTES: u64 = 1 << 20;
 const ACCEPTS: u32 = 1 << 16;
 /// Kinds of TCP sockets.
 const TABLES: [&str; 2] = ["net/tcp", "net/tcp6"];
+
+/// Descriptors that a thread waits for at once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum WaitSet {
+    /// Those in the set behind an epoll descriptor.
+    Epoll(i32),
+    /// Those given to `poll` or `select`.
+    Descriptors(Vec<i32>),
+}
 
 /// Whose descriptors a thread waits for while it owes an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,18 +47,28 @@ struct Entry {
     inode: u64,
 }
 
-/// Whose descriptors are in the epoll set `set_fd` of a thread that serves the connection `own_fd`.
+/// Whose descriptors are in the set of a thread that serves the connection `own_fd`.
 /// `is_client` says whether a descriptor with this inode is the connection of another client.
 #[must_use]
 pub fn waits(
     procfs: &Procfs,
     pid: Pid,
     tid: Tid,
-    set_fd: i32,
+    set: &WaitSet,
     own_fd: i32,
     is_client: impl Fn(i32, u64) -> bool,
 ) -> Waits {
-    let mut entries = entries(procfs, pid, tid, set_fd);
+    let mut entries = match set {
+        WaitSet::Epoll(set_fd) => entries(procfs, pid, tid, *set_fd),
+        WaitSet::Descriptors(fds) => {
+            let others = fds.iter().filter(|&&fd| fd != own_fd);
+            let entry = |&fd| {
+                let inode = descriptor::inode(procfs, pid, tid, fd)?;
+                Some(Entry { fd, inode })
+            };
+            others.filter_map(entry).collect()
+        }
+    };
     entries.retain(|entry| entry.fd != own_fd);
     if entries.is_empty() {
         return Waits::ForItself;
@@ -137,14 +159,11 @@ mod tests {
         let tid = Tid(nix::unistd::gettid().as_raw().cast_unsigned());
         let own = sockets.last().map_or(-1, |socket| socket.as_raw_fd());
         let is_client = |fd, _| clients.iter().any(|client| client.as_raw_fd() == fd);
-        waits(
-            &Procfs::default(),
-            pid,
-            tid,
-            set.0.as_raw_fd(),
-            own,
-            is_client,
-        )
+        let waits = |set: WaitSet| waits(&Procfs::default(), pid, tid, &set, own, is_client);
+        let fds = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
+        let by_epoll = waits(WaitSet::Epoll(set.0.as_raw_fd()));
+        assert_eq!(waits(WaitSet::Descriptors(fds)), by_epoll);
+        by_epoll
     }
 
     /// Check that waiting for one's own connection, for other servers and for pipes is one's own business, and
@@ -177,7 +196,10 @@ mod tests {
     #[test]
     fn what_is_no_set_tells_nothing() {
         let pid = Pid(std::process::id());
-        let waits = |tid, fd| waits(&Procfs::default(), pid, Tid(tid), fd, 1, |_, _| true);
+        let waits = |tid, fd| {
+            let set = WaitSet::Epoll(fd);
+            waits(&Procfs::default(), pid, Tid(tid), &set, 1, |_, _| true)
+        };
         assert_eq!(waits(std::process::id(), 0), Waits::ForItself);
         assert_eq!(waits(u32::MAX, 0), Waits::ForItself);
     }

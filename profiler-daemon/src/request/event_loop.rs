@@ -3,28 +3,30 @@
 //! ```text
 //!  one thread a request   head ──work──poll(upstream)──work── answer        the time is the request's
 //!  event loop             head ──work──epoll_wait(listener, clients, ..)──?── answer   it may be anybody's
+//!                                      poll, select: the same
 //! ```
 //!
 //! A loop whose handlers run from head to answer without waiting serves one request at a time: its threads never
-//! come here. One that waits with a timeout of 0 only does not sleep, and is not seen.
+//! come here. One that waits with a timeout of 0 only does not sleep, and is not seen. The kernel side tells every sleep
+//! in `epoll_wait`; those in `poll` and `select` are seen where a tick falls into them.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::model::{ProcessKey, Tid};
-use crate::process::wait_set::Waits;
+use crate::process::wait_set::{WaitSet, Waits};
 
 /// How long a set that was the request's own is taken for it: who else is in it costs milliseconds to find out.
 const OWN_NS: u64 = 1_000_000_000;
 /// Sets that are remembered.
 const SETS_MAX: usize = 1024;
 
-/// Threads that sleep on epoll sets, and what is known of them.
+/// What is known of threads that sleep on sets of descriptors.
 #[derive(Debug, Default)]
 pub(super) struct Loops {
     threads: HashSet<(ProcessKey, Tid)>,
     processes: HashMap<ProcessKey, Waits>,
     /// Until when a set is taken for its request's own.
-    own: HashMap<(ProcessKey, i32), u64>,
+    own: HashMap<(ProcessKey, WaitSet), u64>,
 }
 
 impl Loops {
@@ -33,11 +35,12 @@ impl Loops {
         &mut self,
         process: ProcessKey,
         tid: Tid,
-        set_fd: i32,
+        set: &WaitSet,
         now_ktime_ns: u64,
         waits: impl FnOnce() -> Waits,
     ) -> Waits {
-        let own_until = self.own.get(&(process, set_fd));
+        let key = (process, set.clone());
+        let own_until = self.own.get(&key);
         if own_until.is_some_and(|&until| now_ktime_ns < until) {
             return Waits::ForItself;
         }
@@ -46,7 +49,7 @@ impl Loops {
             if self.own.len() >= SETS_MAX {
                 self.own.clear();
             }
-            self.own.insert((process, set_fd), now_ktime_ns + OWN_NS);
+            self.own.insert(key, now_ktime_ns + OWN_NS);
         } else {
             self.threads.insert((process, tid));
             self.processes.insert(process, waits);

@@ -10,6 +10,7 @@ use super::response::{Framing, ResponseHead};
 use super::sw8;
 use super::tracker::ConnView;
 use crate::model::{ActiveRequest, Sw8};
+use crate::process::wait_set::WaitSet;
 
 /// How long after a last chunk no byte may follow. Data may look like one, at the end of a write in the middle of
 /// a chunk whose rest is then written at once.
@@ -75,10 +76,13 @@ pub(super) struct OpenRequest {
     pub(super) outbound: Outbound,
     /// Its thread has forked since: what a child writes is not seen.
     pub(super) has_forked: bool,
-    /// The epoll set that its thread slept on, until its other members are known.
-    pub(super) wait_fd: Option<i32>,
-    /// The epoll set that was found to have no other clients.
-    own_wait_fd: Option<i32>,
+    /// The set that its thread slept on, as long as nobody has found out who else is in it.
+    pub(super) wait: Option<WaitSet>,
+    /// The set whose others were found to be none.
+    own_wait: Option<WaitSet>,
+    /// A set that its thread slept on, and since when (`CLOCK_MONOTONIC`): behind the answer's latest write, so that it
+    /// counts if another one follows.
+    last_wait: Option<(WaitSet, u64)>,
     /// When and why it ended, if its end waits for that.
     pub(super) ended: Option<(u64, Option<EndReason>)>,
     /// When the kernel's connection was first found to be gone.
@@ -102,8 +106,9 @@ impl OpenRequest {
             is_followed: false,
             outbound: Outbound::default(),
             has_forked: false,
-            wait_fd: None,
-            own_wait_fd: None,
+            wait: None,
+            own_wait: None,
+            last_wait: None,
             ended: None,
             gone_since_ktime_ns: None,
         }
@@ -128,6 +133,10 @@ impl OpenRequest {
         }
         self.last_write_ktime_ns = self.last_write_ktime_ns.max(last_write_ktime_ns);
         self.written_bytes = self.written_bytes.max(written_bytes);
+        let is_followed = |(_, since): &mut (WaitSet, u64)| *since < self.last_write_ktime_ns;
+        if let Some((set, _)) = self.last_wait.take_if(is_followed) {
+            self.on_wait(Some(set));
+        }
     }
 
     /// Takes note of what the kernel side has seen of the response.
@@ -153,16 +162,25 @@ impl OpenRequest {
         }
     }
 
-    /// The thread slept on an epoll set.
-    pub(super) fn on_wait(&mut self, wait_fd: Option<i32>) {
-        if self.own_wait_fd.is_none() || self.own_wait_fd != wait_fd {
-            self.wait_fd = wait_fd.or(self.wait_fd);
+    /// The thread slept on a set before the answer, or between two parts of it.
+    pub(super) fn on_wait(&mut self, set: Option<WaitSet>) {
+        if self.own_wait.is_none() || self.own_wait != set {
+            self.wait = set.or(self.wait.take());
+        }
+    }
+
+    /// The thread sleeps on a set since an instant.
+    pub(super) fn on_sleep(&mut self, set: WaitSet, since_ktime_ns: u64) {
+        if self.is_answered && since_ktime_ns >= self.last_write_ktime_ns {
+            self.last_wait = Some((set, since_ktime_ns));
+        } else {
+            self.on_wait(Some(set));
         }
     }
 
     /// The set that the thread slept on has been found to be the request's own.
     pub(super) fn on_own_wait(&mut self) {
-        self.own_wait_fd = self.wait_fd.take();
+        self.own_wait = self.wait.take();
     }
 
     /// Takes note of the kernel's view of the connection, `None` if it serves another request by now.
@@ -171,7 +189,7 @@ impl OpenRequest {
         if let Some(conn) = conn {
             self.gone_since_ktime_ns = None;
             let has_waited = conn.flags & conn_flag::WAITED != 0;
-            self.on_wait(has_waited.then_some(conn.wait_fd));
+            self.on_wait(has_waited.then_some(WaitSet::Epoll(conn.wait_fd)));
             self.on_conn(&conn);
             return false;
         }

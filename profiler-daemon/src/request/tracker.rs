@@ -25,7 +25,7 @@ use crate::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RequestEvent,
     RequestId, Service, TaskSlot, Tid, WallClock,
 };
-use crate::process::wait_set::Waits;
+use crate::process::wait_set::{WaitSet, Waits};
 
 /// Budgets of the tracker.
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +74,8 @@ pub trait ConnView {
     /// Whether a thread's descriptor is the socket with this inode; true if that cannot be found out.
     fn is_socket(&self, pid: Pid, tid: Tid, fd: i32, inode: u64) -> bool;
 
-    /// Whose descriptors are in an epoll set of the thread that serves a request.
-    fn waits(&self, request: &ActiveRequest, set_fd: i32) -> Waits;
+    /// Whose descriptors are in a set that the thread which serves a request waits for.
+    fn waits(&self, request: &ActiveRequest, set: &WaitSet) -> Waits;
 }
 
 /// The state machine over all tasks and open requests.
@@ -223,7 +223,7 @@ impl RequestTracker {
                 ..
             } => {
                 if let Some(open) = self.open.get_mut(&id) {
-                    open.on_wait(wait_fd);
+                    open.on_wait(wait_fd.map(WaitSet::Epoll));
                     open.on_response(&head, written_bytes);
                 }
                 self.on_response(id, ktime_ns, written_bytes, flags, actions);
@@ -266,6 +266,13 @@ impl RequestTracker {
         }
     }
 
+    /// The thread of a request was found asleep in `poll` or `select`, since an instant (`CLOCK_MONOTONIC`).
+    pub fn on_sleep(&mut self, id: RequestId, descriptors: Vec<i32>, since_ktime_ns: u64) {
+        if let Some(open) = self.open.get_mut(&id) {
+            open.on_sleep(WaitSet::Descriptors(descriptors), since_ktime_ns);
+        }
+    }
+
     /// Bytes of a response were written.
     fn on_response(
         &mut self,
@@ -298,7 +305,7 @@ impl RequestTracker {
         actions: &mut Vec<Action>,
     ) {
         match self.open.get_mut(&id) {
-            Some(open) if open.wait_fd.is_some() => open.ended = Some((ktime_ns, reason)),
+            Some(open) if open.wait.is_some() => open.ended = Some((ktime_ns, reason)),
             _ => self.finish(id, ktime_ns, reason, actions),
         }
     }
@@ -412,10 +419,10 @@ impl RequestTracker {
             return self.drop_open(id, Counter::RequestsHandedOff, actions);
         }
         let is_lost = open.on_look(conn, now);
-        if let Some(wait_fd) = open.wait_fd {
+        if let Some(set) = &open.wait {
             let (process, tid) = (open.request.process, open.request.tid);
-            let waits = || conns.waits(&open.request, wait_fd);
-            match self.loops.judge(process, tid, wait_fd, now, waits) {
+            let waits = || conns.waits(&open.request, set);
+            match self.loops.judge(process, tid, set, now, waits) {
                 Waits::ForItself => open.on_own_wait(),
                 Waits::ForOthers | Waits::ForWorkers => {
                     return self.drop_loop(process, tid, actions);

@@ -27,8 +27,8 @@ struct Conns {
     looks: Cell<usize>,
     /// How often a connection was asked for.
     asked: Cell<usize>,
-    /// Whose descriptors are in epoll sets; in others it is the request's own.
-    sets: HashMap<i32, Waits>,
+    /// Whose descriptors are in sets; in others it is the request's own.
+    sets: HashMap<WaitSet, Waits>,
     /// How often a set was looked at.
     set_looks: Cell<usize>,
 }
@@ -44,9 +44,9 @@ impl ConnView for Conns {
         !self.closed.contains(&inode)
     }
 
-    fn waits(&self, _: &ActiveRequest, set_fd: i32) -> Waits {
+    fn waits(&self, _: &ActiveRequest, set: &WaitSet) -> Waits {
         self.set_looks.set(self.set_looks.get() + 1);
-        *self.sets.get(&set_fd).unwrap_or(&Waits::ForItself)
+        *self.sets.get(set).unwrap_or(&Waits::ForItself)
     }
 }
 
@@ -668,7 +668,7 @@ fn requests_of_an_event_loop_are_dropped() {
     for waits in [Waits::ForOthers, Waits::ForWorkers] {
         let mut tracker = tracker(0, 5);
         let conns = Conns {
-            sets: HashMap::from([(7, waits)]),
+            sets: HashMap::from([(WaitSet::Epoll(7), waits)]),
             ..Conns::default()
         };
         assert!(answer_after_wait(&mut tracker, 0).is_empty());
@@ -693,6 +693,42 @@ fn requests_of_an_event_loop_are_dropped() {
         tracker.on_process_gone(PROCESS, 90 * MS, &mut Vec::new());
         let actions = send(&mut tracker, start(4, 1, 100, "GET /a"));
         assert!(matches!(actions[..], [Action::Begin(_)]), "{actions:?}");
+    }
+}
+
+/// Check that a sleep in `poll` counts before the answer and between two parts of it, and not behind it, and that
+/// whose descriptors it was for decides.
+#[test]
+fn a_sleep_in_poll_counts_before_the_answers_end() {
+    let conns = Conns {
+        sets: HashMap::from([(WaitSet::Descriptors(vec![3, 5]), Waits::ForOthers)]),
+        ..Conns::default()
+    };
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n";
+    // Descriptors, whether the answer has begun by then and goes on later, whether that is a loop's.
+    for (descriptors, has_begun, goes_on, is_loop) in [
+        (vec![3, 5], false, false, true),
+        (vec![5], false, false, false),
+        (vec![3, 5], true, true, true),
+        (vec![5], true, true, false),
+        (vec![3, 5], true, false, false),
+    ] {
+        let mut tracker = tracker(0, 5);
+        send(&mut tracker, start(1, 1, 0, "GET /a"));
+        if has_begun {
+            send(&mut tracker, first_write(1, 10, head.len() as u64, head));
+        }
+        tracker.on_sleep(RequestId(1), descriptors.clone(), 20 * MS);
+        if goes_on {
+            send(&mut tracker, end(1, 40, 30, EndReason::Closed));
+        }
+        let mut actions = Vec::new();
+        tracker.on_tick(50 * MS, &conns, &mut actions);
+        let on_loop = count(&mut tracker, Counter::RequestsOnLoop);
+        let case = format!("{descriptors:?} {has_begun} {goes_on}");
+        assert_eq!(on_loop, u64::from(is_loop), "{case}");
+        let is_open = !is_loop && !goes_on;
+        assert_eq!(tracker.open().count(), usize::from(is_open), "{case}");
     }
 }
 

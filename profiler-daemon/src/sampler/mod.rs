@@ -39,6 +39,7 @@ use crate::model::{
     StackBytes, Tid,
 };
 use crate::process::ReadMemory;
+use crate::process::poll_call::polled;
 
 /// How often a read is tried again when the thread ran meanwhile.
 const TRIES: u32 = 3;
@@ -103,8 +104,21 @@ struct Block {
     is_without_kernel_frames: bool,
     /// What was read of it, until a tick falls into it: without one nothing is told of a block.
     untold: Option<Box<Captured>>,
+    /// What the thread waits for, if it sleeps in `poll` or `select`; until the block is told.
+    polled: Option<Vec<i32>>,
     /// Its end was told, or cannot be any more.
     is_over: bool,
+}
+
+/// A thread of a request was asleep in `poll` or `select` at a tick.
+#[derive(Debug)]
+pub struct Sleep {
+    /// The request it serves.
+    pub request: RequestId,
+    /// Since when, `CLOCK_MONOTONIC`.
+    pub since_ktime_ns: u64,
+    /// What it waits for.
+    pub descriptors: Vec<i32>,
 }
 
 /// Remembers which switch-out was read last, per thread.
@@ -112,6 +126,7 @@ struct Block {
 pub struct Sampler {
     read: HashMap<Tid, Block>,
     buffer: Vec<u8>,
+    sleeps: Vec<Sleep>,
 }
 
 impl Sampler {
@@ -220,6 +235,10 @@ impl Sampler {
         let python = sources
             .walker
             .walk(watched.process, watched.tid, state.thread_pointer);
+        let is_asleep = state.flags & thread_state_flag::RUNNABLE == 0;
+        let polled = is_asleep
+            .then(|| polled(&state.regs, sources.memory))
+            .flatten();
         let kernel_frames = (state.kernel_frame_count as usize).min(state.kernel_frames.len());
         let captured = Captured {
             regs: state.regs,
@@ -234,6 +253,7 @@ impl Sampler {
             read_ktime_ns: (sources.now_ktime_ns)(),
             is_without_kernel_frames: state.flags & thread_state_flag::KERNEL_STACK_SKIPPED != 0,
             untold: Some(Box::new(captured)),
+            polled,
             is_over: false,
         }
     }
@@ -251,6 +271,13 @@ impl Sampler {
         };
         let kind = if let Some(captured) = block.untold.take() {
             losses.bump(Counter::SamplesOffCpu);
+            if let Some(descriptors) = block.polled.take() {
+                self.sleeps.push(Sleep {
+                    request: watched.request,
+                    since_ktime_ns: block.since_ktime_ns,
+                    descriptors,
+                });
+            }
             if captured.stack.bytes.is_empty() {
                 losses.bump(Counter::SamplesNoStack);
             }
@@ -286,6 +313,11 @@ impl Sampler {
         if is_known && block.untold.is_none() {
             found.push(watched.sample(state.in_ktime_ns, SampleKind::Ended));
         }
+    }
+
+    /// The sleeps that ticks have found since this was last asked.
+    pub fn take_sleeps(&mut self) -> Vec<Sleep> {
+        std::mem::take(&mut self.sleeps)
     }
 
     /// Forgets what a thread did in a request that is over, or whose sample did not reach the unwinder.

@@ -1,8 +1,9 @@
 """Servers that wait in different ways before they answer, for the daemon tests; prints its port first.
 
-asyncio, gevent: an event loop, which serves one request at a time here and has work of its own meanwhile.
+asyncio, gevent: an event loop, which serves one request at a time here and has work of its own meanwhile;
+asyncio-poll and asyncio-select are loops that wait in other ways.
 threads: each connection has its thread; /asyncio runs a loop of the request's own, /poll polls the client's socket,
-/select another server's, and /epoll both.
+/select another server's, /epoll and /polls both.
 proxy: an event loop that forwards what it reads to a child process that listens on a socket of both."""
 
 import select
@@ -20,8 +21,9 @@ def background(seconds):
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"
 
 
-def serve_asyncio():
+def serve_asyncio(by="epoll"):
     import asyncio
+    import selectors
 
     async def work():
         while True:
@@ -39,7 +41,8 @@ def serve_asyncio():
         print(server.sockets[0].getsockname()[1], flush=True)
         await asyncio.gather(work(), server.serve_forever())
 
-    asyncio.run(main())
+    selector = getattr(selectors, by.capitalize() + "Selector")()
+    asyncio.SelectorEventLoop(selector).run_until_complete(main())
 
 
 def serve_gevent():
@@ -79,6 +82,11 @@ def serve_threads():
             elif self.path == "/poll":
                 poll = select.poll()
                 poll.register(self.connection, select.POLLIN)
+                poll.poll(150)
+            elif self.path == "/polls":
+                poll = select.poll()
+                poll.register(self.connection, select.POLLIN)
+                poll.register(near, select.POLLIN)
                 poll.poll(150)
             elif self.path == "/select":
                 select.select([near], [], [], 0.15)
@@ -128,4 +136,5 @@ def serve_proxy():
     asyncio.run(main())
 
 
-globals()["serve_" + sys.argv[1]]()
+mode, _, by = sys.argv[1].partition("-")
+globals()["serve_" + mode](*by.split())

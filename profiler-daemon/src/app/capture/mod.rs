@@ -38,7 +38,7 @@ use crate::model::{ActiveRequest, Counter, Coverage, Pid, ProcessKey, TaskId, Ta
 use crate::process::descriptor;
 use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
-use crate::process::wait_set::{self, Waits};
+use crate::process::wait_set::{self, WaitSet, Waits};
 use crate::request::{ConnView, RequestTracker, TrackerLimits};
 use crate::sampler::Sampler;
 use crate::unwind::python::PythonWalker;
@@ -73,7 +73,7 @@ impl ConnView for Kernel {
         descriptor::is_socket(&Procfs::default(), pid, tid, fd, inode)
     }
 
-    fn waits(&self, request: &ActiveRequest, set_fd: i32) -> Waits {
+    fn waits(&self, request: &ActiveRequest, set: &WaitSet) -> Waits {
         let &ActiveRequest {
             process, tid, fd, ..
         } = request;
@@ -81,7 +81,7 @@ impl ConnView for Kernel {
         let is_client = |fd, inode| {
             ConnView::conn(self, pid, fd).is_some_and(|conn| conn.inode == 0 || conn.inode == inode)
         };
-        wait_set::waits(&Procfs::default(), pid, tid, set_fd, fd, is_client)
+        wait_set::waits(&Procfs::default(), pid, tid, set, fd, is_client)
     }
 }
 

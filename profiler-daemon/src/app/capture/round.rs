@@ -50,6 +50,11 @@ impl Capture {
             self.send_samples(blocked, &mut finished);
         }
         self.send_samples(running, &mut finished);
+        // Behind the events: what follows a sleep that a tick has found is known by now.
+        for sleep in self.sampler.take_sleeps() {
+            self.tracker
+                .on_sleep(sleep.request, sleep.descriptors, sleep.since_ktime_ns);
+        }
         self.act(finished);
         // Their last requests need what is known of them until here.
         self.forget(gone);
