@@ -112,10 +112,13 @@ fn has_unix_listener(procfs: &Procfs, pid: Pid, entries: &[Entry]) -> bool {
     })
 }
 
-/// Whether one of the set's sockets is connected to a port that the process has a listening socket of as well:
-/// a router inherits those of its workers.
+/// Whether one of the set's sockets is connected to a port of the process's own program: a router inherits the
+/// listening socket of its workers, or has closed it (uWSGI) and their common parent has it.
 fn calls_own_port(procfs: &Procfs, pid: Pid, entries: &[Entry], listeners: &Listeners) -> bool {
-    let ports = listen::ports_of(procfs, pid, listeners);
+    let mut ports = listen::ports_of(procfs, pid, listeners);
+    if let Some(parent) = parent_of_same_program(procfs, pid) {
+        ports.extend(listen::ports_of(procfs, parent, listeners));
+    }
     let is_call = |line: &str| {
         let peer = peer(line);
         peer.is_some_and(|(inode, port)| {
@@ -127,6 +130,15 @@ fn calls_own_port(procfs: &Procfs, pid: Pid, entries: &[Entry], listeners: &List
             let text = procfs.text(pid, table, TABLE_MAX_BYTES);
             text.unwrap_or_default().lines().any(is_call)
         })
+}
+
+fn parent_of_same_program(procfs: &Procfs, pid: Pid) -> Option<Pid> {
+    let parent = procfs.parent(pid).ok()?;
+    let exe = procfs.exe(pid).ok()?;
+    procfs
+        .exe(parent)
+        .is_ok_and(|its| its == exe)
+        .then_some(parent)
 }
 
 /// Inode of a TCP socket and the port it is connected to.

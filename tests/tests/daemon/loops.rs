@@ -97,7 +97,8 @@ impl Uwsgi {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
         let mut command = Command::new(loops_folder().join("bin/uwsgi"));
         command
-            .args(["--master", "--die-on-term", "--disable-logging"])
+            .args(["--master", "--no-orphans", "--die-on-term"])
+            .arg("--disable-logging")
             .args([option, &address.to_string()])
             .args(["--wsgi-file", "uwsgi_service.py"])
             .current_dir(folder());
@@ -143,6 +144,8 @@ fn the_router_of_uwsgi_is_left_out() {
     let report = recorded.report(3);
     assert_eq!(count(&report, "requests_matched"), 3, "{}", recorded.err);
     assert_eq!(count(&report, "requests_on_loop"), 3, "{}", recorded.err);
+    let note = "forwards requests to other processes of its program";
+    assert!(recorded.err.contains(note), "{}", recorded.err);
 }
 
 /// Check that a worker of uWSGI that reads HTTP itself is profiled, with its Python frames though its master has
