@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use profiler_tests::recording::Recording;
-use profiler_tests::{PYTHON_MINORS, workspace_root};
+use profiler_tests::{PYTHON_MINORS, python_suite, workspace_root};
 
 /// Tells that what is found is to be written, not compared.
 const WRITE: &str = "PROFILERD_RECORD";
@@ -42,8 +42,12 @@ fn recorded_stacks_have_their_frames() {
         }
     }
     for minor in PYTHON_MINORS {
-        let name = format!("python-3.{minor}-x86_64");
-        assert!(names.contains(&name), "{name} is not recorded");
+        let name = |arch| format!("python-3.{minor}-{arch}");
+        // Debian has the other architecture's CPython of the versions that it has at all.
+        let foreign = python_suite(minor).map(|_| name("aarch64"));
+        for name in [name("x86_64")].into_iter().chain(foreign) {
+            assert!(names.contains(&name), "{name} is not recorded");
+        }
     }
 }
 
