@@ -28,7 +28,7 @@ fn one_request(mode: &str) -> (Server, Watch) {
     let mut watch = Watch::new(server.pid(), "/target");
     let mut client = server.connect();
     client.send(HEAD);
-    client.response();
+    client.response_behind_interim();
     client.close();
     watch.wait_for_ends(1);
     assert_eq!(watch.starts().len(), 1);

@@ -83,13 +83,31 @@ impl Client {
 
     /// Reads one response with a `Content-Length`; returns its body.
     pub(crate) fn response(&mut self) -> Vec<u8> {
+        let head = self.head();
+        self.body(&head)
+    }
+
+    /// As [`Self::response`], behind any number of interim ones.
+    pub(crate) fn response_behind_interim(&mut self) -> Vec<u8> {
+        loop {
+            let head = self.head();
+            if !head.starts_with("HTTP/1.1 1") {
+                return self.body(&head);
+            }
+        }
+    }
+
+    fn head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
             self.stream.read_exact(&mut byte).unwrap();
             head.push(byte[0]);
         }
-        let head = String::from_utf8(head).unwrap();
+        String::from_utf8(head).unwrap()
+    }
+
+    fn body(&mut self, head: &str) -> Vec<u8> {
         let length = head
             .lines()
             .find_map(|line| line.strip_prefix("Content-Length: "))
