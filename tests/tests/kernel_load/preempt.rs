@@ -264,6 +264,16 @@ fn check(watch: &Watch, this: Pid, served: &[Served]) {
     let expected = 3 * requests.len() + 2 * children.len();
     let told = started.len() + answered.len() + ended.len() + forked.len() + gone.len();
     println!("{told} of {expected} events, {left_out} hook runs left out");
+    println!(
+        "of {} requests {} heads, {} answers, {} ends; of {} children {} forks, {} exits",
+        requests.len(),
+        started.len(),
+        answered.len(),
+        ended.len(),
+        children.len(),
+        forked.len(),
+        gone.len()
+    );
     // With the head of a request its response and its end are lost, with a fork the child's exit.
     let missing = (expected - told) as u64;
     assert!(missing <= 3 * left_out, "{missing} events are missing");

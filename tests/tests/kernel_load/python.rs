@@ -38,8 +38,9 @@ fn samples_of_a_busy_handler_carry_its_code_objects() {
             let chain = captured.python.as_ref().expect("it is a Python process");
             assert!(!chain.no_thread && !chain.partial, "{context}: {chain:?}");
             let frames: Vec<_> = chain.frames.iter().map(|frame| frame.code).collect();
-            assert!(frames.len() > 5, "the server's own frames are below");
-            if frames[..3] == codes[..] {
+            // Until the connection is closed, the thread may be seen behind the handler as well.
+            if frames.starts_with(&codes) {
+                assert!(frames.len() > 5, "the server's own frames are below");
                 in_handler += 1;
             }
         }
