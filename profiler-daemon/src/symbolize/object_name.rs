@@ -54,7 +54,7 @@ impl ObjectNames {
     /// The name of the object that is mapped.
     pub(super) fn of<'a>(&'a self, mapping: &'a Mapping) -> &'a str {
         let known = self.names.get(mapping.bare_path());
-        known.map_or_else(|| mapping.file_name(), |name| name)
+        known.map_or(mapping.file_name(), AsRef::as_ref)
     }
 }
 
