@@ -115,7 +115,11 @@ fn a_worker_forked_by_c_shows_its_frames() {
         chain.frames.len() >= 3 && [chain.frames[0].code, chain.frames[1].code] == [spin, serve]
     };
     let whole = samples.iter().filter(is_whole).count();
-    assert!(whole * 10 >= samples.len() * 8, "{whole} of {samples:#?}");
+    assert!(
+        whole * 10 >= samples.len() * 8,
+        "{whole} of {}",
+        samples.len()
+    );
     let runtime = PythonRuntime::detect(worker).unwrap().unwrap();
     let memory = ProcessMemory::new(worker);
     assert_named(&runtime, samples.iter().map(chain), "fork.serve:");
