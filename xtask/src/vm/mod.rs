@@ -40,8 +40,8 @@ const KERNELS: &[(&str, &str)] = &[
     ("7.2", "sid"),
 ];
 
-/// Some six times what a machine needs, with two processors and nothing else to do.
-const DEADLINE_S: u64 = 600;
+/// Some three times what the slowest machine needs, with two processors and nothing else to do.
+const DEADLINE_S: u64 = 900;
 
 /// Printed by `init.c` when a test binary has ended.
 const EXIT_MARK: &str = "profilerd-vm: exit status ";
