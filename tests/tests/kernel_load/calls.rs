@@ -101,17 +101,13 @@ fn a_response_is_seen_behind_interim_ones_in_one_write() {
         let (_server, watch) = one_request(mode);
         let responses = watch.responses();
         assert_eq!(responses.len(), 1, "{mode}");
-        let response = &responses[0].1;
+        let (id, response) = &responses[0];
         assert!(
             response.starts_with("HTTP/1.1 200 OK\r\n"),
             "{mode}: {response}"
         );
         assert!(response.ends_with("\r\n\r\nok\n"), "{mode}: {response}");
-        let written = watch.events.iter().find_map(|event| match event {
-            RequestEvent::End { written_bytes, .. } => Some(*written_bytes),
-            _ => None,
-        });
-        assert_eq!(written, Some(response.len() as u64), "{mode}");
+        assert_eq!(watch.written(*id), Some(response.len() as u64), "{mode}");
     }
 }
 

@@ -207,6 +207,16 @@ impl Watch {
         self.wait("end of requests", |watch| watch.ends().len() >= count);
     }
 
+    /// Bytes of a request's answer, as its end tells.
+    pub(crate) fn written(&self, request: RequestId) -> Option<u64> {
+        self.events.iter().find_map(|event| match event {
+            RequestEvent::End {
+                id, written_bytes, ..
+            } if *id == request => Some(*written_bytes),
+            _ => None,
+        })
+    }
+
     /// `(id, tid, head)` of each start event.
     pub(crate) fn starts(&self) -> Vec<(RequestId, Tid, String)> {
         let start = |event: &RequestEvent| match event {

@@ -34,6 +34,13 @@ fn has_exited(watch: &Watch, pid: Pid) -> bool {
     watch.events.iter().any(is_it)
 }
 
+#[track_caller]
+fn wait_for_exec(watch: &mut Watch, pid: Pid) {
+    let is_it =
+        |event: &RequestEvent| matches!(event, RequestEvent::Exec { pid: of, .. } if *of == pid);
+    watch.wait("exec", |watch| watch.events.iter().any(is_it));
+}
+
 /// Check that a server that executes another program leaves no tag.
 #[test]
 fn a_server_that_executes_another_program_leaves_no_tag() {
@@ -41,11 +48,7 @@ fn a_server_that_executes_another_program_leaves_no_tag() {
     let mut watch = Watch::new(server.pid(), "/exec");
     let mut client = server.connect();
     client.send(b"GET /exec HTTP/1.1\r\n\r\n");
-    let pid = server.pid();
-    watch.wait("exec", |watch| {
-        let is_it = |event: &RequestEvent| matches!(event, RequestEvent::Exec { pid: of, .. } if *of == pid);
-        watch.events.iter().any(is_it)
-    });
+    wait_for_exec(&mut watch, server.pid());
     assert_eq!(watch.kernel.tags(), []);
     assert_eq!(watch.ends().len(), 1);
 }
@@ -58,11 +61,7 @@ fn a_connection_kept_over_an_exec_begins_anew() {
     let mut watch = Watch::new(server.pid(), "/after");
     let mut client = server.connect();
     client.send(b"GET /inherit HTTP/1.1\r\n\r\n");
-    let pid = server.pid();
-    watch.wait("exec", |watch| {
-        let is_it = |event: &RequestEvent| matches!(event, RequestEvent::Exec { pid: of, .. } if *of == pid);
-        watch.events.iter().any(is_it)
-    });
+    wait_for_exec(&mut watch, server.pid());
     assert_eq!(
         watch.kernel.connection_count(),
         1,

@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use profiler_common::{EndReason, KernelCounter};
-use profiler_daemon::model::{Pid, RequestEvent, RequestId};
+use profiler_daemon::model::Pid;
 
 use crate::harness::Watch;
 
@@ -110,16 +110,6 @@ fn a_late_close_is_not_of_the_descriptors_next_connection() {
     ];
     assert!(reasons.contains(&reason), "{reason:?}");
     assert_eq!(watch.ends()[1..], [(second, EndReason::Closed)]);
-    assert_eq!(written(&watch, second), Some(27));
+    assert_eq!(watch.written(second), Some(27));
     assert_eq!(watch.count(KernelCounter::PipelinedHeads), 0);
-}
-
-/// Bytes of a request's answer, as its end tells.
-fn written(watch: &Watch, request: RequestId) -> Option<u64> {
-    watch.events.iter().find_map(|event| match event {
-        RequestEvent::End {
-            id, written_bytes, ..
-        } if *id == request => Some(*written_bytes),
-        _ => None,
-    })
 }
