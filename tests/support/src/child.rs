@@ -134,6 +134,23 @@ pub fn wait_until<T>(
     }
 }
 
+/// The processes that a process has started, by whichever of its threads.
+///
+/// # Errors
+/// The process is gone.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may have ended meanwhile.
+        let text = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+        pids.extend(
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    Ok(pids)
+}
+
 /// Starts something whose process gets an id that is free now, as if all ids had gone round since. Needs root.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ mod skip;
 mod skywalking;
 
 pub use c_server::{C_SERVER, build_c, build_c_server, build_c_server_by, kernel_test_folder};
-pub use child::{ChildGuard, free_port, start_as, wait_until};
+pub use child::{ChildGuard, children, free_port, start_as, wait_until};
 pub use http::{HttpClient, Response};
 pub use json::read_json;
 pub use python::{

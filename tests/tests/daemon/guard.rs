@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use profiler_tests::{ChildGuard, HttpClient, SampleService, needs_root, wait_until};
+use profiler_tests::{ChildGuard, HttpClient, SampleService, children, needs_root, wait_until};
 use serde_json::Value;
 
 use crate::daemon::{Daemon, creation};
@@ -181,14 +181,10 @@ fn the_keeper_of_statistics_can_do_nothing_else() {
 }
 
 /// The child of a process that is named `profilerd-stats`.
-fn keeper_of(tgid: u32) -> Option<String> {
-    let children = fs::read_to_string(format!("/proc/{tgid}/task/{tgid}/children")).ok()?;
-    let is_keeper = |child: &&str| {
+fn keeper_of(tgid: u32) -> Option<u32> {
+    let is_keeper = |child: &u32| {
         let name = fs::read_to_string(format!("/proc/{child}/comm"));
         name.is_ok_and(|name| name.trim() == "profilerd-stats")
     };
-    children
-        .split_whitespace()
-        .find(is_keeper)
-        .map(str::to_owned)
+    children(tgid).ok()?.into_iter().find(is_keeper)
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use profiler_daemon::model::SegmentReport;
 use profiler_tests::{
-    ChildGuard, HttpClient, LocalServer, free_port, needs_root, python_agent_folder, wait_until,
-    workspace_root,
+    ChildGuard, HttpClient, LocalServer, children, free_port, needs_root, python_agent_folder,
+    wait_until, workspace_root,
 };
 
 use crate::DEADLINE;
@@ -28,8 +28,7 @@ fn server() -> LocalServer {
 }
 
 fn child_of(pid: u32) -> Option<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
+    children(pid).ok()?.into_iter().next()
 }
 
 #[track_caller]

@@ -1,11 +1,10 @@
 //! Servers whose requests are served by processes that they fork, recorded by the process in charge.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use profiler_daemon::model::ProfileReport;
-use profiler_tests::{LocalServer, needs_root, wait_until};
+use profiler_tests::{LocalServer, children, needs_root, wait_until};
 
 use crate::DEADLINE;
 use crate::recording::{Recorded, Recording, count, has_function};
@@ -21,13 +20,6 @@ fn start(script: &str) -> LocalServer {
         Command::new("python3").arg("-u").arg(&script),
     )
     .unwrap()
-}
-
-/// The processes that a process has forked.
-fn children(pid: u32) -> Vec<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let pids = children.split_whitespace();
-    pids.map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// The report of a recording whose every request shows this function, and nothing missing.
@@ -74,7 +66,7 @@ fn a_worker_that_takes_the_place_of_another_is_recorded() {
     let gunicorn = Gunicorn::start("gunicorn-workers");
     let mut recording = Recording::start("GET:/work", gunicorn.id(), &["--max-requests", "4"]);
     recording.wait_until_watched(3);
-    let before = children(gunicorn.id());
+    let before = children(gunicorn.id()).unwrap();
     assert_eq!(before.len(), 2);
     assert_eq!(gunicorn.get("/work").unwrap(), 200);
     for pid in &before {
@@ -82,7 +74,7 @@ fn a_worker_that_takes_the_place_of_another_is_recorded() {
         unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
     }
     wait_until("new workers", DEADLINE, || {
-        let now = children(gunicorn.id());
+        let now = children(gunicorn.id())?;
         Ok((now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(()))
     })
     .unwrap();

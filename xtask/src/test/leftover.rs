@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use profiler_test_support::children;
 
 /// For processes that are on their way out when the runner is.
 const GRACE: Duration = Duration::from_secs(10);
@@ -28,7 +29,7 @@ pub(super) fn end() -> Result<Vec<String>> {
     let mut ended = Vec::new();
     loop {
         reap();
-        let children = children()?;
+        let children = children(std::process::id())?;
         if children.is_empty() {
             return Ok(ended);
         }
@@ -37,7 +38,7 @@ pub(super) fn end() -> Result<Vec<String>> {
                 ended.push(describe(pid));
                 // SAFETY: a system call without memory arguments; a child's id is its own until it is reaped, which
                 // only this thread does.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
+                unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
             }
         }
         sleep(POLL_INTERVAL);
@@ -49,22 +50,7 @@ fn reap() {
     while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
 }
 
-/// Children of all threads of this process.
-fn children() -> Result<Vec<i32>> {
-    let mut pids = Vec::new();
-    for thread in fs::read_dir("/proc/self/task")? {
-        let path = thread?.path().join("children");
-        // A thread may have ended meanwhile.
-        let text = fs::read_to_string(path).unwrap_or_default();
-        pids.extend(
-            text.split_whitespace()
-                .filter_map(|pid| pid.parse::<i32>().ok()),
-        );
-    }
-    Ok(pids)
-}
-
-fn describe(pid: i32) -> String {
+fn describe(pid: u32) -> String {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
     format!("process {pid} was left behind: {}", arguments.trim_end())
@@ -82,8 +68,8 @@ mod tests {
     #[test]
     fn a_child_is_seen() {
         let mut child = Command::new("sleep").arg("100").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        assert!(children().unwrap().contains(&pid));
+        let pid = child.id();
+        assert!(children(std::process::id()).unwrap().contains(&pid));
         // A process that has just begun its program has no arguments yet.
         wait_until("its arguments", GRACE, || {
             Ok(describe(pid)
