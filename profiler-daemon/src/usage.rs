@@ -41,6 +41,26 @@ impl Usage {
     }
 }
 
+/// Processor time, so far, of this process's threads that have one of these names and have not ended.
+///
+/// # Errors
+///
+/// `/proc` is not mounted.
+pub fn threads_cpu(names: &[&str]) -> io::Result<Duration> {
+    let mut cpu_ns = 0;
+    for thread in fs::read_dir("/proc/self/task")? {
+        let folder = thread?.path();
+        let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
+        if names.contains(&name.trim_end()) {
+            // Time on a CPU, time waiting for one, turns: Documentation/scheduler/sched-stats.rst of v6.12.
+            let times = fs::read_to_string(folder.join("schedstat")).unwrap_or_default();
+            let on_cpu = times.split_ascii_whitespace().next();
+            cpu_ns += on_cpu.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(Duration::from_nanos(cpu_ns))
+}
+
 /// Gives the host back what the allocator keeps of freed memory: for when much was used and little will be
 /// for long. glibc does so by itself only at the end of each of its arenas.
 pub fn release_free_memory() {
@@ -65,6 +85,28 @@ fn duration(time: TimeVal) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Check that the work of a thread is found by its name, and not that of others.
+    #[test]
+    fn threads_are_told_apart_by_name() {
+        let (done, is_done) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            let begin = std::time::Instant::now();
+            while begin.elapsed() < Duration::from_millis(50) {
+                std::hint::spin_loop();
+            }
+            done.send(()).unwrap();
+            let _ = ended.recv();
+        };
+        let thread = std::thread::Builder::new().name("usage-test".to_owned());
+        let thread = thread.spawn(work).unwrap();
+        is_done.recv().unwrap();
+        assert!(threads_cpu(&["usage-test"]).unwrap() > Duration::ZERO);
+        assert_eq!(threads_cpu(&["no-such-thread"]).unwrap(), Duration::ZERO);
+        drop(end);
+        thread.join().unwrap();
+    }
 
     /// Check that work, memory and a descriptor show in the next reading.
     #[test]

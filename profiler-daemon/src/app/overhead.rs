@@ -1,4 +1,4 @@
-//! Measures the CPU time and memory of the daemon and its programs while tasks are live, for the guard.
+//! Measures what profiled requests cost while tasks are live, and what hooks do, for the guard.
 //!
 //! In:  a second that has passed; run times of the programs from the capture thread
 //! Out: [`Step`]s, each with the reason, to [`super::control`]
@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::capture::now_ktime_ns;
 use super::statistics::StatisticsKeeper;
-use crate::guard::{Budget, Guard, ProgramMeter, Reading, Step};
-use crate::usage::Usage;
+use crate::guard::{Budget, Guard, ProgramMeter, Reading, RunTime, Step};
+use crate::usage::{Usage, threads_cpu};
+
+/// The threads that work for profiled requests.
+const PIPELINE: [&str; 2] = ["capture", "resolve"];
 
 /// The guard and its measurements.
 #[derive(Debug)]
@@ -17,7 +20,8 @@ pub(super) struct Overhead {
     guard: Guard,
     meter: ProgramMeter,
     keeper: Option<StatisticsKeeper>,
-    last: Option<(Instant, Usage)>,
+    /// When it was measured last, and the processor time of the threads by then.
+    last: Option<(Instant, Duration)>,
 }
 
 impl Overhead {
@@ -34,27 +38,31 @@ impl Overhead {
     /// Takes a reading; `shortest` is the shortest dump period that a live task asks for.
     pub(super) fn measure(&mut self, shortest: Duration) -> Option<(Step, String)> {
         self.measure_programs();
-        let now = match Usage::now() {
-            Ok(usage) => (Instant::now(), usage),
+        let usage = || Ok((threads_cpu(&PIPELINE)?, Usage::now()?.rss_bytes));
+        let now = match usage() {
+            Ok((threads, rss_bytes)) => (Instant::now(), threads, rss_bytes),
             Err(error) => {
+                let error: std::io::Error = error;
                 tracing::debug!(%error, "the daemon cannot measure itself");
                 return None;
             }
         };
-        let (before, usage) = self.last.replace(now)?;
+        let (before, threads) = self.last.replace((now.0, now.1))?;
         let elapsed = now.0 - before;
+        let (sampling_cpu, hooks_cpu) = self.meter.used_in(elapsed);
         let reading = Reading {
             elapsed,
-            daemon_cpu: now.1.cpu.saturating_sub(usage.cpu),
-            programs_cpu: self.meter.used_in(elapsed),
-            rss_bytes: now.1.rss_bytes,
+            daemon_cpu: now.1.saturating_sub(threads),
+            sampling_cpu,
+            hooks_cpu,
+            rss_bytes: now.2,
         };
         self.guard.on_reading(reading, shortest)
     }
 
     /// Takes the programs' run time at an instant.
-    pub(super) fn on_program_time(&mut self, run_time_ns: u64, ktime_ns: u64) {
-        self.meter.on_run_time(run_time_ns, ktime_ns);
+    pub(super) fn on_program_time(&mut self, run_time: RunTime, ktime_ns: u64) {
+        self.meter.on_run_time(run_time, ktime_ns);
     }
 
     /// Why no further task can be taken on, if so.

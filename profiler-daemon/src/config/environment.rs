@@ -83,6 +83,11 @@ const VARIABLES: &[(&str, Setter)] = &[
         config.limits.max_cpu_percent = range::MAX_CPU_PERCENT.parse(text)?;
         Ok(())
     }),
+    ("PROFILERD_LIMITS_END_TASKS_FOR_HOOKS", |config, text| {
+        config.limits.end_tasks_for_hooks =
+            choose(&text.to_lowercase(), &[("true", true), ("false", false)])?;
+        Ok(())
+    }),
     ("PROFILERD_LIMITS_MAX_MEMORY_MB", |config, text| {
         config.limits.max_memory_mb = range::MAX_MEMORY_MB.parse(text)?;
         Ok(())

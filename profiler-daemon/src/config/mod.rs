@@ -238,6 +238,7 @@ impl Config {
     pub fn budget(&self) -> Budget {
         Budget {
             cpu_percent: self.limits.max_cpu_percent,
+            ends_for_hooks: self.limits.end_tasks_for_hooks,
             memory_bytes: u64::from(self.limits.max_memory_mb) << 20,
         }
     }
@@ -290,6 +291,7 @@ mod tests {
             "agent_profiler",
             "scan_interval",
             "max_cpu_percent",
+            "end_tasks_for_hooks",
             "max_memory_mb",
             "max_open_requests",
             "sample_queue",

@@ -76,10 +76,12 @@ pub struct ProcessSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Processor time of the daemon and its BPF programs while tasks are live, in percent of one core. Over
-    /// it for long, dump periods become longer, then tasks fewer. 2 % goes unnoticed.
+    /// Processor time that profiled requests take in the daemon and its BPF programs, in percent of one core. Over
+    /// it for long, dump periods become longer, then tasks fewer. 2 % goes unnoticed. Hooks may take as much again.
     #[serde(deserialize_with = "Limits::max_cpu_percent")]
     pub max_cpu_percent: u32,
+    /// Tasks are ended when hooks take more than `max_cpu_percent`, which any user of the host can bring about.
+    pub end_tasks_for_hooks: bool,
     /// Resident memory of the daemon, in MiB, with the same consequences. 512 has room for the symbols of
     /// large programs and for what waits for an OAP.
     #[serde(deserialize_with = "Limits::max_memory_mb")]
@@ -229,6 +231,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_cpu_percent: 2,
+            end_tasks_for_hooks: false,
             max_memory_mb: 512,
             max_open_requests: 256,
             sample_queue: 4096,

@@ -1,7 +1,7 @@
 //! Decides how to reduce the cost of profiling when it exceeds the budget.
 //!
 //! In:  a [`Reading`] a second while a task is live
-//! Out: a [`Step`] now and then: first longer dump periods, then fewer tasks
+//! Out: a [`Step`] now and then: first longer dump periods, then fewer tasks; for hooks a word
 //!
 //! ```text
 //!  credit  ████████▆▅▃▁                ▄▅▆▇███            what may still be used before the next step
@@ -14,12 +14,16 @@
 //! a rate with credit: a burst is let through, a little too much is seen after half a minute and a lot
 //! at once. Stretching halves what samples cost and keeps every request; what is left then costs the same
 //! with any period, and only ending a task helps.
+//!
+//! Hooks run in calls of all processes. What they cost depends on what others do, not on tasks: any user can call in a
+//! loop. So they have a credit of their own, and to have used it up changes no task unless that is asked for. For the same
+//! reason only those threads of the daemon are measured that work for profiled requests.
 
 mod meter;
 
 use std::time::Duration;
 
-pub use meter::ProgramMeter;
+pub use meter::{ProgramMeter, RunTime};
 
 /// Credit when nothing was used for long, as time at the full rate of the budget.
 const CREDIT: Duration = Duration::from_secs(30);
@@ -31,12 +35,17 @@ const CALM: Duration = Duration::from_secs(30);
 const LONGEST_PERIOD: Duration = Duration::from_secs(1);
 /// Largest factor of dump periods.
 const STRETCH_MAX: u32 = 64;
+/// Part of the use that must be left after dump periods were doubled for them to be doubled again. It would be half
+/// if samples alone cost something.
+const STRETCH_HELPS: f64 = 0.9;
 
 /// CPU and memory that may be used.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
-    /// Processor time of the daemon and its programs, in percent of one core.
+    /// Processor time for profiled requests, and as much again for hooks, in percent of one core.
     pub cpu_percent: u32,
+    /// Tasks are ended when hooks exceed it.
+    pub ends_for_hooks: bool,
     /// Resident memory of the daemon.
     pub memory_bytes: u64,
 }
@@ -46,10 +55,12 @@ pub struct Budget {
 pub struct Reading {
     /// Time between the two.
     pub elapsed: Duration,
-    /// Processor time of the daemon in it.
+    /// Processor time in it of the daemon's threads that work for profiled requests.
     pub daemon_cpu: Duration,
-    /// Processor time of the programs in it.
-    pub programs_cpu: Duration,
+    /// Processor time in it of the programs that sample.
+    pub sampling_cpu: Duration,
+    /// Processor time in it of the hooks.
+    pub hooks_cpu: Duration,
     /// Resident memory now.
     pub rss_bytes: u64,
 }
@@ -59,8 +70,10 @@ pub struct Reading {
 pub enum Step {
     /// Too much is used: multiply the dump periods that tasks ask for by this.
     Stretch(u32),
-    /// Too much is used, and dump periods are long already: end the task that began last.
+    /// Too much is used, and longer dump periods do not help: end the task that began last.
     EndNewest,
+    /// Hooks use too much: say so.
+    TellHooks,
     /// Little is used: this smaller factor of dump periods is enough.
     Relax(u32),
 }
@@ -69,15 +82,16 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, Default)]
 struct Used {
     elapsed: Duration,
+    /// Of threads and of programs that sample.
     cpu: Duration,
-    programs_cpu: Duration,
+    sampling_cpu: Duration,
 }
 
 impl Used {
     fn add(&mut self, reading: Reading) {
         self.elapsed += reading.elapsed;
-        self.cpu += reading.daemon_cpu + reading.programs_cpu;
-        self.programs_cpu += reading.programs_cpu;
+        self.cpu += reading.daemon_cpu + reading.sampling_cpu;
+        self.sampling_cpu += reading.sampling_cpu;
     }
 
     fn percent(&self, cpu: Duration) -> f64 {
@@ -91,7 +105,12 @@ pub struct Guard {
     budget: Budget,
     /// Seconds of processor time that may be used beyond the rate.
     credit_s: f64,
+    /// The same for hooks.
+    hooks_credit_s: f64,
+    hooks: (Duration, Duration),
     stretch: u32,
+    /// Percent that were used before dump periods were doubled.
+    before_stretch: Option<f64>,
     /// A task was ended, and the credit is not full again.
     has_ended_task: bool,
     /// Since the latest step, or since tasks are live.
@@ -107,13 +126,17 @@ impl Guard {
         let mut guard = Self {
             budget,
             credit_s: 0.0,
+            hooks_credit_s: 0.0,
+            hooks: (Duration::ZERO, Duration::ZERO),
             stretch: 1,
+            before_stretch: None,
             has_ended_task: false,
             used: Used::default(),
             calm: Used::default(),
             rss_bytes: 0,
         };
         guard.credit_s = guard.credit_max_s();
+        guard.hooks_credit_s = guard.credit_s;
         guard
     }
 
@@ -139,6 +162,18 @@ impl Guard {
     /// Takes a reading; a step comes with what was used since the one before. `shortest` is the shortest
     /// dump period that a live task asks for.
     pub fn on_reading(&mut self, reading: Reading, shortest: Duration) -> Option<(Step, String)> {
+        if self.are_hooks_over(reading) {
+            let reason = self.hooks_reason();
+            self.hooks = (Duration::ZERO, Duration::ZERO);
+            self.hooks_credit_s = self.credit_max_s();
+            self.has_ended_task |= self.budget.ends_for_hooks;
+            let step = if self.budget.ends_for_hooks {
+                Step::EndNewest
+            } else {
+                Step::TellHooks
+            };
+            return Some((step, reason));
+        }
         let step = self.step(reading, shortest)?;
         let reason = self.reason();
         // The use from here on is judged anew.
@@ -148,8 +183,20 @@ impl Guard {
         Some((step, reason))
     }
 
+    fn are_hooks_over(&mut self, reading: Reading) -> bool {
+        let change_s =
+            self.rate() * reading.elapsed.as_secs_f64() - reading.hooks_cpu.as_secs_f64();
+        self.hooks_credit_s = (self.hooks_credit_s + change_s).min(self.credit_max_s());
+        if self.hooks_credit_s >= self.credit_max_s() {
+            self.hooks = (Duration::ZERO, Duration::ZERO);
+        }
+        self.hooks.0 += reading.elapsed;
+        self.hooks.1 += reading.hooks_cpu;
+        self.hooks_credit_s <= 0.0
+    }
+
     fn step(&mut self, reading: Reading, shortest: Duration) -> Option<Step> {
-        let cpu = reading.daemon_cpu + reading.programs_cpu;
+        let cpu = reading.daemon_cpu + reading.sampling_cpu;
         let change_s = self.rate() * reading.elapsed.as_secs_f64() - cpu.as_secs_f64();
         self.credit_s = (self.credit_s + change_s).clamp(0.0, self.credit_max_s());
         self.rss_bytes = reading.rss_bytes;
@@ -163,8 +210,13 @@ impl Guard {
         if self.used.elapsed < SETTLE {
             return None;
         }
-        if !self.can_stretch(shortest) {
+        let percent = self.used.percent(self.used.cpu);
+        let before = self.before_stretch.replace(percent);
+        let has_helped =
+            self.is_over_memory() || before.is_none_or(|before| percent < STRETCH_HELPS * before);
+        if !has_helped || !self.can_stretch(shortest) {
             self.has_ended_task = true;
+            self.before_stretch = None;
             return Some(Step::EndNewest);
         }
         self.stretch *= 2;
@@ -180,6 +232,7 @@ impl Guard {
             return None;
         }
         self.stretch /= 2;
+        self.before_stretch = None;
         Some(Step::Relax(self.stretch))
     }
 
@@ -211,11 +264,23 @@ impl Guard {
             );
         }
         format!(
-            "profilerd used {:.1} % of a core for {} s, {:.1} of it in its BPF programs; \
+            "profiled requests took {:.1} % of a core for {} s, {:.1} of it in BPF programs; \
              limits.max_cpu_percent is {}",
             self.used.percent(self.used.cpu),
             self.used.elapsed.as_secs(),
-            self.used.percent(self.used.programs_cpu),
+            self.used.percent(self.used.sampling_cpu),
+            self.budget.cpu_percent
+        )
+    }
+
+    /// What hooks have used since their credit was full.
+    fn hooks_reason(&self) -> String {
+        let (elapsed, cpu) = self.hooks;
+        format!(
+            "system calls of other processes made the hooks take {:.1} % of a core for {} s; \
+             limits.max_cpu_percent is {}",
+            100.0 * cpu.as_secs_f64() / elapsed.as_secs_f64().max(0.001),
+            elapsed.as_secs(),
             self.budget.cpu_percent
         )
     }
@@ -230,6 +295,7 @@ mod tests {
     fn guard() -> Guard {
         Guard::new(Budget {
             cpu_percent: 2,
+            ends_for_hooks: false,
             memory_bytes: 100 << 20,
         })
     }
@@ -238,7 +304,8 @@ mod tests {
         Reading {
             elapsed: Duration::from_secs(1),
             daemon_cpu: Duration::from_millis(cpu_ms / 2),
-            programs_cpu: Duration::from_millis(cpu_ms - cpu_ms / 2),
+            sampling_cpu: Duration::from_millis(cpu_ms - cpu_ms / 2),
+            hooks_cpu: Duration::ZERO,
             rss_bytes: 40 << 20,
         }
     }
@@ -263,11 +330,20 @@ mod tests {
         assert_eq!(guard.stretch(), 1);
     }
 
-    /// Check that much too much is seen soon and a little too much later, and that periods are stretched
-    /// before a task is ended.
+    /// Steps of so many seconds in which samples cost this, and what they cost is all there is.
+    fn steps_of_samples(guard: &mut Guard, seconds: u64, cpu_ms: u64) -> Vec<(u64, Step)> {
+        let second = |at| {
+            let step = guard.on_reading(second(cpu_ms / u64::from(guard.stretch())), PERIOD)?;
+            Some((at, step.0))
+        };
+        (1..=seconds).filter_map(second).collect()
+    }
+
+    /// Check that much too much is seen soon and a little too much later, and that periods are stretched as long as that
+    /// helps before a task is ended.
     #[test]
     fn periods_are_stretched_before_a_task_ends() {
-        let all = steps(&mut guard(), 60, 200);
+        let all = steps_of_samples(&mut guard(), 60, 2000);
         let expected = [
             Step::Stretch(2),
             Step::Stretch(4),
@@ -276,6 +352,13 @@ mod tests {
         ];
         let kinds: Vec<Step> = all.iter().map(|(_, step)| *step).take(4).collect();
         assert_eq!(kinds, expected);
+        let all = steps(&mut guard(), 60, 200);
+        let kinds: Vec<Step> = all.iter().map(|(_, step)| *step).take(2).collect();
+        assert_eq!(
+            kinds,
+            [Step::Stretch(2), Step::EndNewest],
+            "it costs as much as before"
+        );
         assert!(all[0].0 <= 6, "{all:?}");
         let slight = steps(&mut guard(), 60, 30);
         assert_eq!(slight.first().map(|(at, _)| *at), Some(60));
@@ -293,6 +376,33 @@ mod tests {
             [Step::Relax(1)]
         );
         assert_eq!(steps(&mut guard, 100, 2), []);
+    }
+
+    /// Check that hooks that others make expensive change neither periods nor tasks, are told with what they use, again and
+    /// again but not all the time, and end a task only where that is asked for.
+    #[test]
+    fn hooks_are_told_and_change_nothing() {
+        let mut guard = guard();
+        let dear = Reading {
+            hooks_cpu: Duration::from_millis(109),
+            ..second(10)
+        };
+        let told: Vec<_> = (1..=60)
+            .filter_map(|at| Some((at, guard.on_reading(dear, PERIOD)?)))
+            .collect();
+        assert!((5..=9).contains(&told.len()), "{told:?}");
+        for (_, (step, reason)) in &told {
+            assert_eq!(*step, Step::TellHooks);
+            assert!(reason.contains("hooks take 10.9 % of a core"), "{reason}");
+        }
+        assert_eq!((guard.stretch(), guard.refusal(PERIOD)), (1, None));
+        let mut strict = Guard::new(Budget {
+            ends_for_hooks: true,
+            ..guard.budget
+        });
+        let ended = (1..=60).find_map(|_| strict.on_reading(dear, PERIOD));
+        assert_eq!(ended.unwrap().0, Step::EndNewest);
+        assert!(strict.refusal(PERIOD).is_some());
     }
 
     /// Check that memory over its limit leads to the same steps, and to refusals.

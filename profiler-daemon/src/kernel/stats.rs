@@ -6,6 +6,8 @@ use aya::Ebpf;
 use aya::programs::Program;
 use aya::sys::{Stats, enable_stats};
 
+use crate::guard::RunTime;
+
 /// Cost of one loaded program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramStats {
@@ -48,12 +50,24 @@ pub(super) fn program_stats(ebpf: &Ebpf) -> Vec<ProgramStats> {
     stats
 }
 
+/// Programs that do nothing for threads without a tag, but for a look whether they have one.
+const SAMPLING: [&str; 3] = ["sample_on_cpu", "sched_switch", "raw_sched_switch"];
+
 /// Time in all runs of all loaded programs.
-pub(super) fn run_time_ns(ebpf: &Ebpf) -> u64 {
-    let infos = ebpf
-        .programs()
-        .filter_map(|(_, program)| program.info().ok());
-    infos.map(|info| info.run_time().as_nanos() as u64).sum()
+pub(super) fn run_time(ebpf: &Ebpf) -> RunTime {
+    let mut run_time = RunTime::default();
+    for (name, program) in ebpf.programs() {
+        let Ok(info) = program.info() else {
+            continue;
+        };
+        let ns = info.run_time().as_nanos() as u64;
+        if SAMPLING.contains(&name) {
+            run_time.sampling_ns += ns;
+        } else {
+            run_time.hooks_ns += ns;
+        }
+    }
+    run_time
 }
 
 /// Runs of hooks that the kernel left out because one was under way on the CPU, for any process of the host.

@@ -77,8 +77,8 @@ fn a_task_over_its_budget_is_looked_at_less_often() {
 }
 
 /// Check that with nothing left to stretch the task that began last is ended, that the other one goes on for
-/// a while, and that a third one is refused, each with what was used. What is used here are programs, by calls
-/// of a process that is nobody's business.
+/// a while, and that a third one is refused, each with what was used. What is used here are hooks, by calls
+/// of a process that is nobody's business, and to end tasks for that is asked for.
 #[test]
 fn tasks_over_the_budget_are_ended_and_refused() {
     needs_root!();
@@ -86,8 +86,11 @@ fn tasks_over_the_budget_are_ended_and_refused() {
         .into_iter()
         .map(|name| (name, sample_service(name)))
         .collect();
-    let mut daemon =
-        Daemon::standalone_with(":memory:", &[("PROFILERD_LIMITS_MAX_CPU_PERCENT", "1")]);
+    let budget = [
+        ("PROFILERD_LIMITS_MAX_CPU_PERCENT", "1"),
+        ("PROFILERD_LIMITS_END_TASKS_FOR_HOOKS", "true"),
+    ];
+    let mut daemon = Daemon::standalone_with(":memory:", &budget);
     let seldom = |name| [&creation(name, "POST:/")[..], &["--period", "1s"]].concat();
     let create = |daemon: &Daemon, name| {
         let answer = daemon.task(&seldom(name));
@@ -131,6 +134,33 @@ fn tasks_over_the_budget_are_ended_and_refused() {
         "{}",
         daemon.log()
     );
+}
+
+/// Check that hooks that any process can make expensive change neither the period nor the task of somebody else: that is
+/// told, in the log and in the coverage, with the process that does it.
+#[test]
+fn expensive_hooks_are_told_and_change_no_task() {
+    needs_root!();
+    const NAME: &str = "beside-a-talker";
+    let _service = sample_service(NAME);
+    let mut daemon =
+        Daemon::standalone_with(":memory:", &[("PROFILERD_LIMITS_MAX_CPU_PERCENT", "1")]);
+    let task_id = daemon.create_task(NAME, "POST:/");
+    let talkers: Vec<_> = (0..TALKERS).map(|_| talker()).collect();
+    let told = wait_until("a word about hooks", TASK_DEADLINE, || {
+        daemon.still_running()?;
+        let shown = daemon.show(&task_id);
+        let notes = shown["coverage"]["notes"].to_string();
+        Ok(notes.contains("made the hooks take").then_some(notes))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    let is_named =
+        |talker: &ChildGuard| told.contains(&format!("system calls is {} (", talker.id()));
+    assert!(talkers.iter().any(is_named), "{told}");
+    let log = daemon.log();
+    assert!(log.contains("hooks are expensive"), "{log}");
+    assert!(!log.contains("dump periods are multiplied"), "{log}");
+    assert_eq!(daemon.show(&task_id)["task"]["state"], "running", "{log}");
 }
 
 /// Talks to itself: socket calls, system calls and nothing else.

@@ -13,6 +13,8 @@ use super::{Command, Control};
 use crate::guard::Step;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, ProfileTask, date};
+use crate::output::clean;
+use crate::process::procfs::Procfs;
 
 impl Control {
     /// Gives up what has to be when tasks cost too much.
@@ -20,6 +22,9 @@ impl Control {
         let Some(shortest) = self.shortest_period() else {
             return;
         };
+        if self.system_ticks.is_empty() {
+            self.note_callers();
+        }
         let Some((step, reason)) = self.overhead.measure(shortest) else {
             return;
         };
@@ -29,6 +34,13 @@ impl Control {
                 self.pipeline.send(Command::Stretch(times));
                 for live in self.live.values().filter(|live| !live.ending) {
                     self.note_guard(live, period_note(&live.task, times, &reason));
+                }
+            }
+            Step::TellHooks => {
+                let who = self.busiest_caller();
+                tracing::warn!("hooks are expensive: {reason}{who}");
+                for live in self.live.values().filter(|live| !live.ending) {
+                    self.note_guard(live, format!("{reason}{who}"));
                 }
             }
             Step::EndNewest => {
@@ -44,6 +56,44 @@ impl Control {
                 self.note_guard(&self.live[&task_id], text);
             }
         }
+    }
+
+    /// Notes how long each process has been in system calls so far, for [`Self::busiest_caller`].
+    pub(super) fn note_callers(&mut self) {
+        let procfs = Procfs::default();
+        let ticks = self.processes.iter().filter_map(|process| {
+            let ticks = procfs.system_ticks(process.key.pid).ok()?;
+            Some((process.key, ticks))
+        });
+        self.system_ticks = ticks.collect();
+    }
+
+    /// Which process has spent the most time in system calls since that was noted, as the end of a sentence.
+    fn busiest_caller(&mut self) -> String {
+        let procfs = Procfs::default();
+        let mut busiest = None;
+        for process in self.processes.iter() {
+            let Ok(ticks) = procfs.system_ticks(process.key.pid) else {
+                continue;
+            };
+            let before = self.system_ticks.get(&process.key).copied();
+            let since = ticks.saturating_sub(before.unwrap_or(0));
+            if busiest.is_none_or(|(most, _)| since > most) {
+                busiest = Some((since, process));
+            }
+        }
+        let text = busiest.map_or_else(String::new, |(_, process)| {
+            let user = process
+                .user
+                .map_or_else(|| "unknown".to_owned(), |user| user.to_string());
+            format!(
+                "; the process with the most time in system calls is {} ({}, user {user})",
+                process.key.pid,
+                clean(&process.comm)
+            )
+        });
+        self.note_callers();
+        text
     }
 
     pub(super) fn note_guard(&self, live: &Live, text: String) {
