@@ -25,6 +25,8 @@ const ADDRESSES_MAX: usize = 8;
 pub struct Process {
     /// Id in the pid namespace of /proc, and start.
     pub key: ProcessKey,
+    /// Its effective user, `None` if it could not be told.
+    pub user: Option<u32>,
     /// Name the kernel shows, at most 15 bytes.
     pub comm: String,
     /// Executable, `None` if we may not look.

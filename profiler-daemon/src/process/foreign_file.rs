@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
+use super::patience;
 use super::stand_in::door;
 use crate::model::Pid;
 
@@ -29,10 +30,13 @@ const ENTRIES_MAX: usize = 4096;
 ///
 /// It is not there, no regular file, or the process is gone.
 pub(super) fn read(pid: Pid, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = regular(pid, path, LastLink::Follow)?;
-    file.take(max_bytes).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let path = path.to_owned();
+    patience::look(pid, move || {
+        let mut bytes = Vec::new();
+        let file = regular(pid, &path, LastLink::Follow)?;
+        file.take(max_bytes).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    })?
 }
 
 /// What a symbolic link at the end of a path does.
@@ -44,7 +48,7 @@ pub(crate) enum LastLink {
     Refuse,
 }
 
-/// Opens a regular file for reading.
+/// Opens a regular file for reading. Its reads may not return: see [`patience`].
 ///
 /// # Errors
 ///
@@ -64,23 +68,28 @@ pub(crate) fn regular(pid: Pid, path: &Path, last_link: LastLink) -> io::Result<
 
 /// Names in a folder, in no order; none if it cannot be read.
 pub(super) fn names(pid: Pid, folder: &Path) -> Vec<String> {
-    let Ok(opened) = open(pid, folder, OFlag::O_DIRECTORY) else {
-        return Vec::new();
-    };
-    let Ok(entries) = fs::read_dir(format!("/proc/self/fd/{}", opened.as_raw_fd())) else {
-        return Vec::new();
-    };
-    entries
-        .take(ENTRIES_MAX)
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect()
+    let folder = folder.to_owned();
+    let names = patience::look(pid, move || {
+        let opened = open(pid, &folder, OFlag::O_DIRECTORY)?;
+        let entries = fs::read_dir(format!("/proc/self/fd/{}", opened.as_raw_fd()))?;
+        let names = entries
+            .take(ENTRIES_MAX)
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok::<_, io::Error>(names.collect())
+    });
+    names.flatten().unwrap_or_default()
 }
 
-/// Whether a path is a regular file; nothing is read, and nothing waited for.
+/// Whether a path is a regular file; nothing is read.
 pub(super) fn is_file(pid: Pid, path: &Path) -> bool {
-    open(pid, path, OFlag::O_PATH)
-        .and_then(|file| file.metadata())
-        .is_ok_and(|metadata| metadata.is_file())
+    let path = path.to_owned();
+    patience::look(pid, move || {
+        open(pid, &path, OFlag::O_PATH)?
+            .metadata()
+            .map(|metadata| metadata.is_file())
+    })
+    .flatten()
+    .unwrap_or(false)
 }
 
 /// Where a process stands, as it sees it: relative paths on its command line begin there.
@@ -96,6 +105,11 @@ pub(super) fn working_folder(pid: Pid) -> io::Result<PathBuf> {
 }
 
 fn open(pid: Pid, path: &Path, flags: OFlag) -> io::Result<File> {
+    let path = path.to_owned();
+    patience::look(pid, move || open_now(pid, &path, flags))?
+}
+
+fn open_now(pid: Pid, path: &Path, flags: OFlag) -> io::Result<File> {
     let root = File::options()
         .read(true)
         .custom_flags(OFlag::O_PATH.bits() | OFlag::O_DIRECTORY.bits())

@@ -10,11 +10,13 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Error, Read};
 
+use super::patience;
 use super::stand_in::door;
 use crate::model::Pid;
 
-/// Most of `/proc/PID/maps` that is read; a line is about 100 bytes.
-const MAPS_BYTES_MAX: u64 = 16 << 20;
+/// Most of `/proc/PID/maps` that is read: some 10,000 mappings. The executable stands near the beginning, and in a process
+/// with more mappings libraries may be missed.
+const MAPS_BYTES_MAX: u64 = 1 << 20;
 /// Most files listed. Large programs have some hundreds.
 const IMAGES_MAX: usize = 4096;
 
@@ -43,6 +45,10 @@ impl MappedImage {
 ///
 /// `/proc/PID/maps` cannot be read: the process is gone or belongs to someone else.
 pub(crate) fn mapped_images(pid: Pid) -> Result<Vec<MappedImage>, Error> {
+    patience::look(pid, move || read(pid))?
+}
+
+fn read(pid: Pid) -> Result<Vec<MappedImage>, Error> {
     let maps = File::open(maps_path(pid))?.take(MAPS_BYTES_MAX);
     // Fails for kernel threads, which have no mappings either.
     let executable = fs::read_link(format!("/proc/{}/exe", door(pid))).unwrap_or_default();

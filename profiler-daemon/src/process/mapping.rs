@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Error, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::patience;
 use super::stand_in::door;
 use crate::model::Pid;
 
@@ -142,8 +143,12 @@ impl Mappings {
     /// `/proc/PID/maps` cannot be read: the process is gone or belongs to someone else.
     pub fn read(pid: Pid) -> Result<Self, Error> {
         let path = format!("/proc/{}/maps", door(pid));
-        let open = || Self::parse(File::open(&path)?);
-        open().map_err(|error| Error::new(error.kind(), format!("failed to read {path}: {error}")))
+        let failed =
+            |error: Error| Error::new(error.kind(), format!("failed to read {path}: {error}"));
+        let maps = path.clone();
+        patience::look(pid, move || Self::parse(File::open(maps)?))
+            .flatten()
+            .map_err(failed)
     }
 
     /// Parses the text of a `/proc/PID/maps` file.

@@ -4,6 +4,7 @@ use std::io::{Error, ErrorKind, IoSliceMut};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 
+use super::patience;
 use super::stand_in::door;
 use crate::model::Pid;
 
@@ -85,12 +86,48 @@ const FAILURES_MAX: usize = 16;
 
 impl ProcessMemory {
     /// The thread that the kernel shows the memory of.
-    fn thread(&self) -> nix::unistd::Pid {
+    fn thread(self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(door(self.pid).0.cast_signed())
     }
 
+    /// Reads by one system call.
+    fn read_at(self, address: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let Ok(base) = usize::try_from(address) else {
+            return Err(Error::from(ErrorKind::InvalidInput));
+        };
+        let remote = [RemoteIoVec {
+            base,
+            len: buffer.len(),
+        }];
+        // One remote vector that runs into an unreadable page is cut there, at page granularity.
+        Ok(process_vm_readv(
+            self.thread(),
+            &mut [IoSliceMut::new(buffer)],
+            &remote,
+        )?)
+    }
+
+    /// Reads words, those of which many are unreadable as `None`.
+    fn read_words_at(self, addresses: &[u64]) -> Vec<Option<u64>> {
+        let mut words = Vec::with_capacity(addresses.len());
+        let mut failures = 0;
+        while words.len() < addresses.len() && failures < FAILURES_MAX {
+            let rest = &addresses[words.len()..];
+            let batch = &rest[..rest.len().min(WORDS_MAX)];
+            let (read, failed) = self.read_batch(batch);
+            words.extend(read.map(Some));
+            // It ends before the first one that is unreadable.
+            if failed {
+                words.push(None);
+                failures += 1;
+            }
+        }
+        words.resize(addresses.len(), None);
+        words
+    }
+
     /// Reads words by one system call, up to the first that is unreadable: `true` if there is one.
-    fn read_batch(&self, addresses: &[u64]) -> (impl Iterator<Item = u64> + use<>, bool) {
+    fn read_batch(self, addresses: &[u64]) -> (impl Iterator<Item = u64> + use<>, bool) {
         let mut bytes = vec![0; 8 * addresses.len()];
         let remote: Vec<RemoteIoVec> = addresses
             .iter()
@@ -113,37 +150,27 @@ impl ProcessMemory {
 
 impl ReadMemory for ProcessMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Error> {
-        let Ok(base) = usize::try_from(address) else {
-            return Err(Error::from(ErrorKind::InvalidInput));
+        let memory = *self;
+        if patience::is_on_replaceable_thread() {
+            // Without a copy: most reads are these.
+            patience::admit(memory.pid)?;
+            return memory.read_at(address, buffer);
+        }
+        let mut bytes = vec![0; buffer.len()];
+        let read = move || {
+            let n = memory.read_at(address, &mut bytes)?;
+            bytes.truncate(n);
+            Ok::<_, Error>(bytes)
         };
-        let remote = [RemoteIoVec {
-            base,
-            len: buffer.len(),
-        }];
-        // One remote vector that runs into an unreadable page is cut there, at page granularity.
-        Ok(process_vm_readv(
-            self.thread(),
-            &mut [IoSliceMut::new(buffer)],
-            &remote,
-        )?)
+        let bytes = patience::look(memory.pid, read)??;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
     }
 
     fn read_words(&self, addresses: &[u64]) -> Vec<Option<u64>> {
-        let mut words = Vec::with_capacity(addresses.len());
-        let mut failures = 0;
-        while words.len() < addresses.len() && failures < FAILURES_MAX {
-            let rest = &addresses[words.len()..];
-            let batch = &rest[..rest.len().min(WORDS_MAX)];
-            let (read, failed) = self.read_batch(batch);
-            words.extend(read.map(Some));
-            // It ends before the first one that is unreadable.
-            if failed {
-                words.push(None);
-                failures += 1;
-            }
-        }
-        words.resize(addresses.len(), None);
-        words
+        let (memory, wanted) = (*self, addresses.to_vec());
+        patience::look(memory.pid, move || memory.read_words_at(&wanted))
+            .unwrap_or_else(|_| vec![None; addresses.len()])
     }
 }
 

@@ -12,7 +12,8 @@
 //!
 //! # Why read and not mmap
 //! The owner of a file can truncate it at any moment, and touching a mapped page behind the new end
-//! is a SIGBUS: any user could end the daemon. A read just comes back short.
+//! is a SIGBUS: any user could end the daemon. A read just comes back short. It may also never come back
+//! ([`patience`]): only deputies and threads that can be replaced read objects.
 
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
@@ -22,7 +23,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use super::foreign_file::{self, LastLink};
-use super::{Mapping, ProcessMemory, ReadMemory};
+use super::{Mapping, ProcessMemory, ReadMemory, patience};
 use crate::model::Pid;
 
 /// Real vDSO images are 4 to 16 KiB.
@@ -79,6 +80,11 @@ impl ObjectFile {
         if !mapping.is_file() {
             return Err(Error::new(ErrorKind::NotFound, "anonymous memory"));
         }
+        let mapping = mapping.clone();
+        patience::look(pid, move || Self::open_file(pid, &mapping))?
+    }
+
+    fn open_file(pid: Pid, mapping: &Mapping) -> Result<Self, Error> {
         let path = mapping.bare_path();
         Self::from_path(&mapping.file_path(pid), None)
             .or_else(|_| {
@@ -180,6 +186,7 @@ impl ReadMemory for ObjectFile {
 fn read_file(file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
     let mut done = 0;
     while done < buffer.len() {
+        patience::note_read();
         match file.read_at(&mut buffer[done..], offset.saturating_add(done as u64)) {
             Ok(0) => break,
             Ok(n) => done += n,

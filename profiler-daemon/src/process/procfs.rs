@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 
+use super::patience;
 use super::stand_in::{self, door};
 use crate::model::{Pid, ProcessKey};
 
@@ -160,6 +161,17 @@ impl Procfs {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of stat"))
     }
 
+    /// Time that the threads of a process have spent in the kernel, in clock ticks.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::stat`].
+    pub fn system_ticks(&self, pid: Pid) -> io::Result<u64> {
+        let bytes = read_bounded(&self.own_path(pid, "stat"), STAT_MAX_BYTES)?;
+        parse_system_ticks(&String::from_utf8_lossy(&bytes))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of stat"))
+    }
+
     /// Target of the `exe` link, without the mark of a deleted file.
     ///
     /// # Errors
@@ -182,7 +194,7 @@ impl Procfs {
     ///
     /// The process is gone.
     pub fn command(&self, pid: Pid) -> io::Result<Vec<String>> {
-        let bytes = read_bounded(&self.path(pid, "cmdline"), COMMAND_MAX_BYTES)?;
+        let bytes = self.read_patiently(pid, "cmdline", COMMAND_MAX_BYTES)?;
         let mut arguments: Vec<String> = bytes
             .split(|&byte| byte == 0)
             .map(|argument| String::from_utf8_lossy(argument).into_owned())
@@ -204,7 +216,7 @@ impl Procfs {
         pid: Pid,
         is_wanted: impl Fn(&str) -> bool,
     ) -> io::Result<Vec<(String, String)>> {
-        let bytes = read_bounded(&self.path(pid, "environ"), ENVIRON_MAX_BYTES)?;
+        let bytes = self.read_patiently(pid, "environ", ENVIRON_MAX_BYTES)?;
         let entries = bytes.split(|&byte| byte == 0);
         let pairs = entries.filter_map(|entry| std::str::from_utf8(entry).ok()?.split_once('='));
         let wanted = pairs.filter(|(name, value)| is_wanted(name) && !value.trim().is_empty());
@@ -213,7 +225,23 @@ impl Procfs {
             .collect())
     }
 
-    /// The first `max_bytes` of a file.
+    /// The first `max_bytes` of a file for which the kernel needs a lock that the process may hold for as long as it likes:
+    /// that of its address space, or of one of its descriptors.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, may not be read, or does not let itself be read.
+    pub(super) fn read_patiently(
+        &self,
+        pid: Pid,
+        file: &str,
+        max_bytes: u64,
+    ) -> io::Result<Vec<u8>> {
+        let path = self.path(pid, file);
+        patience::look(pid, move || read_bounded(&path, max_bytes))?
+    }
+
+    /// The first `max_bytes` of a file that the kernel writes without waiting for the process.
     ///
     /// # Errors
     ///
@@ -271,6 +299,12 @@ fn parse_parent(text: &str) -> Option<Pid> {
     tail.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid)
 }
 
+/// Field 15, `stime`.
+fn parse_system_ticks(text: &str) -> Option<u64> {
+    let (_, tail) = text.rsplit_once(')')?;
+    tail.split_ascii_whitespace().nth(12)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +318,7 @@ mod tests {
         assert_eq!((stat.start_ticks, stat.start_stack), (4242, 140_000));
         assert!(!stat.is_dead && !stat.is_kernel);
         assert_eq!(parse_parent(text), Some(Pid(1)));
+        assert_eq!(parse_system_ticks(text), Some(6));
         for bad in ["", "1", "1 (a)", "1 (a) R", ")("] {
             assert_eq!(parse_stat(bad), None, "{bad:?}");
             assert_eq!(parse_parent(bad), None, "{bad:?}");

@@ -21,7 +21,7 @@ use std::path::Path;
 use super::go_build::GoBuild;
 use super::mapped_image::{MappedImage, mapped_images};
 use super::python::{self, PythonVersion};
-use super::{ProcessMemory, jvm};
+use super::{ProcessMemory, jvm, patience};
 use crate::model::Pid;
 
 /// The language runtime of a process.
@@ -75,7 +75,15 @@ impl Runtime {
     ///
     /// The process is gone, or may not be read.
     pub fn detect(pid: Pid) -> Result<Self, Error> {
-        let images = mapped_images(pid)?;
+        patience::look(pid, move || Self::detect_in(pid, &mapped_images(pid)?))?
+    }
+
+    /// The same, with what is mapped in the process.
+    ///
+    /// # Errors
+    ///
+    /// The process does not let itself be read.
+    pub(super) fn detect_in(pid: Pid, images: &[MappedImage]) -> Result<Self, Error> {
         let memory = ProcessMemory::new(pid);
         let executable = images.iter().find(|image| image.is_executable);
         if let Some(build) = executable.and_then(|image| GoBuild::find(&memory, image.base)) {
@@ -83,11 +91,11 @@ impl Runtime {
                 version: build.version,
             });
         }
-        if let Some(runtime) = Self::from_names(&images) {
-            return Ok(runtime.with_version(pid, &images));
+        if let Some(runtime) = Self::from_names(images) {
+            return Ok(runtime.with_version(pid, images));
         }
         // A process whose interpreter cannot be read counts as native.
-        match python::find_version(pid) {
+        match python::find_version(pid, images) {
             Ok(Some(version)) => Ok(Self::CPython(version)),
             Ok(None) | Err(_) => Ok(Self::Native),
         }
@@ -110,7 +118,8 @@ impl Runtime {
             .iter()
             .find(|image| image.is_executable)
             .map_or("", MappedImage::name);
-        if mapped("libjvm") {
+        // Libraries may stand behind what is read of a very long list.
+        if executable == "java" || mapped("libjvm") {
             Some(Self::Jvm { version: None })
         } else if matches!(executable, "node" | "nodejs") || mapped("libnode") {
             Some(Self::Node)

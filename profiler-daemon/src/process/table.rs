@@ -23,8 +23,10 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::agent::Agent;
 use super::cgroup::{Cgroup, Container};
@@ -32,13 +34,16 @@ use super::container::ContainerNames;
 use super::entry::{Host, net_namespace};
 use super::identity::{self, Identity};
 use super::listen;
+use super::listing::Processes;
+use super::mapped_image::mapped_images;
 use super::namespace::{Members, Namespaces};
 use super::pod::Pods;
 use super::procfs::{ProcFolder, Procfs, Stat};
 use super::runtime::Runtime;
-use super::stand_in;
+use super::scan_budget::ScanBudget;
+use super::{patience, stand_in};
 use crate::config::ServiceRule;
-use crate::model::{Pid, ProcessKey, Service};
+use crate::model::Pid;
 
 pub use super::entry::Process;
 
@@ -61,9 +66,11 @@ pub struct Changes {
     /// Processes that are the same and have another program, identity or set of ports.
     pub changed: Vec<Pid>,
     /// Processes that are gone.
-    pub removed: Vec<Process>,
+    pub removed: Vec<Arc<Process>>,
     /// Processes left out because there are too many.
     pub over_limit: usize,
+    /// Looks that wait for a later scan because those at the user's other processes took too long, by user.
+    pub postponed: BTreeMap<Option<u32>, usize>,
 }
 
 impl Changes {
@@ -81,7 +88,7 @@ pub struct ProcessTable {
     own: Pid,
     host: Host,
     rules: Vec<ServiceRule>,
-    processes: BTreeMap<Pid, Process>,
+    processes: Processes,
     /// Kernel threads and the dead: they stay what they are until the id is in use again.
     others: BTreeMap<Pid, ProcFolder>,
     namespaces: Namespaces,
@@ -91,6 +98,19 @@ pub struct ProcessTable {
     have_pods_changed: bool,
     /// Number of scans, to spread the looks at old processes.
     scans: u32,
+    /// What scans may take; none for those that are asked for by a person.
+    budget: Option<ScanBudget>,
+    began: Instant,
+    /// Processes whose runtime and agent could not be looked for in time.
+    owed: BTreeSet<Pid>,
+}
+
+impl Deref for ProcessTable {
+    type Target = Processes;
+
+    fn deref(&self) -> &Processes {
+        &self.processes
+    }
 }
 
 impl ProcessTable {
@@ -102,14 +122,32 @@ impl ProcessTable {
             own: Pid(std::process::id()),
             host: Host::read(),
             rules,
-            processes: BTreeMap::new(),
+            processes: Processes::default(),
             others: BTreeMap::new(),
             namespaces: Namespaces::new(net_namespace(Path::new("/proc/self/ns/net"))),
             containers: HashMap::new(),
             pods: Arc::default(),
             have_pods_changed: false,
             scans: 0,
+            budget: None,
+            began: Instant::now(),
+            owed: BTreeSet::new(),
         }
+    }
+
+    /// The same, with a limit to what scans take: for one that scans all the time.
+    #[must_use]
+    pub fn with_budget(self) -> Self {
+        Self {
+            budget: Some(ScanBudget::new(self.began.elapsed())),
+            ..self
+        }
+    }
+
+    /// The processes as of the last scan.
+    #[must_use]
+    pub fn processes(&self) -> &Processes {
+        &self.processes
     }
 
     /// Pods of this node, for the next scan.
@@ -128,15 +166,19 @@ impl ProcessTable {
         self.scans = self.scans.wrapping_add(1);
         let pids = self.procfs.pids()?;
         stand_in::refresh(&self.procfs);
-        let mut gone = std::mem::take(&mut self.processes);
+        patience::refresh(&self.procfs);
+        if let Some(budget) = &mut self.budget {
+            budget.forget_idle(self.began.elapsed());
+        }
+        let mut gone = std::mem::take(&mut self.processes.0);
         let others = std::mem::take(&mut self.others);
-        // Processes whose identity may have become another one.
-        let mut touched = BTreeSet::new();
+        // Processes whose identity may have become another one, and those whose name alone has.
+        let (mut touched, mut renamed) = (BTreeSet::new(), Vec::new());
         for (pid, folder) in pids {
             if pid == self.own {
                 continue;
             }
-            if self.processes.len() >= PROCESSES_MAX {
+            if self.processes.0.len() >= PROCESSES_MAX {
                 changes.over_limit += 1;
                 continue;
             }
@@ -146,7 +188,7 @@ impl ProcessTable {
                 && known.get().folder == folder
                 && !is_turn
             {
-                self.processes.insert(pid, known.remove());
+                self.processes.0.insert(pid, known.remove());
                 continue;
             }
             if others.get(&pid) == Some(&folder) && !is_turn {
@@ -161,32 +203,48 @@ impl ProcessTable {
                 continue;
             }
             let process = match gone.remove(&pid) {
-                Some(mut process) if process.stat == stat => {
+                Some(mut known) if self.is_same(&known, &stat) => {
+                    let process = Arc::make_mut(&mut known);
                     process.scans = process.scans.saturating_add(1);
                     process.folder = folder;
-                    process
+                    if process.stat.name != stat.name {
+                        process.comm.clone_from(&stat.name);
+                        process.stat = stat;
+                        renamed.push(pid);
+                    }
+                    known
                 }
                 known => {
-                    let process = self.read(pid, stat, folder);
-                    match known {
-                        Some(old) if old.key != process.key => {
-                            changes.removed.push(old); // the id is in use again
-                            changes.added.push(pid);
-                        }
-                        Some(_) => {}
-                        None => changes.added.push(pid),
+                    let user = self.procfs.effective_uid(pid);
+                    let look = |table: &mut Self| Arc::new(table.read(pid, stat, folder));
+                    let read = self.in_budget(user, &mut changes, look);
+                    // The id is in use again, or what it runs now is not known yet.
+                    let is_other =
+                        |old: &Process| read.as_ref().is_none_or(|new| new.key != old.key);
+                    let before = known.is_some();
+                    let removed = known.filter(|old| is_other(old));
+                    if read.is_some() && (!before || removed.is_some()) {
+                        changes.added.push(pid);
                     }
+                    changes.removed.extend(removed);
+                    let Some(read) = read else {
+                        continue;
+                    };
                     touched.insert(pid);
-                    process
+                    read
                 }
             };
-            self.processes.insert(pid, process);
+            self.processes.0.insert(pid, process);
         }
         changes.removed.extend(gone.into_values());
-        self.scan_ports(&mut touched);
+        self.scan_ports(&mut touched, &mut changes);
         self.scan_pods(&mut touched);
-        touched.iter().for_each(|&pid| self.identify(pid));
-        for pid in self.scan_agents(&touched) {
+        for &pid in &touched {
+            self.identify(pid);
+        }
+        let has_changed = |table: &mut Self, pid: &Pid| table.identify(*pid);
+        touched.extend(renamed.into_iter().filter(|pid| has_changed(self, pid)));
+        for pid in self.scan_agents(&touched, &mut changes) {
             self.identify(pid);
             touched.insert(pid);
         }
@@ -200,65 +258,42 @@ impl ProcessTable {
         Ok(changes)
     }
 
+    /// Whether a process still runs the program that it ran when it was read.
+    ///
+    /// A process may call itself anything at any time, so its name alone says nothing. Where stacks are not at random
+    /// addresses (`setarch -R`), an exec shows by the name and the executable.
+    fn is_same(&self, known: &Process, stat: &Stat) -> bool {
+        let is_other =
+            || known.stat.name != stat.name && known.exe != self.procfs.exe(known.key.pid).ok();
+        known.stat.is_same_program(stat) && known.stat.is_dead == stat.is_dead && !is_other()
+    }
+
+    /// Looks at a process of a user; `None` if looks at the user's others have taken too long.
+    fn in_budget<T>(
+        &mut self,
+        user: Option<u32>,
+        changes: &mut Changes,
+        look: impl FnOnce(&mut Self) -> T,
+    ) -> Option<T> {
+        let begin = self.began.elapsed();
+        if let Some(budget) = &mut self.budget
+            && !budget.has_time(user, begin)
+        {
+            *changes.postponed.entry(user).or_default() += 1;
+            return None;
+        }
+        let found = look(self);
+        let now = self.began.elapsed();
+        if let Some(budget) = &mut self.budget {
+            budget.spend(user, now.saturating_sub(begin), now);
+        }
+        Some(found)
+    }
+
     /// Whether it is the turn of one that is looked at every `stride` scans.
     fn is_turn(&self, id: u64, stride: u32) -> bool {
         id.wrapping_add(self.scans.into())
             .is_multiple_of(stride.into())
-    }
-
-    /// The process that has an id.
-    #[must_use]
-    pub fn get(&self, pid: Pid) -> Option<&Process> {
-        self.processes.get(&pid)
-    }
-
-    /// A process, unless it is gone.
-    #[must_use]
-    pub fn find(&self, process: ProcessKey) -> Option<&Process> {
-        self.get(process.pid).filter(|found| found.key == process)
-    }
-
-    /// All processes, by id.
-    pub fn iter(&self) -> impl Iterator<Item = &Process> {
-        self.processes.values()
-    }
-
-    /// The processes of a service instance.
-    pub fn processes_of(&self, service: &Service) -> impl Iterator<Item = &Process> {
-        self.iter()
-            .filter(move |process| &process.identity.service == service)
-    }
-
-    /// The processes of all instances of a service.
-    pub fn processes_of_name(&self, name: &str) -> impl Iterator<Item = &Process> {
-        self.iter()
-            .filter(move |process| process.identity.service.name == name)
-    }
-
-    /// The instances worth reporting, each once, by the oldest id of its processes: of a server and its
-    /// workers that is the server.
-    pub fn instances(&self) -> impl Iterator<Item = &Identity> {
-        let mut seen = HashSet::new();
-        self.serving()
-            .map(|process| &process.identity)
-            .filter(move |identity| seen.insert(&identity.service))
-    }
-
-    /// Services that have different names but the same one as far as an OAP keeps it.
-    #[must_use]
-    pub fn clashes(&self) -> BTreeMap<&str, BTreeSet<&str>> {
-        let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for identity in self.serving().map(|process| &process.identity) {
-            let cut = identity.service.name.as_str();
-            let full = identity.uncut.as_deref().unwrap_or(cut);
-            names.entry(cut).or_default().insert(full);
-        }
-        names.retain(|_, full| full.len() > 1);
-        names
-    }
-
-    fn serving(&self) -> impl Iterator<Item = &Process> {
-        self.iter().filter(|process| process.may_serve())
     }
 
     /// The host's name as it stands in instance names.
@@ -285,6 +320,7 @@ impl ProcessTable {
         let listeners = self.namespaces.listeners(net_namespace);
         Process {
             key: stat.key(pid),
+            user: procfs.effective_uid(pid),
             comm: stat.name.clone(),
             exe: procfs.exe(pid).ok(),
             command: procfs.command(pid).unwrap_or_default(),
@@ -305,35 +341,47 @@ impl ProcessTable {
         }
     }
 
-    fn identify(&mut self, pid: Pid) {
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.identity = identity::identify(process.facts(&self.host), &self.rules);
+    /// Names the service of a process anew; whether that has changed.
+    fn identify(&mut self, pid: Pid) -> bool {
+        let Some(process) = self.processes.0.get_mut(&pid) else {
+            return false;
+        };
+        let identity = identity::identify(process.facts(&self.host), &self.rules);
+        let has_changed = process.identity != identity;
+        if has_changed {
+            Arc::make_mut(process).identity = identity;
         }
+        has_changed
     }
 
     /// Finds ports anew in the namespaces whose listening sockets have changed.
-    fn scan_ports(&mut self, touched: &mut BTreeSet<Pid>) {
+    fn scan_ports(&mut self, touched: &mut BTreeSet<Pid>, changes: &mut Changes) {
         let mut members: HashMap<u64, Members> = HashMap::new();
-        for process in self.processes.values() {
+        for process in self.processes.iter() {
             let members = members.entry(process.net_namespace).or_default();
             members.has_young |= process.scans < YOUNG_SCANS;
             members.pids.push(process.key.pid);
         }
         // Others, new processes among them, have been read against what is known.
         for namespace in self.namespaces.scan(&self.procfs, &members) {
-            let listeners = self.namespaces.listeners(namespace);
             let pids = members
                 .get(&namespace)
                 .map_or(&[][..], |members| &members.pids);
-            for (pid, listeners) in pids.iter().zip(std::iter::repeat(listeners)) {
-                let (Some(process), Some(listeners)) = (self.processes.get_mut(pid), listeners)
-                else {
+            for &pid in pids {
+                let Some(user) = self.get(pid).map(|process| process.user) else {
                     continue;
                 };
-                let ports = listen::ports_of(&self.procfs, *pid, listeners);
-                if process.listen_ports != ports {
-                    process.listen_ports = ports;
-                    touched.insert(*pid);
+                let look = |table: &mut Self| {
+                    let listeners = table.namespaces.listeners(namespace)?;
+                    Some(listen::ports_of(&table.procfs, pid, listeners))
+                };
+                let ports = self.in_budget(user, changes, look).flatten();
+                if let Some(ports) = ports
+                    && let Some(process) = self.processes.0.get_mut(&pid)
+                    && process.listen_ports != ports
+                {
+                    Arc::make_mut(process).listen_ports = ports;
+                    touched.insert(pid);
                 }
             }
         }
@@ -344,11 +392,11 @@ impl ProcessTable {
         if !std::mem::take(&mut self.have_pods_changed) {
             return;
         }
-        for process in self.processes.values_mut() {
+        for process in self.processes.0.values_mut() {
             let pod = self.pods.find(&process.cgroup);
             // A pod that is deleted keeps its processes for a while, and they keep their name.
             if pod.is_some() && process.pod.as_ref() != pod {
-                process.pod = pod.cloned();
+                Arc::make_mut(process).pod = pod.cloned();
                 touched.insert(process.key.pid);
             }
         }
@@ -356,26 +404,45 @@ impl ProcessTable {
 
     /// Looks for runtimes and agents where they may have come since the last look; returns the
     /// processes where they have.
-    fn scan_agents(&mut self, touched: &BTreeSet<Pid>) -> Vec<Pid> {
-        let due = self.processes.values().filter(|process| {
+    fn scan_agents(&mut self, touched: &BTreeSet<Pid>, changes: &mut Changes) -> Vec<Pid> {
+        let owed = std::mem::take(&mut self.owed);
+        let due = self.processes.iter().filter(|process| {
+            let pid = process.key.pid;
             process.may_serve()
                 && (process.scans < YOUNG_SCANS
-                    || touched.contains(&process.key.pid)
-                    || self.is_turn(process.key.pid.0.into(), AGENT_STRIDE))
+                    || touched.contains(&pid)
+                    || owed.contains(&pid)
+                    || self.is_turn(pid.0.into(), AGENT_STRIDE))
         });
-        let due: Vec<Pid> = due.map(|process| process.key.pid).collect();
+        let due: Vec<Arc<Process>> = due
+            .filter_map(|it| self.processes.0.get(&it.key.pid))
+            .cloned()
+            .collect();
         let mut found = Vec::new();
-        for pid in due {
-            let Some(process) = self.processes.get_mut(&pid) else {
+        for process in due {
+            let pid = process.key.pid;
+            let command = process.command.clone();
+            let look = |_: &mut Self| {
+                patience::look(pid, move || {
+                    let images = mapped_images(pid)?;
+                    let runtime = Runtime::detect_in(pid, &images)?;
+                    let agent = Agent::detect_in(pid, &images, &runtime, &command);
+                    Ok::<_, io::Error>((runtime, agent.unwrap_or_default()))
+                })
+            };
+            let Some(looked) = self.in_budget(process.user, changes, look) else {
+                self.owed.insert(pid);
                 continue;
             };
-            let Ok(runtime) = Runtime::detect(pid) else {
+            let Ok(Ok((runtime, agent))) = looked else {
                 continue; // gone, or not ours to look at
             };
-            let agent = Agent::detect(pid, &runtime, &process.command).unwrap_or_default();
             if process.agent != agent || process.runtime.as_ref() != Some(&runtime) {
-                process.agent = agent;
-                process.runtime = Some(runtime);
+                if let Some(process) = self.processes.0.get_mut(&pid) {
+                    let process = Arc::make_mut(process);
+                    process.agent = agent;
+                    process.runtime = Some(runtime);
+                }
                 found.push(pid);
             }
         }
@@ -385,7 +452,7 @@ impl ProcessTable {
     fn forget_containers(&mut self) {
         let groups = self
             .processes
-            .values()
+            .iter()
             .filter_map(|process| process.cgroup.container.as_ref());
         let used: HashSet<&str> = groups
             .filter_map(|container| match container {

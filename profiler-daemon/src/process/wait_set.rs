@@ -87,7 +87,8 @@ pub fn waits(
 
 fn entries(procfs: &Procfs, pid: Pid, tid: Tid, set_fd: i32) -> Vec<Entry> {
     let file = format!("task/{tid}/fdinfo/{set_fd}");
-    let text = procfs.text(pid, &file, SET_MAX_BYTES).unwrap_or_default();
+    let text = procfs.read_patiently(pid, &file, SET_MAX_BYTES);
+    let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
     text.lines().filter_map(parse_entry).collect()
 }
 

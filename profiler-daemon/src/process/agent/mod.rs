@@ -37,6 +37,7 @@ pub(crate) use {
 
 use super::fact::tidy;
 use super::mapped_image::{MappedImage, mapped_images};
+use super::patience;
 use super::procfs::Procfs;
 use super::runtime::Runtime;
 use crate::model::Pid;
@@ -147,6 +148,23 @@ impl Agent {
     ///
     /// The process is gone, or may not be read.
     pub fn detect(pid: Pid, runtime: &Runtime, command: &[String]) -> io::Result<Option<Self>> {
+        let (runtime, command) = (runtime.clone(), command.to_vec());
+        patience::look(pid, move || {
+            Self::detect_in(pid, &mapped_images(pid)?, &runtime, &command)
+        })?
+    }
+
+    /// The same, with what is mapped in the process.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::detect`].
+    pub(super) fn detect_in(
+        pid: Pid,
+        images: &[MappedImage],
+        runtime: &Runtime,
+        command: &[String],
+    ) -> io::Result<Option<Self>> {
         let detect = match runtime {
             Runtime::Jvm { .. } => java::detect,
             Runtime::CPython(_) => python::detect,
@@ -157,10 +175,9 @@ impl Agent {
             Runtime::Native => return Ok(None),
         };
         let environment = Procfs::default().environ(pid, |_| true)?;
-        let images = mapped_images(pid)?;
         Ok(detect(&Facts {
             pid,
-            images: &images,
+            images,
             command,
             environment: &environment,
         }))

@@ -16,8 +16,13 @@ pub(super) struct Located<'m> {
 }
 
 impl<'m> Located<'m> {
-    pub(super) fn find(pid: Pid, memory: &'m dyn ReadMemory) -> Result<Option<Self>, PythonError> {
-        for mapped in candidates(pid)? {
+    /// Looks in those of the mapped images that may be one.
+    pub(super) fn find(
+        pid: Pid,
+        images: &[MappedImage],
+        memory: &'m dyn ReadMemory,
+    ) -> Result<Option<Self>, PythonError> {
+        for mapped in object::candidates(images.to_vec()) {
             let image = match Image::load(memory, mapped.base) {
                 Ok(image) => image,
                 // Any executable may be statically linked; only a libpython promises to be Python.
@@ -52,26 +57,33 @@ impl<'m> Located<'m> {
     }
 }
 
-fn candidates(pid: Pid) -> Result<Vec<MappedImage>, PythonError> {
-    let images = mapped_images(pid).map_err(|source| PythonError::Proc {
+/// What is mapped in a process.
+///
+/// # Errors
+///
+/// The process is gone or belongs to someone else.
+pub(super) fn images(pid: Pid) -> Result<Vec<MappedImage>, PythonError> {
+    mapped_images(pid).map_err(|source| PythonError::Proc {
         path: maps_path(pid),
         source,
-    })?;
-    Ok(object::candidates(images))
+    })
 }
 
-/// The version of the CPython interpreter in a process, supported or not; `None` if there is none.
+/// The version of the CPython interpreter among a process's mapped images, supported or not; `None` if there is none.
 ///
 /// # Errors
 ///
 /// The process is gone, or its memory cannot be read.
-pub fn find_version(pid: Pid) -> Result<Option<PythonVersion>, PythonError> {
+pub(crate) fn find_version(
+    pid: Pid,
+    images: &[MappedImage],
+) -> Result<Option<PythonVersion>, PythonError> {
     let memory = ProcessMemory::new(pid);
     let memory = PageCache::new(&memory);
-    match Located::find(pid, &memory)? {
+    match Located::find(pid, images, &memory)? {
         Some(found) => Ok(Some(found.version)),
         // 3.6 and older have no `_PyRuntime`, but a name.
-        None => Ok(candidates(pid)?
+        None => Ok(object::candidates(images.to_vec())
             .iter()
             .filter(|image| object::is_libpython(image))
             .find_map(object::version_in_name)),

@@ -44,7 +44,7 @@ pub use error::PythonError;
 pub(crate) use identity::read_all;
 pub use layout::{CodeLayout, Layout, LayoutError};
 use locate::Located;
-pub use locate::find_version;
+pub(crate) use locate::find_version;
 pub(crate) use method::MethodTables;
 #[cfg(feature = "fuzzing")]
 pub(crate) use method::read as read_methods;
@@ -56,6 +56,7 @@ pub(crate) use thread::{Suits, ThreadIds, ThreadState, find_thread, visit_thread
 
 use crate::model::{Pid, ProcessKey, Tid};
 use crate::process::page_cache::PageCache;
+use crate::process::patience;
 use crate::process::procfs::Procfs;
 use crate::process::{ProcessMemory, ReadMemory};
 
@@ -152,9 +153,20 @@ impl PythonRuntime {
     ///
     /// There is one, but it is not supported, or not ready, or does not look as it should.
     pub fn detect(pid: Pid) -> Result<Option<Self>, PythonError> {
+        patience::look(pid, move || Self::detect_now(pid)).map_err(|source| {
+            PythonError::Memory {
+                pid,
+                what: "the interpreter",
+                source,
+            }
+        })?
+    }
+
+    fn detect_now(pid: Pid) -> Result<Option<Self>, PythonError> {
         let memory = ProcessMemory::new(pid);
         let memory = PageCache::new(&memory);
-        let Some(found) = Located::find(pid, &memory)? else {
+        let images = locate::images(pid)?;
+        let Some(found) = Located::find(pid, &images, &memory)? else {
             return Ok(None);
         };
         let Located {

@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use profiler_test_support::skip;
 
 use super::*;
 use crate::config::{RuleMatch, Template};
+use crate::model::ProcessKey;
 use crate::process::Pod;
 
 /// A shell that ends with the test, ready when it has said so.
@@ -88,6 +90,48 @@ fn an_exec_is_noticed() {
         table.get(pid).unwrap().identity.service.name,
         "table-test-c"
     );
+}
+
+/// Check that a process that calls itself something else is not taken for one that has executed another program: nothing is
+/// read again, however often it does.
+#[test]
+fn a_new_name_is_no_exec() {
+    let mut table = ProcessTable::new(Vec::new());
+    let mut shell = Shell::start("table-test-renamed");
+    let pid = shell.pid();
+    table.scan().unwrap();
+    for turn in 0..3 {
+        let name = format!("name-{turn}");
+        shell.run(&format!("printf {name} > /proc/$$/comm; echo done"));
+        let changes = table.scan().unwrap();
+        assert!(!changes.changed.contains(&pid) && !changes.added.contains(&pid));
+        let process = table.get(pid).unwrap();
+        assert_eq!(
+            (process.comm.as_str(), process.scans),
+            (name.as_str(), turn + 1)
+        );
+    }
+}
+
+/// Check that a user whose processes take too long to look at is told, that theirs are not listed until there is time, and that
+/// those of others are.
+#[test]
+fn processes_of_a_user_wait_when_there_is_no_time() {
+    let mut table = ProcessTable::new(Vec::new()).with_budget();
+    table.scan().unwrap();
+    let user = Some(nix::unistd::geteuid().as_raw());
+    if user == Some(0) {
+        // Root has what all have.
+        let all = Duration::from_secs(3600);
+        let now = table.began.elapsed();
+        table.budget.as_mut().unwrap().spend(user, all, now);
+    }
+    let shell = Shell::start("table-test-waits");
+    let changes = table.scan().unwrap();
+    assert!(changes.postponed[&user] >= 1);
+    assert!(table.get(shell.pid()).is_none());
+    table.budget = None;
+    assert!(table.scan().unwrap().added.contains(&shell.pid()));
 }
 
 /// Check that an exec of an old process is noticed too, within one round of looks.
@@ -281,7 +325,7 @@ fn a_pod_names_its_processes() {
     table.scan().unwrap();
     let uid = "6ab0d9b8-37d4-4a9f-8a4b-2f8f6f7b3a55";
     let cgroup = Cgroup::parse(&format!("0::/kubepods/burstable/pod{uid}/x"));
-    table.processes.get_mut(&pid).unwrap().cgroup = cgroup;
+    Arc::make_mut(table.processes.0.get_mut(&pid).unwrap()).cgroup = cgroup;
     let mut pods = Pods::default();
     let pod = Pod {
         name: "shop-1".to_owned(),

@@ -1,0 +1,75 @@
+//! The processes that a scan has found, for those who look for one.
+//!
+//! In:  scans of [`super::table`]
+//! Out: [`Process`]es by id, service, instance
+//! Lost: nothing
+//!
+//! A list is cheap to copy, and stays as it is while the next scan is under way.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use super::entry::Process;
+use super::identity::Identity;
+use crate::model::{Pid, ProcessKey, Service};
+
+/// The processes of the host at one moment, by id.
+#[derive(Clone, Debug, Default)]
+pub struct Processes(pub(super) BTreeMap<Pid, Arc<Process>>);
+
+impl Processes {
+    /// The process that has an id.
+    #[must_use]
+    pub fn get(&self, pid: Pid) -> Option<&Process> {
+        self.0.get(&pid).map(|process| &**process)
+    }
+
+    /// A process, unless it is gone.
+    #[must_use]
+    pub fn find(&self, process: ProcessKey) -> Option<&Process> {
+        self.get(process.pid).filter(|found| found.key == process)
+    }
+
+    /// All processes, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Process> {
+        self.0.values().map(|process| &**process)
+    }
+
+    /// The processes of a service instance.
+    pub fn processes_of(&self, service: &Service) -> impl Iterator<Item = &Process> {
+        self.iter()
+            .filter(move |process| &process.identity.service == service)
+    }
+
+    /// The processes of all instances of a service.
+    pub fn processes_of_name(&self, name: &str) -> impl Iterator<Item = &Process> {
+        self.iter()
+            .filter(move |process| process.identity.service.name == name)
+    }
+
+    /// The instances worth reporting, each once, by the oldest id of its processes: of a server and its
+    /// workers that is the server.
+    pub fn instances(&self) -> impl Iterator<Item = &Identity> {
+        let mut seen = HashSet::new();
+        self.serving()
+            .map(|process| &process.identity)
+            .filter(move |identity| seen.insert(&identity.service))
+    }
+
+    /// Services that have different names but the same one as far as an OAP keeps it.
+    #[must_use]
+    pub fn clashes(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for identity in self.serving().map(|process| &process.identity) {
+            let cut = identity.service.name.as_str();
+            let full = identity.uncut.as_deref().unwrap_or(cut);
+            names.entry(cut).or_default().insert(full);
+        }
+        names.retain(|_, full| full.len() > 1);
+        names
+    }
+
+    fn serving(&self) -> impl Iterator<Item = &Process> {
+        self.iter().filter(|process| process.may_serve())
+    }
+}
