@@ -13,16 +13,17 @@ mod tasks;
 use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use super::SHUTDOWN_DEADLINE;
 use super::binding::Bindings;
 use super::capture::Command;
-use super::inspect::inspect;
+use super::inspection::{Inspected, Inspection, Inspections};
 use super::neighbour::Mark;
 use super::overhead::Overhead;
 use super::pipeline::Pipeline;
@@ -31,9 +32,9 @@ use super::statistics::StatisticsKeeper;
 use crate::config::Config;
 use crate::kubernetes::watch_pods;
 use crate::metrics::{MetricsServer, Questions};
-use crate::model::{Counter, Coverage, ProfileTask, ProfiledSegment, Service, TaskId};
+use crate::model::{Counter, Coverage, ProcessKey, ProfileTask, ProfiledSegment, Service, TaskId};
 use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
-use crate::process::{Pods, ProcessTable};
+use crate::process::{Changes, Pods, ProcessTable, Processes};
 use crate::state::TaskJournal;
 use observe::Observed;
 use tasks::Live;
@@ -44,13 +45,27 @@ const STEP: Duration = Duration::from_millis(50);
 /// How often what tasks cost is measured while there are any.
 const MEASURE: Duration = Duration::from_secs(1);
 
+/// Time between two messages about looks that wait.
+const POSTPONED_TOLD: Duration = Duration::from_secs(60);
+
 /// Names reported by [`Control::tell_clashes`]; processes can make up any number.
 const CLASHES_MAX: usize = 64;
 
 struct Control {
     oap: OapHandle,
     pipeline: Pipeline,
-    table: ProcessTable,
+    /// The processes as of the last scan.
+    processes: Processes,
+    /// What scans; none while it does.
+    table: Option<Box<ProcessTable>>,
+    scan: JoinSet<(Box<ProcessTable>, std::io::Result<Changes>)>,
+    /// Something has changed since the scan that is under way began.
+    must_scan_again: bool,
+    inspections: Inspections,
+    /// When it was last told that looks at processes wait.
+    postponed_told: Option<Instant>,
+    /// Time in system calls of each process, in clock ticks, when it was last noted.
+    system_ticks: HashMap<ProcessKey, u64>,
     pods: Option<watch::Receiver<Arc<Pods>>>,
     waiting: Vec<ProfileTask>,
     live: HashMap<TaskId, Live>,
@@ -94,7 +109,15 @@ pub(super) async fn run(
     let control = Control {
         oap,
         pipeline,
-        table: ProcessTable::new(config.services.clone()),
+        processes: Processes::default(),
+        table: Some(Box::new(
+            ProcessTable::new(config.services.clone()).with_budget(),
+        )),
+        scan: JoinSet::new(),
+        must_scan_again: false,
+        inspections: Inspections::default(),
+        postponed_told: None,
+        system_ticks: HashMap::new(),
         pods: watch_pods(&config.kubernetes)?,
         waiting: Vec::new(),
         live: HashMap::new(),
@@ -121,6 +144,7 @@ impl Control {
         scan_interval: Duration,
     ) -> Result<()> {
         // One stream each for the whole time: a signal that comes between two waits is not lost.
+        super::end_at_second_signal()?;
         let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
         let mut scan = tokio::time::interval(scan_interval);
@@ -146,7 +170,15 @@ impl Control {
                     Err(error) => break Err(error),
                 },
                 question = self.questions.next() => question.answer(self.observe()),
-                _ = scan.tick() => self.scan(),
+                _ = scan.tick() => self.begin_scan(),
+                Some(scanned) = self.scan.join_next() => match scanned {
+                    Ok((table, result)) => self.end_scan(table, result),
+                    Err(error) => break Err(anyhow!(error).context("the look at processes failed")),
+                },
+                Some(inspected) = self.inspections.next() => match inspected {
+                    Ok(inspected) => self.end_inspection(inspected),
+                    Err(error) => break Err(error),
+                },
                 _ = step.tick(), if busy => self.step(),
                 _ = measure.tick(), if !self.live.is_empty() => self.mind_overhead(),
                 _ = terminate.recv() => break Ok(()),
@@ -158,39 +190,74 @@ impl Control {
         self.shut_down(events).await.and(result)
     }
 
-    fn scan(&mut self) {
+    /// Looks at /proc, on another thread: with hundreds of processes it takes some milliseconds, and processes may make it last.
+    fn begin_scan(&mut self) {
+        let Some(mut table) = self.table.take() else {
+            self.must_scan_again = true;
+            return;
+        };
         if let Some(pods) = &mut self.pods {
-            self.table.set_pods(Arc::clone(&pods.borrow_and_update()));
+            table.set_pods(Arc::clone(&pods.borrow_and_update()));
         }
-        // Reads /proc: some milliseconds with hundreds of processes.
-        match tokio::task::block_in_place(|| self.table.scan()) {
-            Ok(changes) if !changes.is_empty() => {
-                let services = self.table.instances().map(|identity| {
-                    (
-                        identity.service.clone(),
-                        Arc::clone(&identity.properties),
-                        identity.layer.clone(),
-                    )
-                });
-                self.oap.set_services(services.collect::<Vec<_>>());
-                self.tell_clashes();
+        self.scan.spawn_blocking(move || {
+            let result = table.scan();
+            (table, result)
+        });
+    }
+
+    fn end_scan(&mut self, table: Box<ProcessTable>, result: std::io::Result<Changes>) {
+        match result {
+            Ok(changes) => {
+                self.processes = table.processes().clone();
+                self.tell_postponed(&changes);
+                if !changes.is_empty() {
+                    let services = self.processes.instances().map(|identity| {
+                        (
+                            identity.service.clone(),
+                            Arc::clone(&identity.properties),
+                            identity.layer.clone(),
+                        )
+                    });
+                    self.oap.set_services(services.collect::<Vec<_>>());
+                    self.tell_clashes();
+                }
             }
-            Ok(_) => {}
             Err(error) => tracing::warn!(%error, "processes could not be listed"),
         }
+        self.table = Some(table);
         for live in self.live.values_mut() {
             live.watched
-                .retain(|&process| self.table.find(process).is_some());
+                .retain(|&process| self.processes.find(process).is_some());
         }
         let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
         for task_id in tasks {
             self.watch_new(&task_id);
         }
+        if std::mem::take(&mut self.must_scan_again) {
+            self.begin_scan();
+        }
+    }
+
+    /// Says at most once a minute whose processes take too long to look at.
+    fn tell_postponed(&mut self, changes: &Changes) {
+        let is_due = self
+            .postponed_told
+            .is_none_or(|told| told.elapsed() >= POSTPONED_TOLD);
+        if !changes.postponed.is_empty() && is_due {
+            self.postponed_told = Some(Instant::now());
+            for (user, count) in &changes.postponed {
+                tracing::warn!(
+                    user,
+                    count,
+                    "looking at this user's processes takes too long; some wait for a later scan"
+                );
+            }
+        }
     }
 
     /// Says once that an OAP takes several services for one.
     fn tell_clashes(&mut self) {
-        for (name, full) in self.table.clashes() {
+        for (name, full) in self.processes.clashes() {
             if self.clashes_told.len() < CLASHES_MAX && self.clashes_told.insert(name.to_owned()) {
                 let services: Vec<&str> = full.into_iter().collect();
                 tracing::warn!(
@@ -223,19 +290,18 @@ impl Control {
         }
     }
 
-    /// Adds processes of a task's instances that are not watched yet.
+    /// Inspects processes of a task's instances that are not watched yet, to add them.
     fn watch_new(&mut self, task_id: &TaskId) {
         let Some(live) = self.live.get_mut(task_id) else {
             return;
         };
         for service in live.instances.keys() {
-            for process in self.table.processes_of(service) {
+            for process in self.processes.processes_of(service) {
                 let key = process.key;
-                if live.watched.contains(&key) {
+                if !live.watched.insert(key) {
                     continue;
                 }
                 if let Some(text) = self.bindings.left_to_agent(key.pid, process.agent.as_ref()) {
-                    live.watched.insert(key);
                     tracing::warn!(%task_id, "{text}");
                     self.pipeline.send(Command::Note {
                         slot: live.slot,
@@ -244,14 +310,33 @@ impl Control {
                     });
                     continue;
                 }
-                let has_agent = process.agent.is_some();
-                let look = || inspect(live.slot, key, service.clone(), has_agent);
-                if let Some(commands) = tokio::task::block_in_place(look) {
-                    live.watched.insert(key);
-                    commands
-                        .into_iter()
-                        .for_each(|command| self.pipeline.send(command));
-                }
+                self.inspections.push(Inspection {
+                    task_id: task_id.clone(),
+                    slot: live.slot,
+                    process: key,
+                    service: service.clone(),
+                    has_agent: process.agent.is_some(),
+                });
+            }
+        }
+    }
+
+    fn end_inspection(&mut self, inspected: Inspected) {
+        let Inspected {
+            task_id,
+            process,
+            commands,
+        } = inspected;
+        let Some(live) = self.live.get_mut(&task_id) else {
+            return; // it is over
+        };
+        match commands {
+            Some(commands) => commands
+                .into_iter()
+                .for_each(|command| self.pipeline.send(command)),
+            // Its interpreter still starts: the next scan asks again.
+            None => {
+                live.watched.remove(&process);
             }
         }
     }
@@ -264,7 +349,7 @@ impl Control {
                 // Before it is sent: a crash in between must not let in another request.
                 let service = segment.service.clone();
                 self.journal(|journal| journal.profiled(&task_id, &service));
-                let process = self.table.find(segment.request.request.process);
+                let process = self.processes.find(segment.request.request.process);
                 let tags = process.map_or_else(Vec::new, |p| p.identity.tags.clone());
                 segment.tags.extend(tags);
                 tracing::info!(
@@ -281,8 +366,8 @@ impl Control {
             PipelineEvent::Coverage(task_id, coverage) => {
                 self.tell_coverage(&task_id, coverage);
             }
-            PipelineEvent::ProgramTime(run_time_ns, ktime_ns) => {
-                self.overhead.on_program_time(run_time_ns, ktime_ns);
+            PipelineEvent::ProgramTime(run_time, ktime_ns) => {
+                self.overhead.on_program_time(run_time, ktime_ns);
             }
             PipelineEvent::TaskDone(task_id, coverage) => {
                 if let Some(live) = self.live.get_mut(&task_id) {
@@ -304,7 +389,7 @@ impl Control {
                 for live in self.live.values_mut() {
                     live.watched.remove(&process);
                 }
-                self.scan();
+                self.begin_scan();
             }
         }
     }

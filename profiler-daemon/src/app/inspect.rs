@@ -4,14 +4,32 @@ use std::sync::Arc;
 
 use super::capture::{Command, NewTarget};
 use crate::model::{Counter, ProcessKey, Service, TaskSlot};
+use crate::process::patience;
 use crate::process::procfs::Procfs;
 use crate::process::python::{PythonError, PythonRuntime};
 use crate::process::{RequestModel, Runtime};
 
 /// The commands that add a process to a task, with what is known about its runtime. `None` if its
 /// interpreter still starts (ask again) or the process has just ended. Reads the process's memory,
-/// which takes some milliseconds.
+/// which takes some milliseconds, or some seconds if the process does not let itself be read.
 pub(super) fn inspect(
+    slot: TaskSlot,
+    process: ProcessKey,
+    service: Service,
+    has_agent: bool,
+) -> Option<Vec<Command>> {
+    let pid = process.pid;
+    match patience::look(pid, move || look(slot, process, service, has_agent)) {
+        Ok(commands) => commands,
+        Err(error) => Some(vec![Command::Note {
+            slot,
+            counter: Some(Counter::ProcessesUnreadable),
+            text: error.to_string(),
+        }]),
+    }
+}
+
+fn look(
     slot: TaskSlot,
     process: ProcessKey,
     service: Service,

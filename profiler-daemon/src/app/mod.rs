@@ -10,22 +10,29 @@ mod binding;
 mod capture;
 mod control;
 mod inspect;
+mod inspection;
+mod namer;
 mod neighbour;
 mod open_request;
 mod overhead;
 mod pipeline;
 mod privilege;
 mod record;
+mod relay;
 mod resolve;
 mod statistics;
 mod worker;
 
 use std::net::SocketAddr;
 use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use caps::Capability;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::{register, register_conditional_shutdown};
 
 use crate::config::{Config, Secret};
 use crate::embedded::{DataDir, EmbeddedOap};
@@ -71,7 +78,7 @@ pub fn run_daemon(config: Config) -> Result<()> {
     privilege::restrict(&[]);
     // After the keeper of statistics, which is one of us as well.
     let mark = neighbour::announce(&oap.backends);
-    runtime()?.block_on(control::run(
+    block_on(control::run(
         config, oap, journal, mark, statistics, metrics,
     ))
 }
@@ -97,7 +104,7 @@ pub fn run_standalone(
     let statistics = statistics(&config);
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     privilege::restrict(also);
-    runtime()?.block_on(async move {
+    block_on(async move {
         let embedded = config.embedded_config(listen, http_listen, token.clone());
         let data = embedded.data.clone();
         let embedded = EmbeddedOap::start_with(embedded).await?;
@@ -168,11 +175,33 @@ fn statistics(config: &Config) -> Option<StatisticsKeeper> {
         .ok()
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+/// Runs to the end, on threads of its own.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     limit::check_threads()?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("failed to start the asynchronous runtime")
+        .context("failed to start the asynchronous runtime")?;
+    let result = runtime.block_on(work);
+    // A look at a process may be under way, and take seconds.
+    runtime.shutdown_background();
+    result
+}
+
+/// From now on a first SIGTERM or SIGINT is for who waits for it, and a second one ends the program at once, whatever its threads
+/// do.
+///
+/// # Errors
+///
+/// The system refuses.
+fn end_at_second_signal() -> Result<()> {
+    let has_come = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first one only sets the flag.
+        register_conditional_shutdown(signal, 128 + signal, Arc::clone(&has_come))
+            .and_then(|_| register(signal, Arc::clone(&has_come)))
+            .with_context(|| format!("failed to catch signal {signal}"))?;
+    }
+    Ok(())
 }

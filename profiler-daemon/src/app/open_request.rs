@@ -43,10 +43,6 @@ impl OpenRequests {
         self.by_id.insert(open.request.id, open);
     }
 
-    pub(super) fn get(&self, id: RequestId) -> Option<&Open> {
-        self.by_id.get(&id)
-    }
-
     /// Whoever adds samples calls [`Self::bound`] afterwards.
     pub(super) fn get_mut(&mut self, id: RequestId) -> Option<&mut Open> {
         self.by_id.get_mut(&id)
@@ -134,7 +130,7 @@ mod tests {
             requests.push(id, before, Some(sample));
             assert!(requests.samples_bytes <= SAMPLES_MAX_BYTES);
         }
-        let step = |id| requests.get(id).unwrap().samples.step();
+        let step = |id| requests.by_id.get(&id).unwrap().samples.step();
         assert!(step(long) > 1);
         assert_eq!(step(short), 1);
         assert!(requests.samples_bytes > SAMPLES_MAX_BYTES / 4);

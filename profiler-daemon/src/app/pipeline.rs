@@ -12,8 +12,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
 use super::capture::{Capture, CaptureState, Command, Commands, WaitingBytes};
+use super::relay::Watchdog;
 use super::resolve::{PipelineEvent, Resolve};
-use super::worker::{self, Worker};
+use super::worker::Worker;
 use crate::config::{CodeSignature as Setting, Config};
 use crate::kernel::LoadOptions;
 use crate::model::CaptureObservation;
@@ -29,6 +30,7 @@ pub(super) struct Pipeline {
     capture: Arc<CaptureState>,
     /// In the order in which one's end leads to the other's.
     workers: Vec<Worker>,
+    watchdog: Arc<Watchdog>,
 }
 
 impl Pipeline {
@@ -73,20 +75,22 @@ impl Pipeline {
             Setting::Line => CodeSignature::Line,
         };
         let frames = config.frames;
-        let capture = Worker::spawn("capture", move || {
-            worker::raise_priority();
-            capture.run()
-        })?;
-        let to_capture = commands.clone();
-        let resolve = Worker::spawn("resolve", move || {
-            // Built here: symbol caches are not shared between threads.
-            Resolve::new(work, waiting, to_capture, send_events, signature, frames).run();
-            Ok(())
-        })?;
+        let resolve = Resolve::new(
+            work,
+            waiting,
+            commands.clone(),
+            send_events,
+            signature,
+            frames,
+        );
+        let watchdog = Watchdog::start()?;
+        let capture = Worker::spawn("capture", capture, &watchdog)?;
+        let resolve = Worker::spawn("resolve", resolve, &watchdog)?;
         let pipeline = Self {
             commands,
             capture: state,
             workers: vec![capture, resolve],
+            watchdog,
         };
         Ok((pipeline, events))
     }
@@ -120,9 +124,13 @@ impl Pipeline {
                 Ok(()) => {}
             }
         }
+        self.watchdog.stop();
         result
     }
 }
+
+#[cfg(test)]
+use super::worker::Body;
 
 #[cfg(test)]
 impl Pipeline {
@@ -132,15 +140,18 @@ impl Pipeline {
     ) -> Result<(Self, mpsc::Receiver<PipelineEvent>)> {
         let (commands, receive_commands) = unbounded::<Command>();
         let (send_events, events) = mpsc::channel(EVENTS_MAX);
-        let capture = Worker::spawn("capture", move || {
+        let watchdog = Watchdog::start()?;
+        let capture = Body(move || {
             while !matches!(receive_commands.recv(), Ok(Command::Shutdown) | Err(_)) {}
             Ok(())
-        })?;
-        let resolve = Worker::spawn("resolve", move || {
+        });
+        let resolve = Body(move || {
             let _events = send_events; // closes with the thread
             body();
             Ok(())
-        })?;
+        });
+        let capture = Worker::spawn("capture", capture, &watchdog)?;
+        let resolve = Worker::spawn("resolve", resolve, &watchdog)?;
         let pipeline = Self {
             commands: Commands {
                 sender: commands,
@@ -148,6 +159,7 @@ impl Pipeline {
             },
             capture: Arc::new(CaptureState::new(0, 0, 0)),
             workers: vec![capture, resolve],
+            watchdog,
         };
         Ok((pipeline, events))
     }

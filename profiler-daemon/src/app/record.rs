@@ -57,7 +57,7 @@ pub fn record(
     std::thread::scope(|scope| {
         let recording = scope.spawn(|| {
             super::privilege::restrict(&[]);
-            super::runtime()?.block_on(run(config, request, progress))
+            super::block_on(run(config, request, progress))
         });
         match recording.join() {
             Ok(report) => report,
@@ -97,6 +97,7 @@ async fn run(
         create_unix_ms: now_ms,
     };
     // Before anything is attached: from here on a signal ends the recording in order.
+    super::end_at_second_signal()?;
     let interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
     let terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
     let (pipeline, events) = Pipeline::spawn(config)?;

@@ -2,31 +2,28 @@
 //!
 //! In:  [`Work`] from [`super::capture`], in order
 //! Out: [`PipelineEvent`]s to [`super::control`]
-//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]
+//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]; see also [`super::namer`]
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
 use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work};
+use super::namer::{Namer, Sampled};
 use super::open_request::OpenRequests;
-use crate::frames::{FrameSet, activity};
-use crate::kernel;
+use super::relay::{Ended, Relay, Resume};
+use crate::frames::FrameSet;
+use crate::guard::RunTime;
 use crate::model::{
-    Captured, Counter, Coverage, FinishedRequest, Frame, FrameKind, ProcessKey, ProfiledSegment,
-    RawSample, RequestId, SampleKind, Service, Stack, TAG_CUT, TaskId, TaskSlot, TimedStack,
+    Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfiledSegment, RawSample, RequestId,
+    SampleKind, Service, TAG_CUT, TaskId, TaskSlot, TimedStack,
 };
-use crate::process::Process;
-use crate::process::procfs::Procfs;
+use crate::process::patience::left_out_text;
 use crate::process::python::{CodeSignature, PythonRuntime};
 use crate::snapshot;
-use crate::symbolize::Symbolizer;
 use crate::timeline;
-use crate::unwind::Unwinder;
 use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
@@ -44,7 +41,7 @@ pub(super) enum PipelineEvent {
     /// Coverage so far.
     Coverage(TaskId, Coverage),
     /// Time in all runs of the programs while the kernel counted them, and an instant (`CLOCK_MONOTONIC`).
-    ProgramTime(u64, u64),
+    ProgramTime(RunTime, u64),
     /// The task is over.
     TaskDone(TaskId, Coverage),
     /// The task could not be armed.
@@ -55,17 +52,26 @@ pub(super) enum PipelineEvent {
 
 /// State of the thread.
 pub(super) struct Resolve {
-    pub(super) work: Receiver<Work>,
+    work: Receiver<Work>,
     waiting: Arc<WaitingBytes>,
     commands: Commands,
-    pub(super) events: mpsc::Sender<PipelineEvent>,
-    unwinder: Unwinder,
-    symbolizer: Symbolizer,
+    events: mpsc::Sender<PipelineEvent>,
+    code_signature: CodeSignature,
     frames: FrameSet,
-    processes: HashMap<ProcessKey, Process>,
+    /// What the namer has been asked for.
+    asked: Option<Asked>,
     runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     requests: OpenRequests,
     coverage: HashMap<TaskId, Coverage>,
+}
+
+/// What the namer is asked for.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    /// To prepare a target of a task.
+    Target(TaskSlot),
+    /// To name a stack of a request.
+    Stack(RequestId),
 }
 
 impl Resolve {
@@ -82,26 +88,28 @@ impl Resolve {
             waiting,
             commands,
             events,
-            unwinder: Unwinder::default(),
-            symbolizer: Symbolizer::new(code_signature).showing(frames),
+            code_signature,
             frames,
-            processes: HashMap::new(),
+            asked: None,
             runtimes: HashMap::new(),
             requests: OpenRequests::default(),
             coverage: HashMap::new(),
         }
     }
 
-    /// Runs until the capture thread is gone.
-    pub(super) fn run(mut self) {
-        while let Ok(work) = self.work.recv() {
-            self.take(work);
-        }
-    }
-
-    fn take(&mut self, work: Work) {
+    /// Does one piece of work; `None` if another thread has gone on meanwhile.
+    fn take(
+        mut self: Box<Self>,
+        work: Work,
+        namer: &mut Namer,
+        relay: &Relay<Self>,
+    ) -> Option<Box<Self>> {
         match work {
-            Work::Target(target) => self.on_target(target),
+            Work::Target(target) => return self.on_target(target, namer, relay),
+            Work::Sample(sample) => {
+                self.waiting.remove(&sample);
+                return self.on_sample(sample, namer, relay);
+            }
             Work::Forked(child, python) => {
                 if let Some(python) = python {
                     self.runtimes.insert(child, python);
@@ -113,10 +121,6 @@ impl Resolve {
                     open.grids.change(since_ktime_ns, grid);
                 }
             }
-            Work::Sample(sample) => {
-                self.waiting.remove(&sample);
-                self.on_sample(sample);
-            }
             Work::Drop(id) => {
                 self.requests.close(id);
             }
@@ -125,8 +129,8 @@ impl Resolve {
                 let coverage = self.with_own(&task_id, coverage);
                 self.tell(PipelineEvent::Coverage(task_id, coverage));
             }
-            Work::ProgramTime(run_time_ns, ktime_ns) => {
-                self.tell(PipelineEvent::ProgramTime(run_time_ns, ktime_ns));
+            Work::ProgramTime(run_time, ktime_ns) => {
+                self.tell(PipelineEvent::ProgramTime(run_time, ktime_ns));
             }
             Work::TaskDone(task_id, coverage) => {
                 let coverage = self.with_own(&task_id, coverage);
@@ -138,147 +142,144 @@ impl Resolve {
             }
             Work::Armed(task_id) => self.tell(PipelineEvent::Armed(task_id)),
             Work::ForgetProcess(key, lives) => {
-                self.forget(key);
+                self.runtimes.remove(&key);
+                namer.forget(key);
                 if lives {
                     self.tell(PipelineEvent::ProcessChanged(key));
                 }
             }
             Work::Idle => {
-                self.processes.clear();
                 self.runtimes.clear();
                 self.requests.clear();
-                self.symbolizer.release();
-                self.unwinder = Unwinder::default();
+                namer.release();
                 // Symbols take tens of megabytes, and the next task may be days away.
                 release_free_memory();
             }
         }
+        Some(self)
     }
 
-    /// Reads what stacks of a process need, before there are any.
-    fn on_target(&mut self, mut target: NewTarget) {
+    /// Has the namer read a process, which may never end.
+    fn ask<T>(
+        mut self: Box<Self>,
+        asked: Asked,
+        process: ProcessKey,
+        relay: &Relay<Self>,
+        read: impl FnOnce() -> T,
+    ) -> Option<(Box<Self>, T)> {
+        self.asked = Some(asked);
+        let (mut this, result) = relay.lend(self, |reading| {
+            reading.begin(process.pid);
+            read()
+        })?;
+        this.asked = None;
+        Some((this, result))
+    }
+
+    /// Has what stacks of a process need read, before there are any.
+    fn on_target(
+        mut self: Box<Self>,
+        mut target: NewTarget,
+        namer: &mut Namer,
+        relay: &Relay<Self>,
+    ) -> Option<Box<Self>> {
         let key = target.process;
-        self.forget(key);
+        self.runtimes.remove(&key);
+        namer.forget(key);
         if let Some(python) = &target.python {
             self.runtimes.insert(key, Arc::clone(python));
-            target.python_threads = python.thread_states();
         }
-        let start = Instant::now();
-        if let Err(error) = self.open_process(key) {
-            tracing::debug!(pid = %key, %error, "process cannot be opened");
+        let python = target.python.as_ref();
+        let (mut this, (threads, is_same)) =
+            self.ask(Asked::Target(target.slot), key, relay, || {
+                let threads = python.map(|python| python.thread_states());
+                let is_same = namer.prepare(key, python, &target.program);
+                (threads.unwrap_or_default(), is_same)
+            })?;
+        if is_same {
+            target.python_threads = threads;
+            this.commands.send(Command::Watch(target));
+        } else {
+            this.runtimes.remove(&key);
+            namer.forget(key);
+            this.tell(PipelineEvent::ProcessChanged(key));
         }
-        if let Some(process) = self.processes.get(&key) {
-            self.unwinder.prepare(process);
-            self.symbolizer.prepare(process);
-            // Most of what a request's stacks will have below its handler.
-            let mut unwanted = Coverage::default();
-            for stack in self.unwinder.python_stacks(process) {
-                self.symbolizer.symbolize(process, &stack, &mut unwanted);
-            }
-        }
-        tracing::debug!(pid = %key, elapsed = ?start.elapsed(), "process prepared");
-        match Procfs::default().stat(key.pid) {
-            Ok(now) if now.key(key.pid) == key && !now.is_same_program(&target.program) => {
-                self.forget(key);
-                self.tell(PipelineEvent::ProcessChanged(key));
-            }
-            // Whether it has ended is checked when it is watched.
-            _ => self.commands.send(Command::Watch(target)),
-        }
+        Some(this)
     }
 
-    fn open_process(&mut self, key: ProcessKey) -> io::Result<()> {
-        if !self.processes.contains_key(&key) {
-            let mut process = Process::open_same(key)?;
-            process.python = self.runtimes.get(&key).map(|python| (**python).clone());
-            self.processes.insert(key, process);
-        }
-        Ok(())
-    }
-
-    fn on_sample(&mut self, sample: RawSample) {
+    fn on_sample(
+        mut self: Box<Self>,
+        sample: RawSample,
+        namer: &mut Namer,
+        relay: &Relay<Self>,
+    ) -> Option<Box<Self>> {
         let RawSample {
             request,
             ktime_ns,
             kind,
             ..
         } = sample;
-        let Some(open) = self.requests.get(request) else {
+        let Some(open) = self.requests.get_mut(request) else {
             // Requests that were dropped leave samples behind in the rings.
-            return;
+            return Some(self);
         };
-        let process = open.request.process;
         let bytes_before = open.samples.memory_bytes();
-        let stack = match kind {
+        let (captured, since_ktime_ns) = match kind {
             SampleKind::Ended => {
                 // Its stack while it was blocked held until then.
-                if let Some(open) = self.requests.get_mut(request)
-                    && let Some(blocked) = &open.blocked
-                {
+                if let Some(blocked) = &open.blocked {
                     open.samples.end_block(blocked, ktime_ns);
                 }
-                return;
+                return Some(self);
             }
             SampleKind::Unchanged => {
                 let stack = open.blocked.clone();
-                if stack.is_none()
-                    && let Some(open) = self.requests.get_mut(request)
-                {
+                if stack.is_none() {
                     // The sample of the block could not be resolved.
                     open.losses.bump(Counter::SamplesOrphaned);
                 }
-                stack.map(|stack| TimedStack::at(ktime_ns, stack))
+                let stack = stack.map(|stack| TimedStack::at(ktime_ns, stack));
+                self.requests.push(request, bytes_before, stack);
+                return Some(self);
             }
-            SampleKind::OnCpu(captured) => {
-                let stack = self.resolve(request, process, captured, false);
-                stack.map(|stack| TimedStack::at(ktime_ns, stack))
-            }
+            SampleKind::OnCpu(captured) => (captured, None),
             SampleKind::OffCpu {
                 since_ktime_ns,
                 captured,
-            } => {
-                let stack = self.resolve(request, process, captured, true);
-                if let Some(open) = self.requests.get_mut(request) {
-                    open.blocked.clone_from(&stack);
-                }
-                stack.map(|stack| TimedStack {
-                    since_ktime_ns: since_ktime_ns.min(ktime_ns),
-                    ..TimedStack::at(ktime_ns, stack)
-                })
-            }
+            } => (captured, Some(since_ktime_ns)),
         };
-        self.requests.push(request, bytes_before, stack);
-    }
-
-    /// Unwinds and names; `None` if the process cannot be read any more, which is counted.
-    fn resolve(
-        &mut self,
-        request: RequestId,
-        key: ProcessKey,
-        mut captured: Box<Captured>,
-        is_off_cpu: bool,
-    ) -> Option<Arc<Stack<Frame>>> {
-        let start = Instant::now();
-        let opened = self.open_process(key);
-        let open = self.requests.get_mut(request)?;
-        let losses = &mut open.losses;
-        if let Err(error) = opened {
-            losses.bump(match error.kind() {
-                io::ErrorKind::PermissionDenied => Counter::SamplesNoStack,
-                _ => Counter::SamplesOrphaned,
+        let process = open.request.process;
+        let sampled = Sampled {
+            process,
+            python: self.runtimes.get(&process).cloned(),
+            captured,
+            is_off_cpu: since_ktime_ns.is_some(),
+        };
+        let name = || {
+            let mut losses = Coverage::default();
+            let stack = namer.name(sampled, &mut losses);
+            (stack, losses)
+        };
+        let (mut this, (stack, losses)) = self.ask(Asked::Stack(request), process, relay, name)?;
+        if let Some(open) = this.requests.get_mut(request) {
+            open.losses.merge(&losses);
+            let stack = match stack {
+                Ok(stack) => Some(open.samples.share(stack)),
+                Err(why) => {
+                    open.losses.bump(why);
+                    None
+                }
+            };
+            if since_ktime_ns.is_some() {
+                open.blocked.clone_from(&stack);
+            }
+            let stack = stack.map(|stack| TimedStack {
+                since_ktime_ns: since_ktime_ns.unwrap_or(ktime_ns).min(ktime_ns),
+                ..TimedStack::at(ktime_ns, stack)
             });
-            return None;
+            this.requests.push(request, bytes_before, stack);
         }
-        let process = self.processes.get_mut(&key)?;
-        let stack = self.unwinder.unwind(process, &mut captured, losses);
-        let mut stack = self.symbolizer.symbolize(process, &stack, losses);
-        if !stack.frames.is_empty()
-            && let Some(activity) = activity_of(&stack, &captured, is_off_cpu)
-        {
-            stack.frames.insert(0, activity);
-        }
-        tracing::trace!(pid = %key, elapsed = ?start.elapsed(), "stack resolved");
-        Some(open.samples.share(stack))
+        Some(this)
     }
 
     fn on_finish(&mut self, mut finished: FinishedRequest) {
@@ -330,24 +331,43 @@ impl Resolve {
         coverage
     }
 
-    fn forget(&mut self, key: ProcessKey) {
-        self.processes.remove(&key);
-        self.runtimes.remove(&key);
-        self.unwinder.forget(key);
-        self.symbolizer.forget(key);
-    }
-
     fn tell(&self, event: PipelineEvent) {
         // Fails only when the owner is gone, and then the daemon is leaving.
         let _gone = self.events.blocking_send(event);
     }
 }
 
-/// What the thread is in inside the kernel, as the innermost frame.
-fn activity_of(stack: &Stack<Frame>, captured: &Captured, is_off_cpu: bool) -> Option<Frame> {
-    let kernel = stack.frames.iter().filter(|f| f.kind == FrameKind::Kernel);
-    let names: Vec<&str> = kernel.map(|f| &*f.signature).collect();
-    let call = kernel::system_call(&captured.regs);
-    let activity = activity::of_thread(&names, call, is_off_cpu)?;
-    Some(Frame::new(activity.to_string(), FrameKind::Activity))
+impl Resume for Resolve {
+    /// Five seconds: symbols of a large program on a slow disk.
+    const LOOKS_MAX: u32 = 100;
+
+    /// Runs until the capture thread is gone.
+    fn run(mut self: Box<Self>, relay: &Relay<Self>) -> anyhow::Result<Ended> {
+        let mut namer = Namer::new(self.code_signature, self.frames);
+        while let Ok(work) = self.work.recv() {
+            match self.take(work, &mut namer, relay) {
+                Some(back) => self = back,
+                None => return Ok(Ended::Replaced),
+            }
+        }
+        Ok(Ended::Done)
+    }
+
+    fn leave_out(&mut self, process: Pid) {
+        match self.asked.take() {
+            // It is not watched yet.
+            Some(Asked::Target(slot)) => self.commands.send(Command::Note {
+                slot,
+                counter: Some(Counter::ProcessesUnreadable),
+                text: left_out_text(process),
+            }),
+            Some(Asked::Stack(request)) => {
+                if let Some(open) = self.requests.get_mut(request) {
+                    open.losses.bump(Counter::SamplesHeldUp);
+                }
+                self.commands.send(Command::LeaveOut(process));
+            }
+            None => {}
+        }
+    }
 }

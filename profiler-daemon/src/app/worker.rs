@@ -1,11 +1,12 @@
 //! A thread whose end is reported to its owner, with the reason.
 
 use std::any::Any;
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
+use crossbeam_channel::{Receiver, bounded};
 
-use crate::limit::thread_remedy;
+use super::relay::{Outcome, Relay, Resume, Watchdog};
 
 /// Nice value of the thread that samples blocked threads: its tick must not wait behind the load it
 /// measures. It sleeps nearly always, so what this takes from others is small; real-time scheduling
@@ -21,24 +22,23 @@ const CAPTURE_SLICE_NS: u64 = 100_000;
 #[derive(Debug)]
 pub(super) struct Worker {
     name: &'static str,
-    thread: JoinHandle<Result<()>>,
+    outcome: Receiver<Outcome>,
 }
 
 impl Worker {
-    /// Starts it.
+    /// Starts it. The watchdog replaces it if it does not come back from reading a process.
     ///
     /// # Errors
     ///
     /// The system has no thread left.
-    pub(super) fn spawn(
+    pub(super) fn spawn<S: Resume>(
         name: &'static str,
-        body: impl FnOnce() -> Result<()> + Send + 'static,
+        state: S,
+        watchdog: &Arc<Watchdog>,
     ) -> Result<Self> {
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(body)
-            .with_context(|| format!("failed to start the {name} thread ({})", thread_remedy()))?;
-        Ok(Self { name, thread })
+        let (send, outcome) = bounded(1);
+        Relay::start(name, Box::new(state), watchdog, send)?;
+        Ok(Self { name, outcome })
     }
 
     /// Waits for its end.
@@ -48,9 +48,10 @@ impl Worker {
     /// It failed or panicked.
     pub(super) fn join(self) -> Result<()> {
         let name = self.name;
-        match self.thread.join() {
-            Ok(result) => result.with_context(|| format!("the {name} thread failed")),
-            Err(payload) => Err(anyhow!("the {name} thread panicked: {}", text(&*payload))),
+        match self.outcome.recv() {
+            Ok(Ok(result)) => result.with_context(|| format!("the {name} thread failed")),
+            Ok(Err(payload)) => Err(anyhow!("the {name} thread panicked: {}", text(&*payload))),
+            Err(_) => Err(anyhow!("the {name} thread ended without a word")),
         }
     }
 }
@@ -97,20 +98,47 @@ fn set_scheduling(attributes: &libc::sched_attr) -> std::io::Result<()> {
     }
 }
 
+/// A thread that does only this, in tests.
+#[cfg(test)]
+pub(super) struct Body<F>(pub(super) F);
+
+#[cfg(test)]
+impl<F: FnOnce() -> Result<()> + Send + 'static> Resume for Body<F> {
+    const LOOKS_MAX: u32 = 1;
+
+    fn run(self: Box<Self>, _: &Relay<Self>) -> Result<super::relay::Ended> {
+        (self.0)().map(|()| super::relay::Ended::Done)
+    }
+
+    fn leave_out(&mut self, _: crate::model::Pid) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn outcome(
+        name: &'static str,
+        body: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let watchdog = Watchdog::start()?;
+        let result = Worker::spawn(name, Body(body), &watchdog)?.join();
+        watchdog.stop();
+        result
+    }
+
     /// Check that a failed thread tells its name and the causes.
     #[test]
     fn a_failure_names_the_thread_and_the_cause() {
-        let body = || Err(anyhow!("no timer").context("cannot tick"));
-        let error = Worker::spawn("capture", body).unwrap().join().unwrap_err();
+        let error = outcome(
+            "capture",
+            || Err(anyhow!("no timer").context("cannot tick")),
+        );
         assert_eq!(
-            format!("{error:#}"),
+            format!("{:#}", error.unwrap_err()),
             "the capture thread failed: cannot tick: no timer"
         );
-        Worker::spawn("x", || Ok(())).unwrap().join().unwrap();
+        outcome("x", || Ok(())).unwrap();
     }
 
     /// Check that a panic becomes an error with its text, formatted or not.
@@ -120,9 +148,8 @@ mod tests {
             ((|| panic!("boom")) as fn() -> Result<()>, "boom"),
             (|| panic!("boom {}", std::hint::black_box(0)), "boom 0"),
         ] {
-            let error = Worker::spawn("resolve", body).unwrap().join().unwrap_err();
             assert_eq!(
-                error.to_string(),
+                outcome("resolve", body).unwrap_err().to_string(),
                 format!("the resolve thread panicked: {expected}")
             );
         }

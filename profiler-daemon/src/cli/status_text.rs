@@ -85,6 +85,10 @@ fn tasks_text(tasks: &TaskObservation) -> String {
             tasks.services, tasks.processes
         ),
     ));
+    if tasks.processes_left_out > 0 {
+        let what = "processes left out because they do not let themselves be read: see the log";
+        text.push_str(&row(tasks.processes_left_out, true, what));
+    }
     if tasks.requests_unbound > 0 {
         text.push_str(&row(
             tasks.requests_unbound,
@@ -216,6 +220,7 @@ mod tests {
                 refused: 1,
                 period_factor: 4,
                 processes: 40,
+                processes_left_out: 1,
                 instances: 3,
                 services: 2,
                 ..TaskObservation::default()
@@ -272,6 +277,7 @@ mod tests {
         !          1  refused, see the log
         !          4  times the dump period that tasks ask for: the overhead guard acts, see the log
                    3  service instances of 2 services, of 40 processes
+        !          1  processes left out because they do not let themselves be read: see the log
           kernel
             attached  BPF programs
                10 ms  between two ticks

@@ -1,6 +1,7 @@
 //! Typed handles of the maps, and the errors of reading and writing them.
 
 use std::borrow::Borrow;
+use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya::{Ebpf, Pod, util::nr_cpus};
@@ -22,6 +23,19 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let map = take(ebpf, name)?
             .try_into()
             .map_err(|source| KernelError::Map { name, source })?;
+        Ok(Self { name, map })
+    }
+
+    /// A second handle of a map that is not taken yet, for another thread.
+    pub(super) fn second(ebpf: &Ebpf, name: &'static str) -> Result<Self, KernelError> {
+        let failed = error(name);
+        let map = ebpf.map(name).ok_or(KernelError::Absent(name))?;
+        let Map::HashMap(data) = map else {
+            return Err(KernelError::Absent(name));
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let data = MapData::from_fd(fd.map_err(|error| failed(error.into()))?).map_err(&failed)?;
+        let map = Map::HashMap(data).try_into().map_err(failed)?;
         Ok(Self { name, map })
     }
 
@@ -144,7 +158,7 @@ impl Maps {
             partial_heads: Table::take(ebpf, "PARTIAL_HEADS")?,
             cancels: Table::take(ebpf, "CANCELS")?,
             tags: Table::take(ebpf, "THREAD_TAGS")?,
-            states: Table::take(ebpf, "THREAD_STATES")?,
+            states: Table::take(ebpf, THREAD_STATES)?,
             python: Table::take(ebpf, "PYTHON_PROCS")?,
             python_threads: Table::take(ebpf, "PYTHON_THREADS")?,
             rules: take(ebpf, RULES)?.try_into().map_err(error(RULES))?,
@@ -211,6 +225,7 @@ impl Maps {
     }
 }
 
+pub(super) const THREAD_STATES: &str = "THREAD_STATES";
 const RULES: &str = "RULES";
 const REQUEST_WAKEUP: &str = "REQUEST_WAKEUP";
 const COUNTERS: &str = "COUNTERS";

@@ -37,8 +37,8 @@ mod regs;
 mod scheduler;
 mod stats;
 
-use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -57,12 +57,14 @@ pub use drain::Drained;
 pub use error::{KernelError, MINIMUM_KERNEL};
 pub(crate) use memory_limit::raise_memory_limit;
 pub use object::{BTF_PATH, LoadOptions, RequestHooks};
+pub use observe::ThreadStateReader;
 pub use perf_event::try_perf_event;
 pub use probe::{Check, probe, probe_quickly};
 pub use regs::{FP, IP, SP, instruction_pointer, stack_pointer, system_call};
 pub use stats::{ProgramStats, count_runs};
 
-use maps::Maps;
+use crate::guard::RunTime;
+use maps::{Maps, Table};
 use object::{Link, SAMPLE_PROGRAM};
 
 /// When the clock events of the CPUs began. Each ticks one period after its beginning, and then every
@@ -88,8 +90,7 @@ pub struct Kernel {
     hooks: RequestHooks,
     log: Option<EbpfLogger<&'static dyn Log>>,
     statistics: Option<OwnedFd>,
-    /// Where kernel stacks of switched-out threads begin.
-    schedule: Option<Range<u64>>,
+    states: Arc<ThreadStateReader>,
     ebpf: Ebpf,
 }
 
@@ -118,6 +119,12 @@ impl Kernel {
         } else {
             None
         };
+        let schedule = match schedule {
+            Ok(thread) => thread.join().unwrap_or_default(),
+            Err(_) => scheduler::schedule_range(), // no thread is left
+        };
+        let states = Table::second(&ebpf, maps::THREAD_STATES)?;
+        let states = ThreadStateReader::new(states, schedule);
         Ok(Self {
             links: Vec::new(),
             maps: Maps::take(&mut ebpf)?,
@@ -128,10 +135,7 @@ impl Kernel {
             hooks,
             log,
             statistics: None,
-            schedule: match schedule {
-                Ok(thread) => thread.join().unwrap_or_default(),
-                Err(_) => scheduler::schedule_range(), // no thread is left
-            },
+            states: Arc::new(states),
             ebpf,
         })
     }
@@ -249,10 +253,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Time in all runs of the programs while the kernel counted them, in nanoseconds.
+    /// Time in all runs of the programs while the kernel counted them.
     #[must_use]
-    pub fn program_time_ns(&self) -> u64 {
-        stats::run_time_ns(&self.ebpf)
+    pub fn program_time(&self) -> RunTime {
+        stats::run_time(&self.ebpf)
     }
 
     /// Runs of hooks that the kernel has left out since the object was loaded, because one was under way on the same

@@ -1,24 +1,56 @@
 //! What the daemon asks the programs' maps: threads, connections, tags, counts.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use profiler_common::{Conn, ConnKey, KernelCounter, Target, ThreadState, ThreadTag};
 
 use super::control::check_slot;
+use super::maps::Table;
 use super::{Kernel, KernelError, scheduler};
 use crate::model::{Pid, TaskSlot, Tid};
 
-impl Kernel {
+/// Reads what the programs store of threads, also on a thread that does not have the [`Kernel`].
+pub struct ThreadStateReader {
+    states: Table<u32, ThreadState>,
+    /// Where kernel stacks of switched-out threads begin.
+    schedule: Option<Range<u64>>,
+}
+
+impl ThreadStateReader {
+    pub(super) fn new(states: Table<u32, ThreadState>, schedule: Option<Range<u64>>) -> Self {
+        Self { states, schedule }
+    }
+
     /// Last registers of a tagged thread. A reader compares `seq` before and after reading memory.
     /// Kernel frames begin with the scheduler.
     ///
     /// # Errors
     ///
     /// The map refuses.
-    pub fn thread_state(&self, tid: Tid) -> Result<Option<ThreadState>, KernelError> {
-        let mut state = self.maps.states.get(&tid.0)?;
+    pub fn get(&self, tid: Tid) -> Result<Option<ThreadState>, KernelError> {
+        let mut state = self.states.get(&tid.0)?;
         if let (Some(state), Some(schedule)) = (&mut state, &self.schedule) {
             scheduler::trim(state, schedule);
         }
         Ok(state)
+    }
+}
+
+impl Kernel {
+    /// As [`ThreadStateReader::get`].
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn thread_state(&self, tid: Tid) -> Result<Option<ThreadState>, KernelError> {
+        self.states.get(tid)
+    }
+
+    /// A reader of thread states for another thread. It holds the map when the kernel side is dropped, and reads nothing then.
+    #[must_use]
+    pub fn thread_states(&self) -> Arc<ThreadStateReader> {
+        Arc::clone(&self.states)
     }
 
     /// The tag of a thread, also one that is cancelled and that the thread has yet to remove.

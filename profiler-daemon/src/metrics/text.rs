@@ -120,6 +120,11 @@ impl Page<'_> {
         )?;
         self.gauge("profilerd_processes", "processes known", tasks.processes)?;
         self.gauge(
+            "profilerd_processes_left_out",
+            "processes that are left out because they do not let themselves be read",
+            tasks.processes_left_out,
+        )?;
+        self.gauge(
             "profilerd_service_instances",
             "service instances reported to the OAP",
             tasks.instances,

@@ -79,6 +79,7 @@ counters! {
     RequestsOnLoop, "requests_on_loop", Requests, loss: true, "matched requests served by an event loop: a sample of its thread may belong to another request";
     RequestsTooShort, "requests_too_short", Requests, loss: true, "matched requests that ended before a sample was due";
     RequestsByOtherProgram, "requests_by_other_program", Requests, loss: true, "matched requests answered by a child process or another program (CGI)";
+    RequestsUnreadable, "requests_unreadable", Requests, loss: true, "matched requests of processes that did not let themselves be read";
     RequestsProcessGone, "requests_process_gone", Requests, loss: true, "matched requests whose process had ended before their stacks could be read";
     RequestsSamplesLost, "requests_samples_lost", Requests, loss: true, "matched requests whose samples were all lost";
     RequestsWithoutStack, "requests_without_stack", Requests, loss: true, "matched requests that ended with no readable stack";
@@ -104,6 +105,7 @@ counters! {
     KernelStacksSkipped, "kernel_stacks_skipped", Samples, loss: true, "samples of blocked threads without their kernel frames: the thread blocks too often";
     SamplesQueueFull, "samples_queue_full", Samples, loss: true, "samples lost because the queue for unwinding was full, by number or by size";
     SamplesThinned, "samples_thinned", Samples, loss: true, "samples left out at even intervals, because a request was long or all samples took too much memory; durations stay correct";
+    SamplesHeldUp, "samples_held_up", Samples, loss: true, "samples not taken because reading another process did not end";
     SamplesOrphaned, "samples_orphaned", Samples, loss: true, "samples of processes that had ended before their stacks could be read";
     TicksLate, "ticks_late", Samples, loss: true, "ticks that came more than half a period late";
     StacksCut, "stacks_cut", Stacks, loss: true, "stacks that end before their root: the copied bytes of the stack ran out";
@@ -126,6 +128,7 @@ counters! {
     SegmentQueriesFailed, "segment_queries_failed", Delivery, loss: true, "failed queries to the OAP for segments of agents";
     TagsFull, "tags_full", Limits, loss: true, "matched requests not sampled because the kernel's map of thread tags was full";
     MapUpdatesFailed, "map_updates_failed", Limits, loss: true, "other updates of BPF maps that the kernel refused";
+    ProcessesUnreadable, "processes_unreadable", Limits, loss: true, "processes left out because a page or a file of them did not arrive";
     ProcessesUnsupported, "processes_unsupported", Limits, loss: true, "processes of the service that cannot be profiled yet (for example Go)";
     ProcessesLeftToAgent, "processes_left_to_agent", Limits, loss: true, "processes of the service that are left to the profiler of their own SkyWalking agent";
     GuardSteps, "guard_steps", Limits, loss: true, "steps of the overhead guard: each changes the dump period or ends the task";

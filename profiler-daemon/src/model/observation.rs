@@ -57,6 +57,8 @@ pub struct TaskObservation {
     pub period_factor: u64,
     /// Processes known.
     pub processes: u64,
+    /// Those among them that are left out because they do not let themselves be read.
+    pub processes_left_out: u64,
     /// Service instances reported to the OAP.
     pub instances: u64,
     /// Their services.

@@ -53,6 +53,11 @@ const FATES: &[Cause] = &[
         "look for clients that abort requests or time out",
     ),
     Cause(
+        Counter::RequestsUnreadable,
+        "were of processes that did not let themselves be read",
+        "the notes of the coverage name them; look for a file system that does not answer",
+    ),
+    Cause(
         Counter::RequestsProcessGone,
         "were of processes that had ended before their stacks could be read",
         "look for crashes, or for a server that ends its workers after each request",
@@ -130,6 +135,11 @@ const PROCESSES: &[Cause] = &[
         "is left to its own SkyWalking agent, because snapshots of both would collide",
         "restart it with SW_AGENT_PROFILE_ACTIVE=false to have it profiled from outside, or see \
          oap.agent_profiler",
+    ),
+    Cause(
+        Counter::ProcessesUnreadable,
+        "does not let itself be read, and is left out",
+        "the notes of the coverage name it; look for a file system that does not answer",
     ),
     Cause(
         Counter::ProcessesUnsupported,
@@ -300,7 +310,10 @@ mod tests {
         const LOST: [C; 2] = [C::RequestEventsLost, C::BadRecords];
         let mut texts = Vec::new();
         for counter in C::all() {
-            let is_process = matches!(counter, C::ProcessesLeftToAgent | C::ProcessesUnsupported);
+            let is_process = matches!(
+                counter,
+                C::ProcessesLeftToAgent | C::ProcessesUnsupported | C::ProcessesUnreadable
+            );
             let is_cause = match counter.subject() {
                 Subject::Requests | Subject::Connections => !NO_CAUSES.contains(&counter),
                 _ => is_process,

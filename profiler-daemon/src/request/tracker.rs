@@ -465,6 +465,21 @@ impl RequestTracker {
         }
     }
 
+    /// A process does not let itself be read: its requests are dropped, and its tasks told why.
+    pub fn leave_out(&mut self, process: ProcessKey, text: &str, actions: &mut Vec<Action>) {
+        let serves = |task: &LiveTask| {
+            task.target(process.pid)
+                .is_some_and(|target| target.process == process)
+        };
+        for task in self.tasks.values_mut().filter(|task| serves(task)) {
+            task.coverage.bump(Counter::ProcessesUnreadable);
+            task.coverage.note(text.to_owned());
+        }
+        for id in self.ids(|open| open.request.process == process) {
+            self.drop_open(id, Counter::RequestsUnreadable, actions);
+        }
+    }
+
     pub(super) fn ids(&self, wanted: impl Fn(&OpenRequest) -> bool) -> Vec<RequestId> {
         let open = self.open.values().filter(|open| wanted(open));
         open.map(|open| open.request.id).collect()

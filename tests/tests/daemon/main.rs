@@ -21,6 +21,7 @@ mod spine;
 mod standalone;
 mod storage;
 mod streams;
+mod stuck;
 mod workers;
 
 use std::time::Duration;

@@ -84,6 +84,11 @@ impl Recording {
         self.child.signal(number);
     }
 
+    /// Waits for its end, whatever it has done by then.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait(DEADLINE).unwrap()
+    }
+
     /// Ends it by Ctrl-C, as a user who has waited long enough.
     pub(crate) fn interrupt(self) -> Recorded {
         self.child.signal(libc::SIGINT);

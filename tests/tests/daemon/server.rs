@@ -23,11 +23,22 @@ pub(crate) struct CServer {
 impl CServer {
     /// Compiles and starts it.
     pub(crate) fn start(source: &str, arguments: &[&str]) -> Self {
+        Self::start_with(source, arguments, &[])
+    }
+
+    /// The same, known by this name.
+    pub(crate) fn start_as(name: &str, source: &str, arguments: &[&str]) -> Self {
+        Self::start_with(source, arguments, &[("SW_AGENT_NAME", name)])
+    }
+
+    fn start_with(source: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let source = workspace_root().join("tests/tests/daemon").join(source);
         let program = folder.path().join("server");
         build_c(&mut Command::new("cc"), &source, &program).unwrap();
-        let server = LocalServer::start("the server", Command::new(program).args(arguments));
+        let mut command = Command::new(program);
+        command.args(arguments).envs(variables.iter().copied());
+        let server = LocalServer::start("the server", &mut command);
         Self {
             server: server.unwrap(),
             _folder: folder,

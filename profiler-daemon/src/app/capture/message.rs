@@ -5,8 +5,9 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use nix::sys::eventfd::EventFd;
 
+use crate::guard::RunTime;
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, ProcessKey, ProfileTask, RawSample,
+    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RawSample,
     RequestId, Service, TaskId, TaskSlot, Tid,
 };
 use crate::process::procfs::Stat;
@@ -66,6 +67,8 @@ pub(in crate::app) enum Command {
     AddTarget(NewTarget),
     /// The resolve thread is ready for a process: its requests may be seen.
     Watch(NewTarget),
+    /// Watch a process no more: reading it did not end.
+    LeaveOut(Pid),
     /// End a task; its open requests get a moment.
     EndTask {
         /// Slot of the task.
@@ -122,7 +125,7 @@ pub(in crate::app) enum Work {
     /// Coverage of the capture side so far.
     Publish(TaskId, Coverage),
     /// Time in all runs of the programs while the kernel counted them, and an instant (`CLOCK_MONOTONIC`).
-    ProgramTime(u64, u64),
+    ProgramTime(RunTime, u64),
     /// The task is over; its final coverage of the capture side.
     TaskDone(TaskId, Coverage),
     /// The task could not be armed.

@@ -33,6 +33,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use profiler_common::Conn;
 
+use super::relay::{Ended, Relay, Resume};
+use super::worker;
 use crate::kernel::{Kernel, KernelError, LoadOptions};
 use crate::model::{ActiveRequest, Counter, Coverage, Pid, ProcessKey, TaskId, TaskSlot, Tid};
 use crate::process::descriptor;
@@ -40,11 +42,11 @@ use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
 use crate::process::wait_set::{self, WaitSet, Waits};
 use crate::request::{ConnView, RequestTracker, TrackerLimits};
-use crate::sampler::Sampler;
-use crate::unwind::python::PythonWalker;
 use ahead::AheadTimer;
+use blocked::Memory;
 use clock::GridTimer;
 use count::add_kernel_counts;
+use round::Round;
 use targets::Watched;
 
 pub(super) use clock::now_ktime_ns;
@@ -106,8 +108,9 @@ pub(in crate::app) struct Capture {
     state: Arc<CaptureState>,
     kernel: Option<Kernel>,
     tracker: RequestTracker,
-    sampler: Sampler,
-    walker: PythonWalker,
+    memory: Memory,
+    /// A round whose second half has not begun.
+    round: Option<Round>,
     /// Those that are watched, by the id that the kernel side names them by.
     processes: HashMap<Pid, Watched>,
     runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
@@ -144,8 +147,8 @@ impl Capture {
             state,
             kernel: None,
             tracker: RequestTracker::new(limits),
-            sampler: Sampler::default(),
-            walker: PythonWalker::default(),
+            memory: Memory::default(),
+            round: None,
             processes: HashMap::new(),
             runtimes: HashMap::new(),
             live: HashMap::new(),
@@ -160,33 +163,26 @@ impl Capture {
         })
     }
 
-    /// Runs until a command ends it.
-    pub(in crate::app) fn run(mut self) -> Result<()> {
-        loop {
-            self.wait()?;
-            let mut has_obeyed = false;
-            while let Ok(command) = self.commands.try_recv() {
-                self.obey(command);
-                has_obeyed = true;
-            }
-            if self.kernel.is_some() {
-                self.round()?;
-                if has_obeyed {
-                    self.look(now_ktime_ns());
-                }
-            }
-            if self.kernel.is_some() {
-                self.clock
-                    .set_needed(self.tracker.oldest_start_ktime_ns())?;
-                self.ahead
-                    .arm(self.clock.next_tick(), self.clock.period())?;
-                self.mind_wakeups();
-            }
-            self.note_state();
-            if self.leaving && self.live.is_empty() {
-                return Ok(());
-            }
+    /// Obeys what waits; whether there was anything.
+    fn obey_all(&mut self) -> bool {
+        let mut has_obeyed = false;
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+            has_obeyed = true;
         }
+        has_obeyed
+    }
+
+    /// Arms the timers for what there is now.
+    fn arm_timers(&mut self) -> Result<()> {
+        if self.kernel.is_some() {
+            self.clock
+                .set_needed(self.tracker.oldest_start_ktime_ns())?;
+            self.ahead
+                .arm(self.clock.next_tick(), self.clock.period())?;
+            self.mind_wakeups();
+        }
+        Ok(())
     }
 
     fn wait(&self) -> Result<()> {
@@ -253,7 +249,7 @@ impl Capture {
                 self.recheck_processes();
             }
             if let Some(kernel) = self.kernel.as_ref().filter(|_| self.tells_program_time) {
-                self.send(Work::ProgramTime(kernel.program_time_ns(), now));
+                self.send(Work::ProgramTime(kernel.program_time(), now));
             }
         }
     }
@@ -303,6 +299,48 @@ impl Capture {
     fn send(&self, work: Work) {
         // Fails only when the resolve thread is gone, and then the daemon is leaving.
         let _gone = self.work.send(work);
+    }
+}
+
+impl Resume for Capture {
+    /// Half a second: all other threads wait for their samples.
+    const LOOKS_MAX: u32 = 10;
+
+    /// Runs until a command ends it.
+    fn run(mut self: Box<Self>, relay: &Relay<Self>) -> Result<Ended> {
+        worker::raise_priority();
+        // Of the thread before, which did not come back in the middle of it.
+        self.end_round(None);
+        self.arm_timers()?;
+        loop {
+            self.wait()?;
+            let has_obeyed = self.obey_all();
+            if self.kernel.is_some() {
+                let seen = match self.begin_round()? {
+                    Some(look) => match relay.lend(self, |reading| look.run(reading)) {
+                        Some((back, seen)) => {
+                            self = back;
+                            Some(seen)
+                        }
+                        None => return Ok(Ended::Replaced),
+                    },
+                    None => None,
+                };
+                self.end_round(seen);
+                if has_obeyed {
+                    self.look(now_ktime_ns());
+                }
+            }
+            self.arm_timers()?;
+            self.note_state();
+            if self.leaving && self.live.is_empty() {
+                return Ok(Ended::Done);
+            }
+        }
+    }
+
+    fn leave_out(&mut self, process: Pid) {
+        self.leave_out_target(process);
     }
 }
 

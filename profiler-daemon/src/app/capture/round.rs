@@ -4,35 +4,91 @@
 //! In:  rings of [`crate::kernel`], ticks
 //! Out: [`Work`] to [`super::super::resolve`]
 //! Lost: see [`super`]
+//!
+//! It has two halves, because what it looks at in between may never return ([`super::blocked`]).
+
+use std::collections::HashMap;
 
 use anyhow::Result;
 use crossbeam_channel::TrySendError;
 
+use super::blocked::{Look, Occasion, Seen};
 use super::clock::wall_clock;
 use super::targets::Changed;
 use super::{Capture, Work, nanos};
 use crate::kernel::Drained;
-use crate::model::{Counter, RawSample, RequestEvent, SampleKind};
+use crate::model::{Counter, Coverage, RawSample, RequestEvent, SampleKind, TaskSlot};
 use crate::request::Action;
 use crate::timeline::Grids;
 
+/// The first half of a round, kept for the second.
+#[derive(Default)]
+pub(super) struct Round {
+    actions: Vec<Action>,
+    gone: Vec<Changed>,
+    has_ticked: bool,
+    /// Samples that the look between the halves may find, by task.
+    samples: HashMap<TaskSlot, u64>,
+}
+
 impl Capture {
-    /// Reads the rings, samples blocked threads if a tick is due, and passes everything on.
-    pub(super) fn round(&mut self) -> Result<()> {
+    /// Reads the request ring. Yields what is to be looked at before [`Self::end_round`], if a tick is due or near.
+    pub(super) fn begin_round(&mut self) -> Result<Option<Look>> {
         let due = self.clock.due()?;
         if due.is_late {
             self.count_all(Counter::TicksLate, 1);
         }
-        let (mut actions, mut gone) = self.take_requests();
-        // Before anything that takes time: the ring keeps its samples, but a thread that waits for its CPU may
-        // run again at any moment.
+        let (actions, gone) = self.take_requests();
         let is_ahead = self.ahead.has_fired() && due.ticks.is_empty();
-        let mut ticks = due.ticks.into_iter();
-        let blocked = match ticks.next() {
-            Some(tick) => self.sample_blocked(tick, &actions),
-            None if is_ahead => self.look_ahead(),
-            None => Vec::new(),
+        // Before anything that takes time: the ring keeps its samples, but a thread that waits for its CPU may
+        // run again at any moment. For all ticks but the first we are too late. Still, a thread that has been blocked all
+        // the time is known at each.
+        let look = if is_ahead {
+            self.look_at_threads(Occasion::Ahead, &[])
+        } else if due.ticks.is_empty() {
+            None
+        } else {
+            self.look_at_threads(Occasion::Ticks(due.ticks), &actions)
         };
+        if is_ahead && look.is_none() {
+            self.ahead.on_look(0);
+        }
+        self.round = Some(Round {
+            actions,
+            gone,
+            has_ticked: due.has_fired,
+            samples: look.as_ref().map(Look::samples).unwrap_or_default(),
+        });
+        Ok(look)
+    }
+
+    /// Passes on what a look has found and what is in the rings. Without what was asked for in the first half, its
+    /// samples are lost.
+    pub(super) fn end_round(&mut self, seen: Option<Seen>) {
+        let Some(round) = self.round.take() else {
+            return;
+        };
+        let Round {
+            mut actions,
+            mut gone,
+            has_ticked,
+            samples,
+        } = round;
+        let mut blocked = Vec::new();
+        if let Some(seen) = seen {
+            self.memory = seen.memory;
+            self.ahead.on_look(seen.took_ns);
+            blocked = seen.found;
+            for (slot, losses) in seen.losses {
+                self.add_losses(slot, &losses);
+            }
+        } else {
+            for (slot, lost) in samples {
+                let mut losses = Coverage::default();
+                losses.add(Counter::SamplesHeldUp, lost);
+                self.add_losses(slot, &losses);
+            }
+        }
         // Requests right before samples: a sample is of one that is known, and those of one that has ended are all
         // in the ring.
         let (more, more_gone) = self.take_requests();
@@ -44,24 +100,24 @@ impl Capture {
             .partition(|action| matches!(action, Action::Finish(_)));
         self.act(now);
         self.send_samples(blocked, &mut finished);
-        // We are too late for these. Still, a thread that has been blocked all the time is known at each.
-        for tick in ticks {
-            let blocked = self.sample_blocked(tick, &finished);
-            self.send_samples(blocked, &mut finished);
-        }
         self.send_samples(running, &mut finished);
         // Behind the events: what follows a sleep that a tick has found is known by now.
-        for sleep in self.sampler.take_sleeps() {
+        for sleep in self.memory.sampler.take_sleeps() {
             self.tracker
                 .on_sleep(sleep.request, sleep.descriptors, sleep.since_ktime_ns);
         }
         self.act(finished);
         // Their last requests need what is known of them until here.
         self.forget(gone);
-        if due.has_fired {
+        if has_ticked {
             self.look_at_times();
         }
-        Ok(())
+    }
+
+    fn add_losses(&mut self, slot: TaskSlot, losses: &Coverage) {
+        if let Some(coverage) = self.tracker.coverage_mut(slot) {
+            coverage.merge(losses);
+        }
     }
 
     /// What request events lead to, and the processes that are not what they were.
@@ -131,7 +187,7 @@ impl Capture {
                     self.send(Work::Begin(request, grids));
                 }
                 Action::Drop { id, tid } => {
-                    self.sampler.forget(tid, id);
+                    self.memory.sampler.forget(tid, id);
                     self.kernel_do(|kernel| kernel.cancel(id));
                     self.send(Work::Drop(id));
                 }
@@ -140,7 +196,7 @@ impl Capture {
                 }
                 Action::Finish(finished) => {
                     let (tid, id) = (finished.request.tid, finished.request.id);
-                    self.sampler.forget(tid, id);
+                    self.memory.sampler.forget(tid, id);
                     if finished.reason.is_none() {
                         // The kernel side does not know yet that it is over.
                         self.kernel_do(|kernel| kernel.cancel(id));
@@ -170,7 +226,7 @@ impl Capture {
         }
         if has_stack {
             // The next tick must not say "as before" of a stack that never arrived.
-            self.sampler.forget(tid, id);
+            self.memory.sampler.forget(tid, id);
         }
         let slot = self.tracker.open().find(|r| r.id == id).map(|r| r.slot);
         let of_open = slot.and_then(|slot| self.tracker.coverage_mut(slot));

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use super::clock::now_ktime_ns;
 use super::{Capture, Live, NewTarget, Work};
 use crate::model::{Pid, ProcessKey, RequestEvent, TaskSlot, Tid};
+use crate::process::patience::left_out_text;
 use crate::process::procfs::Procfs;
 use crate::request::Action;
 
@@ -216,7 +217,7 @@ impl Capture {
         self.tracker
             .on_process_gone(process, now_ktime_ns(), actions);
         self.runtimes.remove(&process);
-        self.walker.forget(process);
+        self.memory.walker.forget(process);
         // Records of connections stay: they have the program's number, and are as good as none.
         let is_reused = has_left_its_id(process);
         self.kernel_do(|kernel| {
@@ -244,6 +245,24 @@ impl Capture {
         }
     }
 
+    /// A process does not let itself be read: nobody watches it any more.
+    pub(super) fn leave_out_target(&mut self, pid: Pid) {
+        let Some(watched) = self.processes.get(&pid) else {
+            return;
+        };
+        let process = watched.process;
+        let mut actions = Vec::new();
+        self.tracker
+            .leave_out(process, &left_out_text(pid), &mut actions);
+        self.act(actions);
+        let slots = self.live.iter_mut();
+        let slots = slots.filter_map(|(&slot, live)| live.targets.remove(&process).then_some(slot));
+        for slot in slots.collect::<Vec<TaskSlot>>() {
+            self.kernel_do(|kernel| kernel.remove_target(pid, slot));
+        }
+        self.unwatch(HashSet::from([process]));
+    }
+
     /// Stops watching the processes of a task that no other task watches.
     pub(super) fn unwatch(&mut self, processes: HashSet<ProcessKey>) {
         for process in processes {
@@ -257,7 +276,7 @@ impl Capture {
             }
             self.tracker.remove_target(process);
             self.runtimes.remove(&process);
-            self.walker.forget(process);
+            self.memory.walker.forget(process);
             let lives = false; // nobody has to look at it again
             self.forget(Some(Changed { process, lives }));
         }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::blocked::Memory;
 use super::clock::now_ktime_ns;
 use super::{Capture, Command, Live, Work, nanos};
 use crate::kernel::Kernel;
 use crate::model::{Counter, Coverage, ProfileTask, TaskSlot};
 use crate::request::Endpoint;
-use crate::sampler::Sampler;
 use crate::timeline::Grid;
 
 /// How long a task's open requests may run on after its end.
@@ -42,6 +42,7 @@ impl Capture {
             }
             Command::AddTarget(target) => self.add_target(target),
             Command::Watch(target) => self.watch(target),
+            Command::LeaveOut(process) => self.leave_out_target(process),
             Command::EndTask { slot } => {
                 let now = now_ktime_ns();
                 if let Some(live) = self.live.get_mut(&slot) {
@@ -188,7 +189,7 @@ impl Capture {
             self.kernel = None;
             self.processes.clear();
             self.runtimes.clear();
-            self.sampler = Sampler::default();
+            self.memory = Memory::default();
             self.clock.stop();
             self.note_state();
         }

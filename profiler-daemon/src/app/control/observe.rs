@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use super::Control;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, Observation, ProcessObservation, TaskObservation, Totals};
+use crate::process::patience;
 use crate::usage::Usage;
 
 /// What control counts for others alone.
@@ -80,7 +81,7 @@ impl Control {
 
     fn tasks(&self) -> TaskObservation {
         let services: Vec<&str> = self
-            .table
+            .processes
             .instances()
             .map(|identity| identity.service.name.as_str())
             .collect();
@@ -91,7 +92,8 @@ impl Control {
             refused: self.observed.refused,
             failed: self.observed.failed,
             period_factor: self.overhead.stretch().into(),
-            processes: self.table.iter().count() as u64,
+            processes: self.processes.iter().count() as u64,
+            processes_left_out: patience::left_out() as u64,
             instances: services.len() as u64,
             services: services.iter().collect::<HashSet<_>>().len() as u64,
             requests_unbound: self.bindings.waiting() as u64,
