@@ -77,6 +77,7 @@ hostile! {
     analysis_lines: 2000,
     task_command: 2000,
     config_file: 2000,
+    graphql_query: 1000,
     graphql_answer: 2000,
     object: 200,
     debug_info: 2000,

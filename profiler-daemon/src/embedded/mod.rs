@@ -71,6 +71,8 @@ use crate::http::HttpServer;
 use crate::model::clock::unix_ms_now;
 
 pub use client::TaskClient;
+#[cfg(feature = "fuzzing")]
+pub(crate) use query::server::answer_anything;
 pub use query::sdl;
 pub use storage::StorageError;
 pub use storage::database::{DataDir, OpenError};

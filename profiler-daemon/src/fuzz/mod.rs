@@ -58,6 +58,7 @@ targets! {
     text::analysis_lines,
     text::task_command,
     text::config_file,
+    text::graphql_query,
     text::graphql_answer,
     process::object,
     process::debug_info,
