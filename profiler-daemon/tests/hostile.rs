@@ -64,6 +64,7 @@ hostile! {
     sample_record: 2000,
     kernel_types: 2000,
     agent_reports: 2000,
+    agent_messages: 2000,
     client_segment: 2000,
     request_head: 2000,
     response_head: 2000,

@@ -45,6 +45,7 @@ targets! {
     wire::sample_record,
     wire::kernel_types,
     wire::agent_reports,
+    wire::agent_messages,
     wire::client_segment,
     wire::spool_file,
     wire::task_journal,
