@@ -169,6 +169,8 @@ fn statistics(config: &Config) -> Option<StatisticsKeeper> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
+    // Before the first server listens: each of its clients takes a descriptor.
+    limit::raise_open_files();
     limit::check_threads()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

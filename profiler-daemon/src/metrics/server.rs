@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::{STATUS_PATH, text};
-use crate::http::server::{allowing, content};
+use crate::http::server::{PLAIN, allowing, content};
 use crate::http::{Answer, HttpServer};
 use crate::model::Observation;
 
@@ -25,7 +25,6 @@ use crate::model::Observation;
 const QUESTIONS_MAX: usize = 16;
 /// How long the daemon may take. It may be reading `/proc` or writing to a disk; Prometheus waits 10 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// A request for the state of the daemon.
 #[derive(Debug)]

@@ -36,7 +36,7 @@ pub mod program;
 mod property;
 pub mod python;
 pub mod runtime;
-mod sock_diag;
+pub(crate) mod sock_diag;
 pub(crate) mod stand_in;
 pub mod table;
 pub mod target;
