@@ -391,6 +391,61 @@ async fn requests_that_are_no_queries_are_refused() {
     }
 }
 
+/// Check that a page whose name was made to stand for this host (DNS rebinding) reaches nothing, nor one of another origin,
+/// and that a configured name, addresses and the names of this host do.
+#[tokio::test]
+async fn a_page_of_the_web_reaches_nothing() {
+    let any_port: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let oap = EmbeddedOap::start_with(EmbeddedConfig {
+        http_listen: Some(any_port),
+        host_names: vec!["oap.example".to_owned()],
+        ..EmbeddedConfig::new("127.0.0.1:0".parse().unwrap())
+    })
+    .await
+    .unwrap();
+    let port = oap.query_addr().unwrap().port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let create = json!({ "query": CREATE, "variables": creation() }).to_string();
+    let (evil, own) = (format!("evil.example:{port}"), format!("127.0.0.1:{port}"));
+    let (evil_origin, own_origin) = (format!("http://{evil}"), format!("http://{own}"));
+    for (host, origin, expected) in [
+        (evil.as_str(), Some(evil_origin.as_str()), 421),
+        (&evil, None, 421),
+        (&own, Some(&evil_origin), 403),
+        (&own, Some("null"), 403),
+    ] {
+        let mut headers = vec![JSON, ("host", host)];
+        headers.extend(origin.map(|origin| ("origin", origin)));
+        for (method, path) in [(Method::POST, "/graphql"), (Method::GET, "/healthcheck")] {
+            let (status, body) = send(address, method, path, &headers, create.clone()).await;
+            let text = String::from_utf8(body).unwrap();
+            assert_eq!(status.as_u16(), expected, "{host} {origin:?}: {text}");
+            assert!(text.contains("host_names"), "{text}");
+        }
+    }
+    let tasks = data(&oap, LIST, Value::Null).await;
+    assert_eq!(tasks["tasks"], json!([]));
+    for (host, origin) in [
+        (own.as_str(), Some(own_origin.as_str())),
+        // A probe of Kubernetes names the pod.
+        ("10.1.2.3:12800", None),
+        ("[2001:db8::1]:12800", None),
+        ("localhost", None),
+        ("oap.example", Some("https://oap.example")),
+    ] {
+        let mut headers = vec![("host", host)];
+        headers.extend(origin.map(|origin| ("origin", origin)));
+        let sent = send(
+            address,
+            Method::GET,
+            "/healthcheck",
+            &headers,
+            String::new(),
+        );
+        assert_eq!(sent.await.0, StatusCode::OK, "{host}");
+    }
+}
+
 /// Check that wrong, deep, wide and expensive queries are errors of GraphQL, with status 200.
 #[tokio::test]
 async fn queries_have_limits() {

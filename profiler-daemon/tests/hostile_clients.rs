@@ -325,7 +325,7 @@ async fn messages_that_multiply_are_refused() {
 
 fn metrics() -> (MetricsServer, tokio::task::JoinHandle<()>) {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    let (server, questions) = MetricsServer::start(listener).unwrap();
+    let (server, questions) = MetricsServer::start(listener, &[]).unwrap();
     (server, tokio::spawn(answer_all(questions)))
 }
 

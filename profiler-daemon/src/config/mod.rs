@@ -124,6 +124,9 @@ pub struct Config {
     /// Where the daemon's own figures are served over HTTP, if at all.
     #[serde(deserialize_with = "metrics")]
     pub metrics: Option<SocketAddr>,
+    /// Names by which the HTTP servers may be asked, beside addresses, `localhost` and the name of this host.
+    #[serde(deserialize_with = "file::section")]
+    pub host_names: Vec<String>,
 }
 
 impl Default for Config {
@@ -140,6 +143,7 @@ impl Default for Config {
             frames: Default::default(),
             log: Default::default(),
             metrics: None,
+            host_names: Vec::new(),
         }
     }
 }
@@ -223,6 +227,7 @@ impl Config {
         EmbeddedConfig {
             listen,
             http_listen,
+            host_names: self.host_names.clone(),
             token,
             data: data_dir.map_or(DataDir::Memory, |dir| dir.as_path().into()),
             limits: StoreLimits {
@@ -305,6 +310,7 @@ mod tests {
             "frames",
             "level",
             "metrics",
+            "host_names",
             "api_server",
             "node_name",
             "token_file",

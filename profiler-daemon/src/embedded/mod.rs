@@ -75,6 +75,8 @@ pub struct EmbeddedConfig {
     pub listen: SocketAddr,
     /// Where to answer GraphQL, if at all.
     pub http_listen: Option<SocketAddr>,
+    /// Names by which GraphQL may be asked, beside addresses, `localhost` and the name of this host.
+    pub host_names: Vec<String>,
     /// Token that callers of either door must send, see `door.rs`; `None` lets everybody in.
     pub token: Option<String>,
     /// Where the data is kept.
@@ -90,6 +92,7 @@ impl EmbeddedConfig {
         Self {
             listen,
             http_listen: None,
+            host_names: Vec::new(),
             token: None,
             data: DataDir::Memory,
             limits: StoreLimits::default(),
@@ -160,7 +163,7 @@ impl EmbeddedOap {
         let query = match config.http_listen {
             Some(listen) => {
                 let (store, door) = (Arc::clone(&store), door.clone());
-                Some(query::server::start(listen, store, door).await?)
+                Some(query::server::start(listen, &config.host_names, store, door).await?)
             }
             None => None,
         };

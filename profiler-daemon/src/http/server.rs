@@ -2,7 +2,8 @@
 //!
 //! In:  connections on a listening socket
 //! Out: requests to an [`Answer`], its responses
-//! Lost: connections over the limits, that stay silent, or that do not read, told in the log
+//! Lost: connections over the limits, that stay silent, or that do not read, told in the log; requests that name
+//!       another server, see [`super::host`]
 
 use std::convert::Infallible;
 use std::io;
@@ -25,6 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use super::host::HostNames;
 use crate::connection::{Accepted, Acceptor, Limits, Patience, Watched};
 
 /// Connections open at a time; more are closed at once. One peer leaves half of them to others.
@@ -75,22 +77,26 @@ impl Drop for HttpServer {
 /// What all connections share.
 struct Shared<A> {
     answers: A,
+    names: HostNames,
 }
 
 impl HttpServer {
-    /// Starts on the current tokio runtime.
+    /// Starts on the current tokio runtime. `host_names` are names by which it may be asked, beside those of
+    /// [`super::host`].
     ///
     /// # Errors
     ///
     /// The socket has no address.
     pub(crate) fn start<A: Answer>(
         listener: TcpListener,
+        host_names: &[String],
         answers: A,
     ) -> io::Result<Self> {
         let local_addr = listener.local_addr()?;
         let acceptor = Acceptor::new(listener, LIMITS, A::PURPOSE);
         let shared = Shared {
             answers,
+            names: HostNames::new(host_names),
         };
         Ok(Self {
             local_addr,
@@ -123,7 +129,11 @@ async fn serve<A: Answer>(
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
         async move {
-            Ok::<_, Infallible>(shared.answers.answer(request).await)
+            let answer = match shared.names.check(&request) {
+                Ok(()) => shared.answers.answer(request).await,
+                Err(foreign) => content(foreign.status, PLAIN, foreign.text + "\n"),
+            };
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()
@@ -191,6 +201,7 @@ mod tests {
     fn shared() -> Arc<Shared<Large>> {
         Arc::new(Shared {
             answers: Large,
+            names: HostNames::new(&[]),
         })
     }
 

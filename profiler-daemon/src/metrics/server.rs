@@ -77,15 +77,16 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 pub struct MetricsServer(HttpServer);
 
 impl MetricsServer {
-    /// Starts on the current tokio runtime.
+    /// Starts on the current tokio runtime; `host_names` are names by which it may be asked, beside its address
+    /// and the names of this host.
     ///
     /// # Errors
     ///
     /// The socket cannot be waited for.
-    pub fn start(listener: TcpListener) -> Result<(Self, Questions)> {
+    pub fn start(listener: TcpListener, host_names: &[String]) -> Result<(Self, Questions)> {
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
         let server = tokio::net::TcpListener::from_std(listener)
-            .and_then(|listener| HttpServer::start(listener, Metrics { ask }))
+            .and_then(|listener| HttpServer::start(listener, host_names, Metrics { ask }))
             .context("failed to serve metrics")?;
         Ok((Self(server), Questions(Some(questions))))
     }

@@ -4,7 +4,8 @@
 //! Out: GraphQL's answers with status 200, also when they are errors; other statuses for what is no query
 //!
 //! A web page that somebody opens on this host can send requests here as well. It cannot send
-//! `application/json` without asking first, which is never allowed, so other types are refused.
+//! `application/json` to another origin without asking first, which is never allowed, so other types are refused.
+//! That this is not its origin either is checked before ([`crate::http`]).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// If the address cannot be listened on; the text says what to do.
 pub(in super::super) async fn start(
     listen: SocketAddr,
+    host_names: &[String],
     store: Arc<Store>,
     door: Door,
 ) -> Result<HttpServer> {
@@ -55,7 +57,7 @@ pub(in super::super) async fn start(
         door,
         threads: Threads::new(ANSWER_TIMEOUT),
     };
-    HttpServer::start(listener, asked).context("failed to read the listening address")
+    HttpServer::start(listener, host_names, asked).context("failed to read the listening address")
 }
 
 /// State that all connections share.
