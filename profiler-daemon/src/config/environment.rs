@@ -25,6 +25,10 @@ const VARIABLES: &[(&str, Setter)] = &[
     ("SW_AGENT_SSL_KEY_PATH", tls_key_file),
     ("PROFILERD_OAP_BACKENDS", backends),
     ("PROFILERD_OAP_AUTHENTICATION", authentication),
+    ("PROFILERD_OAP_LOCAL_USERS", |config, text| {
+        config.oap.local_users = list(text);
+        Ok(())
+    }),
     ("PROFILERD_OAP_POLL_INTERVAL", |config, text| {
         config.oap.poll_interval = range::POLL_INTERVAL.parse(text)?;
         Ok(())

@@ -83,6 +83,18 @@ pub fn parse_metrics(text: &str) -> Result<Option<SocketAddr>, String> {
     parse_listen(text, "127.0.0.1:9464")
 }
 
+fn user_id(name: &str) -> Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let user = nix::unistd::User::from_name(name)
+        .with_context(|| format!("oap.local_users: failed to look up the user {name:?}"))?;
+    let user = user.with_context(|| {
+        format!("oap.local_users: this host has no user {name:?}; give a name or a number")
+    })?;
+    Ok(user.uid.as_raw())
+}
+
 fn metrics<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     text.map_or(Ok(None), |text| parse_metrics(&text))
@@ -196,7 +208,21 @@ impl Config {
         if let Some(url) = &self.oap.query {
             GraphqlClient::new(url).context("oap.query cannot be used")?;
         }
-        self.oap_config().check()
+        self.local_users()?;
+        self.oap_config().check_given()
+    }
+
+    /// Ids of the users of `oap.local_users`.
+    ///
+    /// # Errors
+    ///
+    /// This host has no such user; the text names it.
+    pub fn local_users(&self) -> Result<Vec<u32>> {
+        self.oap
+            .local_users
+            .iter()
+            .map(|name| user_id(name))
+            .collect()
     }
 
     /// Files in which the token of `standalone` may be, the first being where it is made; none if no token is
@@ -259,6 +285,8 @@ impl Config {
         OapConfig {
             token: oap.authentication.as_ref().map(|token| token.0.clone()),
             tls,
+            // Names that are none were refused at the start.
+            local_users: self.local_users().unwrap_or_default(),
             poll_interval: oap.poll_interval,
             heartbeat_interval: oap.heartbeat_interval,
             queue: QueueRoom {
@@ -285,6 +313,7 @@ mod tests {
         for key in [
             "backends",
             "authentication",
+            "local_users",
             "poll_interval",
             "heartbeat_interval",
             "ca_file",
@@ -375,6 +404,37 @@ mod tests {
         assert_eq!(files("standalone:\n  token_file: /etc/t\n"), ["/etc/t"]);
         assert_eq!(files("standalone:\n  token_file: null\n").len(), 2);
         assert_eq!(files("standalone:\n  token_file: none\n"), [""; 0]);
+    }
+
+    /// Check that users are names or numbers of this host, and that one that is not is refused by name.
+    #[test]
+    fn local_users_are_users_of_this_host() {
+        let of = |text: &str| file::parse(text, "p.yaml").unwrap();
+        let users = |text: &str| of(text).local_users().unwrap();
+        assert_eq!(users(""), [0; 0]);
+        assert_eq!(users("oap: {local_users: [root, 4711]}\n"), [0, 4711]);
+        let config = of("oap: {local_users: [no-such-user]}\n");
+        let error = config.check().unwrap_err().to_string();
+        assert!(
+            error.contains("oap.local_users") && error.contains("no-such-user"),
+            "{error}"
+        );
+    }
+
+    /// Check that only `daemon` needs an OAP, and that it says how to name one.
+    #[test]
+    fn a_daemon_needs_an_oap() {
+        let config = Config::default();
+        config.check().unwrap();
+        let error = config.oap_config().check().unwrap_err().to_string();
+        for way in [
+            "--backend",
+            "SW_AGENT_COLLECTOR_BACKEND_SERVICES",
+            "oap.backends",
+            "profilerd standalone",
+        ] {
+            assert!(error.contains(way), "{error}");
+        }
     }
 
     /// Check that a token is not shown, and that half of mutual TLS is refused.

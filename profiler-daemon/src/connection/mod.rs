@@ -10,6 +10,7 @@
 //! | `places` | how many connections there may be, in all and for one peer |
 //! | `accept` | the loop that accepts; what happens without descriptors |
 //! | `watched` | a stream that fails when it stands still |
+//! | `trust` | the other direction: whether a port of this host may be sent a secret |
 //!
 //! A limit in all would let one client lock out all others, so one peer gets a part of the places. Clients on the
 //! loopback all have one address; there the user is the peer, which the kernel tells for each socket.
@@ -17,6 +18,7 @@
 mod accept;
 mod peer;
 mod places;
+pub(crate) mod trust;
 mod watched;
 
 pub(crate) use accept::{Accepted, Acceptor};
