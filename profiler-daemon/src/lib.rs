@@ -10,6 +10,7 @@ pub mod app;
 pub mod bind;
 pub mod cli;
 pub mod config;
+mod connection;
 pub mod doctor;
 pub mod embedded;
 pub mod frames;

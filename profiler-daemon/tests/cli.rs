@@ -173,6 +173,21 @@ fn an_unknown_key_is_answered() {
     );
 }
 
+/// Check that a daemon without an OAP does not guess one: it says how to name it, and what runs without.
+#[test]
+fn a_daemon_asks_for_its_oap() {
+    let run = run(&["daemon", "--state-dir", "none"]);
+    assert_eq!((run.code, run.out.as_str()), (1, ""), "{}", run.err);
+    for part in [
+        "--backend HOST:PORT",
+        "SW_AGENT_COLLECTOR_BACKEND_SERVICES",
+        "oap.backends",
+        "profilerd standalone",
+    ] {
+        assert!(run.err.contains(part), "{}", run.err);
+    }
+}
+
 /// Check that an unknown process or service is exit code 1 with where to look.
 #[test]
 fn an_unknown_target_is_1() {
@@ -241,7 +256,7 @@ fn missing_privileges_are_named() {
     for args in [
         &["record", "--endpoint", "/x", "--pid", "1"][..],
         &["standalone", "--listen", "127.0.0.1:0", "--no-token"],
-        &["daemon"],
+        &["daemon", "--backend", "127.0.0.1:1"],
     ] {
         let run = run(args);
         assert_eq!(run.code, 1, "{args:?}: {}", run.err);

@@ -4,11 +4,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use profiler_daemon::embedded::{EmbeddedConfig, EmbeddedOap, sdl};
+use profiler_daemon::embedded::{EmbeddedConfig, EmbeddedOap, TaskClient, sdl};
 use profiler_daemon::model::clock::unix_ms_now;
 use profiler_daemon::oap::graphql::GraphqlClient;
 use profiler_proto::profilerd as pb;
@@ -17,6 +18,10 @@ use profiler_proto::skywalking::{
 };
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Longest wait for anything; reached only by a failing test.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 const CREATE: &str = "mutation($r: ProfileTaskCreationRequest){ \
     task: createProfileTask(creationRequest: $r){ id errorReason } }";
@@ -108,10 +113,10 @@ async fn send(
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.unwrap();
     let driver = tokio::spawn(connection);
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "oap");
+    let mut request = Request::builder().method(method).uri(path);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "localhost");
+    }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -128,7 +133,8 @@ const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
 /// The whole answer to a query.
 async fn answer(oap: &EmbeddedOap, query: &str, variables: Value) -> Value {
     let body = json!({ "query": query, "variables": variables }).to_string();
-    let address = oap.query_addr().unwrap();
+    let port = oap.query_addr().unwrap().port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
     let (status, body) = send(address, Method::POST, "/graphql", &[JSON], body).await;
     assert_eq!(status, StatusCode::OK);
     serde_json::from_slice(&body).unwrap()
@@ -385,6 +391,61 @@ async fn requests_that_are_no_queries_are_refused() {
     }
 }
 
+/// Check that a page whose name was made to stand for this host (DNS rebinding) reaches nothing, nor one of another origin,
+/// and that a configured name, addresses and the names of this host do.
+#[tokio::test]
+async fn a_page_of_the_web_reaches_nothing() {
+    let any_port: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let oap = EmbeddedOap::start_with(EmbeddedConfig {
+        http_listen: Some(any_port),
+        host_names: vec!["oap.example".to_owned()],
+        ..EmbeddedConfig::new("127.0.0.1:0".parse().unwrap())
+    })
+    .await
+    .unwrap();
+    let port = oap.query_addr().unwrap().port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let create = json!({ "query": CREATE, "variables": creation() }).to_string();
+    let (evil, own) = (format!("evil.example:{port}"), format!("127.0.0.1:{port}"));
+    let (evil_origin, own_origin) = (format!("http://{evil}"), format!("http://{own}"));
+    for (host, origin, expected) in [
+        (evil.as_str(), Some(evil_origin.as_str()), 421),
+        (&evil, None, 421),
+        (&own, Some(&evil_origin), 403),
+        (&own, Some("null"), 403),
+    ] {
+        let mut headers = vec![JSON, ("host", host)];
+        headers.extend(origin.map(|origin| ("origin", origin)));
+        for (method, path) in [(Method::POST, "/graphql"), (Method::GET, "/healthcheck")] {
+            let (status, body) = send(address, method, path, &headers, create.clone()).await;
+            let text = String::from_utf8(body).unwrap();
+            assert_eq!(status.as_u16(), expected, "{host} {origin:?}: {text}");
+            assert!(text.contains("host_names"), "{text}");
+        }
+    }
+    let tasks = data(&oap, LIST, Value::Null).await;
+    assert_eq!(tasks["tasks"], json!([]));
+    for (host, origin) in [
+        (own.as_str(), Some(own_origin.as_str())),
+        // A probe of Kubernetes names the pod.
+        ("10.1.2.3:12800", None),
+        ("[2001:db8::1]:12800", None),
+        ("localhost", None),
+        ("oap.example", Some("https://oap.example")),
+    ] {
+        let mut headers = vec![("host", host)];
+        headers.extend(origin.map(|origin| ("origin", origin)));
+        let sent = send(
+            address,
+            Method::GET,
+            "/healthcheck",
+            &headers,
+            String::new(),
+        );
+        assert_eq!(sent.await.0, StatusCode::OK, "{host}");
+    }
+}
+
 /// Check that wrong, deep, wide and expensive queries are errors of GraphQL, with status 200.
 #[tokio::test]
 async fn queries_have_limits() {
@@ -420,6 +481,104 @@ async fn queries_have_limits() {
     let refused = data(&oap, CREATE, bad_id).await;
     let reason = refused["task"]["errorReason"].as_str().unwrap();
     assert!(reason.contains("base64"), "{reason}");
+}
+
+/// A query with fragments of which each spreads the one before so many times.
+fn multiplied(levels: usize, fan: usize) -> String {
+    let mut text = "fragment f0 on Query { version } ".to_owned();
+    for level in 1..=levels {
+        let spreads = format!("...f{} ", level - 1).repeat(fan);
+        text += &format!("fragment f{level} on Query {{ {spreads} }} ");
+    }
+    text + &format!("{{ ...f{levels} }}")
+}
+
+/// Check that queries whose fragments multiply are refused with the bound, and that health, gRPC and other queries are
+/// answered while and after they are sent.
+#[tokio::test]
+async fn fragments_that_multiply_stop_nobody() {
+    let oap = start(None).await;
+    let address = oap.query_addr().unwrap();
+    let attacks = [(30, 10), (30, 2), (60, 50), (20, 10)].map(|(levels, fan)| {
+        let body = json!({ "query": multiplied(levels, fan) }).to_string();
+        assert!(body.len() < 32_000);
+        tokio::spawn(async move { send(address, Method::POST, "/graphql", &[JSON], body).await })
+    });
+    let others = async {
+        let (status, _) = send(address, Method::GET, "/healthcheck", &[], String::new()).await;
+        assert_eq!(status, StatusCode::OK);
+        let mut client = TaskClient::connect(&oap.local_addr().to_string(), None)
+            .await
+            .unwrap();
+        assert_eq!(client.list("", "").await.unwrap(), []);
+        let version = data(&oap, "{ version }", Value::Null).await;
+        assert!(version["version"].is_string());
+    };
+    timeout(DEADLINE, others).await.unwrap();
+    for attack in attacks {
+        let (status, body) = timeout(DEADLINE, attack).await.unwrap().unwrap();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        let text = answer["errors"][0]["message"].as_str().unwrap();
+        assert_eq!(status, StatusCode::OK);
+        assert!(text.contains("more than 10000 parts"), "{text}");
+    }
+}
+
+/// Check that what nests or repeats in a body, in the text of its query or in its variables, is refused or answered
+/// soon, and that the next query is answered.
+#[tokio::test]
+async fn bodies_that_multiply_are_refused() {
+    let oap = start(None).await;
+    let address = oap.query_addr().unwrap();
+    let nested = |open: &str, close: &str, count| open.repeat(count) + &close.repeat(count);
+    let uses: String = (0..900)
+        .map(|i| format!("a{i}: getSegmentsProfileAnalyze(queries: $q) {{ tip }} "))
+        .collect();
+    let used = json!({
+        "query": format!("query($q: [SegmentProfileAnalyzeQuery!]!) {{ {uses} }}"),
+        "variables": { "q": vec![json!({ "segmentId": "s", "timeRange": { "start": 0, "end": 1 } }); 90] },
+    });
+    let lists: String = (0..1_400)
+        .map(|i| format!("a{i}: getProfileTaskList {{ id }} "))
+        .collect();
+    let query = |text: String| json!({ "query": text }).to_string();
+    for (body, status, expected) in [
+        (nested("[", "]", 400_000), 400, "invalid type"),
+        (
+            format!(
+                "{{\"query\":\"{{ version }}\",\"variables\":{}}}",
+                nested("{\"a\":", "}", 1_000)
+            ),
+            400,
+            "recursion limit",
+        ),
+        (query(nested("{ a ", "}", 10_000)), 200, "nested too deep"),
+        (
+            query(format!("{{ a(b: {}) }}", nested("[", "]", 30_000))),
+            200,
+            "nested too deep",
+        ),
+        (query("version ".repeat(100_000)), 200, "65536 are read"),
+        (
+            query(format!(
+                "{{ version {} }}",
+                "@skip(if: [1 1 1 1 1]) ".repeat(2_000)
+            )),
+            200,
+            "parts",
+        ),
+        (used.to_string(), 200, "parts"),
+        (query(format!("{{ {lists} }}")), 200, "complex"),
+    ] {
+        let sent = send(address, Method::POST, "/graphql", &[JSON], body);
+        let (got, body) = timeout(DEADLINE, sent).await.unwrap();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        let text = answer["errors"][0]["message"].as_str().unwrap();
+        assert_eq!(got.as_u16(), status, "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    let version = data(&oap, "{ version }", Value::Null).await;
+    assert!(version["version"].is_string());
 }
 
 /// Check that a taken port ends the start, and that the text names the option.

@@ -20,13 +20,24 @@ struct Answer {
 }
 
 async fn request(address: SocketAddr, method: Method, path: &str) -> Answer {
+    request_with(address, method, path, &[("host", "localhost")]).await
+}
+
+async fn request_with(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Answer {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
     tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path);
-    let request = request.header("host", "localhost");
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
     let request = request.body(Full::<bytes::Bytes>::default()).unwrap();
     let response = sender.send_request(request).await.unwrap();
     let header = |name: &str| {
@@ -46,7 +57,7 @@ async fn request(address: SocketAddr, method: Method, path: &str) -> Answer {
 
 fn start() -> (MetricsServer, Questions) {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    MetricsServer::start(listener).unwrap()
+    MetricsServer::start(listener, &[]).unwrap()
 }
 
 fn observation() -> Observation {
@@ -102,6 +113,29 @@ async fn a_scrape_is_answered_and_nothing_else() {
         let answer = request(address, Method::POST, path).await;
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
         assert_eq!(answer.allow, "GET, HEAD", "{path}");
+    }
+    daemon.abort();
+}
+
+/// Check that a page of the web is not told figures by a name of its own, nor of another origin; a probe, which names an
+/// address, is answered.
+#[tokio::test]
+async fn a_page_of_the_web_is_told_nothing() {
+    let (server, questions) = start();
+    let daemon = tokio::spawn(answer_all(questions));
+    let address = server.local_addr();
+    for path in ["/metrics", "/status.json", "/healthz"] {
+        let get = |headers| request_with(address, Method::GET, path, headers);
+        assert_eq!(get(&[("host", "evil.example:9464")]).await.status, 421);
+        let foreign = [("host", "127.0.0.1"), ("origin", "http://evil.example")];
+        assert_eq!(get(&foreign).await.status, StatusCode::FORBIDDEN);
+        for headers in [
+            &[("host", "10.1.2.3:9464")][..],
+            &[("host", "[2001:db8::1]")],
+            &[],
+        ] {
+            assert_eq!(get(headers).await.status, StatusCode::OK);
+        }
     }
     daemon.abort();
 }

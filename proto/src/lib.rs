@@ -3,6 +3,10 @@
 //! The files are written for this project: they hold only what is used, with the package names,
 //! field names and field numbers of the protocols. Wire paths are `/<package>.<Service>/<rpc>`.
 
+pub mod parts;
+
+include!(concat!(env!("OUT_DIR"), "/parts.rs"));
+
 /// SkyWalking's data collect protocol, package `skywalking.v3`.
 #[expect(
     missing_docs,

@@ -44,8 +44,9 @@ impl Bindings {
     pub(super) fn spawn(config: &Config) -> Result<Self> {
         let (mut binder, mut settled) = (None, None);
         if let Some(url) = &config.oap.query {
+            let client = GraphqlClient::new(url)?.with_local_users(&config.local_users()?);
             let source = OapSource {
-                client: GraphqlClient::new(url)?.with_answers_up_to(ANSWER_MAX_BYTES),
+                client: client.with_answers_up_to(ANSWER_MAX_BYTES),
                 dialect: OnceCell::new(),
             };
             let snapshots_max = config.limits.snapshot_queue as usize;

@@ -95,7 +95,8 @@ pub(super) async fn run(
     statistics: Option<StatisticsKeeper>,
     metrics: Option<TcpListener>,
 ) -> Result<()> {
-    let metrics = metrics.map(MetricsServer::start).transpose()?;
+    let start = |listener| MetricsServer::start(listener, &config.host_names);
+    let metrics = metrics.map(start).transpose()?;
     let (metrics, questions) = metrics.unzip();
     if let Some(server) = &metrics {
         tracing::info!(address = %server.local_addr(), "metrics are served");

@@ -177,6 +177,8 @@ fn statistics(config: &Config) -> Option<StatisticsKeeper> {
 
 /// Runs to the end, on threads of its own.
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    // Before the first server listens: each of its clients takes a descriptor.
+    limit::raise_open_files();
     limit::check_threads()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

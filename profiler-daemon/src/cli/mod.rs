@@ -109,14 +109,14 @@ struct ConfigArgs {
 Examples:
   profilerd daemon --config /etc/profilerd.yaml
   SW_AGENT_COLLECTOR_BACKEND_SERVICES=oap:11800 profilerd daemon
-  profilerd daemon --metrics 127.0.0.1:9464
+  profilerd daemon --backend oap:11800 --metrics 127.0.0.1:9464
 
-Stops on SIGINT and SIGTERM, after it has delivered its results.")]
+It needs the address of an OAP; `profilerd standalone` has one of its own. Stops on SIGINT and SIGTERM, after it has delivered its results.")]
 struct DaemonArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// OAP address instead of the configured ones, any number of times; the first that can be
-    /// reached is used
+    /// reached is used. On this host it must belong to root or a user of oap.local_users
     #[arg(long = "backend", value_name = "HOST:PORT")]
     backends: Vec<String>,
     /// Directory where tasks and unsent results are kept for a restart, instead of the configured one;
@@ -203,12 +203,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             let mut config = load(&args.config, level, "info")?;
             if !args.backends.is_empty() {
                 config.oap.backends.clone_from(&args.backends);
-                config.check()?;
             }
             if let Some(folder) = &args.state_dir {
                 config.state_dir = (folder.as_os_str() != "none").then(|| folder.clone());
             }
             args.metrics.apply(&mut config);
+            config.oap_config().check()?;
             crate::doctor::require()?;
             app::run_daemon(config)?;
         }

@@ -18,7 +18,7 @@ use profiler_proto::profilerd as pb;
 use super::ConfigArgs;
 use super::delivery::OutputArgs;
 use super::task_text::{self as text, Start};
-use super::token::{Credential, TokenArgs};
+use super::token::TokenArgs;
 use crate::config::Config;
 use crate::embedded::{TaskClient, wire};
 use crate::model::clock::unix_ms_now;
@@ -180,17 +180,17 @@ impl Oap {
         Ok(match &target.graphql {
             Some(url) => {
                 let client = GraphqlClient::new(url)?;
-                let (host, port) = client.address();
-                let Credential { token, remedy } = target.token.find(config, host, port)?;
-                let client = client.with_token(token.as_deref())?;
-                Self::Graphql(client.with_remedy(remedy))
+                let credential = target.token.find(config, client.host())?;
+                let client = client.with_token(credential.token.as_deref())?;
+                let client = client.with_local_users(&credential.local_users);
+                Self::Graphql(client.with_remedy(credential.remedy))
             }
             None => {
-                let (host, port) = target.oap.rsplit_once(':').unwrap_or_default();
-                let port = port.parse().unwrap_or(0);
-                let Credential { token, remedy } = target.token.find(config, host, port)?;
-                let client = TaskClient::connect(&target.oap, token.as_deref()).await?;
-                Self::Embedded(client.with_remedy(remedy))
+                let (host, _) = target.oap.rsplit_once(':').unwrap_or_default();
+                let credential = target.token.find(config, host)?;
+                let (token, users) = (credential.token.as_deref(), &credential.local_users);
+                let client = TaskClient::connect_to(&target.oap, token, users).await?;
+                Self::Embedded(client.with_remedy(credential.remedy))
             }
         })
     }

@@ -4,20 +4,19 @@
 //! Out: [`Credential`]
 //! Lost: nothing; a token file that was not asked for by name may be missing or closed to this user
 //!
-//! A token that nobody has given is taken from the file where `profilerd standalone` keeps it, and goes only
-//! where it comes from: to a port of this host that root or the file's owner listens on. Any user can listen on
-//! a free port, and would be sent root's token otherwise.
+//! A token that nobody has given is taken from the file where `profilerd standalone` keeps it, and goes to this host
+//! only. There the owner of that file may listen, beside root, our own user and `oap.local_users`
+//! ([`crate::connection::trust`]): `standalone` may run as a user of its own.
 
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 
 use crate::config::{Config, Secret};
 use crate::oap::auth::TOKEN_REMEDY;
-use crate::process::listen;
 use crate::state::{TokenError, read_token};
 
 #[derive(Args, Clone, Debug)]
@@ -42,6 +41,8 @@ pub(super) struct Credential {
     pub(super) token: Option<String>,
     /// Why it may be refused, and what to do then.
     pub(super) remedy: String,
+    /// Users who may listen at this host's end.
+    pub(super) local_users: Vec<u32>,
 }
 
 impl Credential {
@@ -49,6 +50,7 @@ impl Credential {
         Self {
             token: Some(token),
             remedy: format!("the token {by} is not the one it asks for; {TOKEN_REMEDY}"),
+            local_users: Vec::new(),
         }
     }
 
@@ -56,6 +58,7 @@ impl Credential {
         Self {
             token: None,
             remedy: format!("it asks for a token, and {why}; {TOKEN_REMEDY}"),
+            local_users: Vec::new(),
         }
     }
 }
@@ -67,12 +70,18 @@ impl TokenArgs {
         file.flat_map(|file| ["--token-file".to_owned(), file.display().to_string()])
     }
 
-    /// Finds the token for an OAP at a host and port.
+    /// Finds the token for an OAP at a host.
     ///
     /// # Errors
     ///
-    /// The file that was named cannot be used.
-    pub(super) fn find(&self, config: &Config, host: &str, port: u16) -> Result<Credential> {
+    /// The file that was named cannot be used, or a user of the configuration is none.
+    pub(super) fn find(&self, config: &Config, host: &str) -> Result<Credential> {
+        let mut found = self.find_token(config, host)?;
+        found.local_users.extend(config.local_users()?);
+        Ok(found)
+    }
+
+    fn find_token(&self, config: &Config, host: &str) -> Result<Credential> {
         if let Some(token) = &self.token {
             return Ok(Credential::given(token.clone(), "of --token"));
         }
@@ -91,10 +100,7 @@ impl TokenArgs {
                 "the token of this host is not sent to another host",
             ));
         }
-        Ok(of_this_host(
-            &config.token_files(),
-            &listen::owners_of(port),
-        ))
+        Ok(of_this_host(&config.token_files()))
     }
 }
 
@@ -103,20 +109,16 @@ fn is_this_host(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// The token of the first of the files that is there, for a port that `owners` listen on.
-fn of_this_host(files: &[PathBuf], owners: &[u32]) -> Credential {
+/// The token of the first of the files that is there.
+fn of_this_host(files: &[PathBuf]) -> Credential {
     let mut absent = Vec::new();
     for path in files {
         match read_token(path) {
             Ok(token) => {
-                if let Some(stranger) = owners.iter().find(|&&owner| !is_trusted(owner, path)) {
-                    return Credential::none(&format!(
-                        "the token in {} is not sent to a program of user {stranger}, who neither owns \
-                         that file nor is root",
-                        path.display()
-                    ));
-                }
-                return Credential::given(token, &format!("in {}", path.display()));
+                let mut found = Credential::given(token, &format!("in {}", path.display()));
+                let owner = path.metadata().map(|metadata| metadata.uid());
+                found.local_users.extend(owner);
+                return found;
             }
             Err(TokenError::Absent(path)) => absent.push(path.display().to_string()),
             // A later one would be of another daemon.
@@ -135,16 +137,10 @@ fn of_this_host(files: &[PathBuf], owners: &[u32]) -> Credential {
     })
 }
 
-fn is_trusted(owner: u32, file: &Path) -> bool {
-    owner == 0
-        || file
-            .metadata()
-            .is_ok_and(|metadata| metadata.uid() == owner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use super::*;
 
@@ -167,7 +163,7 @@ mod tests {
             ..Config::default()
         };
         let find = |args: TokenArgs, config: &Config, host: &str| {
-            let found = args.find(config, host, 0).unwrap();
+            let found = args.find(config, host).unwrap();
             (found.token, found.remedy)
         };
         for host in ["127.0.0.1", "localhost", "[::1]"] {
@@ -191,7 +187,7 @@ mod tests {
         assert!(!remedy.contains("flag"), "{remedy}");
         let absent = folder.path().join("absent");
         let error = args(None, Some(&absent))
-            .find(&config, "127.0.0.1", 0)
+            .find(&config, "127.0.0.1")
             .unwrap_err();
         assert!(
             error.to_string().contains(absent.to_str().unwrap()),
@@ -199,21 +195,21 @@ mod tests {
         );
     }
 
-    /// Check that a token that was not given goes to nobody but root and its owner, and that each reason for
-    /// having none is told with the file.
+    /// Check that the owner of a token that was found may be sent it, beside users of the configuration, and that each
+    /// reason for having none is told with the file.
     #[test]
-    fn a_found_token_goes_to_its_owner_alone() {
+    fn a_found_token_may_go_to_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let (here, absent) = (folder.path().join("here"), folder.path().join("absent"));
         fs::write(&here, "secret\n").unwrap();
         let owner = here.metadata().unwrap().uid();
-        for owners in [&[][..], &[0], &[owner], &[0, owner]] {
-            let found = of_this_host(&[absent.clone(), here.clone()], owners);
-            assert_eq!(found.token.as_deref(), Some("secret"), "{owners:?}");
-        }
-        let stranger = of_this_host(std::slice::from_ref(&here), &[0, 4711]);
-        assert_eq!(stranger.token, None);
-        assert!(stranger.remedy.contains("user 4711"), "{}", stranger.remedy);
+        let found = of_this_host(&[absent.clone(), here.clone()]);
+        assert_eq!(found.token.as_deref(), Some("secret"));
+        assert_eq!(found.local_users, [owner]);
+        let mut config = Config::default();
+        config.oap.local_users = vec!["4711".to_owned()];
+        let given = args(Some("flag"), None).find(&config, "127.0.0.1").unwrap();
+        assert_eq!(given.local_users, [4711]);
 
         let other = folder.path().join("other");
         let (one, two) = (absent.display(), other.display());
@@ -227,16 +223,16 @@ mod tests {
                 format!("neither {one} nor {two} is there;"),
             ),
         ] {
-            let none = of_this_host(files, &[]);
+            let none = of_this_host(files);
             assert!(none.remedy.contains(&expected), "{}", none.remedy);
         }
-        let unusable = of_this_host(&[folder.path().to_owned(), here], &[]);
+        let unusable = of_this_host(&[folder.path().to_owned(), here]);
         assert_eq!(unusable.token, None);
         assert!(
             unusable.remedy.contains("cannot be read"),
             "{}",
             unusable.remedy
         );
-        assert!(of_this_host(&[], &[]).remedy.contains("token_file is none"));
+        assert!(of_this_host(&[]).remedy.contains("token_file is none"));
     }
 }

@@ -25,6 +25,10 @@ const VARIABLES: &[(&str, Setter)] = &[
     ("SW_AGENT_SSL_KEY_PATH", tls_key_file),
     ("PROFILERD_OAP_BACKENDS", backends),
     ("PROFILERD_OAP_AUTHENTICATION", authentication),
+    ("PROFILERD_OAP_LOCAL_USERS", |config, text| {
+        config.oap.local_users = list(text);
+        Ok(())
+    }),
     ("PROFILERD_OAP_POLL_INTERVAL", |config, text| {
         config.oap.poll_interval = range::POLL_INTERVAL.parse(text)?;
         Ok(())
@@ -169,6 +173,10 @@ const VARIABLES: &[(&str, Setter)] = &[
         config.metrics = parse_metrics(text)?;
         Ok(())
     }),
+    ("PROFILERD_HOST_NAMES", |config, text| {
+        config.host_names = list(text);
+        Ok(())
+    }),
 ];
 
 /// Read elsewhere: by the command line.
@@ -222,12 +230,15 @@ fn warning(name: &str) -> String {
 }
 
 fn backends(config: &mut Config, text: &str) -> Result<(), String> {
-    let backends = text
-        .split(',')
-        .map(str::trim)
-        .filter(|backend| !backend.is_empty());
-    config.oap.backends = backends.map(str::to_owned).collect();
+    config.oap.backends = list(text);
     Ok(())
+}
+
+/// Words with commas between them.
+fn list(text: &str) -> Vec<String> {
+    let words = text.split(',').map(str::trim);
+    let words = words.filter(|word| !word.is_empty());
+    words.map(str::to_owned).collect()
 }
 
 fn authentication(config: &mut Config, text: &str) -> Result<(), String> {

@@ -11,6 +11,9 @@ use super::Config;
 
 /// Largest file read: a thousand rules have a tenth of it.
 const FILE_MAX_BYTES: u64 = 1 << 20;
+/// Most nodes that aliases (`*name`) of anchors (`&name`) stand for, altogether. A few lines in which each list
+/// names the one before ten times would be billions.
+const ALIASED_NODES_MAX: usize = 10_000;
 /// Least likeness (Jaro-Winkler, 0 to 1) of a key that is offered for an unknown one.
 const LIKENESS_MIN: f64 = 0.75;
 
@@ -66,7 +69,12 @@ pub(super) fn read(path: &Path) -> Result<Config, ConfigError> {
 
 pub(super) fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
     // A file of comments only is an empty document.
-    let parsed: Result<Option<Config>, _> = serde_saphyr::from_str(text);
+    let options = serde_saphyr::options! {
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: ALIASED_NODES_MAX,
+        },
+    };
+    let parsed: Result<Option<Config>, _> = serde_saphyr::from_str_with_options(text, options);
     parsed.map(Option::unwrap_or_default).map_err(|error| {
         let location = error.location();
         ConfigError::Content {
@@ -174,6 +182,37 @@ mod tests {
             "oap:\nlimits:\n  # sample_queue: 5\nservices:\n",
         ] {
             assert_eq!(parse(text, "f").unwrap(), Config::default(), "{text:?}");
+        }
+    }
+
+    /// Check that aliases work, and that those that multiply are refused with their place, as is what nests.
+    #[test]
+    fn aliases_do_not_multiply() {
+        let text = "services:\n  - match: {exe: a}\n    service: s\n    tags: &t {site: one}\n  \
+                    - match: {exe: b}\n    service: s\n    tags: *t\n";
+        let config = parse(text, "f").unwrap();
+        assert_eq!(config.services[0].tags.len(), 1);
+        let mut bomb = "services:\n  - &l0 {match: {exe: a}, service: s}\n".to_owned();
+        for level in 1..9 {
+            let names = vec![format!("*l{}", level - 1); 10].join(", ");
+            bomb += &format!("  - &l{level} [{names}]\n");
+        }
+        assert!(error(&bomb).starts_with("p.yaml:"));
+        // Nothing but the number of aliases is wrong with it.
+        let many = |count: usize| {
+            format!(
+                "services:\n  - &r {{match: {{exe: a}}, service: s}}\n{}",
+                "  - *r\n".repeat(count)
+            )
+        };
+        assert_eq!(parse(&many(99), "f").unwrap().services.len(), 100);
+        assert!(error(&many(5_000)).starts_with("p.yaml:"));
+        for nested in [
+            "[".repeat(100_000),
+            "a: {".repeat(50_000),
+            "- ".repeat(100_000),
+        ] {
+            assert!(error(&nested).starts_with("p.yaml:"));
         }
     }
 

@@ -83,6 +83,18 @@ pub fn parse_metrics(text: &str) -> Result<Option<SocketAddr>, String> {
     parse_listen(text, "127.0.0.1:9464")
 }
 
+fn user_id(name: &str) -> Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let user = nix::unistd::User::from_name(name)
+        .with_context(|| format!("oap.local_users: failed to look up the user {name:?}"))?;
+    let user = user.with_context(|| {
+        format!("oap.local_users: this host has no user {name:?}; give a name or a number")
+    })?;
+    Ok(user.uid.as_raw())
+}
+
 fn metrics<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     text.map_or(Ok(None), |text| parse_metrics(&text))
@@ -124,6 +136,9 @@ pub struct Config {
     /// Where the daemon's own figures are served over HTTP, if at all.
     #[serde(deserialize_with = "metrics")]
     pub metrics: Option<SocketAddr>,
+    /// Names by which the HTTP servers may be asked, beside addresses, `localhost` and the name of this host.
+    #[serde(deserialize_with = "file::section")]
+    pub host_names: Vec<String>,
 }
 
 impl Default for Config {
@@ -140,6 +155,7 @@ impl Default for Config {
             frames: Default::default(),
             log: Default::default(),
             metrics: None,
+            host_names: Vec::new(),
         }
     }
 }
@@ -192,7 +208,21 @@ impl Config {
         if let Some(url) = &self.oap.query {
             GraphqlClient::new(url).context("oap.query cannot be used")?;
         }
-        self.oap_config().check()
+        self.local_users()?;
+        self.oap_config().check_given()
+    }
+
+    /// Ids of the users of `oap.local_users`.
+    ///
+    /// # Errors
+    ///
+    /// This host has no such user; the text names it.
+    pub fn local_users(&self) -> Result<Vec<u32>> {
+        self.oap
+            .local_users
+            .iter()
+            .map(|name| user_id(name))
+            .collect()
     }
 
     /// Files in which the token of `standalone` may be, the first being where it is made; none if no token is
@@ -223,6 +253,7 @@ impl Config {
         EmbeddedConfig {
             listen,
             http_listen,
+            host_names: self.host_names.clone(),
             token,
             data: data_dir.map_or(DataDir::Memory, |dir| dir.as_path().into()),
             limits: StoreLimits {
@@ -255,6 +286,8 @@ impl Config {
         OapConfig {
             token: oap.authentication.as_ref().map(|token| token.0.clone()),
             tls,
+            // Names that are none were refused at the start.
+            local_users: self.local_users().unwrap_or_default(),
             poll_interval: oap.poll_interval,
             heartbeat_interval: oap.heartbeat_interval,
             queue: QueueRoom {
@@ -281,6 +314,7 @@ mod tests {
         for key in [
             "backends",
             "authentication",
+            "local_users",
             "poll_interval",
             "heartbeat_interval",
             "ca_file",
@@ -307,6 +341,7 @@ mod tests {
             "frames",
             "level",
             "metrics",
+            "host_names",
             "api_server",
             "node_name",
             "token_file",
@@ -371,6 +406,37 @@ mod tests {
         assert_eq!(files("standalone:\n  token_file: /etc/t\n"), ["/etc/t"]);
         assert_eq!(files("standalone:\n  token_file: null\n").len(), 2);
         assert_eq!(files("standalone:\n  token_file: none\n"), [""; 0]);
+    }
+
+    /// Check that users are names or numbers of this host, and that one that is not is refused by name.
+    #[test]
+    fn local_users_are_users_of_this_host() {
+        let of = |text: &str| file::parse(text, "p.yaml").unwrap();
+        let users = |text: &str| of(text).local_users().unwrap();
+        assert_eq!(users(""), [0; 0]);
+        assert_eq!(users("oap: {local_users: [root, 4711]}\n"), [0, 4711]);
+        let config = of("oap: {local_users: [no-such-user]}\n");
+        let error = config.check().unwrap_err().to_string();
+        assert!(
+            error.contains("oap.local_users") && error.contains("no-such-user"),
+            "{error}"
+        );
+    }
+
+    /// Check that only `daemon` needs an OAP, and that it says how to name one.
+    #[test]
+    fn a_daemon_needs_an_oap() {
+        let config = Config::default();
+        config.check().unwrap();
+        let error = config.oap_config().check().unwrap_err().to_string();
+        for way in [
+            "--backend",
+            "SW_AGENT_COLLECTOR_BACKEND_SERVICES",
+            "oap.backends",
+            "profilerd standalone",
+        ] {
+            assert!(error.contains(way), "{error}");
+        }
     }
 
     /// Check that a token is not shown, and that half of mutual TLS is refused.

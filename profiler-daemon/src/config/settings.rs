@@ -13,7 +13,8 @@ use super::unit::{DurationRange, NumberRange, SizeRange};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OapSettings {
-    /// OAPs as `host:port`; the first that can be reached is used.
+    /// OAPs as `host:port`; the first that can be reached is used. `daemon` needs one.
+    #[serde(deserialize_with = "file::section")]
     pub backends: Vec<String>,
     /// Token sent as `authentication` metadata.
     pub authentication: Option<Secret>,
@@ -25,6 +26,10 @@ pub struct OapSettings {
     /// after a few minutes of silence.
     #[serde(deserialize_with = "OapSettings::heartbeat_interval")]
     pub heartbeat_interval: Duration,
+    /// Names or numbers of users who may run the OAP on this host, beside root and our own. Without TLS nothing
+    /// is sent to a port of this host that another user listens on.
+    #[serde(deserialize_with = "file::section")]
+    pub local_users: Vec<String>,
     /// Transport encryption.
     #[serde(deserialize_with = "file::section")]
     pub tls: TlsSettings,
@@ -208,8 +213,9 @@ impl fmt::Debug for Secret {
 impl Default for OapSettings {
     fn default() -> Self {
         Self {
-            backends: vec!["127.0.0.1:11800".to_owned()],
+            backends: Vec::new(),
             authentication: None,
+            local_users: Vec::new(),
             poll_interval: Duration::from_secs(2),
             heartbeat_interval: Duration::from_secs(30),
             tls: TlsSettings::default(),

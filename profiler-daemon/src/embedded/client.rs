@@ -11,8 +11,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 use super::wire;
+use crate::connection::trust::{Trusted, untrusted};
 use crate::model::ProfileReport;
 use crate::oap::auth::{TOKEN_REMEDY, Token};
+use crate::oap::dial::dial;
 
 /// Largest part of a result: one segment of 12,000 snapshots whose stacks all differ.
 const MESSAGE_MAX_BYTES: usize = 512 << 20;
@@ -33,19 +35,35 @@ impl TaskClient {
     ///
     /// # Errors
     ///
-    /// If nothing answers there; the text says what to do.
+    /// See [`Self::connect_to`].
     pub async fn connect(address: &str, token: Option<&str>) -> Result<Self> {
+        Self::connect_to(address, token, &[]).await
+    }
+
+    /// Connects to `host:port`. On this host, root and our own user may be there, and `local_users`.
+    ///
+    /// # Errors
+    ///
+    /// If nothing answers there, or the program of another user does; the text says what to do.
+    pub async fn connect_to(
+        address: &str,
+        token: Option<&str>,
+        local_users: &[u32],
+    ) -> Result<Self> {
         let token = Token::new(token)?;
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
             .with_context(|| format!("{address} is not an address of the form HOST:PORT"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT);
-        let channel = endpoint.connect().await.with_context(|| {
-            format!(
-                "no OAP answers at {address}; start one with `profilerd standalone`, or name \
-                 another with --oap HOST:PORT"
-            )
-        })?;
+        let channel = dial(&endpoint, Trusted::new(local_users))
+            .await
+            .map_err(|error| match untrusted(&error) {
+                Some(untrusted) => anyhow!("{untrusted}"),
+                None => anyhow!(error).context(format!(
+                    "no OAP answers at {address}; start one with `profilerd standalone`, or name \
+                     another with --oap HOST:PORT"
+                )),
+            })?;
         Ok(Self {
             address: address.to_owned(),
             remedy: TOKEN_REMEDY.to_owned(),

@@ -11,6 +11,7 @@
 //! profilerd task     --profilerd.v1.Tasks------------------------------------------>  tasks.rs
 //! profilerd task, UIs --GraphQL over HTTP------------------------------------------>  query/
 //! anything           --grpc.health.v1.Health--------------------------------------->  tonic-health
+//!                    (grpc.rs: the server of all these, with its limits; unfinished.rs: of messages)
 //!                                                       agents.rs, tasks.rs  ----->  store.rs
 //!                                                                  store.rs  ----->  storage/
 //! ```
@@ -23,6 +24,7 @@ mod agents;
 mod chunk;
 pub mod client;
 mod door;
+mod grpc;
 mod intake;
 mod lookup;
 mod query;
@@ -34,6 +36,7 @@ mod store_tests;
 pub mod task;
 mod tasks;
 pub mod trace;
+mod unfinished;
 mod unkept;
 pub mod wire;
 
@@ -42,44 +45,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use profiler_proto::profilerd::tasks_server::TasksServer;
-use profiler_proto::skywalking::clr_metric_report_service_server::ClrMetricReportServiceServer;
-use profiler_proto::skywalking::configuration_discovery_service_server::ConfigurationDiscoveryServiceServer;
-use profiler_proto::skywalking::event_service_server::EventServiceServer;
-use profiler_proto::skywalking::jvm_metric_report_service_server::JvmMetricReportServiceServer;
-use profiler_proto::skywalking::log_report_service_server::LogReportServiceServer;
-use profiler_proto::skywalking::management_service_server::ManagementServiceServer;
-use profiler_proto::skywalking::meter_report_service_server::MeterReportServiceServer;
-use profiler_proto::skywalking::profile_task_server::ProfileTaskServer;
-use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmentReportServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tonic::Request;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
-use agents::Agents;
 use door::Door;
 use store::{Store, StoreLimits};
-use tasks::TaskService;
-use unkept::Unkept;
 
 use crate::http::HttpServer;
 use crate::model::clock::unix_ms_now;
 
 pub use client::TaskClient;
 pub use query::sdl;
+#[cfg(feature = "fuzzing")]
+pub(crate) use query::server::answer_anything;
 pub use storage::StorageError;
 pub use storage::database::{DataDir, OpenError};
 
-/// Largest message accepted. A snapshot of 1024 frames of 5,000 bytes fits; OAP takes ten times
-/// more, which no agent needs.
-const MESSAGE_MAX_BYTES: usize = 8 << 20;
-/// Calls one connection may have open.
-const STREAMS_MAX: u32 = 128;
 /// How often old data is looked for. Retention counts in days.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 /// How long a stop waits for open calls.
@@ -92,6 +75,8 @@ pub struct EmbeddedConfig {
     pub listen: SocketAddr,
     /// Where to answer GraphQL, if at all.
     pub http_listen: Option<SocketAddr>,
+    /// Names by which GraphQL may be asked, beside addresses, `localhost` and the name of this host.
+    pub host_names: Vec<String>,
     /// Token that callers of either door must send, see `door.rs`; `None` lets everybody in.
     pub token: Option<String>,
     /// Where the data is kept.
@@ -107,6 +92,7 @@ impl EmbeddedConfig {
         Self {
             listen,
             http_listen: None,
+            host_names: Vec::new(),
             token: None,
             data: DataDir::Memory,
             limits: StoreLimits::default(),
@@ -176,19 +162,19 @@ impl EmbeddedOap {
         let door = Door::new(config.token);
         let query = match config.http_listen {
             Some(listen) => {
-                Some(query::server::start(listen, Arc::clone(&store), door.clone()).await?)
+                let (store, door) = (Arc::clone(&store), door.clone());
+                Some(query::server::start(listen, &config.host_names, store, door).await?)
             }
             None => None,
         };
         let (stop, stopped) = oneshot::channel();
-        let router = router(&store, door).await;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let services = grpc::services(&store, door).await;
         let sweeper = Sweeper(tokio::spawn(sweep(Arc::clone(&store))));
         let server = tokio::spawn(async move {
             let stopped = async {
                 let _ = stopped.await; // a dropped sender means stop, too
             };
-            if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
+            if let Err(error) = grpc::serve(listener, services, stopped).await {
                 warn!(%error, "the built-in OAP has failed");
             }
         });
@@ -232,60 +218,4 @@ impl EmbeddedOap {
             let _ = self.server.await;
         }
     }
-}
-
-/// All services; all but the health check ask for the token.
-async fn router(store: &Arc<Store>, door: Door) -> tonic::transport::server::Router {
-    let check = move |request: Request<()>| door.check(request);
-    let agents = Agents::new(Arc::clone(store));
-    let tasks = TaskService::new(Arc::clone(store));
-    let unkept = Unkept::default();
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<ProfileTaskServer<Agents>>().await;
-    Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_keepalive_interval(Some(Duration::from_secs(60)))
-        .add_service(health_service)
-        .add_service(InterceptedService::new(
-            ProfileTaskServer::new(agents.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES),
-            check.clone(),
-        ))
-        .add_service(InterceptedService::new(
-            ManagementServiceServer::new(agents.clone())
-                .max_decoding_message_size(MESSAGE_MAX_BYTES),
-            check.clone(),
-        ))
-        .add_service(InterceptedService::new(
-            TraceSegmentReportServiceServer::new(agents)
-                .max_decoding_message_size(MESSAGE_MAX_BYTES),
-            check.clone(),
-        ))
-        .add_service(MeterReportServiceServer::with_interceptor(
-            unkept.clone(),
-            check.clone(),
-        ))
-        .add_service(JvmMetricReportServiceServer::with_interceptor(
-            unkept.clone(),
-            check.clone(),
-        ))
-        .add_service(ClrMetricReportServiceServer::with_interceptor(
-            unkept.clone(),
-            check.clone(),
-        ))
-        .add_service(LogReportServiceServer::with_interceptor(
-            unkept.clone(),
-            check.clone(),
-        ))
-        .add_service(EventServiceServer::with_interceptor(
-            unkept.clone(),
-            check.clone(),
-        ))
-        .add_service(ConfigurationDiscoveryServiceServer::with_interceptor(
-            unkept.clone(),
-            check.clone(),
-        ))
-        .add_service(InterceptedService::new(
-            TasksServer::new(tasks).max_decoding_message_size(MESSAGE_MAX_BYTES),
-            check,
-        ))
 }

@@ -1,11 +1,14 @@
 //! The service of the command line: tasks, coverage and results (`profilerd.v1.Tasks`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use profiler_proto::profilerd as pb;
 use profiler_proto::profilerd::result_part::Part;
 use profiler_proto::profilerd::tasks_server::Tasks;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::info;
@@ -18,15 +21,24 @@ use crate::model::clock::unix_ms_now;
 /// Longest service or endpoint name of a task; OAP's column for the endpoint has 512.
 const NAME_MAX_BYTES: usize = 2048;
 
+/// Results on their way to clients: each is in memory as a whole, and holds a thread.
+const RESULTS_MAX: usize = 2;
+/// How long a client may take for a part of a result.
+const PART_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// `profilerd.v1.Tasks` on a store.
 #[derive(Clone, Debug)]
 pub(super) struct TaskService {
     store: Arc<Store>,
+    results: Arc<Semaphore>,
 }
 
 impl TaskService {
     pub(super) fn new(store: Arc<Store>) -> Self {
-        Self { store }
+        Self {
+            store,
+            results: Arc::new(Semaphore::new(RESULTS_MAX)),
+        }
     }
 
     async fn view(&self, task_id: String) -> Result<TaskView, Status> {
@@ -117,18 +129,22 @@ impl Tasks for TaskService {
         let view = self.view(task_id).await?;
         let (parts, receiver) = mpsc::channel(2);
         let store = Arc::clone(&self.store);
+        let place = Arc::clone(&self.results).acquire_owned().await;
+        let runtime = Handle::current();
         // Analysis is computation: it must not hold up the heartbeat of others.
         tokio::task::spawn_blocking(move || {
+            let _place = place;
             let head = Part::Head(pb::ResultHead {
                 task: Some(wire::task_to_wire(&view.task, view.state)),
                 coverage: Some(wire::coverage_to_wire(&view.coverage)),
             });
             let send = |part| {
                 let part = pb::ResultPart { part: Some(part) };
-                parts.blocking_send(Ok(part)).is_ok()
+                let sent = runtime.block_on(timeout(PART_TIMEOUT, parts.send(Ok(part))));
+                matches!(sent, Ok(Ok(())))
             };
             if !send(head) {
-                return; // the caller has hung up
+                return; // the caller has hung up, or does not read
             }
             match store.segments(&view.task.id) {
                 Ok(segments) => {
@@ -140,7 +156,8 @@ impl Tasks for TaskService {
                     }
                 }
                 Err(error) => {
-                    let _ = parts.blocking_send(Err(error.into()));
+                    let failed = parts.send(Err(error.into()));
+                    let _ = runtime.block_on(timeout(PART_TIMEOUT, failed));
                 }
             }
         });

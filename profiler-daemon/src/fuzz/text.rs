@@ -157,6 +157,11 @@ pub fn config_file(data: &[u8]) {
     let _ = crate::config::Config::parse(&String::from_utf8_lossy(data));
 }
 
+/// The body of a query to the built-in OAP.
+pub fn graphql_query(data: &[u8]) {
+    crate::embedded::answer_anything(data);
+}
+
 /// The body of an answer of an OAP's query side.
 pub fn graphql_answer(data: &[u8]) {
     graphql::read_as_anything(data);

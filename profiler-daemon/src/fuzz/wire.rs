@@ -1,8 +1,9 @@
 //! Binary formats: records of the BPF programs, the kernel's types, gRPC messages.
 
 use profiler_common::{Conn, MAX_TASKS};
+use profiler_proto::parts::{self, PARTS_MAX};
 use profiler_proto::profilerd as pb;
-use profiler_proto::skywalking::{SegmentObject, ThreadSnapshot};
+use profiler_proto::skywalking::{SegmentCollection, SegmentObject, ThreadSnapshot};
 use prost::Message;
 use std::time::Duration;
 
@@ -166,6 +167,25 @@ pub fn agent_reports(data: &[u8]) {
     }
     for segment in store.segments(&task.id).expect(WORKS) {
         wire::segment_report(wire::segment_to_wire(&segment)).expect("what we say we understand");
+    }
+}
+
+/// Messages of agents, which are counted before they are decoded: no more parts are decoded than were counted.
+pub fn agent_messages(data: &[u8]) {
+    let mut left = PARTS_MAX;
+    if parts::count::<SegmentCollection>(data, &mut left).is_ok()
+        && let Ok(message) = SegmentCollection::decode(data)
+    {
+        let spans = message.segments.iter().map(|segment| segment.spans.len());
+        let decoded = message.segments.len() + spans.sum::<usize>();
+        assert!(decoded <= (PARTS_MAX - left) as usize, "{decoded} parts");
+    }
+    let mut left = PARTS_MAX;
+    if parts::count::<ThreadSnapshot>(data, &mut left).is_ok()
+        && let Ok(message) = ThreadSnapshot::decode(data)
+    {
+        let decoded = message.stack.map_or(0, |stack| stack.code_signatures.len());
+        assert!(decoded <= (PARTS_MAX - left) as usize, "{decoded} parts");
     }
 }
 

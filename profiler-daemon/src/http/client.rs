@@ -1,31 +1,28 @@
 //! One request on a connection of its own.
 //!
-//! In:  an address and a request
+//! In:  a connection and a request
 //! Out: the status and the body, whole
 //! Lost: nothing; a body over the caller's bound is an error
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::handshake;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// Connects, sends, and reads an answer of at most `body_max_bytes`. How long that may take is the caller's.
+/// Sends, and reads an answer of at most `body_max_bytes`. How long that may take is the caller's.
 ///
 /// # Errors
 ///
-/// Nobody listens there, it is no HTTP, or the answer broke off or is too long.
+/// It is no HTTP, or the answer broke off or is too long.
 pub(crate) async fn exchange(
-    address: impl ToSocketAddrs,
+    stream: TcpStream,
     request: Request<Full<Bytes>>,
     body_max_bytes: usize,
 ) -> Result<(StatusCode, Bytes)> {
-    let stream = TcpStream::connect(address)
-        .await
-        .context("failed to connect")?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
     // Ends with this call, also if the call is dropped.
     let mut driver = JoinSet::new();

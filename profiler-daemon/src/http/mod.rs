@@ -5,6 +5,7 @@
 //! Lost: nothing; what is too slow or too long is an error
 
 pub(crate) mod client;
+mod host;
 pub(crate) mod server;
 
 pub(crate) use server::{Answer, HttpServer};

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::STATUS_PATH;
@@ -48,7 +49,10 @@ async fn get(address: SocketAddr) -> Result<Bytes> {
         .header(header::HOST, address.to_string())
         .header(header::CONNECTION, "close")
         .body(Full::default())?;
-    let (status, body) = exchange(address, request, ANSWER_MAX_BYTES).await?;
+    let stream = TcpStream::connect(address)
+        .await
+        .context("failed to connect")?;
+    let (status, body) = exchange(stream, request, ANSWER_MAX_BYTES).await?;
     match status {
         StatusCode::OK => Ok(body),
         StatusCode::SERVICE_UNAVAILABLE => bail!("it is stopping, or too busy to answer"),

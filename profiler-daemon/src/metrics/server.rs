@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::{STATUS_PATH, text};
-use crate::http::server::{allowing, content};
+use crate::http::server::{PLAIN, allowing, content};
 use crate::http::{Answer, HttpServer};
 use crate::model::Observation;
 
@@ -25,7 +25,6 @@ use crate::model::Observation;
 const QUESTIONS_MAX: usize = 16;
 /// How long the daemon may take. It may be reading `/proc` or writing to a disk; Prometheus waits 10 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// A request for the state of the daemon.
 #[derive(Debug)]
@@ -78,15 +77,16 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 pub struct MetricsServer(HttpServer);
 
 impl MetricsServer {
-    /// Starts on the current tokio runtime.
+    /// Starts on the current tokio runtime; `host_names` are names by which it may be asked, beside its address
+    /// and the names of this host.
     ///
     /// # Errors
     ///
     /// The socket cannot be waited for.
-    pub fn start(listener: TcpListener) -> Result<(Self, Questions)> {
+    pub fn start(listener: TcpListener, host_names: &[String]) -> Result<(Self, Questions)> {
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
         let server = tokio::net::TcpListener::from_std(listener)
-            .and_then(|listener| HttpServer::start(listener, Metrics { ask }))
+            .and_then(|listener| HttpServer::start(listener, host_names, Metrics { ask }))
             .context("failed to serve metrics")?;
         Ok((Self(server), Questions(Some(questions))))
     }

@@ -21,6 +21,8 @@ pub struct OapConfig {
     pub token: Option<String>,
     /// TLS; `None` is plain text.
     pub tls: Option<TlsConfig>,
+    /// User ids whose programs on this host may be spoken to in plain text, beside root and our own.
+    pub local_users: Vec<u32>,
     /// Time between two task queries of an instance. Agents ask every 20 s, which is the largest
     /// part of a task's start latency; a query is one small call.
     pub poll_interval: Duration,
@@ -70,6 +72,7 @@ impl OapConfig {
             backends,
             token: None,
             tls: None,
+            local_users: Vec::new(),
             poll_interval: Duration::from_secs(5),
             poll_now: None,
             known_tasks: Vec::new(),
@@ -91,8 +94,21 @@ impl OapConfig {
     /// If there is no backend, an address is malformed or the token cannot be sent.
     pub fn check(&self) -> Result<()> {
         if self.backends.is_empty() {
-            bail!("no OAP is configured; name at least one as HOST:PORT");
+            bail!(
+                "no OAP is named: give the address of its gRPC port with --backend HOST:PORT, with \
+                 SW_AGENT_COLLECTOR_BACKEND_SERVICES=HOST:PORT, or as oap.backends in the configuration; \
+                 `profilerd standalone` runs without one"
+            );
         }
+        self.check_given()
+    }
+
+    /// As [`Self::check`], for those who need no OAP.
+    ///
+    /// # Errors
+    ///
+    /// If an address is malformed or the token cannot be sent.
+    pub fn check_given(&self) -> Result<()> {
         for backend in &self.backends {
             self.endpoint_without_tls(backend)?;
         }

@@ -28,9 +28,11 @@ use tracing::debug;
 use super::auth::Token;
 use super::backoff::Backoff;
 use super::cause;
+use super::dial::dial;
 use super::observe::LinkState;
 use super::skew::{Bounds, Skew};
 use super::{OapConfig, OapEvent, tls};
+use crate::connection::trust::Trusted;
 use crate::model::clock::unix_ms_now;
 
 /// A connection that lasted this long was good: the next attempt starts with the shortest pause.
@@ -340,7 +342,12 @@ impl Keeper {
     async fn connect_to(&self, backend: &str) -> Result<(Channel, Token)> {
         let token = Token::new(self.config.token.as_deref())?;
         let endpoint = self.config.endpoint(backend)?;
-        let connected = timeout(self.config.connect_timeout, endpoint.connect());
+        let connected = timeout(self.config.connect_timeout, async {
+            match self.config.tls {
+                Some(_) => endpoint.connect().await,
+                None => dial(&endpoint, Trusted::new(&self.config.local_users)).await,
+            }
+        });
         let channel = connected
             .await
             .map_err(anyhow::Error::from)

@@ -6,7 +6,8 @@
 //! ([`DeliveryStats`]); commands that are refused, told as events
 //!
 //! ```text
-//!                  link.rs: one connection, kept, failed over (cause.rs, tls.rs: why not; skew.rs: its clock)
+//!                  link.rs: one connection, kept, failed over (cause.rs, tls.rs: why not; skew.rs: its clock;
+//!                                                              dial.rs: whom it may be with)
 //!                 /          |                \
 //! presence.rs  heartbeat   poll.rs  tasks     report.rs  segments, snapshots, ends of tasks
 //!    (turns.rs: each in its turn)             ^
@@ -24,6 +25,7 @@ mod cause;
 pub(crate) mod command;
 mod config;
 mod delivery;
+pub(crate) mod dial;
 pub mod graphql;
 mod ledger;
 mod link;

@@ -39,7 +39,7 @@ mod property;
 pub mod python;
 pub mod runtime;
 mod scan_budget;
-mod sock_diag;
+pub(crate) mod sock_diag;
 pub(crate) mod stand_in;
 pub mod table;
 pub mod target;

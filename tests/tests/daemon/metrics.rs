@@ -157,6 +157,7 @@ fn a_taken_address_ends_the_start() {
         let output = command(&[mode, "--metrics", &address])
             .env("PROFILERD_STATE_DIR", "none")
             .env("PROFILERD_STANDALONE_TOKEN_FILE", "none")
+            .env("PROFILERD_OAP_BACKENDS", "127.0.0.1:1")
             .output()
             .unwrap();
         let err = String::from_utf8(output.stderr).unwrap();

@@ -7,7 +7,7 @@ use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject
 use super::super::store::InstanceRecord;
 use super::super::task::{endpoint_id, instance_id, service_id, service_name};
 use super::long::Long;
-use super::on_store;
+use super::{LIST, on_store};
 use crate::model::clock::unix_ms_now;
 
 /// The only layer there is: services that agents report.
@@ -96,6 +96,7 @@ impl MetadataQuery {
         vec![LAYER]
     }
 
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn list_services(
         &self,
         context: &Context<'_>,
@@ -108,6 +109,7 @@ impl MetadataQuery {
         Ok(names.into_iter().map(Service::of).collect())
     }
 
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn get_service(
         &self,
         context: &Context<'_>,
@@ -117,6 +119,7 @@ impl MetadataQuery {
         known_service(context, name).await
     }
 
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn find_service(
         &self,
         context: &Context<'_>,
@@ -125,6 +128,7 @@ impl MetadataQuery {
         known_service(context, service_name).await
     }
 
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn list_instances(
         &self,
         context: &Context<'_>,
@@ -139,6 +143,7 @@ impl MetadataQuery {
             .collect())
     }
 
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn get_instance(
         &self,
         context: &Context<'_>,
@@ -154,6 +159,7 @@ impl MetadataQuery {
     }
 
     /// Endpoints that tasks were created for or that profiled requests had.
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn find_endpoint(
         &self,
         context: &Context<'_>,

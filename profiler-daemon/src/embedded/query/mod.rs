@@ -7,6 +7,9 @@
 //! | file | has |
 //! |---|---|
 //! | `server` | HTTP: limits, token, time |
+//! | `bound` | the size of a query, before it is validated |
+//! | `budget` | fields and time of an answer |
+//! | `threads` | threads that compute answers |
 //! | `task` | tasks and their logs |
 //! | `trace` | profiled requests and their analysis |
 //! | `metadata` | services, instances, endpoints, health |
@@ -19,10 +22,13 @@
 //! - the time range of `listInstances`, and of `findEndpoint` (since OAP 10.2), is not looked at: all that is known
 //!   is listed.
 
+mod bound;
+mod budget;
 mod long;
 mod metadata;
 pub(super) mod server;
 mod task;
+mod threads;
 mod trace;
 
 use std::sync::Arc;
@@ -35,6 +41,9 @@ use super::store::Store;
 
 /// Most fields of one query, as in OAP.
 const COMPLEXITY_MAX: usize = 3000;
+/// Fields that a list from the store counts as: 29 of them fit into one query. Each is read, and kept until all are
+/// there.
+const LIST: usize = 100;
 /// An introspection by usual tools is 13 deep.
 const DEPTH_MAX: usize = 20;
 /// Reads of the store that run at a time: each takes a thread, and an analysis takes it for seconds.
@@ -76,6 +85,9 @@ fn builder() -> QueryBuilder {
     Schema::build(Query::default(), Mutation::default(), EmptySubscription)
         .limit_complexity(COMPLEXITY_MAX)
         .limit_depth(DEPTH_MAX)
+        .extension(budget::Budgets {
+            time: server::ANSWER_TIMEOUT,
+        })
 }
 
 fn schema(store: Arc<Store>) -> QuerySchema {

@@ -4,7 +4,8 @@
 //! Out: GraphQL's answers with status 200, also when they are errors; other statuses for what is no query
 //!
 //! A web page that somebody opens on this host can send requests here as well. It cannot send
-//! `application/json` without asking first, which is never allowed, so other types are refused.
+//! `application/json` to another origin without asking first, which is never allowed, so other types are refused.
+//! That this is not its origin either is checked before ([`crate::http`]).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::super::door::Door;
 use super::super::store::Store;
-use super::{QuerySchema, schema};
+use super::threads::{NoAnswer, Threads};
+use super::{QuerySchema, bound, budget, schema};
 use crate::http::server::{allowing, content, empty};
 use crate::http::{Answer, HttpServer};
 
@@ -30,7 +33,7 @@ use crate::http::{Answer, HttpServer};
 const BODY_MAX_BYTES: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client of `profilerd task --graphql` waits as long.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Starts. Queries are answered when this returns.
 ///
@@ -39,6 +42,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// If the address cannot be listened on; the text says what to do.
 pub(in super::super) async fn start(
     listen: SocketAddr,
+    host_names: &[String],
     store: Arc<Store>,
     door: Door,
 ) -> Result<HttpServer> {
@@ -51,14 +55,16 @@ pub(in super::super) async fn start(
     let asked = Asked {
         schema: schema(store),
         door,
+        threads: Threads::new(ANSWER_TIMEOUT),
     };
-    HttpServer::start(listener, asked).context("failed to read the listening address")
+    HttpServer::start(listener, host_names, asked).context("failed to read the listening address")
 }
 
 /// State that all connections share.
 struct Asked {
     schema: QuerySchema,
     door: Door,
+    threads: Threads,
 }
 
 impl Answer for Asked {
@@ -99,20 +105,50 @@ impl Asked {
             }
             Err(_) => return refused(StatusCode::REQUEST_TIMEOUT, "the query did not arrive"),
         };
-        let query: async_graphql::Request = match serde_json::from_slice(&body) {
-            Ok(query) => query,
-            Err(error) => {
-                let text = format!("the body is not a GraphQL query in JSON: {error}");
-                return refused(StatusCode::BAD_REQUEST, &text);
-            }
-        };
-        let answer = timeout(ANSWER_TIMEOUT, self.schema.execute(query)).await;
-        let answer = answer.unwrap_or_else(|_| {
-            let text = format!("the query took longer than {ANSWER_TIMEOUT:?}");
-            errors(text)
-        });
-        json(StatusCode::OK, &answer)
+        let (schema, runtime) = (self.schema.clone(), Handle::current());
+        let work = move || answer(&schema, &body, &runtime);
+        self.threads.run(work).await.unwrap_or_else(|why| {
+            let text = match why {
+                NoAnswer::Late => budget::too_slow(ANSWER_TIMEOUT),
+                NoAnswer::Failed => "the query could not be run, see the log".to_owned(),
+            };
+            json(StatusCode::OK, &errors(text))
+        })
     }
+}
+
+/// Answers the body of a request. Parsing, validation and writing the answer compute without a pause, so this is not
+/// for a thread of the runtime; what waits for the store waits on it.
+fn answer(schema: &QuerySchema, body: &[u8], runtime: &Handle) -> Response<Full<Bytes>> {
+    let mut query: async_graphql::Request = match serde_json::from_slice(body) {
+        Ok(query) => query,
+        Err(error) => {
+            let text = format!("the body is not a GraphQL query in JSON: {error}");
+            return refused(StatusCode::BAD_REQUEST, &text);
+        }
+    };
+    let answer = match bound::parse(&mut query) {
+        Ok(()) => runtime.block_on(schema.execute(query)),
+        Err(error) => async_graphql::Response::from_errors(vec![error]),
+    };
+    json(StatusCode::OK, &answer)
+}
+
+/// Answers any body as a query about a store of its own.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn answer_anything(body: &[u8]) {
+    use std::sync::LazyLock;
+
+    use super::super::store::StoreLimits;
+
+    static ASKED: LazyLock<(QuerySchema, tokio::runtime::Runtime)> = LazyLock::new(|| {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).build();
+        let schema = schema(Arc::new(Store::new(StoreLimits::default())));
+        (schema, runtime.expect("a thread for the runtime"))
+    });
+    let (schema, runtime) = &*ASKED;
+    let _answer = answer(schema, body, runtime.handle());
 }
 
 fn is_json(value: &HeaderValue) -> bool {

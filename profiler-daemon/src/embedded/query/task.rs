@@ -7,7 +7,7 @@ use super::super::task::{
     LogEntry, Operation, Refusal, TaskRecord, TaskRequest, instance_id, service_id, service_name,
 };
 use super::long::Long;
-use super::on_store;
+use super::{LIST, on_store};
 use crate::model::clock::unix_ms_now;
 
 #[derive(Debug, Default)]
@@ -108,6 +108,7 @@ fn logs_of(task: &TaskRecord, logs: &[LogEntry]) -> Vec<ProfileTaskLog> {
 #[Object]
 impl TaskQuery {
     /// Tasks, the latest start first.
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn get_profile_task_list(
         &self,
         context: &Context<'_>,
@@ -128,6 +129,7 @@ impl TaskQuery {
     }
 
     /// What instances did with a task, or with all.
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn get_profile_task_logs(
         &self,
         context: &Context<'_>,

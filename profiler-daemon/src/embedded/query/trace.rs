@@ -7,7 +7,7 @@ use super::super::store::Store;
 use super::super::task::instance_id;
 use super::super::trace::SegmentSummary;
 use super::long::Long;
-use super::on_store;
+use super::{LIST, on_store};
 use crate::analyze::{self, Analysis, Element, Query, Row};
 
 /// Most segments analysed as one; a trace has few, and each may have 12,000 snapshots.
@@ -112,6 +112,7 @@ struct ProfileAnalyzation {
 #[Object]
 impl TraceQuery {
     /// The profiled requests of a task, oldest first.
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn get_profile_task_segments(
         &self,
         context: &Context<'_>,
@@ -122,8 +123,7 @@ impl TraceQuery {
     }
 
     /// Call trees of parts of segments, analysed as one.
-    // So many fields as the work is worth: thirty analyses are the most in one request.
-    #[graphql(complexity = "100 + child_complexity")]
+    #[graphql(complexity = "LIST + child_complexity")]
     async fn get_segments_profile_analyze(
         &self,
         context: &Context<'_>,

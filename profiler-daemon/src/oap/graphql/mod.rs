@@ -21,12 +21,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::connection::trust::{Trusted, untrusted};
 use crate::embedded::task::service_id;
 use crate::embedded::wire;
 use crate::http::client::exchange;
 use crate::model::clock::unix_ms_now;
 use crate::model::{Coverage, ProfileReport};
 use crate::oap::auth::TOKEN_REMEDY;
+use crate::oap::dial::connect;
 use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
 
 pub use spans::{Dialect, ListedSegment, SegmentQuery};
@@ -56,6 +58,7 @@ pub struct GraphqlClient {
     /// What to do when the token is refused.
     remedy: String,
     answer_max_bytes: usize,
+    trusted: Trusted,
 }
 
 impl GraphqlClient {
@@ -75,7 +78,17 @@ impl GraphqlClient {
             token: None,
             remedy: TOKEN_REMEDY.to_owned(),
             answer_max_bytes: ANSWER_MAX_BYTES,
+            trusted: Trusted::new(&[]),
         })
+    }
+
+    /// The same, which on this host speaks to programs of these users as well, beside root's and our own.
+    #[must_use]
+    pub fn with_local_users(self, local_users: &[u32]) -> Self {
+        Self {
+            trusted: Trusted::new(local_users),
+            ..self
+        }
     }
 
     /// The same, with a token, which built-in OAPs may ask for.
@@ -100,11 +113,10 @@ impl GraphqlClient {
         Self { remedy, ..self }
     }
 
-    /// Host and port that are asked.
+    /// Host that is asked.
     #[must_use]
-    pub fn address(&self) -> (&str, u16) {
-        let host = self.uri.host().unwrap_or_default();
-        (host, self.uri.port_u16().unwrap_or(80))
+    pub fn host(&self) -> &str {
+        self.uri.host().unwrap_or_default()
     }
 
     /// The same, for answers of at most so many bytes.
@@ -232,18 +244,18 @@ impl GraphqlClient {
         let bytes = timeout(TIMEOUT, self.post(body))
             .await
             .unwrap_or_else(|_| bail!("no answer within {TIMEOUT:?}"))
-            .with_context(|| {
-                format!(
+            .map_err(|error| match untrusted(error.as_ref()) {
+                Some(untrusted) => anyhow!("{untrusted}"),
+                None => error.context(format!(
                     "the OAP's query side at {uri} cannot be used; check the address (usually \
                      http://HOST:12800/graphql) and that the OAP is running"
-                )
+                )),
             })?;
         parse_answer(&bytes).with_context(|| format!("the answer of {uri} cannot be used"))
     }
 
     async fn post(&self, body: String) -> Result<Vec<u8>> {
-        let (host, port) = self.address();
-        let address = host.trim_matches(['[', ']']);
+        let (host, port) = (self.host(), self.uri.port_u16().unwrap_or(80));
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::post(path)
             .header(header::HOST, format!("{host}:{port}"))
@@ -253,7 +265,10 @@ impl GraphqlClient {
             request = request.header("authentication", token);
         }
         let request = request.body(Full::new(bytes::Bytes::from(body)))?;
-        let (status, bytes) = exchange((address, port), request, self.answer_max_bytes).await?;
+        let stream = connect(host, port, self.trusted.clone())
+            .await
+            .context("failed to connect")?;
+        let (status, bytes) = exchange(stream, request, self.answer_max_bytes).await?;
         if status == StatusCode::UNAUTHORIZED {
             bail!("it refuses the call: {}", self.remedy);
         }
