@@ -2,17 +2,19 @@
 //!
 //! In:  [`Work`] from [`super::capture`], in order
 //! Out: [`PipelineEvent`]s to [`super::control`]
-//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]
+//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]; of one whose stacks take too much time
+//!       ([`Budgets`], [`STACK_TIME_MAX`]) -> [`Counter::SamplesTooDear`]
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
-use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work};
+use super::budget::Budgets;
+use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work, now_ktime_ns};
 use super::open_request::OpenRequests;
 use crate::frames::{FrameSet, activity};
 use crate::kernel;
@@ -31,6 +33,11 @@ use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
+
+/// Longest time for one stack. A usual one takes 50 µs, the first of a large program as long as its debug information.
+const STACK_TIME_MAX: Duration = Duration::from_secs(1);
+/// Longest time for what the first stacks of a process need.
+const PREPARE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// An event for the owner of the pipeline.
 #[derive(Debug)]
@@ -65,6 +72,7 @@ pub(super) struct Resolve {
     processes: HashMap<ProcessKey, Process>,
     runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     requests: OpenRequests,
+    budgets: Budgets,
     coverage: HashMap<TaskId, Coverage>,
 }
 
@@ -88,6 +96,7 @@ impl Resolve {
             processes: HashMap::new(),
             runtimes: HashMap::new(),
             requests: OpenRequests::default(),
+            budgets: Budgets::default(),
             coverage: HashMap::new(),
         }
     }
@@ -147,6 +156,7 @@ impl Resolve {
                 self.processes.clear();
                 self.runtimes.clear();
                 self.requests.clear();
+                self.budgets = Budgets::default();
                 self.symbolizer.release();
                 self.unwinder = Unwinder::default();
                 // Symbols take tens of megabytes, and the next task may be days away.
@@ -168,6 +178,7 @@ impl Resolve {
             tracing::debug!(pid = %key, %error, "process cannot be opened");
         }
         if let Some(process) = self.processes.get(&key) {
+            self.symbolizer.stop_at(start + PREPARE_TIME_MAX);
             self.unwinder.prepare(process);
             self.symbolizer.prepare(process);
             // Most of what a request's stacks will have below its handler.
@@ -209,76 +220,109 @@ impl Resolve {
         };
         let process = open.request.process;
         let bytes_before = open.samples.memory_bytes();
-        let stack = match kind {
+        let (since_ktime_ns, stack) = match kind {
             SampleKind::Ended => {
                 // Its stack while it was blocked held until then.
                 if let Some(open) = self.requests.get_mut(request)
-                    && let Some(blocked) = &open.blocked
+                    && let Ok(blocked) = &open.blocked
                 {
                     open.samples.end_block(blocked, ktime_ns);
                 }
                 return;
             }
-            SampleKind::Unchanged => {
-                let stack = open.blocked.clone();
-                if stack.is_none()
-                    && let Some(open) = self.requests.get_mut(request)
-                {
-                    // The sample of the block could not be resolved.
-                    open.losses.bump(Counter::SamplesOrphaned);
-                }
-                stack.map(|stack| TimedStack::at(ktime_ns, stack))
-            }
+            SampleKind::Unchanged => (ktime_ns, open.blocked.clone()),
             SampleKind::OnCpu(captured) => {
-                let stack = self.resolve(request, process, captured, false);
-                stack.map(|stack| TimedStack::at(ktime_ns, stack))
+                let stack = self.resolve(request, process, captured, (ktime_ns, false));
+                (ktime_ns, stack)
             }
             SampleKind::OffCpu {
                 since_ktime_ns,
                 captured,
             } => {
-                let stack = self.resolve(request, process, captured, true);
+                let stack = self.resolve(request, process, captured, (ktime_ns, true));
                 if let Some(open) = self.requests.get_mut(request) {
                     open.blocked.clone_from(&stack);
                 }
-                stack.map(|stack| TimedStack {
-                    since_ktime_ns: since_ktime_ns.min(ktime_ns),
-                    ..TimedStack::at(ktime_ns, stack)
-                })
+                (since_ktime_ns.min(ktime_ns), stack)
+            }
+        };
+        let stack = match stack {
+            Ok(stack) => Some(TimedStack {
+                since_ktime_ns,
+                ..TimedStack::at(ktime_ns, stack)
+            }),
+            Err(lost) => {
+                if let Some(open) = self.requests.get_mut(request) {
+                    open.losses.bump(lost);
+                }
+                None
             }
         };
         self.requests.push(request, bytes_before, stack);
     }
 
-    /// Unwinds and names; `None` if the process cannot be read any more, which is counted.
+    /// Unwinds and names the stack of a thread that was on or off the CPU at a time; or says as what its sample counts.
     fn resolve(
         &mut self,
         request: RequestId,
         key: ProcessKey,
         mut captured: Box<Captured>,
-        is_off_cpu: bool,
-    ) -> Option<Arc<Stack<Frame>>> {
+        (ktime_ns, is_off_cpu): (u64, bool),
+    ) -> Result<Arc<Stack<Frame>>, Counter> {
         let start = Instant::now();
-        let opened = self.open_process(key);
-        let open = self.requests.get_mut(request)?;
-        let losses = &mut open.losses;
-        if let Err(error) = opened {
-            losses.bump(match error.kind() {
-                io::ErrorKind::PermissionDenied => Counter::SamplesNoStack,
-                _ => Counter::SamplesOrphaned,
-            });
-            return None;
+        let open = self.requests.get(request);
+        let service = open.map(|open| open.request.service.clone());
+        let service = service.ok_or(Counter::SamplesOrphaned)?;
+        let age = Duration::from_nanos(now_ktime_ns().saturating_sub(ktime_ns));
+        if self.budgets.is_refused(key, &service, age, start) {
+            return Err(self.too_dear(request, key));
         }
-        let process = self.processes.get_mut(&key)?;
-        let stack = self.unwinder.unwind(process, &mut captured, losses);
-        let mut stack = self.symbolizer.symbolize(process, &stack, losses);
+        let stack = self.name_frames(request, key, &mut captured, start + STACK_TIME_MAX);
+        self.budgets.charge(key, &service, start, Instant::now());
+        let mut stack = stack?;
+        if self.symbolizer.is_late() {
+            return Err(self.too_dear(request, key));
+        }
         if !stack.frames.is_empty()
             && let Some(activity) = activity_of(&stack, &captured, is_off_cpu)
         {
             stack.frames.insert(0, activity);
         }
         tracing::trace!(pid = %key, elapsed = ?start.elapsed(), "stack resolved");
-        Some(open.samples.share(stack))
+        let open = self.requests.get_mut(request);
+        let open = open.ok_or(Counter::SamplesOrphaned)?;
+        Ok(open.samples.share(stack))
+    }
+
+    fn name_frames(
+        &mut self,
+        request: RequestId,
+        key: ProcessKey,
+        captured: &mut Captured,
+        deadline: Instant,
+    ) -> Result<Stack<Frame>, Counter> {
+        self.symbolizer.stop_at(deadline);
+        self.open_process(key).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Counter::SamplesNoStack,
+            _ => Counter::SamplesOrphaned,
+        })?;
+        let (process, open) = (self.processes.get_mut(&key), self.requests.get_mut(request));
+        let (Some(process), Some(open)) = (process, open) else {
+            return Err(Counter::SamplesOrphaned);
+        };
+        let stack = self.unwinder.unwind(process, captured, &mut open.losses);
+        Ok(self.symbolizer.symbolize(process, &stack, &mut open.losses))
+    }
+
+    /// As what a sample counts whose process takes too much time, which is noted.
+    fn too_dear(&mut self, request: RequestId, key: ProcessKey) -> Counter {
+        if let Some(open) = self.requests.get_mut(request) {
+            open.losses.note(format!(
+                "process {key} has lost samples: to unwind and name its stacks takes so much time that others would lose \
+                 theirs"
+            ));
+        }
+        Counter::SamplesTooDear
     }
 
     fn on_finish(&mut self, mut finished: FinishedRequest) {
@@ -335,6 +379,7 @@ impl Resolve {
         self.runtimes.remove(&key);
         self.unwinder.forget(key);
         self.symbolizer.forget(key);
+        self.budgets.forget(key);
     }
 
     fn tell(&self, event: PipelineEvent) {

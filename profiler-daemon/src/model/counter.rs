@@ -105,6 +105,7 @@ counters! {
     SamplesQueueFull, "samples_queue_full", Samples, loss: true, "samples lost because the queue for unwinding was full, by number or by size";
     SamplesThinned, "samples_thinned", Samples, loss: true, "samples left out at even intervals, because a request was long or all samples took too much memory; durations stay correct";
     SamplesOrphaned, "samples_orphaned", Samples, loss: true, "samples of processes that had ended before their stacks could be read";
+    SamplesTooDear, "samples_too_dear", Samples, loss: true, "samples of processes whose stacks take too much time to unwind and name";
     TicksLate, "ticks_late", Samples, loss: true, "ticks that came more than half a period late";
     StacksCut, "stacks_cut", Stacks, loss: true, "stacks that end before their root: the copied bytes of the stack ran out";
     StacksNoUnwindInfo, "stacks_no_unwind_info", Stacks, loss: true, "stacks that end before their root: no unwind information";
