@@ -7,6 +7,7 @@
 //! ```
 
 mod binding;
+mod budget;
 mod capture;
 mod control;
 mod inspect;

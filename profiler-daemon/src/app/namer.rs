@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::frames::{FrameSet, activity};
 use crate::kernel;
@@ -34,6 +34,8 @@ pub(super) struct Sampled {
     pub(super) python: Option<Arc<PythonRuntime>>,
     pub(super) captured: Box<Captured>,
     pub(super) is_off_cpu: bool,
+    /// When it is no longer worth it.
+    pub(super) deadline: Instant,
 }
 
 impl Namer {
@@ -45,14 +47,16 @@ impl Namer {
         }
     }
 
-    /// Reads what stacks of a process need, before there are any. Whether it still runs this program.
+    /// Reads what stacks of a process need, before there are any, for so long at most. Whether it still runs this program.
     pub(super) fn prepare(
         &mut self,
         key: ProcessKey,
         python: Option<&Arc<PythonRuntime>>,
         program: &Stat,
+        time_max: Duration,
     ) -> bool {
         let start = Instant::now();
+        self.symbolizer.stop_at(start + time_max);
         if let Err(error) = self.open_process(key, python) {
             tracing::debug!(pid = %key, %error, "process cannot be opened");
         }
@@ -76,7 +80,7 @@ impl Namer {
     ///
     /// # Errors
     ///
-    /// The process cannot be read any more; the counter that says why.
+    /// The process cannot be read any more, or its stack takes too much time; the counter that says why.
     pub(super) fn name(
         &mut self,
         sampled: Sampled,
@@ -87,8 +91,10 @@ impl Namer {
             python,
             mut captured,
             is_off_cpu,
+            deadline,
         } = sampled;
         let start = Instant::now();
+        self.symbolizer.stop_at(deadline);
         self.open_process(key, python.as_ref())
             .map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => Counter::SamplesNoStack,
@@ -100,6 +106,9 @@ impl Namer {
             .ok_or(Counter::SamplesOrphaned)?;
         let stack = self.unwinder.unwind(process, &mut captured, losses);
         let mut stack = self.symbolizer.symbolize(process, &stack, losses);
+        if self.symbolizer.is_late() {
+            return Err(Counter::SamplesTooDear);
+        }
         if !stack.frames.is_empty()
             && let Some(activity) = activity_of(&stack, &captured, is_off_cpu)
         {

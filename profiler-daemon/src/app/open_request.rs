@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::model::{ActiveRequest, Coverage, Frame, RequestId, Stack, TimedStack};
+use crate::model::{ActiveRequest, Counter, Coverage, Frame, RequestId, Stack, TimedStack};
 use crate::timeline::{Grids, Samples};
 
 /// Most memory that the samples of all open requests may take: some 40,000 different stacks of 60 frames.
@@ -18,8 +18,8 @@ pub(super) struct Open {
     pub(super) request: ActiveRequest,
     pub(super) grids: Grids,
     pub(super) samples: Samples,
-    /// Stack of the latest off-CPU sample.
-    pub(super) blocked: Option<Arc<Stack<Frame>>>,
+    /// Stack of the latest off-CPU sample, or how it was lost.
+    pub(super) blocked: Result<Arc<Stack<Frame>>, Counter>,
     pub(super) losses: Coverage,
 }
 
@@ -37,7 +37,7 @@ impl OpenRequests {
             request,
             grids,
             samples: Samples::default(),
-            blocked: None,
+            blocked: Err(Counter::SamplesOrphaned),
             losses: Coverage::default(),
         };
         self.by_id.insert(open.request.id, open);

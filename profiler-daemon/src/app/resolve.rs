@@ -2,23 +2,26 @@
 //!
 //! In:  [`Work`] from [`super::capture`], in order
 //! Out: [`PipelineEvent`]s to [`super::control`]
-//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]; see also [`super::namer`]
+//! Lost: sample of a process that is gone -> [`Counter::SamplesOrphaned`]; of one whose stacks take too much time
+//!       ([`Budgets`], [`STACK_TIME_MAX`]) -> [`Counter::SamplesTooDear`]; see also [`super::namer`]
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc;
 
-use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work};
+use super::budget::Budgets;
+use super::capture::{Command, Commands, NewTarget, WaitingBytes, Work, now_ktime_ns};
 use super::namer::{Namer, Sampled};
 use super::open_request::OpenRequests;
 use super::relay::{Ended, Relay, Resume};
 use crate::frames::FrameSet;
 use crate::guard::RunTime;
 use crate::model::{
-    Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfiledSegment, RawSample, RequestId,
-    SampleKind, Service, TAG_CUT, TaskId, TaskSlot, TimedStack,
+    Counter, Coverage, FinishedRequest, Frame, Pid, ProcessKey, ProfiledSegment, RawSample,
+    RequestId, SampleKind, Service, Stack, TAG_CUT, TaskId, TaskSlot, TimedStack,
 };
 use crate::process::patience::left_out_text;
 use crate::process::python::{CodeSignature, PythonRuntime};
@@ -28,6 +31,11 @@ use crate::usage::release_free_memory;
 
 /// Tag of a request of which fewer snapshots were taken than its task asked for: the longest period.
 const TAG_DUMP_PERIOD: &str = "profilerd.dump_period_ms";
+
+/// Longest time for one stack. A usual one takes 50 µs, the first of a large program as long as its debug information.
+const STACK_TIME_MAX: Duration = Duration::from_secs(1);
+/// Longest time for what the first stacks of a process need.
+const PREPARE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// An event for the owner of the pipeline.
 #[derive(Debug)]
@@ -62,6 +70,7 @@ pub(super) struct Resolve {
     asked: Option<Asked>,
     runtimes: HashMap<ProcessKey, Arc<PythonRuntime>>,
     requests: OpenRequests,
+    budgets: Budgets,
     coverage: HashMap<TaskId, Coverage>,
 }
 
@@ -93,6 +102,7 @@ impl Resolve {
             asked: None,
             runtimes: HashMap::new(),
             requests: OpenRequests::default(),
+            budgets: Budgets::default(),
             coverage: HashMap::new(),
         }
     }
@@ -143,6 +153,7 @@ impl Resolve {
             Work::Armed(task_id) => self.tell(PipelineEvent::Armed(task_id)),
             Work::ForgetProcess(key, lives) => {
                 self.runtimes.remove(&key);
+                self.budgets.forget(key);
                 namer.forget(key);
                 if lives {
                     self.tell(PipelineEvent::ProcessChanged(key));
@@ -151,6 +162,7 @@ impl Resolve {
             Work::Idle => {
                 self.runtimes.clear();
                 self.requests.clear();
+                self.budgets = Budgets::default();
                 namer.release();
                 // Symbols take tens of megabytes, and the next task may be days away.
                 release_free_memory();
@@ -185,6 +197,7 @@ impl Resolve {
     ) -> Option<Box<Self>> {
         let key = target.process;
         self.runtimes.remove(&key);
+        self.budgets.forget(key);
         namer.forget(key);
         if let Some(python) = &target.python {
             self.runtimes.insert(key, Arc::clone(python));
@@ -193,7 +206,7 @@ impl Resolve {
         let (mut this, (threads, is_same)) =
             self.ask(Asked::Target(target.slot), key, relay, || {
                 let threads = python.map(|python| python.thread_states());
-                let is_same = namer.prepare(key, python, &target.program);
+                let is_same = namer.prepare(key, python, &target.program, PREPARE_TIME_MAX);
                 (threads.unwrap_or_default(), is_same)
             })?;
         if is_same {
@@ -227,59 +240,87 @@ impl Resolve {
         let (captured, since_ktime_ns) = match kind {
             SampleKind::Ended => {
                 // Its stack while it was blocked held until then.
-                if let Some(blocked) = &open.blocked {
+                if let Ok(blocked) = &open.blocked {
                     open.samples.end_block(blocked, ktime_ns);
                 }
                 return Some(self);
             }
             SampleKind::Unchanged => {
                 let stack = open.blocked.clone();
-                if stack.is_none() {
-                    // The sample of the block could not be resolved.
-                    open.losses.bump(Counter::SamplesOrphaned);
-                }
-                let stack = stack.map(|stack| TimedStack::at(ktime_ns, stack));
-                self.requests.push(request, bytes_before, stack);
+                self.add(request, bytes_before, (ktime_ns, ktime_ns), stack);
                 return Some(self);
             }
             SampleKind::OnCpu(captured) => (captured, None),
             SampleKind::OffCpu {
                 since_ktime_ns,
                 captured,
-            } => (captured, Some(since_ktime_ns)),
+            } => (captured, Some(since_ktime_ns.min(ktime_ns))),
         };
-        let process = open.request.process;
-        let sampled = Sampled {
-            process,
-            python: self.runtimes.get(&process).cloned(),
-            captured,
-            is_off_cpu: since_ktime_ns.is_some(),
-        };
-        let name = || {
-            let mut losses = Coverage::default();
-            let stack = namer.name(sampled, &mut losses);
-            (stack, losses)
-        };
-        let (mut this, (stack, losses)) = self.ask(Asked::Stack(request), process, relay, name)?;
-        if let Some(open) = this.requests.get_mut(request) {
-            open.losses.merge(&losses);
-            let stack = match stack {
-                Ok(stack) => Some(open.samples.share(stack)),
-                Err(why) => {
-                    open.losses.bump(why);
-                    None
-                }
+        let (process, service) = (open.request.process, open.request.service.clone());
+        let start = Instant::now();
+        let age = Duration::from_nanos(now_ktime_ns().saturating_sub(ktime_ns));
+        let (mut this, stack) = if self.budgets.is_refused(process, &service, age, start) {
+            (self, Err(Counter::SamplesTooDear))
+        } else {
+            let sampled = Sampled {
+                process,
+                python: self.runtimes.get(&process).cloned(),
+                captured,
+                is_off_cpu: since_ktime_ns.is_some(),
+                deadline: start + STACK_TIME_MAX,
             };
+            let name = || {
+                let mut losses = Coverage::default();
+                let stack = namer.name(sampled, &mut losses);
+                (stack, losses)
+            };
+            let asked = Asked::Stack(request);
+            let (mut this, (stack, losses)) = self.ask(asked, process, relay, name)?;
+            this.budgets
+                .charge(process, &service, start, Instant::now());
+            if let Some(open) = this.requests.get_mut(request) {
+                open.losses.merge(&losses);
+            }
+            (this, stack)
+        };
+        if let Some(open) = this.requests.get_mut(request) {
+            if stack == Err(Counter::SamplesTooDear) {
+                open.losses.note(format!(
+                    "process {process} has lost samples: to unwind and name its stacks takes so much time that others would \
+                     lose theirs"
+                ));
+            }
+            let stack = stack.map(|stack| open.samples.share(stack));
             if since_ktime_ns.is_some() {
                 open.blocked.clone_from(&stack);
             }
-            let stack = stack.map(|stack| TimedStack {
-                since_ktime_ns: since_ktime_ns.unwrap_or(ktime_ns).min(ktime_ns),
-                ..TimedStack::at(ktime_ns, stack)
-            });
-            this.requests.push(request, bytes_before, stack);
+            let since_ktime_ns = since_ktime_ns.unwrap_or(ktime_ns);
+            this.add(request, bytes_before, (since_ktime_ns, ktime_ns), stack);
         }
         Some(this)
+    }
+
+    /// Adds what a request's thread was in between two times; or the counter that says why that is not known.
+    fn add(
+        &mut self,
+        request: RequestId,
+        bytes_before: usize,
+        (since_ktime_ns, ktime_ns): (u64, u64),
+        stack: Result<Arc<Stack<Frame>>, Counter>,
+    ) {
+        let stack = match stack {
+            Ok(stack) => Some(TimedStack {
+                since_ktime_ns,
+                ..TimedStack::at(ktime_ns, stack)
+            }),
+            Err(lost) => {
+                if let Some(open) = self.requests.get_mut(request) {
+                    open.losses.bump(lost);
+                }
+                None
+            }
+        };
+        self.requests.push(request, bytes_before, stack);
     }
 
     fn on_finish(&mut self, mut finished: FinishedRequest) {

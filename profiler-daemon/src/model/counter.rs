@@ -107,6 +107,7 @@ counters! {
     SamplesThinned, "samples_thinned", Samples, loss: true, "samples left out at even intervals, because a request was long or all samples took too much memory; durations stay correct";
     SamplesHeldUp, "samples_held_up", Samples, loss: true, "samples not taken because reading another process did not end";
     SamplesOrphaned, "samples_orphaned", Samples, loss: true, "samples of processes that had ended before their stacks could be read";
+    SamplesTooDear, "samples_too_dear", Samples, loss: true, "samples of processes whose stacks take too much time to unwind and name";
     TicksLate, "ticks_late", Samples, loss: true, "ticks that came more than half a period late";
     StacksCut, "stacks_cut", Stacks, loss: true, "stacks that end before their root: the copied bytes of the stack ran out";
     StacksNoUnwindInfo, "stacks_no_unwind_info", Stacks, loss: true, "stacks that end before their root: no unwind information";

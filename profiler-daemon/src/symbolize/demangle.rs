@@ -2,11 +2,17 @@
 //!
 //! In:  a symbol of an object, which the object's owner chose
 //! Out: its name in Rust or C++, as binutils writes it; the symbol itself if it is in neither
-//! Lost: names beyond [`NAME_BYTES_MAX`]: the symbol is shown
+//! Lost: names beyond [`NAME_BYTES_MAX`], nested too deeply, or of an object whose names have taken [`TIME_MAX`]: the
+//!       symbol is shown
 //!
-//! # Why not by blazesym
-//! A symbol of some hundred bytes can describe a name of gigabytes. The name is written into a buffer that refuses
-//! more, which ends the demangler as well.
+//! # What bounds the work
+//! A symbol of some hundred bytes can describe a name of gigabytes. blazesym would write it; here the name is written into
+//! a buffer that refuses more, which ends both demanglers as well.
+//!
+//! `cpp_demangle` tries the meanings that a part of a symbol may have one after the other, and with each the meanings of
+//! what is inside. A symbol that is wrong at its innermost part is therefore read twice or more for each level: the time
+//! grows exponentially with the depth, which [`levels`] limits. What is left of it is bounded by the time that the names
+//! of an object may take.
 //!
 //! # What is mended
 //! `cpp_demangle` differs from binutils where a parameter pack is empty, where a function is local to another one,
@@ -19,13 +25,23 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
+use std::time::{Duration, Instant};
 
-use cpp_demangle::{DemangleOptions, Symbol};
+use cpp_demangle::{DemangleOptions, ParseOptions, Symbol};
 
 use crate::quiet_panic::catch_quietly;
 
 /// Most bytes of a symbol and of its name. The longest names of real programs have some thousand.
 const NAME_BYTES_MAX: usize = 4096;
+/// Levels of nesting that are read: a template argument of a template argument is eight levels deeper. Of the 230,000 C++
+/// functions of LLVM and libstdc++ 52 need more than 64.
+const LEVELS: u32 = 96;
+/// With a literal of a type that has a name.
+const LEVELS_LITERAL: u32 = 64;
+/// With an operator that converts, or a constructor that is inherited.
+const LEVELS_CONVERSION: u32 = 48;
+/// Types of literals that have a letter of their own.
+const LITERAL_TYPES: &[u8] = b"abcdefghijlmnostwxy";
 /// Types of numbers that binutils writes as a suffix, as in C.
 const SUFFIXES: &[(&str, &str)] = &[
     ("(unsigned long long)", "ull"),
@@ -38,7 +54,30 @@ const SUFFIXES: &[(&str, &str)] = &[
 const CONSTRUCTORS: &[&str] = &["C1I", "C2I", "C3I", "C4I", "C5I"];
 /// Places in a symbol where the parameters may begin that are tried.
 const ENDS_MAX: usize = 64;
+/// Time for them. Each takes some microseconds.
+const TRIES_TIME_MAX: Duration = Duration::from_millis(20);
+/// Time for the names of an object: half a million of usual ones.
+const TIME_MAX: Duration = Duration::from_secs(2);
 const ANONYMOUS: &str = "(anonymous namespace)";
+
+/// Demangles the symbols of one object.
+#[derive(Default)]
+pub(super) struct Demangler {
+    spent: Duration,
+}
+
+impl Demangler {
+    /// The name that a symbol stands for.
+    pub(super) fn name<'s>(&mut self, symbol: &'s str) -> Cow<'s, str> {
+        if self.spent >= TIME_MAX {
+            return Cow::Borrowed(symbol);
+        }
+        let start = Instant::now();
+        let name = demangle(symbol);
+        self.spent += start.elapsed();
+        name
+    }
+}
 
 /// The name that a symbol stands for.
 pub(super) fn demangle(symbol: &str) -> Cow<'_, str> {
@@ -65,8 +104,23 @@ fn cpp(symbol: &str) -> Option<String> {
     Some(Mend::default().mend(&name))
 }
 
+/// How deeply the parts of a symbol may be nested: less where it may have the marks that begin what can be understood in
+/// several ways. With these limits the worst symbols that were found take some 20 ms.
+fn levels(symbol: &str) -> u32 {
+    let pairs = symbol.as_bytes().windows(2);
+    let limits = pairs.map(|pair| match pair {
+        // An inherited constructor.
+        b"cv" | b"CI" => LEVELS_CONVERSION,
+        // Or a name that is local to a file.
+        [b'L', kind] if !LITERAL_TYPES.contains(kind) => LEVELS_LITERAL,
+        _ => LEVELS,
+    });
+    limits.min().unwrap_or(LEVELS)
+}
+
 fn unmended(symbol: &str) -> Option<String> {
-    let demangled = Symbol::new(symbol).ok()?;
+    let options = ParseOptions::default().recursion_limit(levels(symbol));
+    let demangled = Symbol::new_with_options(symbol, &options).ok()?;
     let mut name = Bounded::default();
     demangled
         .structured_demangle(&mut name, &DemangleOptions::default())
@@ -83,6 +137,8 @@ fn with_first_parameter(symbol: &str, name: &str) -> Option<String> {
     }
     let function = constructor(name)?;
     let ends = symbol.match_indices('E').take(ENDS_MAX);
+    let start = Instant::now();
+    let ends = ends.take_while(|_| start.elapsed() < TRIES_TIME_MAX);
     let mut again = ends.filter_map(|(end, _)| {
         let (before, parameters) = symbol.split_at(end + 1);
         unmended(&format!("{before}v{parameters}"))
@@ -353,22 +409,65 @@ mod tests {
         }
     }
 
-    /// Check that a short symbol with an endless name is given up soon, and stands for itself.
+    /// The longest of some symbols, in time, and what it is shown as: each has a name of bounded length.
+    fn slowest(symbols: impl Iterator<Item = String>) -> Duration {
+        let times = symbols.map(|symbol| {
+            let start = Instant::now();
+            assert!(demangle(&symbol).len() <= NAME_BYTES_MAX.max(symbol.len()));
+            start.elapsed()
+        });
+        times.max().unwrap_or_default()
+    }
+
+    /// Check that symbols which stand for endless names, and symbols that keep a parser busy for hours, are given up: the
+    /// time is that of a slow machine, and many times less than what they would take.
     #[test]
-    fn endless_names_are_given_up() {
-        // Each level holds the one before eight times.
-        let mut symbol = "_Z1f1aIS_S_S_S_S_S_S_S_E".to_owned();
-        for level in 0..20 {
-            let seq = if level == 0 {
-                "0".to_owned()
-            } else {
-                level.to_string()
-            };
-            let before = format!("S{seq}_").repeat(8);
-            symbol.push_str(&format!("1bI{before}E"));
-        }
-        let start = std::time::Instant::now();
-        assert!(demangle(&symbol).len() <= NAME_BYTES_MAX);
-        assert!(start.elapsed().as_secs() < 5);
+    fn hostile_symbols_are_given_up() {
+        let sequence = |number: usize| match number {
+            0 => "S_".to_owned(),
+            _ => {
+                let digit = |n: usize| char::from_digit(n as u32, 36).unwrap().to_ascii_uppercase();
+                let (high, low) = ((number - 1) / 36, (number - 1) % 36);
+                let high = (high > 0).then(|| digit(high)).into_iter();
+                format!("S{}_", high.chain([digit(low)]).collect::<String>())
+            }
+        };
+        // f(a, b<a, a>, b<b<a, a>, b<a, a> >, ...): each level holds the one before many times.
+        let endless = (12..=40_usize).flat_map(|levels| [2, 4, 8].map(|fan| (levels, fan)));
+        let endless = endless.map(|(levels, fan)| {
+            let level = |level: usize| format!("1bI{}E", sequence(2 * level).repeat(fan));
+            format!("_Z1f1a{}", (0..levels).map(level).collect::<String>())
+        });
+        assert!(slowest(endless) < Duration::from_secs(1));
+        // Wrong at the innermost part, and understood in several ways at each level.
+        let parts = [
+            "T_I", "L1aI", "S_I", "LN1aI", "XL1aI", "cvT_I", "Dpcv", "L_Z1aI", "T_IL1aI", "S_IT_I",
+            "CI1",
+        ];
+        let starts = [
+            "_Z", "_Zcv", "_Z1fI", "_Z1f1aI", "_ZN1acv", "_Z1fIX", "_ZN1aC1I",
+        ];
+        let ambiguous = starts
+            .into_iter()
+            .flat_map(|start| parts.map(|part| (start, part)));
+        let ambiguous = ambiguous.flat_map(|pair| (4..40).map(move |levels| (pair, levels)));
+        let ambiguous =
+            ambiguous.map(|((start, part), levels)| format!("{start}{}", part.repeat(levels)));
+        assert!(slowest(ambiguous) < Duration::from_secs(2));
+        // Names of Rust that refer to each other.
+        let twice = |levels: u32| {
+            let tuples = (0..levels).map(|level| format!("TB{}_B{}_E", level, level));
+            format!("_RINvC1a1f{}E", tuples.collect::<String>())
+        };
+        assert!(slowest((4..40).map(twice)) < Duration::from_secs(1));
+    }
+
+    /// Check that an object whose names have taken their time is shown by its symbols.
+    #[test]
+    fn the_names_of_an_object_have_a_time() {
+        let mut demangler = Demangler::default();
+        assert_eq!(demangler.name("_Z1fv"), "f()");
+        demangler.spent = TIME_MAX;
+        assert_eq!(demangler.name("_Z1fv"), "_Z1fv");
     }
 }

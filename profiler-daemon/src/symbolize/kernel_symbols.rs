@@ -21,6 +21,8 @@ use blazesym::symbolize::source::{Kernel, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::demangle::demangle;
+
 const KALLSYMS: &str = "/proc/kallsyms";
 
 /// A kernel function.
@@ -60,15 +62,13 @@ impl KernelSymbols {
         let Ok(Symbolized::Sym(symbol)) = symbolized else {
             return None;
         };
-        Some(match symbol.name.split_once('@') {
-            Some((function, module)) => KernelSymbol {
-                function: function.to_owned(),
-                module: Some(module.to_owned()),
-            },
-            None => KernelSymbol {
-                function: symbol.name.into_owned(),
-                module: None,
-            },
+        let (function, module) = match symbol.name.split_once('@') {
+            Some((function, module)) => (function, Some(module.to_owned())),
+            None => (&*symbol.name, None),
+        };
+        Some(KernelSymbol {
+            function: demangle(function).into_owned(),
+            module,
         })
     }
 
@@ -122,7 +122,7 @@ impl Loaded {
         kernel.vmlinux = MaybeDefault::None;
         kernel.debug_syms = false;
         Ok(Self::Symbols {
-            blazesym: Box::new(Symbolizer::builder().enable_demangling(true).build()),
+            blazesym: Box::new(Symbolizer::builder().enable_demangling(false).build()),
             source: Source::Kernel(kernel),
             _copy: copy,
         })

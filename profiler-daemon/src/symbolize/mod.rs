@@ -38,6 +38,7 @@ mod symbol_copy;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use depth::STACK_FRAMES_MAX;
 
@@ -79,6 +80,7 @@ pub struct Symbolizer {
     python: PythonNamer,
     methods: MethodTables,
     shown: FrameSet,
+    deadline: Option<Instant>,
 }
 
 /// A name once found.
@@ -153,7 +155,20 @@ impl Symbolizer {
             python: PythonNamer::new(signature),
             methods: MethodTables::default(),
             shown: FrameSet::All,
+            deadline: None,
         }
+    }
+
+    /// Sets when to stop looking for names: what has none by then stays without one for this time.
+    pub fn stop_at(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    /// Whether the time that [`Self::stop_at`] has set is over.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     /// The frames that will be shown of the stacks; a name that is missing elsewhere is no loss.
@@ -171,11 +186,14 @@ impl Symbolizer {
     }
 
     /// Reads the symbols of the kernel and of what the process has mapped, so that the first stack
-    /// does not wait for them.
+    /// does not wait for them, as far as there is time.
     pub fn prepare(&mut self, process: &Process) {
         // Tables are put into order at the first question.
         self.kernel.find(0);
         for mapping in process.mappings.as_slice().iter().take(PREPARED_MAX) {
+            if self.is_late() {
+                break;
+            }
             self.objects.name(process, mapping, mapping.start);
         }
         self.check_names(process);
@@ -301,6 +319,9 @@ impl Symbolizer {
         let known = self.processes.get_mut(&process.key);
         if let Some(name) = known.as_ref().and_then(|known| known.names.get(&address)) {
             return name.clone();
+        }
+        if self.is_late() {
+            return Name::new(signature::native(None, ""), FrameKind::Native, true);
         }
         let name = match process.mappings.find(address) {
             Some(mapping) if mapping.is_file() || mapping.is_vdso() => {

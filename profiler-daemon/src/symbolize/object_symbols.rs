@@ -9,6 +9,7 @@
 //! stay for the least recently used [`OBJECTS_BYTES_MAX`], and are dropped at once by [`ObjectSymbols::release`].
 
 use std::io::Error;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use blazesym::symbolize::evict::{self, Evict};
@@ -17,7 +18,7 @@ use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use lru::LruCache;
 
 use super::debug_file;
-use super::demangle::demangle;
+use super::demangle::Demangler;
 use super::dwarf::DebugInfo;
 use super::symbol_copy::SymbolCopy;
 use crate::process::eh_frame::function_at;
@@ -28,6 +29,8 @@ use crate::quiet_panic::catch_quietly;
 
 /// Symbol tables and debug information kept: those of some unstripped servers with all their libraries.
 const OBJECTS_BYTES_MAX: u64 = 96 << 20;
+/// Names kept of an object. A process has its own, by address.
+const NAMES_KEPT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// Symbols of all objects that profiled processes have mapped.
 pub(super) struct ObjectSymbols {
@@ -43,6 +46,20 @@ struct Object {
     debug_symbols: Option<SymbolCopy>,
     /// Of the object or of its debug file.
     debug_info: Option<DebugInfo>,
+    names: SymbolNames,
+}
+
+/// Names of an object's symbols: each is demangled once, however many addresses of its function are asked for.
+struct SymbolNames {
+    /// By the symbol's address.
+    by_start: LruCache<u64, Arc<str>>,
+    demangler: Demangler,
+}
+
+/// A symbol as the object has it.
+struct FoundSymbol {
+    start: u64,
+    name: String,
 }
 
 /// Names of an address.
@@ -67,7 +84,7 @@ impl CodeName {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Function {
     /// It has a symbol: the demangled name.
-    Named(String),
+    Named(Arc<str>),
     /// It has no name and begins at this address of the object, as `addr2line` and `objdump` take it.
     At(u64),
     /// Nothing is known.
@@ -112,11 +129,12 @@ impl ObjectSymbols {
             .flatten()
             .map(SymbolCopy::path)
             .collect();
-        let mut names = paths.into_iter();
-        let name = names.find_map(|path| self.look_up(Elf::new(path), address));
-        let function = match name {
-            Some(name) => Function::Named(demangle(&name).into_owned()),
-            None => unnamed(self.objects.get(&id)?.as_ref()?),
+        let mut paths = paths.into_iter();
+        let symbol = paths.find_map(|path| self.look_up(Elf::new(path), address));
+        let object = self.objects.get_mut(&id)?.as_mut()?;
+        let function = match symbol {
+            Some(symbol) => Function::Named(object.names.of(&symbol)),
+            None => unnamed(object),
         };
         Some(CodeName { inlined, function })
     }
@@ -143,13 +161,16 @@ impl ObjectSymbols {
         self.objects.clear();
     }
 
-    fn look_up(&mut self, mut source: Elf, address: u64) -> Option<String> {
+    fn look_up(&mut self, mut source: Elf, address: u64) -> Option<FoundSymbol> {
         source.debug_syms = false;
         let source = Source::Elf(source);
         let symbolized = catch_quietly(|| {
             let input = Input::VirtOffset(address);
             match self.blazesym.symbolize_single(&source, input) {
-                Ok(Symbolized::Sym(symbol)) => Some(symbol.name.into_owned()),
+                Ok(Symbolized::Sym(symbol)) => Some(FoundSymbol {
+                    start: symbol.addr,
+                    name: symbol.name.into_owned(),
+                }),
                 Ok(Symbolized::Unknown(_)) => None,
                 Err(error) => {
                     tracing::debug!(%error, "failed to symbolize an address");
@@ -222,6 +243,7 @@ impl Object {
             symbols,
             debug_symbols,
             debug_info,
+            names: SymbolNames::default(),
         })
     }
 
@@ -229,6 +251,25 @@ impl Object {
         let copies = [&self.symbols, &self.debug_symbols].into_iter().flatten();
         let info = self.debug_info.as_ref().map_or(0, DebugInfo::bytes);
         info + copies.map(|copy| copy.bytes).sum::<u64>()
+    }
+}
+
+impl Default for SymbolNames {
+    fn default() -> Self {
+        Self {
+            by_start: LruCache::new(NAMES_KEPT),
+            demangler: Demangler::default(),
+        }
+    }
+}
+
+impl SymbolNames {
+    fn of(&mut self, symbol: &FoundSymbol) -> Arc<str> {
+        let demangler = &mut self.demangler;
+        let name = self
+            .by_start
+            .get_or_insert(symbol.start, || demangler.name(&symbol.name).into());
+        Arc::clone(name)
     }
 }
 

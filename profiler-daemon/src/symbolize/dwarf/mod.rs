@@ -26,7 +26,7 @@ use std::sync::Arc;
 use gimli::UnitOffset;
 use lru::LruCache;
 
-use super::demangle::demangle;
+use super::demangle::Demangler;
 use crate::process::elf::ElfLayout;
 use crate::process::object::ObjectFile;
 use function::{Functions, Inlined};
@@ -55,6 +55,7 @@ pub(crate) struct DebugInfo {
     /// By the description's offset in `.debug_info`.
     inlined: LruCache<u64, Rc<[Inlined]>>,
     names: LruCache<u64, Option<Arc<str>>>,
+    demangler: Demangler,
 }
 
 impl DebugInfo {
@@ -72,6 +73,7 @@ impl DebugInfo {
             functions: LruCache::unbounded(),
             inlined: LruCache::new(FUNCTIONS_KEPT),
             names: LruCache::new(NAMES_KEPT),
+            demangler: Demangler::default(),
         }))
     }
 
@@ -146,7 +148,7 @@ impl DebugInfo {
             if let Some(name) = &entry.linkage_name
                 && let Some(name) = unit.text(&self.sections, name)
             {
-                return Some(demangle(&name).into_owned());
+                return Some(self.demangler.name(&name).into_owned());
             }
             if plain.is_none() {
                 let name = entry.name.as_ref();
