@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use prost::Message as _;
+
 const FILES: [&str; 8] = [
     "skywalking/common.proto",
     "skywalking/profile.proto",
@@ -19,6 +21,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={}", root.join(file).display());
     }
     let descriptors = protox::compile(FILES, [root])?;
+    let out = std::env::var("OUT_DIR")?;
+    std::fs::write(
+        Path::new(&out).join("descriptors"),
+        descriptors.encode_to_vec(),
+    )?;
     tonic_prost_build::configure()
         .build_transport(false)
         // A map with a fixed order: reports and tests read the same each time.

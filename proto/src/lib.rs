@@ -3,6 +3,9 @@
 //! The files are written for this project: they hold only what is used, with the package names,
 //! field names and field numbers of the protocols. Wire paths are `/<package>.<Service>/<rpc>`.
 
+/// All of them as a `FileDescriptorSet`, for tests that walk over the fields.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors"));
+
 /// SkyWalking's data collect protocol, package `skywalking.v3`.
 #[expect(
     missing_docs,

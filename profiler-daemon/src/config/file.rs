@@ -8,6 +8,7 @@ use serde::de::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use super::Config;
+use super::plain::PlainTexts;
 
 /// Largest file read: a thousand rules have a tenth of it.
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -66,7 +67,8 @@ pub(super) fn read(path: &Path) -> Result<Config, ConfigError> {
 
 pub(super) fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
     // A file of comments only is an empty document.
-    let parsed: Result<Option<Config>, _> = serde_saphyr::from_str(text);
+    let parsed = serde_saphyr::from_str::<Option<PlainTexts>>(text)
+        .and_then(|_| serde_saphyr::from_str::<Option<Config>>(text));
     parsed.map(Option::unwrap_or_default).map_err(|error| {
         let location = error.location();
         ConfigError::Content {

@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 
 use super::wire;
 use crate::model::ProfileReport;
+use crate::model::plain::clean;
 use crate::oap::auth::{TOKEN_REMEDY, Token};
 
 /// Largest part of a result: one segment of 12,000 snapshots whose stacks all differ.
@@ -164,8 +165,11 @@ impl TaskClient {
             tonic::Code::InvalidArgument
             | tonic::Code::FailedPrecondition
             | tonic::Code::NotFound
-            | tonic::Code::ResourceExhausted => anyhow!("{}", status.message()),
-            _ => anyhow!("the call to the OAP at {address} failed: {status}"),
+            | tonic::Code::ResourceExhausted => anyhow!("{}", clean(status.message())),
+            _ => anyhow!(
+                "the call to the OAP at {address} failed: {}",
+                clean(&status.to_string())
+            ),
         }
     }
 }
