@@ -28,6 +28,7 @@ pub mod mapping;
 pub mod memory;
 pub(crate) mod namespace;
 pub(crate) mod object;
+mod owner;
 pub(crate) mod page_cache;
 pub mod pod;
 pub(crate) mod poll_call;

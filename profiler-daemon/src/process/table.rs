@@ -33,6 +33,7 @@ use super::entry::{Host, net_namespace};
 use super::identity::{self, Identity};
 use super::listen;
 use super::namespace::{Members, Namespaces};
+use super::owner;
 use super::pod::Pods;
 use super::procfs::{ProcFolder, Procfs, Stat};
 use super::runtime::Runtime;
@@ -164,6 +165,13 @@ impl ProcessTable {
                 Some(mut process) if process.stat == stat => {
                     process.scans = process.scans.saturating_add(1);
                     process.folder = folder;
+                    // Of those that may become another user: a server gives up being root once it listens.
+                    if process.uid.is_none_or(|uid| uid == 0) {
+                        let uid = self.procfs.effective_uid(pid);
+                        if std::mem::replace(&mut process.uid, uid) != uid {
+                            touched.insert(pid);
+                        }
+                    }
                     process
                 }
                 known => {
@@ -189,6 +197,9 @@ impl ProcessTable {
         for pid in self.scan_agents(&touched) {
             self.identify(pid);
             touched.insert(pid);
+        }
+        if !touched.is_empty() || !changes.removed.is_empty() {
+            touched.extend(owner::separate(&mut self.processes));
         }
         if !changes.removed.is_empty() {
             self.forget_containers();
@@ -257,6 +268,14 @@ impl ProcessTable {
         names
     }
 
+    /// Processes that are known by the name of a service that is not theirs, with that name: each user's once for a name.
+    pub fn posing(&self) -> impl Iterator<Item = (&Process, &str)> {
+        let mut seen = HashSet::new();
+        self.serving()
+            .filter_map(|process| Some((process, process.identity.claimed.as_deref()?)))
+            .filter(move |(process, claimed)| seen.insert((process.uid, *claimed)))
+    }
+
     fn serving(&self) -> impl Iterator<Item = &Process> {
         self.iter().filter(|process| process.may_serve())
     }
@@ -273,7 +292,8 @@ impl ProcessTable {
         let is_wanted = |name: &str| identity::VARIABLES.contains(&name);
         let cgroup = Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default());
         let container = match &cgroup.container {
-            Some(Container::Id(id)) => {
+            // A user's own may have the id of another.
+            Some(Container::Id(id)) if !cgroup.is_users => {
                 let names = || Arc::new(ContainerNames::read(id));
                 Some(Arc::clone(
                     self.containers.entry(id.clone()).or_insert_with(names),
@@ -285,6 +305,8 @@ impl ProcessTable {
         let listeners = self.namespaces.listeners(net_namespace);
         Process {
             key: stat.key(pid),
+            uid: procfs.effective_uid(pid),
+            parent: procfs.parent(pid).unwrap_or(Pid(0)),
             comm: stat.name.clone(),
             exe: procfs.exe(pid).ok(),
             command: procfs.command(pid).unwrap_or_default(),
@@ -398,4 +420,4 @@ impl ProcessTable {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
