@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use prost::Message as _;
 use protox::prost_reflect::prost_types::FileDescriptorSet;
 use protox::prost_reflect::prost_types::field_descriptor_proto::Type;
 
@@ -24,6 +25,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let descriptors = protox::compile(FILES, [root])?;
     write_parts(&descriptors)?;
+    let out = std::env::var("OUT_DIR")?;
+    std::fs::write(
+        Path::new(&out).join("descriptors"),
+        descriptors.encode_to_vec(),
+    )?;
     tonic_prost_build::configure()
         .build_transport(false)
         .codec_path("crate::parts::PartsCodec")

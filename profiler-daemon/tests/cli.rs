@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use profiler_daemon::model::plain::is_plain;
 use profiler_test_support::needs_root;
 use serde_json::Value;
 
@@ -122,6 +123,11 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         (vec!["ps", "--log-level", "loud"], "accepted are error"),
         (vec!["standalone", "--listen", "nowhere"], "--listen"),
         (
+            vec!["task", "list", "--token", "s3cret"],
+            "--token is not accepted",
+        ),
+        (with(&["/x\u{1b}[31m\n"]), "has a control character"),
+        (
             vec!["standalone", "--no-token", "--token-file", "t"],
             "cannot be used with",
         ),
@@ -138,6 +144,8 @@ fn bad_usage_is_2_and_says_what_is_accepted() {
         let run = run(args);
         assert_eq!(run.code, 2, "{args:?}: {}", run.err);
         assert!(run.err.contains(expected), "{args:?}: {}", run.err);
+        assert!(run.err.lines().all(is_plain), "{args:?}: {:?}", run.err);
+        assert!(!run.err.contains("s3cret"), "{}", run.err);
         assert_eq!(run.out, "", "{args:?}");
     }
 }

@@ -84,6 +84,7 @@ hostile! {
     debug_info: 2000,
     symbol_name: 2000,
     stack: 200,
+    wait_sets: 2000,
     python_memory: 2000,
     python_methods: 2000,
 }

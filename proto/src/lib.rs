@@ -7,6 +7,9 @@ pub mod parts;
 
 include!(concat!(env!("OUT_DIR"), "/parts.rs"));
 
+/// All of them as a `FileDescriptorSet`, for tests that walk over the fields.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors"));
+
 /// SkyWalking's data collect protocol, package `skywalking.v3`.
 #[expect(
     missing_docs,

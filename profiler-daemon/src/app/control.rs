@@ -258,6 +258,15 @@ impl Control {
 
     /// Says once that an OAP takes several services for one.
     fn tell_clashes(&mut self) {
+        for (process, name) in self.processes.posing() {
+            let told = format!("{:?} {name}", process.uid);
+            if self.clashes_told.len() < CLASHES_MAX && self.clashes_told.insert(told) {
+                tracing::warn!(
+                    tgid = %process.key, uid = process.uid, name, service = process.identity.service.name,
+                    "a process is known by the name of a service of other users, and is a service of its own"
+                );
+            }
+        }
         for (name, full) in self.processes.clashes() {
             if self.clashes_told.len() < CLASHES_MAX && self.clashes_told.insert(name.to_owned()) {
                 let services: Vec<&str> = full.into_iter().collect();

@@ -8,6 +8,7 @@
 //! given from thread to thread.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -137,10 +138,9 @@ impl Namer {
         key: ProcessKey,
         python: Option<&Arc<PythonRuntime>>,
     ) -> io::Result<()> {
-        if !self.processes.contains_key(&key) {
-            let mut process = Process::open_same(key)?;
+        if let Entry::Vacant(vacant) = self.processes.entry(key) {
+            let process = vacant.insert(Process::open_same(key)?);
             process.python = python.map(|python| (**python).clone());
-            self.processes.insert(key, process);
         }
         Ok(())
     }

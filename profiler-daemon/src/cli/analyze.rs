@@ -141,9 +141,7 @@ fn write(rows: &[OwnedRow], args: &AnalyzeArgs, name: &str, out: &mut dyn Write)
             tip: analysis.tip.as_deref(),
             trees: analysis.trees.iter().map(analyze::Tree::to_node).collect(),
         };
-        serde_json::to_writer(&mut *out, &object).context("failed to write the result")?;
-        writeln!(out)?;
-        return Ok(());
+        return output::write_json(&object, out).context("failed to write the result");
     }
     let selected = analyze::select_rows(&rows, &queries);
     // The whole analysis, as OAP gives it.

@@ -1,5 +1,9 @@
 //! Aligns rows of text for people.
 
+use std::borrow::Cow;
+
+use crate::output::clean;
+
 /// A column is not made narrower than this for the sake of a narrow screen.
 const COLUMN_MIN_CHARS: usize = 9;
 const GAP: &str = "  ";
@@ -30,6 +34,11 @@ pub(super) fn columns_within<const N: usize>(
 }
 
 fn lines(head: &[&str], rows: &[&[String]], screen: Option<usize>) -> String {
+    // Cells have what others have chosen.
+    let rows: Vec<Vec<Cow<'_, str>>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| clean(cell)).collect())
+        .collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].len()]).max().unwrap_or(0)
@@ -48,9 +57,9 @@ fn lines(head: &[&str], rows: &[&[String]], screen: Option<usize>) -> String {
             }
         }
     }
-    let head: Vec<String> = head.iter().map(|&title| title.to_owned()).collect();
+    let head: Vec<Cow<'_, str>> = head.iter().map(|&title| title.into()).collect();
     let mut text = String::new();
-    for row in std::iter::once(&head.as_slice()).chain(rows) {
+    for row in std::iter::once(&head).chain(&rows) {
         let cells = row
             .iter()
             .zip(&widths)
@@ -79,6 +88,15 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [["1", "ä"], ["100", ""]].map(|row| row.map(str::to_owned));
         assert_eq!(columns(["PID", "NAME"], &rows), "PID  NAME\n1    ä\n100\n");
+    }
+
+    /// Check that no cell acts on the terminal, begins a line of its own, or is wider than it looks.
+    #[test]
+    fn cells_are_plain() {
+        let rows = [["a\u{1b}[31m\n1  forged", "x"]].map(|row| row.map(str::to_owned));
+        let text = columns(["NAME", "X"], &rows);
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.lines().all(crate::model::plain::is_plain), "{text}");
     }
 
     /// Check that empty columns go and that the widest is cut to the screen.

@@ -9,6 +9,7 @@ use clap::Args;
 use super::shell;
 use crate::frames::FrameSet;
 use crate::model::ProfileReport;
+use crate::model::plain::clean_lines;
 use crate::output::{self, Format, View};
 
 /// Exit code of a result without any profiled request.
@@ -89,12 +90,13 @@ impl OutputArgs {
                 writeln!(out, "{next}")?;
             } else {
                 let losses = output::losses_text(&report.coverage);
-                eprintln!("{losses}{}{next}", output::closing_text(report));
+                let closing = output::closing_text(report);
+                eprintln!("{}", clean_lines(&format!("{losses}{closing}{next}")));
             }
             return Ok(0);
         };
-        eprint!("{}", output::coverage_text(&report.coverage));
-        eprintln!("profilerd: {why}");
+        eprint!("{}", clean_lines(&output::coverage_text(&report.coverage)));
+        super::say(&why);
         Ok(EXIT_NO_REQUEST)
     }
 

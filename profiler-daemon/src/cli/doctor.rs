@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::doctor::{self, Finding};
+use crate::model::plain::clean_lines;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -20,11 +21,11 @@ pub(super) struct DoctorArgs {
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let findings = doctor::examine();
     let text = if args.json {
-        serde_json::to_string_pretty(&findings)? + "\n"
+        super::pretty_json(&findings)?
     } else {
         findings.iter().map(line).collect::<String>() + verdict(&findings)
     };
-    super::print(&text)?;
+    super::print(&clean_lines(&text))?;
     Ok(match findings.iter().any(is_fatal) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,

@@ -12,6 +12,7 @@ mod columns;
 mod delivery;
 mod doctor;
 mod format;
+mod log;
 mod ps;
 mod record;
 mod shell;
@@ -21,18 +22,21 @@ pub mod task;
 mod task_text;
 mod token;
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::app;
 use crate::config::{Config, TokenFile, parse_listen, parse_metrics};
 use crate::limit;
+use crate::model::plain::{clean, clean_lines, escape_json, is_plain};
 
 /// Profiles single endpoints of unmodified services from outside, with eBPF, for Apache SkyWalking.
 #[derive(Debug, Parser)]
@@ -178,9 +182,36 @@ fn http_listen(text: &str) -> Result<Listen, String> {
     parse_listen(text, "127.0.0.1:12800").map(Listen)
 }
 
+/// Exit code of bad usage, as clap has it.
+const EXIT_USAGE: u8 = 2;
+
+/// Whether an argument can be shown, logged and sent as it is.
+fn is_accepted(argument: &OsString) -> bool {
+    is_plain(&argument.to_string_lossy())
+}
+
+/// Says something on standard error. It may quote what others have chosen.
+fn say(text: &str) {
+    eprintln!("profilerd: {}", clean_lines(text));
+}
+
+/// A value as JSON for people and programs.
+fn pretty_json(value: &impl Serialize) -> Result<String> {
+    let json = serde_json::to_string_pretty(value)?;
+    Ok(escape_json(&json).into_owned() + "\n")
+}
+
 /// Parses the command line, runs the command, and yields the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(argument) = std::env::args_os().find(|argument| !is_accepted(argument)) {
+        let shown = argument.to_string_lossy();
+        say(&format!(
+            "the argument {} has a control character, which no argument may have",
+            clean(&shown)
+        ));
+        return ExitCode::from(EXIT_USAGE);
+    }
     match run(&Cli::parse()) {
         Ok(code) => code,
         // `profilerd ps | head`: the reader has closed the pipe.
@@ -188,8 +219,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let text = format!("{error:#}");
             match limit::remedy(error.as_ref()) {
-                Some(remedy) if !text.contains(&remedy) => eprintln!("profilerd: {text}: {remedy}"),
-                _ => eprintln!("profilerd: {text}"),
+                Some(remedy) if !text.contains(&remedy) => say(&format!("{text}: {remedy}")),
+                _ => say(&text),
             }
             ExitCode::FAILURE
         }
@@ -232,13 +263,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Record(args) => return record::run(args, level),
         Command::Task(args) => return task::run(args, level),
         Command::Analyze(args) => {
-            log(level, "warn");
+            log::start(level, "warn");
             return analyze::run(args);
         }
         Command::Ps(args) => return ps::run(args, level),
         Command::Status(args) => return status::run(args, level),
         Command::Doctor(args) => {
-            log(level, "warn");
+            log::start(level, "warn");
             return doctor::run(args);
         }
     }
@@ -252,24 +283,11 @@ fn load(args: &ConfigArgs, level: Option<&str>, usual: &str) -> Result<Config> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let (config, warnings) = Config::load(args.config.as_deref(), variables)?;
-    log(level, config.log.level.map_or(usual, |level| level.name()));
+    log::start(level, config.log.level.map_or(usual, |level| level.name()));
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     Ok(config)
-}
-
-/// Starts the log on standard error: by the flag, else by `RUST_LOG`, else at `level`.
-fn log(flag: Option<&str>, level: &str) {
-    let named = match flag {
-        Some(flag) => EnvFilter::try_new(flag).ok(), // checked by the parser
-        None => EnvFilter::try_from_default_env().ok(),
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(named.unwrap_or_else(|| EnvFilter::new(level)))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
 }
 
 fn filter(text: &str) -> Result<String, String> {

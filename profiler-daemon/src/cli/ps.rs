@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use nix::unistd::{Uid, User};
 use serde::Serialize;
 use terminal_size::{Width, terminal_size};
 
@@ -24,6 +25,8 @@ Examples:
   profilerd ps                 servers and named processes
   profilerd ps --all --json    everything, for programs
 
+USER is the effective user. Processes of several users are one service only in a unit, a container or below
+one parent; a name of others' services is followed by the number of the user.
 NAMED BY says what gave the service its name: a rule of the configuration, the SkyWalking agent in
 it, a variable of the process, its Kubernetes workload, container, systemd unit, or its program.
 AGENT is the SkyWalking agent in the process, and whether its own profiler is on.
@@ -44,6 +47,10 @@ pub(super) struct PsArgs {
 #[derive(Serialize)]
 struct Row {
     pid: u32,
+    /// Effective user: `null` if it is not known.
+    uid: Option<u32>,
+    /// Name of that user on this host.
+    user: Option<String>,
     service: String,
     instance: String,
     /// Empty means `GENERAL`.
@@ -108,6 +115,8 @@ impl Row {
         };
         Self {
             pid: process.key.pid.0,
+            uid: process.uid,
+            user: process.uid.and_then(user_name),
             service: clean(&identity.service.name).into_owned(),
             instance: clean(&identity.service.instance).into_owned(),
             layer: identity.layer.clone(),
@@ -130,11 +139,12 @@ impl Row {
         }
     }
 
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
         let within = self.pod.as_ref().or(self.container.as_ref());
         [
             self.pid.to_string(),
+            self.user(),
             self.service.clone(),
             self.instance.clone(),
             self.rule.clone(),
@@ -147,6 +157,15 @@ impl Row {
             within.cloned().unwrap_or_default(),
             self.gets().to_owned(),
         ]
+    }
+
+    /// The cell of the column USER.
+    fn user(&self) -> String {
+        let number = || {
+            self.uid
+                .map_or_else(|| "?".to_owned(), |uid| uid.to_string())
+        };
+        self.user.clone().unwrap_or_else(number)
     }
 
     /// The cell of the column PROFILABLE.
@@ -172,29 +191,37 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
         .map(|process| Row::new(process, obstacle.as_deref()))
         .collect();
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("profilerd: not root: facts about processes of other users are incomplete");
+        super::say("not root: facts about processes of other users are incomplete");
     }
     for (name, full) in table.clashes() {
         let full: Vec<_> = full.into_iter().map(clean).collect();
-        eprintln!(
-            "profilerd: an OAP keeps 70 characters of a name, so it shows these as one service, {}: {}",
+        super::say(&format!(
+            "an OAP keeps 70 characters of a name, so it shows these as one service, {}: {}",
             clean(name),
             full.join(", ")
-        );
+        ));
+    }
+    for (process, name) in table.posing() {
+        super::say(&format!(
+            "process {} is known by the name of a service of other users, {}, and is a service of its own: {}",
+            process.key,
+            clean(name),
+            clean(&process.identity.service.name)
+        ));
     }
     if args.json {
-        let text = serde_json::to_string_pretty(&rows)?;
-        super::print(&(text + "\n"))?;
+        super::print(&super::pretty_json(&rows)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     if rows.is_empty() {
-        eprintln!(
-            "profilerd: no process listens on a TCP port or was given a service name; --all lists {} processes",
+        super::say(&format!(
+            "no process listens on a TCP port or was given a service name; --all lists {} processes",
             table.iter().count()
-        );
+        ));
     }
     let head = [
         "PID",
+        "USER",
         "SERVICE",
         "INSTANCE",
         "NAMED BY",
@@ -212,7 +239,7 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
         .filter_map(|row| row.reason.as_deref())
         .collect();
     for reason in reasons {
-        super::print(&format!("not profilable: {reason}\n"))?;
+        super::print(&format!("not profilable: {}\n", clean(reason)))?;
     }
     let profiled = rows.iter().filter(|row| row.profilable);
     let reasons: BTreeSet<&str> = profiled.filter_map(|row| row.frames_reason).collect();
@@ -220,6 +247,11 @@ pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
         super::print(&format!("frames: native only: {reason}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    let user = User::from_uid(Uid::from_raw(uid)).ok()??;
+    Some(clean(&user.name).into_owned())
 }
 
 /// Asks for the pods of this node, if they are wanted.
@@ -231,7 +263,7 @@ fn add_pods(table: &mut ProcessTable, settings: &KubernetesSettings) -> Result<(
     match runtime.block_on(pods_now(settings, LOOK_DEADLINE)) {
         Ok(Some(pods)) => table.set_pods(Arc::new(pods)),
         Ok(None) => {}
-        Err(error) => eprintln!("profilerd: pods cannot be read from Kubernetes: {error:#}"),
+        Err(error) => super::say(&format!("pods cannot be read from Kubernetes: {error:#}")),
     }
     Ok(())
 }

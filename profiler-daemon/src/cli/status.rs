@@ -46,7 +46,7 @@ pub(super) fn run(args: &StatusArgs, level: Option<&str>) -> Result<ExitCode> {
         .context("failed to start the asynchronous runtime")?;
     let observation = runtime.block_on(ask(address))?;
     let shown = if args.json {
-        serde_json::to_string_pretty(&observation)? + "\n"
+        super::pretty_json(&observation)?
     } else {
         text(&observation, unix_ms_now())
     };

@@ -24,7 +24,7 @@ use crate::embedded::{TaskClient, wire};
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, ProfileReport};
 use crate::oap::graphql::GraphqlClient;
-use crate::output::reduce;
+use crate::output::{clean, reduce};
 
 /// The OAP of a `profilerd standalone` on this host.
 const OAP_DEFAULT: &str = "127.0.0.1:11800";
@@ -158,6 +158,10 @@ struct ResultArgs {
 ///
 /// If the OAP cannot be reached, refuses, or the result cannot be written.
 pub(super) fn run(args: &TaskArgs, level: Option<&str>) -> Result<ExitCode> {
+    if let Some(refusal) = args.target.token.refusal() {
+        super::say(refusal);
+        return Ok(ExitCode::from(super::EXIT_USAGE));
+    }
     let config = super::load(&args.config, level, "warn")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -305,13 +309,13 @@ async fn create(
     let services = oap.services().await;
     let task = oap.create(request).await?;
     if let Some(hint) = services.and_then(|known| text::unknown_service(&args.service, &known)) {
-        eprintln!("{hint}");
+        eprintln!("{}", clean(&hint));
     }
     if !args.wait {
-        writeln!(out, "{}", task.task_id)?;
+        writeln!(out, "{}", clean(&task.task_id))?;
         return Ok(0);
     }
-    eprintln!("task {}", task.task_id);
+    eprintln!("task {}", clean(&task.task_id));
     wait(oap, &task).await?;
     let report = oap.result(&task.task_id).await?;
     deliver(report, target, &args.output, out)
@@ -339,7 +343,7 @@ async fn wait(oap: &mut Oap, task: &pb::Task) -> Result<()> {
                         eprintln!(
                             "no instance of service {} has asked for the task yet; is it running, \
                              and does `profilerd ps` show it under this name?",
-                            current.service
+                            clean(&current.service)
                         );
                     });
                 }

@@ -11,8 +11,9 @@ use serde::Serialize;
 use super::columns::columns;
 use super::task::requests_matched;
 use crate::embedded::wire;
+use crate::model::plain::is_plain;
 use crate::model::{CoverageReport, TaskLimits, TaskReport};
-use crate::output;
+use crate::output::{self, clean, escape_json};
 
 /// Longest endpoint name, the width of OAP's column.
 const ENDPOINT_MAX_CHARS: usize = 512;
@@ -107,7 +108,7 @@ pub(super) fn start(text: &str) -> Result<Start, String> {
 pub(super) fn endpoint(text: &str) -> Result<String, String> {
     let trimmed = text.trim();
     let chars = trimmed.chars().count();
-    if chars == 0 || chars > ENDPOINT_MAX_CHARS || trimmed.contains(char::is_control) {
+    if chars == 0 || chars > ENDPOINT_MAX_CHARS || !is_plain(trimmed) {
         return Err(format!(
             "an endpoint has 1 to {ENDPOINT_MAX_CHARS} characters and no control characters, for \
              example POST:/orders/{{id}}"
@@ -119,7 +120,7 @@ pub(super) fn endpoint(text: &str) -> Result<String, String> {
 /// Service name.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let chars = text.chars().count();
-    if text.trim().is_empty() || chars > SERVICE_MAX_CHARS || text.contains(char::is_control) {
+    if text.trim().is_empty() || chars > SERVICE_MAX_CHARS || !is_plain(text) {
         return Err(format!(
             "a service name has 1 to {SERVICE_MAX_CHARS} characters and no control characters; \
              `profilerd ps` lists the names"
@@ -217,7 +218,7 @@ pub(super) fn detail_text(detail: &pb::TaskDetail, now_ms: i64) -> String {
     let task = detail.task.clone().unwrap_or_default();
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<14} {value}"); // a String takes everything
+        let _ = writeln!(text, "{name:<14} {}", clean(&value)); // a String takes everything
     };
     line("task", task.task_id.clone());
     line("service", task.service.clone());
@@ -298,11 +299,16 @@ fn task_json(task: &pb::Task) -> TaskJson {
     }
 }
 
+fn json_line(value: &impl Serialize) -> Result<String> {
+    let json = serde_json::to_string(value)?;
+    Ok(escape_json(&json).into_owned() + "\n")
+}
+
 /// All tasks as one object.
 pub(super) fn tasks_json(tasks: &[pb::Task]) -> Result<String> {
     let tasks: Vec<TaskJson> = tasks.iter().map(task_json).collect();
     let object = BTreeMap::from([("tasks", tasks)]);
-    Ok(serde_json::to_string(&object)? + "\n")
+    json_line(&object)
 }
 
 /// A task with log and coverage as one object.
@@ -322,7 +328,7 @@ pub(super) fn detail_json(detail: &pb::TaskDetail) -> Result<String> {
         segments: detail.segments,
         snapshots: detail.snapshots,
     };
-    Ok(serde_json::to_string(&object)? + "\n")
+    json_line(&object)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The token that `profilerd task` sends, and what to say when it is refused.
 //!
-//! In:  `--token`, `--token-file`, the configuration and its variables; the token file of this host
+//! In:  `--token-file`, the configuration and its variables; the token file of this host
 //! Out: [`Credential`]
 //! Lost: nothing; a token file that was not asked for by name may be missing or closed to this user
 //!
@@ -21,16 +21,12 @@ use crate::state::{TokenError, read_token};
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct TokenArgs {
-    /// Token of the OAP; other users see it in the list of processes, so prefer SW_AGENT_AUTHENTICATION or a file
-    #[arg(
-        long,
-        global = true,
-        value_name = "TEXT",
-        conflicts_with = "token_file"
-    )]
+    /// Was an option once: other users see it in the list of processes.
+    #[arg(long, global = true, value_name = "TEXT", hide = true)]
     token: Option<String>,
 
-    /// File with the token of the OAP; if neither is given, the one of `profilerd standalone` on this host
+    /// File with the token of the OAP; without it, the token in SW_AGENT_AUTHENTICATION, or the one of `profilerd
+    /// standalone` on this host
     #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -64,7 +60,14 @@ impl Credential {
 }
 
 impl TokenArgs {
-    /// Arguments of a command that is to find the token again. The token itself is not shown.
+    /// Why the arguments are not accepted: a token among them is not secret.
+    pub(super) fn refusal(&self) -> Option<&'static str> {
+        let refusal = "--token is not accepted: other users would see the token in the list of processes. Write it to a \
+                       file that only you can read, and name that with --token-file, or set SW_AGENT_AUTHENTICATION";
+        self.token.as_ref().map(|_| refusal)
+    }
+
+    /// Arguments of a command that is to find the token again.
     pub(super) fn again(&self) -> impl Iterator<Item = String> {
         let file = self.token_file.iter();
         file.flat_map(|file| ["--token-file".to_owned(), file.display().to_string()])
@@ -82,9 +85,6 @@ impl TokenArgs {
     }
 
     fn find_token(&self, config: &Config, host: &str) -> Result<Credential> {
-        if let Some(token) = &self.token {
-            return Ok(Credential::given(token.clone(), "of --token"));
-        }
         if let Some(path) = &self.token_file {
             return Ok(Credential::given(
                 read_token(path)?,
@@ -144,14 +144,14 @@ mod tests {
 
     use super::*;
 
-    fn args(token: Option<&str>, file: Option<&Path>) -> TokenArgs {
+    fn args(file: Option<&Path>) -> TokenArgs {
         TokenArgs {
-            token: token.map(str::to_owned),
+            token: None,
             token_file: file.map(Path::to_owned),
         }
     }
 
-    /// Check the order: flags, then the configuration, then the file of this host.
+    /// Check the order: the flag, then the configuration, then the file of this host.
     #[test]
     fn what_is_given_comes_first() {
         let folder = tempfile::tempdir().unwrap();
@@ -167,28 +167,22 @@ mod tests {
             (found.token, found.remedy)
         };
         for host in ["127.0.0.1", "localhost", "[::1]"] {
-            let (token, remedy) = find(args(None, None), &config, host);
+            let (token, remedy) = find(args(None), &config, host);
             assert_eq!(token.as_deref(), Some("of-host"), "{host}");
             assert!(remedy.contains(folder.path().to_str().unwrap()), "{remedy}");
         }
-        let (token, remedy) = find(args(None, None), &config, "oap.example");
+        let (token, remedy) = find(args(None), &config, "oap.example");
         assert_eq!(token, None);
         assert!(remedy.contains("not sent to another host"), "{remedy}");
         config.oap.authentication = Some(Secret("configured".to_owned()));
-        let (token, _) = find(args(None, None), &config, "oap.example");
+        let (token, _) = find(args(None), &config, "oap.example");
         assert_eq!(token.as_deref(), Some("configured"));
-        let (token, _) = find(args(None, Some(&file)), &config, "oap.example");
+        let (token, _) = find(args(Some(&file)), &config, "oap.example");
         assert_eq!(token.as_deref(), Some("from-file"));
-        let again: Vec<String> = args(None, Some(&file)).again().collect();
+        let again: Vec<String> = args(Some(&file)).again().collect();
         assert_eq!(again, ["--token-file", file.to_str().unwrap()]);
-        assert_eq!(args(Some("flag"), None).again().count(), 0);
-        let (token, remedy) = find(args(Some("flag"), None), &config, "127.0.0.1");
-        assert_eq!(token.as_deref(), Some("flag"));
-        assert!(!remedy.contains("flag"), "{remedy}");
         let absent = folder.path().join("absent");
-        let error = args(None, Some(&absent))
-            .find(&config, "127.0.0.1")
-            .unwrap_err();
+        let error = args(Some(&absent)).find(&config, "127.0.0.1").unwrap_err();
         assert!(
             error.to_string().contains(absent.to_str().unwrap()),
             "{error}"
@@ -208,7 +202,8 @@ mod tests {
         assert_eq!(found.local_users, [owner]);
         let mut config = Config::default();
         config.oap.local_users = vec!["4711".to_owned()];
-        let given = args(Some("flag"), None).find(&config, "127.0.0.1").unwrap();
+        config.oap.authentication = Some(Secret("configured".to_owned()));
+        let given = args(None).find(&config, "127.0.0.1").unwrap();
         assert_eq!(given.local_users, [4711]);
 
         let other = folder.path().join("other");

@@ -11,6 +11,7 @@ use super::{
     nearest, parse_metrics, range, state_folder,
 };
 use crate::frames::FrameSet;
+use crate::model::plain::check_plain;
 
 /// Sets one value from text.
 type Setter = fn(&mut Config, &str) -> Result<(), String>;
@@ -202,7 +203,9 @@ pub(super) fn apply(
                 name: (*name).to_owned(),
                 problem,
             };
-            set(config, value.trim()).map_err(failed)?;
+            let value = value.trim();
+            check_plain("it", value).map_err(failed)?;
+            set(config, value).map_err(failed)?;
         }
     }
     let known = |name: &str| VARIABLES.iter().any(|&(n, _)| n == name) || OTHERS.contains(&name);

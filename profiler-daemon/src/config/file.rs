@@ -8,6 +8,7 @@ use serde::de::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use super::Config;
+use super::plain::PlainTexts;
 
 /// Largest file read: a thousand rules have a tenth of it.
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -69,12 +70,15 @@ pub(super) fn read(path: &Path) -> Result<Config, ConfigError> {
 
 pub(super) fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
     // A file of comments only is an empty document.
-    let options = serde_saphyr::options! {
-        alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: ALIASED_NODES_MAX,
-        },
+    let options = || {
+        serde_saphyr::options! {
+            alias_limits: serde_saphyr::alias_limits! {
+                max_total_replayed_events: ALIASED_NODES_MAX,
+            },
+        }
     };
-    let parsed: Result<Option<Config>, _> = serde_saphyr::from_str_with_options(text, options);
+    let parsed = serde_saphyr::from_str_with_options::<Option<PlainTexts>>(text, options())
+        .and_then(|_| serde_saphyr::from_str_with_options::<Option<Config>>(text, options()));
     parsed.map(Option::unwrap_or_default).map_err(|error| {
         let location = error.location();
         ConfigError::Content {

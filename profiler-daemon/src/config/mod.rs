@@ -10,6 +10,7 @@
 mod environment;
 mod file;
 mod kubernetes;
+mod plain;
 mod rule;
 mod settings;
 mod template;

@@ -7,6 +7,7 @@ use regex_lite::Regex;
 use serde::de::{Deserialize, Deserializer, Error};
 
 use super::template::Template;
+use crate::model::plain::is_plain;
 
 /// Longest name of a service or instance: OAP cuts there (`service.max.length`), and a name that is
 /// cut never gets a task.
@@ -182,7 +183,7 @@ fn check(text: &str, template: &Template, max_chars: usize) -> Result<(), String
     let is_bad = template.is_empty()
         || text.trim().is_empty()
         || template.literal().chars().count() > max_chars
-        || text.contains(char::is_control);
+        || !is_plain(text);
     if is_bad {
         return Err(format!(
             "{text:?} cannot be a name: accepted are 1 to {max_chars} characters, none of them a \

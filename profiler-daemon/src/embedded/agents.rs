@@ -21,6 +21,7 @@ use super::chunk::Chunk;
 use super::storage::StorageError;
 use super::store::Store;
 use crate::model::clock::unix_ms_now;
+use crate::model::plain::{check_plain, is_plain};
 
 /// Most properties kept per instance, and the longest kept value.
 const PROPERTIES_MAX: usize = 64;
@@ -47,6 +48,7 @@ fn check_names(service: &str, instance: &str) -> Result<(), Status> {
                 "{what} must have 1 to {NAME_MAX_BYTES} bytes"
             )));
         }
+        check_plain(what, name).map_err(Status::invalid_argument)?;
     }
     Ok(())
 }
@@ -132,7 +134,7 @@ impl ManagementService for Agents {
         let report = request.into_inner();
         check_names(&report.service, &report.service_instance)?;
         let mut properties: BTreeMap<String, String> = BTreeMap::new();
-        let fits = |text: &str| text.len() <= PROPERTY_MAX_BYTES;
+        let fits = |text: &str| text.len() <= PROPERTY_MAX_BYTES && is_plain(text);
         for pair in report.properties.into_iter().take(PROPERTIES_MAX) {
             if !fits(&pair.key) || !fits(&pair.value) {
                 continue;

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use super::wire;
 use crate::connection::trust::{Trusted, untrusted};
 use crate::model::ProfileReport;
+use crate::model::plain::clean;
 use crate::oap::auth::{TOKEN_REMEDY, Token};
 use crate::oap::dial::dial;
 
@@ -182,8 +183,11 @@ impl TaskClient {
             tonic::Code::InvalidArgument
             | tonic::Code::FailedPrecondition
             | tonic::Code::NotFound
-            | tonic::Code::ResourceExhausted => anyhow!("{}", status.message()),
-            _ => anyhow!("the call to the OAP at {address} failed: {status}"),
+            | tonic::Code::ResourceExhausted => anyhow!("{}", clean(status.message())),
+            _ => anyhow!(
+                "the call to the OAP at {address} failed: {}",
+                clean(&status.to_string())
+            ),
         }
     }
 }

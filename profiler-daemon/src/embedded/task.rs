@@ -2,7 +2,7 @@
 //!
 //! The checks, their order and their texts are those of OAP's `ProfileTaskMutationService`, so that
 //! a task refused here is one that a SkyWalking OAP would refuse, for the reason it would give. The one more is
-//! [`TaskRequest::check_endpoint`].
+//! [`TaskRequest::check_endpoint`], and names with control characters are refused.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::storage::StorageError;
 use crate::model::TaskLimits;
+use crate::model::plain::check_plain;
 use crate::request::Endpoint;
 
 /// Tasks whose start lies further from now than this are not delivered.
@@ -187,7 +188,9 @@ impl TaskRequest {
         if i64::from(self.max_sampling_count) > *counts.end() {
             return refused("max sampling count must less than 10");
         }
-        Ok(())
+        check_plain("service", &self.service)
+            .and_then(|()| check_plain("endpoint name", &self.endpoint))
+            .map_err(Refusal::Argument)
     }
 
     /// Checks that the endpoint can be found in a request line. OAP takes any text; where no agent runs the task, one
@@ -325,6 +328,7 @@ fn minute(time_ms: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::plain::HOSTILE;
 
     const NOW: i64 = 1_795_405_209_971;
 
@@ -377,7 +381,7 @@ mod tests {
     #[test]
     fn limits_are_checked_with_oaps_texts() {
         type Change = fn(&mut TaskRequest);
-        let refused: [(Change, &str); 9] = [
+        let refused: [(Change, &str); 11] = [
             (|r| r.service.clear(), "service cannot be null"),
             (
                 |r| r.endpoint = "  ".to_owned(),
@@ -395,6 +399,11 @@ mod tests {
             (
                 |r| r.max_sampling_count = i32::MIN,
                 "must greater than zero",
+            ),
+            (|r| r.service.push_str(HOSTILE), "service has a control"),
+            (
+                |r| r.endpoint.push_str(HOSTILE),
+                "endpoint name has a control",
             ),
         ];
         for (change, text) in refused {

@@ -17,6 +17,7 @@ use super::store::{FindError, Store, TaskView};
 use super::task::{Refusal, TaskState};
 use super::wire;
 use crate::model::clock::unix_ms_now;
+use crate::model::plain::check_plain;
 
 /// Longest service or endpoint name of a task; OAP's column for the endpoint has 512.
 const NAME_MAX_BYTES: usize = 2048;
@@ -169,6 +170,8 @@ impl Tasks for TaskService {
         request: Request<pb::ReportCoverageRequest>,
     ) -> Result<Response<pb::ReportCoverageResponse>, Status> {
         let report = request.into_inner();
+        check_plain("service_instance", &report.service_instance)
+            .map_err(Status::invalid_argument)?;
         let coverage = wire::coverage_from_wire(&report.coverage.unwrap_or_default());
         let stored = self.store.run(move |store| {
             store.set_coverage(&report.task_id, &report.service_instance, coverage)

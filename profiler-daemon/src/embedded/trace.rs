@@ -8,6 +8,7 @@ use profiler_proto::skywalking::{SegmentObject, SpanObject, SpanType};
 use thiserror::Error;
 
 use crate::model::name::shorten;
+use crate::model::plain::{clean, is_plain};
 
 /// Longest segment or trace id, the width of OAP's column.
 pub(super) const ID_MAX_BYTES: usize = 150;
@@ -52,9 +53,14 @@ pub enum BadSegment {
     /// OAP reads ids and times from span 0.
     #[error("segment without span 0")]
     NoSpanZero,
-    /// Empty, or wider than OAP's column.
-    #[error("segment id or trace id is empty or longer than {ID_MAX_BYTES} bytes")]
+    /// Empty, wider than OAP's column, or not plain.
+    #[error(
+        "segment id or trace id is empty, longer than {ID_MAX_BYTES} bytes, or has control characters"
+    )]
     BadId,
+    /// An instance of this name cannot have reported.
+    #[error("service or service instance has control characters")]
+    BadName,
 }
 
 impl SegmentSummary {
@@ -64,9 +70,12 @@ impl SegmentSummary {
     ///
     /// [`BadSegment`] for a segment that OAP would not show either.
     pub fn try_from_object(object: SegmentObject) -> Result<Self, BadSegment> {
-        let id_ok = |id: &str| !id.is_empty() && id.len() <= ID_MAX_BYTES;
+        let id_ok = |id: &str| !id.is_empty() && id.len() <= ID_MAX_BYTES && is_plain(id);
         if !id_ok(&object.trace_segment_id) || !id_ok(&object.trace_id) {
             return Err(BadSegment::BadId);
+        }
+        if !is_plain(&object.service) || !is_plain(&object.service_instance) {
+            return Err(BadSegment::BadName);
         }
         let start_ms = object.spans.iter().map(|span| span.start_time).min();
         let end_ms = object.spans.iter().map(|span| span.end_time).max();
@@ -78,7 +87,8 @@ impl SegmentSummary {
         let is_entry = |span: &&SpanObject| span.span_type() == SpanType::Entry;
         let named = object.spans.iter().rfind(is_entry).unwrap_or(first);
         Ok(Self {
-            endpoint: bounded(&named.operation_name),
+            // Agents take it from the URL.
+            endpoint: bounded(&clean(&named.operation_name)),
             status: status(named),
             tags: tags(named),
             service: bounded(&object.service),

@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::store::{SegmentData, TaskView};
 use super::task::{TaskRecord, TaskRequest, TaskState};
 use crate::analyze::{self, Element, Tree, TreeError};
+use crate::model::plain::clean;
 use crate::model::{
     Counter, Coverage, CoverageReport, SegmentReport, SnapshotReport, TAG_CUT, TaskReport,
 };
@@ -42,7 +43,7 @@ pub fn coverage_to_wire(coverage: &Coverage) -> pb::Coverage {
     }
 }
 
-/// Coverage as received. Counters with unknown names are skipped, notes are cut.
+/// Coverage as received. Counters with unknown names are skipped, notes are cut and made plain.
 #[must_use]
 pub fn coverage_from_wire(wire: &pb::Coverage) -> Coverage {
     let mut coverage = Coverage::default();
@@ -52,7 +53,7 @@ pub fn coverage_from_wire(wire: &pb::Coverage) -> Coverage {
         }
     }
     for note in wire.notes.iter().take(COVERAGE_MAX_ENTRIES) {
-        coverage.note(note);
+        coverage.note(clean(note));
     }
     coverage
 }

@@ -65,6 +65,7 @@ targets! {
     process::debug_info,
     process::symbol_name,
     process::stack,
+    process::wait_sets,
     process::python_memory,
     process::python_methods,
 }

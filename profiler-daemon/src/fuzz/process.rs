@@ -13,6 +13,7 @@ use crate::model::{Captured, Coverage, Pid, ProcessKey, PythonRef, StackBytes, U
 use crate::process::elf::ElfLayout;
 use crate::process::image::{Headers, PF_W, PF_X, PT_LOAD, Segment};
 use crate::process::object::ObjectFile;
+use crate::process::poll_call::polled;
 use crate::process::python::{
     CodeNames, CodeSignature, DEBUG_OFFSETS_BYTES, Layout, PythonNamer, PythonRuntime,
     PythonVersion, read_methods,
@@ -44,6 +45,18 @@ pub fn object(data: &[u8]) {
     let mut captured = captured(thread, &mapped.range());
     name_frames(&mut process, &mut captured);
     let _ = PythonRuntime::detect(pid);
+}
+
+/// `registers | memory`, which begins at address 0: of a thread that may be blocked in `poll` or `select`. What it waits for is
+/// looked for.
+pub fn wait_sets(data: &[u8]) {
+    let mut regs = [0; REGS_MAX];
+    let mut words = data.chunks_exact(8);
+    for (reg, word) in regs.iter_mut().zip(&mut words) {
+        *reg = u64::from_le_bytes(word.try_into().unwrap_or_default());
+    }
+    let memory = ObjectFile::from_image(data.get(8 * REGS_MAX..).unwrap_or_default().to_vec());
+    let _ = polled(&regs, &memory);
 }
 
 /// An ELF file. The functions inlined at its addresses are looked for.

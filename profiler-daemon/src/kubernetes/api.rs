@@ -27,6 +27,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::settings::Target;
+use crate::model::plain::acts;
 
 /// A page of 250 pods is some megabytes.
 const PAGE_MAX_BYTES: usize = 32 << 20;
@@ -174,11 +175,7 @@ fn explain(status: StatusCode, body: &[u8]) -> String {
     };
     let status_text = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
     let message = status_text["message"].as_str().unwrap_or_default();
-    let message: String = message
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(200)
-        .collect();
+    let message: String = message.chars().filter(|&c| !acts(c)).take(200).collect();
     format!("HTTP {status}{remedy} {message}")
         .trim_end()
         .to_owned()

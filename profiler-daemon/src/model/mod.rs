@@ -14,6 +14,7 @@ pub mod date;
 pub mod name;
 pub mod note;
 pub mod observation;
+pub mod plain;
 pub mod process;
 pub mod record;
 pub mod report;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::plain::acts;
+
 /// Longest service and service instance name (`service-name-max-length`), in UTF-16 units.
 pub const SERVICE_MAX: usize = 70;
 /// Longest endpoint name (`endpoint-name-max-length`), in UTF-16 units.
@@ -59,7 +61,7 @@ pub fn marked(name: &str, max_units: usize, mark: &str) -> String {
 /// A text from outside as a name: on one line, without blanks around, [`shorten`]ed.
 #[must_use]
 pub fn tidy(text: &str, max_units: usize) -> String {
-    let text = text.trim().chars().filter(|c| !c.is_control());
+    let text = text.trim().chars().filter(|&c| !acts(c));
     shorten(&text.collect::<String>(), max_units).into_owned()
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use profiler_proto::skywalking::{Command, KeyStringValuePair};
 use thiserror::Error;
 
+use crate::model::plain::is_plain;
 use crate::model::{ProfileTask, Service, TaskId, TaskLimits};
 
 /// Name of the only command understood.
@@ -72,6 +73,9 @@ pub(crate) enum BadCommand {
         /// Limit.
         max: usize,
     },
+    /// A text could act on a terminal or forge a line of the log.
+    #[error("{0} has a control character or a bidirectional override")]
+    NotPlain(&'static str),
     /// A number is none, or out of its range.
     #[error("{key} is {value:?}, {min} to {max} is accepted")]
     BadNumber {
@@ -117,6 +121,9 @@ impl<'a> Args<'a> {
         if text.is_empty() || text.len() > max {
             let bytes = text.len();
             return Err(BadCommand::BadText { key, bytes, max });
+        }
+        if !is_plain(text) {
+            return Err(BadCommand::NotPlain(key));
         }
         Ok(text.to_owned())
     }
@@ -195,9 +202,7 @@ pub(super) fn argument<'a>(command: &'a Command, key: &str) -> Option<&'a str> {
 
 /// A task id that can be reported back.
 pub(super) fn usable_id(text: &str) -> Option<String> {
-    (1..=ID_MAX_BYTES)
-        .contains(&text.len())
-        .then(|| text.to_owned())
+    ((1..=ID_MAX_BYTES).contains(&text.len()) && is_plain(text)).then(|| text.to_owned())
 }
 
 /// A text to compare deliveries by, bounded.

@@ -18,9 +18,8 @@
 //! not touch them, and one of the machine tears off the last ones, which is seen.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, BufReader, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -29,6 +28,7 @@ use tracing::warn;
 use super::outgoing::Item;
 use super::queue::TaskAt;
 use super::spool_file::{Broken, FileName, Found, Records, TooLong, record};
+use crate::state::private;
 
 /// A file is closed at this size: its room is given back when all of it was dealt with.
 const FILE_BYTES: u64 = 4 << 20;
@@ -93,11 +93,7 @@ impl Spool {
     /// It cannot be made, read or written.
     pub(super) fn open(folder: &Path, limit_bytes: u64) -> Result<(Self, Losses)> {
         let shown = || format!("failed to use the spool {}", folder.display());
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .with_context(shown)?;
+        private::folder(folder).with_context(shown)?;
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).with_context(shown)? {
             let entry = entry.with_context(shown)?;
@@ -130,7 +126,7 @@ impl Spool {
             if name.handed == name.dealt {
                 continue;
             }
-            let mut records = Records::new(File::open(name.path(&self.folder))?);
+            let mut records = Records::new(private::open(&name.path(&self.folder))?);
             records.skip(name.dealt)?;
             for _ in name.dealt..name.handed {
                 match records.next()? {
@@ -189,7 +185,7 @@ impl Spool {
             .is_some_and(|&(_, bytes)| bytes >= FILE_BYTES);
         if is_full || self.open.is_none() {
             let name = FileName::new(self.next);
-            self.open = Some(File::create_new(name.path(&self.folder))?);
+            self.open = Some(private::create_new(&name.path(&self.folder))?);
             self.files.push_back((name, 0));
             self.next += 1;
         }
@@ -231,7 +227,7 @@ impl Spool {
                 .front()
                 .map_or(self.next, |(name, _)| name.number);
             let name = FileName::new(first - 1);
-            let mut file = File::create_new(name.path(&self.folder))?;
+            let mut file = private::create_new(&name.path(&self.folder))?;
             file.write_all(&bytes)?;
             file.sync_all()?;
             self.dealt_with()?;
@@ -276,7 +272,7 @@ impl Spool {
         let mut records = match self.reading.take() {
             Some(records) => records,
             None => {
-                let mut records = Records::new(BufReader::new(File::open(&path)?));
+                let mut records = Records::new(BufReader::new(private::open(&path)?));
                 records.skip(name.handed)?;
                 records
             }

@@ -23,10 +23,13 @@ mod text;
 mod tree;
 mod weight;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
 
 use crate::model::ProfileReport;
 
@@ -35,7 +38,7 @@ pub use explain::{explain, explain_nothing};
 pub use file::{check_target, write_file};
 pub use reduce::reduce;
 use style::Style;
-pub use text::clean;
+pub use text::{clean, escape_json};
 
 /// Form of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +135,30 @@ pub fn print(report: &ProfileReport, view: impl Into<View>, out: &mut dyn Write)
     write_styled(report, view.into(), Style::of_stdout(), out)
 }
 
+/// Writes a value as JSON on one line, in which nothing acts on a terminal.
+///
+/// # Errors
+///
+/// If `out` fails.
+pub fn write_json(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+    let mut serializer = Serializer::with_formatter(&mut *out, PlainFormatter);
+    value.serialize(&mut serializer)?;
+    writeln!(out)
+}
+
+/// Escapes in strings what serde_json leaves.
+struct PlainFormatter;
+
+impl Formatter for PlainFormatter {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        writer.write_all(escape_json(fragment).as_bytes())
+    }
+}
+
 fn write_styled(
     report: &ProfileReport,
     view: View,
@@ -143,10 +170,7 @@ fn write_styled(
         Format::Folded => folded::write(report, out),
         Format::Svg => svg::write(report, out),
         Format::Pprof => pprof::write(report, out),
-        Format::Json => {
-            serde_json::to_writer(&mut *out, report).context("failed to write JSON")?;
-            writeln!(out).context("failed to write JSON")
-        }
+        Format::Json => write_json(report, out).context("failed to write JSON"),
     }?;
     out.flush().context("failed to write the result")
 }

@@ -1,20 +1,8 @@
-//! Makes foreign text safe for terminals.
+//! Makes text fit the place where it is shown.
 
 use std::borrow::Cow;
 
-/// `text` without control characters. Names come from other users' processes, and an escape
-/// sequence in one must not reach the terminal.
-#[must_use]
-pub fn clean(text: &str) -> Cow<'_, str> {
-    // Bidirectional overrides reorder what is shown, so a name could pose as another.
-    let is_bad =
-        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if text.contains(is_bad) {
-        Cow::Owned(text.replace(is_bad, "\u{fffd}"))
-    } else {
-        Cow::Borrowed(text)
-    }
-}
+pub use crate::model::plain::{clean, escape_json};
 
 /// At most `width` characters of `text`: the middle gives way, since names differ at both ends.
 pub(super) fn fit(text: &str, width: usize) -> Cow<'_, str> {
@@ -33,14 +21,6 @@ pub(super) fn fit(text: &str, width: usize) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Check that neither an escape sequence nor a bidirectional override survives.
-    #[test]
-    fn control_characters_are_replaced() {
-        assert_eq!(clean("\u{1b}[2Ja\nb"), "\u{fffd}[2Ja\u{fffd}b");
-        assert_eq!(clean("a\u{202e}b"), "a\u{fffd}b");
-        assert!(matches!(clean("f (lib.so)"), Cow::Borrowed(_)));
-    }
 
     /// Check that long names keep both ends, counted in characters.
     #[test]

@@ -17,7 +17,9 @@
 //! 1:name=systemd:/user.slice/user-1000.slice/session-3.scope      version 1; no unit of interest
 //! ```
 //!
-//! Of nested containers the innermost counts. The process that watches a container (`conmon`,
+//! Of nested containers the outermost counts, and of units too: whoever has a group can make groups of any name in it. For
+//! the same reason nothing below `user.slice` is a unit or a pod, and a container there is one of the user's making
+//! ([`Cgroup::is_users`]). The process that watches a container (`conmon`,
 //! `lxc.monitor`) is not in it, and `machine-qemu-*` is a virtual machine.
 
 /// Length of a container id as the runtimes write it.
@@ -36,6 +38,8 @@ pub struct Cgroup {
     pub pod_uid: Option<String>,
     /// Name of the systemd service without `.service`, of a template without its instance.
     pub systemd_unit: Option<String>,
+    /// It is in a part of the hierarchy that is a user's, who gives groups there what names they like.
+    pub is_users: bool,
 }
 
 /// A container as its control group shows it.
@@ -80,14 +84,32 @@ impl Cgroup {
             }
         }
         let path = best.0.to_owned();
-        let container = path.rsplit('/').find_map(container);
+        // Seen from another control group, a path may lead up first.
+        let parts: Vec<&str> = path
+            .split('/')
+            .filter(|part| !part.is_empty() && *part != "..")
+            .collect();
+        let is_users = parts
+            .iter()
+            .take_while(|part| container(part).is_none())
+            .any(is_user);
+        let (container, inside) = match parts
+            .iter()
+            .enumerate()
+            .find_map(|(at, part)| Some((at, container(part)?)))
+        {
+            Some((at, container)) => (Some(container), at),
+            None => (None, parts.len()),
+        };
+        let around = &parts[..inside];
         // A runtime's own service is not the container's.
-        let systemd_unit = container.is_none().then(|| systemd_unit(&path)).flatten();
+        let is_unit = container.is_none() && !is_users;
         Self {
-            pod_uid: pod_uid(&path),
-            path,
+            pod_uid: pod_uid(around).filter(|_| !is_users),
+            systemd_unit: is_unit.then(|| systemd_unit(around)).flatten(),
             container,
-            systemd_unit,
+            is_users,
+            path,
         }
     }
 }
@@ -111,11 +133,11 @@ fn container(part: &str) -> Option<Container> {
 }
 
 /// `pod<uid>` as a folder, or at the end of a slice's name, where systemd has `_` for `-`.
-fn pod_uid(path: &str) -> Option<String> {
-    let parts = path
-        .split('/')
+fn pod_uid(parts: &[&str]) -> Option<String> {
+    let mut parts = parts
+        .iter()
         .filter(|part| part.starts_with("kubepods") || part.starts_with("pod"));
-    parts.into_iter().find_map(|part| {
+    parts.find_map(|part| {
         let part = part.strip_suffix(".slice").unwrap_or(part);
         let (before, uid) = part.rsplit_once("pod")?;
         let is_name = before.is_empty() || before.ends_with('-');
@@ -127,14 +149,17 @@ fn pod_uid(path: &str) -> Option<String> {
     })
 }
 
-fn systemd_unit(path: &str) -> Option<String> {
-    let unit = path
-        .rsplit('/')
+/// Whether a part of the path, and all below it, is a user's.
+fn is_user(part: &&str) -> bool {
+    *part == "user.slice" || part.starts_with("user@") && part.ends_with(".service")
+}
+
+fn systemd_unit(parts: &[&str]) -> Option<String> {
+    let unit = parts
+        .iter()
         .find_map(|part| part.strip_suffix(".service"))?;
-    let (name, instance) = unit.split_once('@').unwrap_or((unit, ""));
-    // `user@1000.service` is everything that a user runs.
-    let is_login = name == "user" && !instance.is_empty();
-    (!is_login && !name.is_empty()).then(|| unescape(name))
+    let (name, _) = unit.split_once('@').unwrap_or((unit, ""));
+    (!name.is_empty()).then(|| unescape(name))
 }
 
 /// systemd writes what is not allowed in a unit name as `\x2d`.
@@ -182,14 +207,24 @@ mod tests {
             unit("/system.slice/my\\x2dshop.service").as_deref(),
             Some("my-shop")
         );
-        let user = "/user.slice/user-1000.slice/user@1000.service";
         assert_eq!(
-            unit(&format!("{user}/app.slice/web.service")).as_deref(),
-            Some("web")
+            unit("/../../system.slice/shop.service/evil.service").as_deref(),
+            Some("shop")
         );
-        for none in [user, "/user.slice/session-3.scope", "/init.scope", "/", ""] {
+        let user = "/user.slice/user-1000.slice/user@1000.service";
+        let own = format!("{user}/app.slice/shop.service");
+        for none in [
+            user,
+            &own,
+            "/user.slice/session-3.scope",
+            "/init.scope",
+            "/",
+            "",
+        ] {
             assert_eq!(unit(none), None, "{none}");
         }
+        assert!(parse(&own).is_users);
+        assert!(!parse("/system.slice/shop.service/user.slice.service").is_users);
         assert_eq!(unescape("a\\xz"), "a\\xz");
     }
 
@@ -200,7 +235,11 @@ mod tests {
         for path in [
             format!("/system.slice/docker-{ID}.scope"),
             format!("/docker/{ID}"),
-            format!("/docker/{}/docker/{ID}", "f".repeat(64)),
+            format!("/docker/{ID}/docker/{}", "f".repeat(64)),
+            format!(
+                "/docker/{ID}/user.slice/user@0.service/docker-{}.scope",
+                "f".repeat(64)
+            ),
             format!("/../docker-{ID}.scope"),
             format!("/system.slice/nerdctl-{ID}.scope"),
             format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope"),
@@ -219,6 +258,7 @@ mod tests {
                 "{path}"
             );
             assert_eq!(cgroup.systemd_unit, None, "{path}");
+            assert_eq!(cgroup.is_users, path.starts_with(user), "{path}");
         }
         for (path, name) in [
             ("/machine.slice/machine-web\\x2d1.scope/payload", "web-1"),
@@ -266,6 +306,9 @@ mod tests {
         assert_eq!(uid(&path).as_deref(), Some(UID));
         assert_eq!(uid("/kubepods.slice/kubepods-pod1.slice"), None);
         assert_eq!(uid(&format!("/user/tripod{UID}")), None);
+        // By the owner of a container, and by a user.
+        assert_eq!(uid(&format!("/docker/{ID}/kubepods/pod{UID}")), None);
+        assert_eq!(uid(&format!("/user.slice/pod{UID}/{ID}")), None);
     }
 
     /// Check that with version 1 the hierarchy of systemd is taken.

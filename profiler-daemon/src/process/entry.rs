@@ -15,7 +15,7 @@ use super::identity::Identity;
 use super::pod::Pod;
 use super::procfs::{ProcFolder, Stat};
 use super::runtime::Runtime;
-use crate::model::ProcessKey;
+use crate::model::{Pid, ProcessKey};
 
 /// Addresses of the host that are reported; a host of containers has one per bridge.
 const ADDRESSES_MAX: usize = 8;
@@ -25,8 +25,10 @@ const ADDRESSES_MAX: usize = 8;
 pub struct Process {
     /// Id in the pid namespace of /proc, and start.
     pub key: ProcessKey,
-    /// Its effective user, `None` if it could not be told.
-    pub user: Option<u32>,
+    /// Its effective user, `None` if we may not look.
+    pub uid: Option<u32>,
+    /// The process that started it; 0 if that is not known.
+    pub(super) parent: Pid,
     /// Name the kernel shows, at most 15 bytes.
     pub comm: String,
     /// Executable, `None` if we may not look.

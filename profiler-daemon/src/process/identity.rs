@@ -36,6 +36,8 @@ pub struct Identity {
     pub service: Service,
     /// The service's name before it was cut, if it was.
     pub uncut: Option<String>,
+    /// The name that the process is known by, if it is that of a service of others: `service` has one of its own then.
+    pub claimed: Option<String>,
     /// SkyWalking layer; empty means `GENERAL`.
     pub layer: String,
     /// What gave the service its name.
@@ -55,6 +57,7 @@ impl Identity {
                 instance: String::new(),
             },
             uncut: None,
+            claimed: None,
             layer: String::new(),
             rule: IdentityRule::Program,
             properties: Arc::default(),
@@ -149,6 +152,7 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
             name: name.clone(),
         },
         uncut: (name != full).then_some(full),
+        claimed: None,
         layer: configured
             .and_then(|rule| rule.layer.clone())
             .unwrap_or_default(),

@@ -69,6 +69,14 @@ impl Processes {
         names
     }
 
+    /// Processes that are known by the name of a service that is not theirs, with that name: each user's once for a name.
+    pub fn posing(&self) -> impl Iterator<Item = (&Process, &str)> {
+        let mut seen = HashSet::new();
+        self.serving()
+            .filter_map(|process| Some((process, process.identity.claimed.as_deref()?)))
+            .filter(move |(process, claimed)| seen.insert((process.uid, *claimed)))
+    }
+
     fn serving(&self) -> impl Iterator<Item = &Process> {
         self.iter().filter(|process| process.may_serve())
     }

@@ -29,6 +29,7 @@ pub mod mapping;
 pub mod memory;
 pub(crate) mod namespace;
 pub(crate) mod object;
+mod owner;
 pub(crate) mod page_cache;
 pub(crate) mod patience;
 pub mod pod;

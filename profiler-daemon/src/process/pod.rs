@@ -33,7 +33,8 @@ impl Pods {
     pub fn find(&self, cgroup: &Cgroup) -> Option<&Arc<Pod>> {
         let by_id = cgroup.pod_uid.as_ref().and_then(|uid| self.0.get(uid));
         by_id.or_else(|| {
-            let Some(Container::Id(id)) = &cgroup.container else {
+            let Some(Container::Id(id)) = cgroup.container.as_ref().filter(|_| !cgroup.is_users)
+            else {
                 return None;
             };
             let mut pods = self.0.values();

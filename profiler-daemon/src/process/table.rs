@@ -37,6 +37,7 @@ use super::listen;
 use super::listing::Processes;
 use super::mapped_image::mapped_images;
 use super::namespace::{Members, Namespaces};
+use super::owner;
 use super::pod::Pods;
 use super::procfs::{ProcFolder, Procfs, Stat};
 use super::runtime::Runtime;
@@ -207,6 +208,13 @@ impl ProcessTable {
                     let process = Arc::make_mut(&mut known);
                     process.scans = process.scans.saturating_add(1);
                     process.folder = folder;
+                    // Of those that may become another user: a server gives up being root once it listens.
+                    if process.uid.is_none_or(|uid| uid == 0) {
+                        let uid = self.procfs.effective_uid(pid);
+                        if std::mem::replace(&mut process.uid, uid) != uid {
+                            touched.insert(pid);
+                        }
+                    }
                     if process.stat.name != stat.name {
                         process.comm.clone_from(&stat.name);
                         process.stat = stat;
@@ -247,6 +255,9 @@ impl ProcessTable {
         for pid in self.scan_agents(&touched, &mut changes) {
             self.identify(pid);
             touched.insert(pid);
+        }
+        if !touched.is_empty() || !changes.removed.is_empty() {
+            touched.extend(owner::separate(&mut self.processes.0));
         }
         if !changes.removed.is_empty() {
             self.forget_containers();
@@ -308,7 +319,8 @@ impl ProcessTable {
         let is_wanted = |name: &str| identity::VARIABLES.contains(&name);
         let cgroup = Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default());
         let container = match &cgroup.container {
-            Some(Container::Id(id)) => {
+            // A user's own may have the id of another.
+            Some(Container::Id(id)) if !cgroup.is_users => {
                 let names = || Arc::new(ContainerNames::read(id));
                 Some(Arc::clone(
                     self.containers.entry(id.clone()).or_insert_with(names),
@@ -320,7 +332,8 @@ impl ProcessTable {
         let listeners = self.namespaces.listeners(net_namespace);
         Process {
             key: stat.key(pid),
-            user: procfs.effective_uid(pid),
+            uid: procfs.effective_uid(pid),
+            parent: procfs.parent(pid).unwrap_or(Pid(0)),
             comm: stat.name.clone(),
             exe: procfs.exe(pid).ok(),
             command: procfs.command(pid).unwrap_or_default(),
@@ -347,7 +360,11 @@ impl ProcessTable {
             return false;
         };
         let identity = identity::identify(process.facts(&self.host), &self.rules);
-        let has_changed = process.identity != identity;
+        let mut known = process.identity.clone();
+        if let Some(claimed) = known.claimed.take() {
+            known.service.name = claimed;
+        }
+        let has_changed = known != identity;
         if has_changed {
             Arc::make_mut(process).identity = identity;
         }
@@ -368,7 +385,7 @@ impl ProcessTable {
                 .get(&namespace)
                 .map_or(&[][..], |members| &members.pids);
             for &pid in pids {
-                let Some(user) = self.get(pid).map(|process| process.user) else {
+                let Some(user) = self.get(pid).map(|process| process.uid) else {
                     continue;
                 };
                 let look = |table: &mut Self| {
@@ -430,7 +447,7 @@ impl ProcessTable {
                     Ok::<_, io::Error>((runtime, agent.unwrap_or_default()))
                 })
             };
-            let Some(looked) = self.in_budget(process.user, changes, look) else {
+            let Some(looked) = self.in_budget(process.uid, changes, look) else {
                 self.owed.insert(pid);
                 continue;
             };
@@ -465,4 +482,4 @@ impl ProcessTable {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

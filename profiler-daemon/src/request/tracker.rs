@@ -473,7 +473,7 @@ impl RequestTracker {
         };
         for task in self.tasks.values_mut().filter(|task| serves(task)) {
             task.coverage.bump(Counter::ProcessesUnreadable);
-            task.coverage.note(text.to_owned());
+            task.coverage.note(text);
         }
         for id in self.ids(|open| open.request.process == process) {
             self.drop_open(id, Counter::RequestsUnreadable, actions);

@@ -5,8 +5,6 @@
 //! Lost: a file that is no journal is moved aside; over [`TASKS_MAX`] the oldest are forgotten
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -287,20 +285,11 @@ impl TaskJournal {
 }
 
 fn read(folder: &StateFolder) -> Result<Vec<SavedTask>> {
-    let path = folder.file(FILE);
-    let bytes = match fs::metadata(&path) {
-        Ok(metadata) if metadata.len() > FILE_MAX_BYTES => bail!(
-            "{} has {} bytes, which is too large for a journal",
-            path.display(),
-            metadata.len()
-        ),
-        Ok(_) => fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("failed to read {}", path.display()));
-        }
+    let Some(bytes) = folder.read(FILE, FILE_MAX_BYTES)? else {
+        return Ok(Vec::new());
     };
-    parse(&bytes).with_context(|| format!("{} is not a journal of tasks", path.display()))
+    parse(&bytes)
+        .with_context(|| format!("{} is not a journal of tasks", folder.file(FILE).display()))
 }
 
 /// Tasks that an OAP can have asked for.
@@ -314,6 +303,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<SavedTask>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::Path;
 
     use super::*;

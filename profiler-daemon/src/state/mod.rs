@@ -6,6 +6,7 @@
 
 mod folder;
 mod journal;
+pub mod private;
 mod token;
 
 pub use folder::StateFolder;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::long_name::{NAME_UNITS_MAX, readable};
 use crate::model::name::{mark, marked};
+use crate::model::plain::{acts, is_plain};
 
 /// Suffixes that compilers give to parts and copies of a function; a number may follow.
 const SUFFIXES: &[&str] = &[
@@ -77,10 +78,10 @@ fn stable(name: &str) -> Cow<'_, str> {
 
 /// Text without control characters, which would reach a terminal, and of bounded length.
 fn clean(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    if is_plain(text) {
         return readable(text);
     }
-    let harmless = text.replace(char::is_control, "?");
+    let harmless = text.replace(acts, "?");
     Cow::Owned(marked(&harmless, NAME_UNITS_MAX, &mark(text)))
 }
 

@@ -243,11 +243,14 @@ fn callers_without_the_token_are_turned_away() {
     for door in doors {
         let found = daemon.run(&[&["task", "list"], &door[..]].concat());
         assert_eq!(found.code, Some(0), "{}", found.err);
-        let wrong = [&["task", "list", "--token", "guessed"], &door[..]].concat();
+        let guess = tempfile::NamedTempFile::new().unwrap();
+        fs::write(guess.path(), "guessed").unwrap();
+        let guess = guess.path().to_str().unwrap();
+        let wrong = [&["task", "list", "--token-file", guess], &door[..]].concat();
         let wrong = daemon.run(&wrong);
         assert_eq!(wrong.code, Some(1), "{}", wrong.out);
-        let reason = "the token of --token is not the one it asks for";
-        assert!(wrong.err.contains(reason), "{}", wrong.err);
+        let reason = format!("the token in {guess} is not the one it asks for");
+        assert!(wrong.err.contains(&reason), "{}", wrong.err);
     }
 
     // The build folder may be closed to others.

@@ -84,7 +84,7 @@ impl Control {
         }
         let text = busiest.map_or_else(String::new, |(_, process)| {
             let user = process
-                .user
+                .uid
                 .map_or_else(|| "unknown".to_owned(), |user| user.to_string());
             format!(
                 "; the process with the most time in system calls is {} ({}, user {user})",

@@ -11,15 +11,16 @@
 //! checkpoints only, so a power failure may take back the last transactions; the file stays whole.
 //! <https://www.sqlite.org/pragma.html#pragma_synchronous>
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
+
+use crate::state::private;
 
 /// The database's file in the directory; SQLite adds `-wal` and `-shm`.
 const FILE_NAME: &str = "profilerd.db";
@@ -154,11 +155,11 @@ impl Database {
             |source| OpenError::Unusable { path, source }
         };
         // Stacks and URLs of services are private.
-        let mut builder = DirBuilder::new();
-        let created = builder.recursive(true).mode(0o700).create(dir);
-        created.map_err(unusable(dir))?;
+        private::folder(dir).map_err(unusable(dir))?;
+        // SQLite follows no link, not even one that leads to the folder.
+        let dir = &dir.canonicalize().map_err(unusable(dir))?;
         let lock_path = dir.join(LOCK_NAME);
-        let lock = private_file(&lock_path).map_err(unusable(&lock_path))?;
+        let lock = private::open_or_create(&lock_path).map_err(unusable(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -169,20 +170,15 @@ impl Database {
         }
         let file = dir.join(FILE_NAME);
         // SQLite would create it readable for all; its other files get the mode of this one.
-        private_file(&file).map_err(unusable(&file))?;
-        let opened = Connection::open(&file).map_err(|error| refused(&file, error));
+        private::open_or_create(&file).map_err(unusable(&file))?;
+        let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let opened = Connection::open_with_flags(&file, flags);
+        let opened = opened.map_err(|error| refused(&file, error));
         Ok(Self {
             connection: prepare(&file, opened?)?,
             _lock: Some(lock),
         })
     }
-}
-
-/// Creates the file for our user alone, or opens it without changing it.
-fn private_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    options.mode(0o600).open(path)
 }
 
 fn prepare(file: &Path, connection: Connection) -> Result<Connection, OpenError> {

@@ -26,6 +26,7 @@ use crate::embedded::task::service_id;
 use crate::embedded::wire;
 use crate::http::client::exchange;
 use crate::model::clock::unix_ms_now;
+use crate::model::plain::clean;
 use crate::model::{Coverage, ProfileReport};
 use crate::oap::auth::TOKEN_REMEDY;
 use crate::oap::dial::connect;
@@ -289,7 +290,7 @@ fn has_error_text(body: &[u8]) -> bool {
 fn parse_answer<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T> {
     let mut answer: Value = serde_json::from_slice(body).context("it is not GraphQL")?;
     if let Some(error) = answer["errors"][0]["message"].as_str() {
-        bail!("{error}");
+        bail!("{}", clean(error));
     }
     // Not by index: to change what is not there in a number or a text panics.
     let it = answer.pointer_mut("/data/it").map(Value::take);

@@ -13,6 +13,7 @@ use std::io::{Error, ErrorKind};
 
 use super::CodeLayout;
 use crate::model::name::{mark_of, marked, shorten};
+use crate::model::plain::acts;
 use crate::process::ReadMemory;
 
 /// Bytes of a string's characters that [`read_unique_str`] reads.
@@ -143,7 +144,7 @@ fn to_char(bytes: &[u8]) -> char {
         _ => u32::MAX,
     };
     match char::from_u32(code) {
-        Some(c) if !c.is_control() => c,
+        Some(c) if !acts(c) => c,
         _ => char::REPLACEMENT_CHARACTER,
     }
 }

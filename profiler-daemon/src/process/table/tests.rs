@@ -1,15 +1,49 @@
 //! The table against real processes, and against a /proc of our own where ids must come again.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use profiler_test_support::skip;
+use profiler_test_support::{needs_root, skip};
 
 use super::*;
 use crate::config::{RuleMatch, Template};
-use crate::model::ProcessKey;
+use crate::model::{ProcessKey, Service};
 use crate::process::Pod;
+
+/// A process as a scan would find it, known by a name.
+pub(in crate::process) fn process(pid: Pid, name: &str) -> Process {
+    let stat = Stat {
+        name: name.to_owned(),
+        start_ticks: 1,
+        start_stack: 1,
+        is_dead: false,
+        is_kernel: false,
+    };
+    let mut identity = Identity::unknown();
+    identity.service.name = name.to_owned();
+    Process {
+        key: stat.key(pid),
+        uid: None,
+        parent: Pid(0),
+        comm: name.to_owned(),
+        exe: None,
+        command: Vec::new(),
+        cgroup: Cgroup::default(),
+        container: None,
+        pod: None,
+        listen_ports: Vec::new(),
+        runtime: None,
+        agent: None,
+        identity,
+        environment: Vec::new(),
+        net_namespace: 0,
+        stat,
+        folder: Procfs::default().pids().unwrap()[0].1,
+        scans: 0,
+    }
+}
 
 /// A shell that ends with the test, ready when it has said so.
 struct Shell(Child);
@@ -314,6 +348,120 @@ fn instances_are_reported_once() {
         .copied()
         .collect::<Vec<_>>();
     assert_eq!(full, [name("-a"), name("-b")]);
+}
+
+/// A process with this name and instance, of a user.
+fn of_user(uid: u32, name: &str) -> Child {
+    let mut sleep = Command::new("sleep");
+    sleep
+        .arg("1000")
+        .env("SW_AGENT_NAME", name)
+        .env("SW_AGENT_INSTANCE_NAME", "one");
+    sleep.current_dir("/").uid(uid).gid(uid).spawn().unwrap()
+}
+
+/// Skips where all processes of a test belong together: in a container or a unit.
+macro_rules! needs_no_common_place {
+    () => {
+        let own = Cgroup::parse(&Procfs::default().cgroup(Pid(std::process::id())).unwrap());
+        if own.container.is_some() || own.systemd_unit.is_some() {
+            skip!("the tests run in a container or a unit, whose processes are one service");
+        }
+    };
+}
+
+/// Check that a process of another user who gives it the name and the instance of a service does not join that, whoever
+/// comes first, is told, and gets the name when the other is gone.
+#[test]
+fn another_user_is_another_service() {
+    needs_root!();
+    needs_no_common_place!();
+    const NAME: &str = "table-test-users";
+    let impostor = Children(vec![of_user(1001, NAME)]);
+    let mut table = ProcessTable::new(Vec::new());
+    table.scan().unwrap();
+    let service = |table: &ProcessTable, child: &Child| {
+        table
+            .get(Pid(child.id()))
+            .unwrap()
+            .identity
+            .service
+            .name
+            .clone()
+    };
+    assert_eq!(service(&table, &impostor.0[0]), NAME);
+    assert_eq!(table.posing().filter(|(_, name)| *name == NAME).count(), 0);
+    let real = Children(vec![of_user(0, NAME), of_user(0, NAME)]);
+    let changes = table.scan().unwrap();
+    assert!(changes.changed.contains(&Pid(impostor.0[0].id())));
+    assert_eq!(
+        service(&table, &impostor.0[0]),
+        format!("{NAME} (uid 1001)")
+    );
+    assert!(real.0.iter().all(|child| service(&table, child) == NAME));
+    let shop = Service {
+        name: NAME.to_owned(),
+        instance: "one".to_owned(),
+    };
+    assert_eq!(table.processes_of(&shop).count(), 2);
+    assert_eq!(table.processes_of_name(NAME).count(), 2);
+    let posing: Vec<_> = table.posing().filter(|(_, name)| *name == NAME).collect();
+    assert_eq!(posing.len(), 1);
+    assert_eq!(posing[0].0.uid, Some(1001));
+    drop(real);
+    assert!(
+        table
+            .scan()
+            .unwrap()
+            .changed
+            .contains(&Pid(impostor.0[0].id()))
+    );
+    assert_eq!(service(&table, &impostor.0[0]), NAME);
+}
+
+/// Check that a master that runs as root and its workers that do not are one service, whatever a scan saw of them first,
+/// and that an impostor of the workers' name is none of them.
+#[test]
+fn workers_that_drop_privileges_stay() {
+    needs_root!();
+    needs_no_common_place!();
+    const NAME: &str = "table-test-workers";
+    let script = "import os\nfor _ in range(2):\n r,w=os.pipe()\n pid=os.fork()\n if pid==0:\n  os.close(w)\n  os.read(r,1)\n  os.setgid(33)\n  os.setuid(33)\n  print('up',flush=True)\n  os.read(0,1)\n  os._exit(0)\n print(pid,w,flush=True)\ninput()\nos.write(4,b'x')\nos.write(6,b'x')\ninput()";
+    let child = Command::new("python3")
+        .args(["-c", script])
+        .env("SW_AGENT_NAME", NAME)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut master = Shell(child);
+    let workers: Vec<Pid> = (0..2)
+        .map(|_| Pid(master.read().split(' ').next().unwrap().parse().unwrap()))
+        .collect();
+    let _impostor = Children(vec![of_user(1001, NAME)]);
+    let mut table = ProcessTable::new(Vec::new());
+    table.scan().unwrap();
+    let users = |table: &ProcessTable| -> Vec<Option<u32>> {
+        table
+            .processes_of_name(NAME)
+            .map(|process| process.uid)
+            .collect()
+    };
+    assert_eq!(users(&table), [Some(0); 3]);
+    assert_eq!(master.run(""), "up");
+    assert_eq!(master.read(), "up");
+    table.scan().unwrap();
+    assert_eq!(users(&table), [Some(0), Some(33), Some(33)]);
+    assert!(
+        workers
+            .iter()
+            .all(|&pid| table.get(pid).unwrap().identity.service.name == NAME)
+    );
+    assert_eq!(table.posing().filter(|(_, name)| *name == NAME).count(), 1);
+    for pid in workers {
+        let pid = nix::unistd::Pid::from_raw(pid.0.cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
 }
 
 /// Check that a pod that becomes known later names its processes, and that they keep the name.
