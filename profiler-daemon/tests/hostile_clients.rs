@@ -48,6 +48,13 @@ const STREAMS: usize = 64;
 
 /// Starts an attack, and waits until it has taken what it gets. Returns what it says that is.
 fn attack(kind: &str, address: SocketAddr) -> (ChildGuard, usize) {
+    let (child, _, taken) = start_as_stranger(kind, address);
+    (child, taken)
+}
+
+type Output = BufReader<std::process::ChildStdout>;
+
+fn start_as_stranger(kind: &str, address: SocketAddr) -> (ChildGuard, Output, usize) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "attacker", "--nocapture", "--test-threads=1"])
@@ -55,12 +62,18 @@ fn attack(kind: &str, address: SocketAddr) -> (ChildGuard, usize) {
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut child = ChildGuard::spawn("attacker", &mut command).unwrap();
-    let output = BufReader::new(child.process().stdout.take().unwrap());
-    let taken = output.lines().map_while(Result::ok).find_map(|line| {
+    let mut output = BufReader::new(child.process().stdout.take().unwrap());
+    let taken = output.by_ref().lines().map_while(Result::ok);
+    let taken = taken.filter_map(|line| {
         let at = line.find(TAKEN)?;
         line[at + TAKEN.len()..].trim().parse().ok()
     });
-    (child, taken.expect("an attack that says what it has taken"))
+    let taken = { taken }.next();
+    (
+        child,
+        output,
+        taken.expect("an attack that says what it has taken"),
+    )
 }
 
 /// No test, but what the tests start as another process.
@@ -78,10 +91,26 @@ fn attacker() {
     // SAFETY: as above.
     assert_eq!(unsafe { libc::setuid(STRANGER) }, 0);
     match kind {
+        "starved" => starved(),
         "silent" => silent(address),
         "deaf" => deaf(address),
         path => unfinished(path, address),
     }
+}
+
+/// A server that has descriptors for three clients only. Tells its port.
+fn starved() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stdout)
+            .init();
+        let (server, daemon) = metrics();
+        let most = open_descriptors() as u64 + 3;
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        told(server.local_addr().port().into());
+        daemon.await.unwrap();
+    });
 }
 
 fn told(taken: usize) {
@@ -354,4 +383,32 @@ async fn clients_that_do_not_read_stop_nobody() {
     assert_eq!(asked.await.unwrap(), [200; 20]);
     child.still_running().unwrap();
     daemon.abort();
+}
+
+/// Check that a server without descriptors says so once, and answers when it has some again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_descriptors_says_so_once() {
+    needs_root!();
+    let (mut child, mut output, port) =
+        start_as_stranger("starved", "127.0.0.1:0".parse().unwrap());
+    let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+    let streams = connect(address, 16);
+    let mut failed = String::new();
+    while !failed.contains("was not accepted") {
+        failed.clear();
+        assert_ne!(output.read_line(&mut failed).unwrap(), 0);
+    }
+    assert!(failed.contains("Too many open files"), "{failed}");
+    // It tries again ten times a second.
+    sleep(Duration::from_secs(2)).await;
+    drop(streams);
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut client = HttpClient::connect(address, DEADLINE).unwrap();
+        client.request("GET", "/healthz", "").unwrap().status
+    });
+    assert_eq!(asked.await.unwrap(), 200);
+    child.process().kill().unwrap();
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert!(!rest.contains("was not accepted"), "{rest}");
 }

@@ -25,7 +25,7 @@ use tonic::codegen::Service;
 
 /// Most bytes that calls of one connection keep: two of the largest messages.
 const CONNECTION_MAX_BYTES: usize = 16 << 20;
-/// Most bytes that all connections keep.
+/// Most bytes that all connections keep; those of root and our own user may take as much more as one connection.
 const TOTAL_MAX_BYTES: usize = 32 << 20;
 /// How long a message may take from its first byte on, and the first message of a call from its head on.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,14 +41,11 @@ pub(super) struct Kept(Arc<AtomicUsize>);
 impl Kept {
     /// The share of a connection. Our own results come in even if all others have used up the total.
     pub(super) fn connection(&self, is_trusted: bool) -> KeptByConnection {
+        let reserved = if is_trusted { CONNECTION_MAX_BYTES } else { 0 };
         KeptByConnection {
             own: Arc::default(),
             all: Arc::clone(&self.0),
-            total_max: if is_trusted {
-                usize::MAX
-            } else {
-                TOTAL_MAX_BYTES
-            },
+            total_max: TOTAL_MAX_BYTES + reserved,
         }
     }
 }

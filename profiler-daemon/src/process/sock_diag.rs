@@ -104,9 +104,12 @@ impl SockDiag {
         let mut found = None;
         let answered = self.receive(true, |socket| {
             let header = &socket.header;
+            let ports = &header.socket_id;
+            let is_asked =
+                (ports.source_port, ports.destination_port) == (local.port(), remote.port());
             // The kernel answers with a listening socket if no connection has these addresses. Without an inode
             // the user id is a meaningless 0.
-            if header.state != TCP_LISTEN && header.inode != 0 {
+            if is_asked && header.state != TCP_LISTEN && header.inode != 0 {
                 found = Some(header.uid);
             }
         });

@@ -1,13 +1,13 @@
 //! `profilerd standalone` and `daemon` over the life of tasks.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use profiler_daemon::embedded::EmbeddedOap;
-use profiler_tests::{HttpClient, free_port, needs_root, profilerd, wait_until};
+use profiler_tests::{ChildGuard, HttpClient, free_port, needs_root, profilerd, wait_until};
 
 use crate::attached::{Attached, pinned};
 use crate::daemon::{Answer, Daemon, creation};
@@ -373,4 +373,37 @@ fn a_daemon_waits_for_its_oap() {
     assert!(has_function(&report.segments[0], "do_POST"));
     daemon.signal(libc::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+}
+
+/// Check that a daemon may use all descriptors that the system allows it, from its start on: connections take one each.
+#[test]
+fn all_descriptors_may_be_used_from_the_start() {
+    needs_root!();
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -S -n 300 && exec \"$@\"", "sh"])
+        .arg(profilerd())
+        .args(["standalone", "--listen", &listen.to_string()])
+        .args([
+            "--http-listen",
+            "off",
+            "--data-dir",
+            ":memory:",
+            "--no-token",
+        ])
+        .env("PROFILERD_STATE_DIR", "none");
+    let mut daemon = ChildGuard::spawn("profilerd", &mut command).unwrap();
+    wait_until("the built-in OAP", DEADLINE, || {
+        daemon.still_running()?;
+        Ok(TcpStream::connect(listen).ok())
+    })
+    .unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<&str> = line.unwrap().split_ascii_whitespace().collect();
+    assert_eq!(words[3], words[4], "{line:?}");
+    assert_ne!(words[3], "300");
 }
