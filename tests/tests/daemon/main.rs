@@ -11,6 +11,7 @@ mod graphql;
 mod guard;
 mod loops;
 mod metrics;
+mod names;
 mod record;
 mod recording;
 mod requests;
@@ -22,6 +23,7 @@ mod standalone;
 mod storage;
 mod streams;
 mod stuck;
+mod text;
 mod workers;
 
 use std::time::Duration;
