@@ -136,32 +136,46 @@ impl SockDiag {
         let mut part = vec![0; PART_BYTES];
         loop {
             let len = self.0.recv(&mut &mut part[..], 0)?;
-            let mut rest = part.get(..len).unwrap_or_default();
-            if rest.is_empty() {
+            let bytes = part.get(..len).unwrap_or_default();
+            if bytes.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            while !rest.is_empty() {
-                let message =
-                    NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(|error| {
-                        io::Error::new(io::ErrorKind::InvalidData, error.to_string())
-                    })?;
-                match message.payload {
-                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                        visit(&response);
-                        if is_single {
-                            return Ok(());
-                        }
-                    }
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    _ => {}
-                }
-                // Messages begin at multiples of four bytes.
-                let used = (message.header.length as usize).next_multiple_of(4).max(4);
-                rest = rest.get(used..).unwrap_or_default();
+            if read_part(bytes, is_single, &mut visit)? {
+                return Ok(());
             }
         }
     }
+}
+
+/// Reads a part of an answer; whether it is the last.
+fn read_part(
+    mut rest: &[u8],
+    is_single: bool,
+    visit: &mut impl FnMut(&InetResponse),
+) -> io::Result<bool> {
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                visit(&response);
+                if is_single {
+                    return Ok(true);
+                }
+            }
+            // A kernel without this part of `sock_diag` says so at the end of an empty answer.
+            NetlinkPayload::Done(done) if done.code < 0 => {
+                return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+            }
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            _ => {}
+        }
+        // Messages begin at multiples of four bytes.
+        let used = (message.header.length as usize).next_multiple_of(4).max(4);
+        rest = rest.get(used..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 /// Listening sockets of this process's network namespace.
@@ -257,5 +271,24 @@ mod tests {
             nowhere.set_port(server.port());
             assert_eq!(diag.owner_of(nowhere, server).unwrap(), None);
         }
+    }
+
+    /// Check that an answer without sockets is told from a kernel that cannot answer.
+    #[test]
+    fn a_kernel_that_cannot_answer_is_no_empty_answer() {
+        let done = |code: i32| {
+            const DONE: u16 = 3;
+            let mut bytes = 20_u32.to_ne_bytes().to_vec();
+            bytes.extend(DONE.to_ne_bytes());
+            bytes.extend([0; 10]);
+            bytes.extend(code.to_ne_bytes());
+            bytes
+        };
+        let read = |bytes: &[u8]| read_part(bytes, false, &mut |_| panic!("a socket"));
+        assert!(read(&done(0)).unwrap());
+        let error = read(&done(-libc::ENOENT)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(read(&done(i32::MIN)).is_err());
+        assert!(read(&[1, 2, 3]).is_err());
     }
 }
