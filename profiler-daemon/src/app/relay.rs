@@ -196,6 +196,8 @@ impl<S: Resume> Relay<S> {
         let lent = slot.take()?;
         let process = Pid(lent.reading.pid.load(Ordering::Relaxed));
         lent.reading.given_up.store(process.0, Ordering::Relaxed);
+        // Under the lock: the thread that was given up lets the process in again when it returns.
+        patience::leave_out(process);
         Some((lent.state, process))
     }
 }
@@ -209,7 +211,6 @@ trait Watched: Send + Sync {
 impl<S: Resume> Watched for Relay<S> {
     fn look(self: Arc<Self>) -> bool {
         if let Some((mut state, process)) = self.take_over() {
-            patience::leave_out(process);
             state.leave_out(process);
             let (name, outcome) = (self.name, self.outcome.clone());
             tracing::warn!(%process, thread = name, "a thread does not come back from reading a process; another one goes on");
