@@ -16,6 +16,7 @@ use profiler_proto::profilerd as pb;
 use profiler_proto::skywalking::{
     KeyStringValuePair, SegmentObject, SpanObject, ThreadSnapshot, ThreadStack,
 };
+use profiler_test_support::HttpClient;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -579,6 +580,55 @@ async fn bodies_that_multiply_are_refused() {
     }
     let version = data(&oap, "{ version }", Value::Null).await;
     assert!(version["version"].is_string());
+}
+
+/// Check that requests of HTTP/1 in forms that servers and proxies read differently are refused, and create nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ambiguous_requests_are_refused() {
+    let oap = start(None).await;
+    let address = oap.query_addr().unwrap();
+    let create = json!({ "query": CREATE, "variables": creation() }).to_string();
+    let (length, half) = (create.len(), create.len() / 2);
+    let many: String = (0..200).map(|i| format!("X-{i}: 1\r\n")).collect();
+    let json = "Content-Type: application/json\r\n";
+    for (head, body, expected) in [
+        (
+            format!("Content-Length: {length}\r\nContent-Length: {half}\r\n"),
+            create.as_str(),
+            400,
+        ),
+        (format!("Content-Length: +{length}\r\n"), &create, 400),
+        (format!("Content-Length: {length}\r\n{many}"), &create, 431),
+        ("Transfer-Encoding: gzip\r\n".to_owned(), &create, 400),
+        (
+            "Transfer-Encoding: chunked\r\n".to_owned(),
+            "ffffffffffffffffff\r\n{",
+            413,
+        ),
+    ] {
+        let request =
+            format!("POST /graphql HTTP/1.1\r\nHost: localhost\r\n{json}{head}\r\n{body}");
+        let status = tokio::task::spawn_blocking(move || {
+            let mut client = HttpClient::connect(address, DEADLINE).unwrap();
+            client.send_raw(request.as_bytes()).unwrap();
+            client.read_response().unwrap().0
+        });
+        assert_eq!(status.await.unwrap(), expected, "{head}");
+    }
+    let options = send(address, Method::OPTIONS, "/graphql", &[JSON], String::new()).await;
+    assert_eq!(options.0, StatusCode::METHOD_NOT_ALLOWED);
+    let upgrade = [("connection", "upgrade"), ("upgrade", "h2c")];
+    let upgrade = send(
+        address,
+        Method::GET,
+        "/healthcheck",
+        &upgrade,
+        String::new(),
+    )
+    .await;
+    assert_eq!(upgrade.0, StatusCode::OK);
+    let tasks = data(&oap, LIST, Value::Null).await;
+    assert_eq!(tasks["tasks"], json!([]));
 }
 
 /// Check that a taken port ends the start, and that the text names the option.
