@@ -111,8 +111,14 @@ mod tests {
     /// Check that work, memory and a descriptor show in the next reading.
     #[test]
     fn what_is_taken_is_seen() {
-        let before = Usage::now().unwrap();
         let _file = fs::File::open("/proc/self/stat").unwrap();
+        // Other tests of this process may give memory back meanwhile, but not each time.
+        assert!((0..20).any(|_| is_seen()));
+    }
+
+    /// Whether 64 MiB that are taken, and the work for it, show.
+    fn is_seen() -> bool {
+        let before = Usage::now().unwrap();
         let mut memory = vec![0_u8; 64 << 20];
         let mut sum = 0_u64;
         while Usage::now().unwrap().cpu < before.cpu + Duration::from_millis(20) {
@@ -123,14 +129,20 @@ mod tests {
         }
         std::hint::black_box(sum);
         let after = Usage::now().unwrap();
-        assert!(after.rss_bytes > before.rss_bytes);
         assert!(after.open_fds > 0);
+        after.rss_bytes > before.rss_bytes + (32 << 20)
     }
 
     /// Check that the host gets back what was freed, though what was allocated last is still there.
     #[test]
     #[cfg(target_env = "gnu")]
     fn freed_memory_goes_back_to_the_host() {
+        // Other tests of this process may take memory meanwhile, but not each time.
+        assert!((0..20).any(|_| goes_back()));
+    }
+
+    #[cfg(target_env = "gnu")]
+    fn goes_back() -> bool {
         const BLOCKS: usize = 65_536;
         let mut blocks: Vec<Box<[u8; 1024]>> = (0..BLOCKS).map(|_| Box::new([1; 1024])).collect();
         let last = blocks.pop();
@@ -138,8 +150,8 @@ mod tests {
         let kept = Usage::now().unwrap().rss_bytes;
         release_free_memory();
         let released = kept.saturating_sub(Usage::now().unwrap().rss_bytes);
-        assert!(released > 32 << 20, "{released} bytes of {kept}");
         drop(last);
+        released > 32 << 20
     }
 
     /// Check that a text in another form is refused.

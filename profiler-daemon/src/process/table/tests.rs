@@ -426,7 +426,7 @@ fn workers_that_drop_privileges_stay() {
     needs_root!();
     needs_no_common_place!();
     const NAME: &str = "table-test-workers";
-    let script = "import os\nfor _ in range(2):\n r,w=os.pipe()\n pid=os.fork()\n if pid==0:\n  os.close(w)\n  os.read(r,1)\n  os.setgid(33)\n  os.setuid(33)\n  print('up',flush=True)\n  os.read(0,1)\n  os._exit(0)\n print(pid,w,flush=True)\ninput()\nos.write(4,b'x')\nos.write(6,b'x')\ninput()";
+    let script = "import os\nfor _ in range(2):\n r,w=os.pipe()\n pid=os.fork()\n if pid==0:\n  os.close(w)\n  os.read(r,1)\n  os.setgid(33)\n  os.setuid(33)\n  os.write(1,b'up\\n')\n  os.read(0,1)\n  os._exit(0)\n print(pid,w,flush=True)\ninput()\nos.write(4,b'x')\nos.write(6,b'x')\ninput()";
     let child = Command::new("python3")
         .args(["-c", script])
         .env("SW_AGENT_NAME", NAME)
