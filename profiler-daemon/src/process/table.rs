@@ -224,7 +224,7 @@ impl ProcessTable {
                 }
                 known => {
                     let user = self.procfs.effective_uid(pid);
-                    let look = |table: &mut Self| Arc::new(table.read(pid, stat, folder));
+                    let look = |table: &mut Self| Arc::new(table.read(pid, stat, folder, user));
                     let read = self.in_budget(user, &mut changes, look);
                     // The id is in use again, or what it runs now is not known yet.
                     let is_other =
@@ -314,7 +314,7 @@ impl ProcessTable {
     }
 
     /// Reads what is not known of a process; what it hides is left empty. Its identity comes later.
-    fn read(&mut self, pid: Pid, stat: Stat, folder: ProcFolder) -> Process {
+    fn read(&mut self, pid: Pid, stat: Stat, folder: ProcFolder, uid: Option<u32>) -> Process {
         let procfs = &self.procfs;
         let is_wanted = |name: &str| identity::VARIABLES.contains(&name);
         let cgroup = Cgroup::parse(&procfs.cgroup(pid).unwrap_or_default());
@@ -332,7 +332,7 @@ impl ProcessTable {
         let listeners = self.namespaces.listeners(net_namespace);
         Process {
             key: stat.key(pid),
-            uid: procfs.effective_uid(pid),
+            uid,
             parent: procfs.parent(pid).unwrap_or(Pid(0)),
             comm: stat.name.clone(),
             exe: procfs.exe(pid).ok(),

@@ -4,6 +4,7 @@
 //! Out: [`Command`]s to the pipeline; a note in the coverage of each task that a step concerns
 //! Lost: nothing
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,7 +13,7 @@ use super::tasks::Live;
 use super::{Command, Control};
 use crate::guard::Step;
 use crate::model::clock::unix_ms_now;
-use crate::model::{Counter, ProfileTask, date};
+use crate::model::{Counter, ProcessKey, ProfileTask, date};
 use crate::output::clean;
 use crate::process::procfs::Procfs;
 
@@ -58,31 +59,31 @@ impl Control {
         }
     }
 
-    /// Notes how long each process has been in system calls so far, for [`Self::busiest_caller`].
-    pub(super) fn note_callers(&mut self) {
+    /// Notes how long each process has been in system calls so far, for [`Self::busiest_caller`]; yields what was noted before.
+    pub(super) fn note_callers(&mut self) -> HashMap<ProcessKey, u64> {
         let procfs = Procfs::default();
         let ticks = self.processes.iter().filter_map(|process| {
             let ticks = procfs.system_ticks(process.key.pid).ok()?;
             Some((process.key, ticks))
         });
-        self.system_ticks = ticks.collect();
+        let ticks = ticks.collect();
+        std::mem::replace(&mut self.system_ticks, ticks)
     }
 
     /// Which process has spent the most time in system calls since that was noted, as the end of a sentence.
     fn busiest_caller(&mut self) -> String {
-        let procfs = Procfs::default();
+        let before = self.note_callers();
         let mut busiest = None;
         for process in self.processes.iter() {
-            let Ok(ticks) = procfs.system_ticks(process.key.pid) else {
+            let Some(&ticks) = self.system_ticks.get(&process.key) else {
                 continue;
             };
-            let before = self.system_ticks.get(&process.key).copied();
-            let since = ticks.saturating_sub(before.unwrap_or(0));
+            let since = ticks.saturating_sub(before.get(&process.key).copied().unwrap_or(0));
             if busiest.is_none_or(|(most, _)| since > most) {
                 busiest = Some((since, process));
             }
         }
-        let text = busiest.map_or_else(String::new, |(_, process)| {
+        busiest.map_or_else(String::new, |(_, process)| {
             let user = process
                 .uid
                 .map_or_else(|| "unknown".to_owned(), |user| user.to_string());
@@ -91,9 +92,7 @@ impl Control {
                 process.key.pid,
                 clean(&process.comm)
             )
-        });
-        self.note_callers();
-        text
+        })
     }
 
     pub(super) fn note_guard(&self, live: &Live, text: String) {
