@@ -427,6 +427,26 @@ async fn last_command_time_follows_the_tasks() {
     );
 }
 
+/// Check that an answer of more than the 4 MiB of a message costs itself only: the next one is taken.
+#[tokio::test]
+async fn an_oversized_answer_costs_itself() {
+    let fake = Fake::default();
+    let now = unix_ms_now();
+    let long = "x".repeat(5 << 20);
+    fake.with(|state| {
+        state.answers = vec![
+            vec![command("one", now - 10, &[("EndpointName", &long)])],
+            vec![command("two", now, &[])],
+        ];
+    });
+    let (address, _server) = fake.serve();
+    let (_handle, mut events) = client(address);
+    let OapEvent::Task(task) = next(&mut events).await else {
+        panic!("no task");
+    };
+    assert_eq!(task.task_id.0, "two");
+}
+
 /// Check that an OAP that does not look at lastCommandTime does not start a task twice.
 #[tokio::test]
 async fn a_task_that_is_sent_again_is_not_started_again() {

@@ -333,6 +333,22 @@ mod tests {
         assert!(refused("Duration", Some(&long)).len() < 200);
     }
 
+    /// Check that control characters, which would act on a terminal or forge a line of the log, are refused in every text,
+    /// and are not in the refusal.
+    #[test]
+    fn control_characters_are_refused() {
+        for key in ["TaskId", "SerialNumber", "EndpointName"] {
+            for value in ["1\n2026-01-01 INFO forged", "\x1b[2J", "a\u{9b}b", "\0"] {
+                let refusal = refused(key, Some(value));
+                assert!(refusal.contains(key), "{refusal:?}");
+                assert!(is_plain(&refusal), "{refusal:?}");
+            }
+        }
+        let unknown = refused("\x1b]0;title\x07", Some("1"));
+        assert!(is_plain(&unknown), "{unknown:?}");
+        assert!(is_plain(&refused("Duration", Some("\x1b[2J"))));
+    }
+
     /// Check the edges of what is accepted.
     #[test]
     fn values_at_the_limits_are_accepted() {

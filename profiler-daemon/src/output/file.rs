@@ -109,6 +109,26 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
+    /// Check that links of another user in a folder that both can write lead to nothing: neither one in the place of the
+    /// result nor one in the place of the temporary file.
+    #[test]
+    fn links_are_not_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let [victim, path, temporary] = [
+            "victim".to_owned(),
+            "out".to_owned(),
+            format!(".out.{}.tmp", std::process::id()),
+        ]
+        .map(|name| folder.path().join(name));
+        fs::write(&victim, "old").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        write_file(&sample::report(), Format::Json, &path).unwrap();
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        std::os::unix::fs::symlink(&victim, &temporary).unwrap();
+        assert!(write_file(&sample::report(), Format::Json, &path).is_err());
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "old");
+    }
+
     /// Check that a failed write leaves the old file and no temporary one.
     #[test]
     fn a_failed_write_leaves_the_old_file() {

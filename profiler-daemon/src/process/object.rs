@@ -276,6 +276,22 @@ mod tests {
         assert!(ObjectFile::from_path(pipe.to_str().unwrap(), None).is_err());
     }
 
+    /// Check that a file of 100 GB with nothing in it, and an object with so much nothing behind it, take no more than
+    /// their headers.
+    #[test]
+    fn sparse_files_are_not_read_through() {
+        const HUGE: u64 = 100 << 30;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(HUGE).unwrap();
+        assert!(ElfLayout::read(&ObjectFile::from_file(file).unwrap()).is_err());
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &std::fs::read("/bin/true").unwrap()).unwrap();
+        file.set_len(HUGE).unwrap();
+        let object = ObjectFile::from_file(file).unwrap();
+        assert!(ElfLayout::read(&object).unwrap().eh_frame_hdr.is_some());
+        assert!(read_range(&object, 0, HUGE, 1 << 30).is_err());
+    }
+
     /// Check that sizes and offsets that the file does not have are errors.
     #[test]
     fn ranges_are_checked() {

@@ -255,6 +255,15 @@ agent.instance_name=${SW_AGENT_INSTANCE_NAME:}
 profile.active=${SW_AGENT_PROFILE_ACTIVE:true}
 ";
 
+    /// Check that a manifest of some kilobytes that inflates to many megabytes is read up to its limit.
+    #[test]
+    fn a_manifest_that_inflates_is_cut() {
+        let bomb = jar(&"Premain-Class: x\r\n".repeat(4 << 20));
+        assert!(bomb.len() < 512 << 10, "{}", bomb.len());
+        let text = manifest(&bomb).unwrap();
+        assert_eq!(text.len() as u64, MANIFEST_MAX_BYTES);
+    }
+
     /// Check names, version and profiler of an agent as it is delivered.
     #[test]
     fn the_agent_is_described() {
