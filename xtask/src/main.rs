@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup|demo|test|ci|vm|golden|bench`.
+//! Developer commands: `cargo xtask setup|demo|test|ci|vm|golden|fuzz|bench`.
 //!
 //! They speak on stderr and keep stdout for results. Nothing here depends on the daemon's crates:
 //! `setup` must build on a machine that cannot build the daemon yet.
@@ -7,6 +7,7 @@ mod bench;
 mod command;
 mod daemon;
 mod demo;
+mod fuzz;
 mod golden;
 mod report;
 mod setup;
@@ -38,6 +39,8 @@ enum XtaskCommand {
     Vm(vm::VmArgs),
     /// Records the stacks of `tests/golden`, of each CPython or of one.
     Golden(golden::GoldenArgs),
+    /// Searches for bytes that a parser does not withstand.
+    Fuzz(fuzz::FuzzArgs),
     /// Measures overhead, completeness and start-up against the goals.
     Bench(bench::BenchArgs),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         XtaskCommand::Ci => test::run_ci(),
         XtaskCommand::Vm(args) => vm::run(&args),
         XtaskCommand::Golden(args) => golden::run(&args),
+        XtaskCommand::Fuzz(args) => fuzz::run(&args),
         XtaskCommand::Bench(args) => bench::run(&args),
     };
     match result {

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every ring of tests in one run, and one closing line with the totals.
 //!
 //! Format and lints, then the unprivileged crates, then the crate `tests` one test at a time (its tests
-//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds other kernels.
+//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds other kernels and the fuzzer.
 
 mod leftover;
 mod skips;
@@ -19,7 +19,7 @@ use profiler_test_support::{ChildGuard, read_json, workspace_root};
 
 use crate::command::{cargo, is_root, output, step};
 use crate::setup::{self, Group};
-use crate::vm;
+use crate::{fuzz, vm};
 
 pub(crate) use totals::Totals;
 
@@ -38,6 +38,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
 /// Kernels of every `ci`: one to two minutes each, emulated. The oldest and the newest one are left to
 /// `cargo xtask vm`.
 const CI_KERNELS: [&str; 2] = ["6.1", "6.12"];
+
+/// Time of each fuzz target in every `ci`.
+const FUZZ_SECONDS: u32 = 10;
 
 /// Runs `ci`.
 pub(crate) fn run_ci() -> Result<ExitCode> {
@@ -99,12 +102,7 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
         end_to_end(&mut totals);
     }
     if let Some(machines) = machines {
-        match vm::run_tests(machines) {
-            Ok(outcome) => totals.merge("", outcome),
-            Err(error) => {
-                totals.add_failure(&format!("kernel tests in a virtual machine: {error:#}"))
-            }
-        }
+        run_beside(&mut totals, machines);
     }
     skips::compare(&mut totals, filter.is_none(), machines.is_some())?;
     for failure in totals.failures() {
@@ -112,6 +110,32 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
     }
     println!("{}", totals.closing_line());
     Ok(totals.exit_code())
+}
+
+/// Other kernels, whose machine needs one CPU, and the fuzzer on another one.
+fn run_beside(totals: &mut Totals, machines: &vm::VmArgs) {
+    let (outcome, searches) = thread::scope(|scope| {
+        let fuzz = scope.spawn(|| fuzz::check(FUZZ_SECONDS));
+        let outcome = vm::run_tests(machines);
+        (outcome, fuzz.join().expect("the fuzzer has not panicked"))
+    });
+    match outcome {
+        Ok(outcome) => totals.merge("", outcome),
+        Err(error) => {
+            totals.add_failure(&format!("kernel tests in a virtual machine: {error:#}"));
+        }
+    }
+    match searches {
+        Ok(searches) => {
+            for (target, result) in searches {
+                match result {
+                    Ok(()) => totals.add_pass(),
+                    Err(error) => totals.add_failure(&format!("fuzz {target}: {error:#}")),
+                }
+            }
+        }
+        Err(error) => totals.add_failure(&format!("fuzz: {error:#}")),
+    }
 }
 
 /// The test targets of the crate `tests`. They are named one by one, since cargo builds the dependencies of a chosen
