@@ -38,7 +38,7 @@ pub enum KernelCounter {
     /// Heads that passed the prefilter but were given to a task in a lower slot.
     OtherTask = 14,
     /// Calls on sockets that were skipped: a thread had been preempted in the middle of another socket hook of
-    /// the same CPU (Linux 7.0).
+    /// the same CPU (Linux 7.0), or was taking away the record of the descriptor's previous connection.
     HookBusy = 15,
 }
 

@@ -72,7 +72,8 @@ pub mod conn_flag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Conn {
-    /// Address of the kernel's `struct sock`: a change means the descriptor was reused.
+    /// Address of the kernel's `struct sock`: a change means the descriptor was reused. 0 while a hook fills the
+    /// record in or takes it away.
     pub sk: u64,
     /// Inode of that socket, which distinguishes it from a later one at the same address; 0 where
     /// [`crate::setting_flag::SOCKET_CHECK`] is not set.

@@ -28,6 +28,10 @@ use crate::socket::{names_socket, same_socket, server_socket};
 use crate::start::start_request;
 use crate::{emit, maps, read, socket, tag};
 
+/// [`Conn::sk`] of a record that a hook is filling in or taking away. Nobody else touches such a record: threads of a
+/// process close and open the same descriptor at the same time.
+pub(crate) const BUSY: u64 = 0;
+
 /// Flags that outlive a request on the connection.
 const LASTING_FLAGS: u32 = conn_flag::UPGRADED | conn_flag::PARTIAL;
 
@@ -51,7 +55,7 @@ pub(crate) fn unpack(key: u64) -> ConnKey {
 #[inline(always)]
 pub(crate) fn living(key: ConnKey) -> Option<&'static mut Conn> {
     let conn = maps::conn(key)?;
-    if conn.program == scratch_program() {
+    if conn.program == scratch_program() || conn.sk == BUSY {
         return Some(conn);
     }
     maps::remove_conn(key);
@@ -105,7 +109,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         }
         if conn.state != conn_state::HALF_CLOSED && socket::is_shut_down() {
             // Of a Unix socket that is not seen when it happens.
-            on_close(key, EndReason::Shutdown as u64);
+            on_close(key, EndReason::Shutdown as u64, conn.sk);
             count_all(task_mask, KernelCounter::HeadAfterShutdown);
             return 0;
         }
@@ -117,7 +121,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
                 return on_wanted_head(key, slot, task_mask.into());
             }
             if conn.flags & conn_flag::TRACKED != 0 {
-                end_request(key, EndReason::NextHead as u64);
+                end_request(key, EndReason::NextHead as u64, conn.request_id);
             }
             conn.state = conn_state::OPEN;
             conn.flags = 0;
@@ -126,7 +130,7 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
         }
         sk = same_socket(fd, conn.sk, conn.inode);
         if sk != conn.sk {
-            sk = replace_socket(key);
+            sk = replace_socket(key, conn.sk);
         } else if conn.state == conn_state::OPEN {
             conn.flags |= conn_flag::PIPELINED;
             count_all(task_mask, KernelCounter::PipelinedHeads);
@@ -171,7 +175,7 @@ pub(crate) extern "C" fn on_wanted_head(key: u64, slot: u64, task_mask: u64) -> 
     if sk == conn.sk {
         end_if_tracked(key);
     } else {
-        sk = replace_socket(key);
+        sk = replace_socket(key, conn.sk);
         if sk == 0 {
             count_all(task_mask as u32, KernelCounter::NotServerSocket);
             return 0;
@@ -183,9 +187,8 @@ pub(crate) extern "C" fn on_wanted_head(key: u64, slot: u64, task_mask: u64) -> 
 /// Forgets a connection whose close was not seen (io_uring, close on exec): the descriptor is another
 /// one now. Its socket if that is a server's, else 0.
 #[inline(always)]
-fn replace_socket(key: u64) -> u64 {
-    end_request(key, EndReason::SocketReplaced as u64);
-    maps::remove_conn(unpack(key));
+fn replace_socket(key: u64, sk: u64) -> u64 {
+    on_close(key, EndReason::SocketReplaced as u64, sk);
     server_socket(u64::from(key as u32))
 }
 
@@ -198,10 +201,11 @@ pub(crate) extern "C" fn forget_replaced(key: u64) -> u64 {
     let Some(conn) = maps::conn(unpack(key)) else {
         return 1;
     };
-    if names_socket(u64::from(key as u32), conn.sk, conn.inode) != 0 {
+    let sk = conn.sk;
+    if names_socket(u64::from(key as u32), sk, conn.inode) != 0 {
         return 0;
     }
-    on_close(key, EndReason::SocketReplaced as u64);
+    on_close(key, EndReason::SocketReplaced as u64, sk);
     1
 }
 
@@ -209,8 +213,10 @@ pub(crate) extern "C" fn forget_replaced(key: u64) -> u64 {
 /// the next one overwrites it.
 #[inline(always)]
 pub(crate) fn end_if_tracked(key: u64) {
-    if maps::conn(unpack(key)).is_some_and(|conn| conn.flags & conn_flag::TRACKED != 0) {
-        end_request(key, EndReason::NextHead as u64);
+    if let Some(conn) = maps::conn(unpack(key))
+        && conn.flags & conn_flag::TRACKED != 0
+    {
+        end_request(key, EndReason::NextHead as u64, conn.request_id);
     }
 }
 
@@ -225,7 +231,7 @@ pub(crate) extern "C" fn on_end_of_file(key: u64) -> u64 {
     if socket::is_another(key, conn) {
         forget_replaced(key);
     } else if conn.state == conn_state::RESPONDING && socket::is_shut_down() {
-        end_request(key, EndReason::PeerClosed as u64);
+        end_request(key, EndReason::PeerClosed as u64, conn.request_id);
     }
     0
 }
@@ -235,26 +241,35 @@ pub(crate) extern "C" fn on_end_of_file(key: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_closed(key: u64, reason: u64) -> u64 {
-    if let Some(conn) = living(unpack(key))
-        && names_socket(u64::from(key as u32), conn.sk, conn.inode) == 0
-    {
-        on_close(key, reason);
+    let Some(conn) = living(unpack(key)) else {
+        return 0;
+    };
+    let sk = conn.sk;
+    if names_socket(u64::from(key as u32), sk, conn.inode) == 0 {
+        on_close(key, reason, sk);
     }
     0
 }
 
-/// The connection of the descriptor's record is closed.
+/// A socket is closed, which had the descriptor. Ends its request and forgets it, unless the descriptor's record is of
+/// another one: the caller has looked at it a while ago, and another thread may have been given the descriptor and have
+/// read a head from it since.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn on_close(key: u64, reason: u64) -> u64 {
+pub(crate) extern "C" fn on_close(key: u64, reason: u64, sk: u64) -> u64 {
     let conn_key = unpack(key);
     let Some(conn) = living(conn_key) else {
         return 0;
     };
+    // Without a call in between. An exchange in one step would be better, but Linux 5.10 has none.
+    if sk == BUSY || conn.sk != sk {
+        return 0;
+    }
+    conn.sk = BUSY;
     if conn.flags & conn_flag::PARTIAL != 0 {
         maps::remove_partial_head(conn_key);
     }
-    end_request(key, reason);
+    end_request(key, reason, conn.request_id);
     maps::remove_conn(conn_key);
     0
 }
@@ -316,8 +331,8 @@ fn is_same_range(key: u64, last: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_shutdown(key: u64) -> u64 {
-    if living(unpack(key)).is_some() {
-        end_request(key, EndReason::Shutdown as u64);
+    if let Some(conn) = living(unpack(key)) {
+        end_request(key, EndReason::Shutdown as u64, conn.request_id);
     }
     if let Some(conn) = maps::conn(unpack(key)) {
         conn.state = conn_state::HALF_CLOSED;
@@ -326,15 +341,21 @@ pub(crate) extern "C" fn on_shutdown(key: u64) -> u64 {
 }
 
 /// Ends the request of a connection, if one is open, and leaves the connection idle. Reports it if
-/// it was tracked and the daemon has not cancelled it.
+/// it was tracked and the daemon has not cancelled it. Does nothing if `request_id` is not the open one: another
+/// thread has ended it meanwhile.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn end_request(key: u64, reason: u64) -> u64 {
+pub(crate) extern "C" fn end_request(key: u64, reason: u64, request_id: u64) -> u64 {
     let conn_key = unpack(key);
     let Some(conn) = maps::conn(conn_key) else {
         return 0;
     };
+    if conn.request_id != request_id {
+        return 0;
+    }
     if conn.flags & conn_flag::TRACKED != 0 {
+        // At once: whoever else ends it now reports nothing.
+        conn.flags &= !conn_flag::TRACKED;
         tag::clear(conn.reader_tid, conn.request_id);
         if maps::take_cancel(conn.request_id) != cancel::REQUEST {
             emit::end_event(conn, conn_key.fd, reason as u32);

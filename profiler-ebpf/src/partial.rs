@@ -2,7 +2,7 @@
 
 use profiler_common::{Conn, KernelCounter, Line, PARTIAL_HEAD_MAX_BYTES, conn_flag, conn_state};
 
-use crate::conn::{end_if_tracked, unpack};
+use crate::conn::{BUSY, end_if_tracked, unpack};
 use crate::count::count_all;
 use crate::head::{self, LINE_MAX, line_status, read_line, status};
 use crate::rule::match_rules;
@@ -50,7 +50,7 @@ pub(crate) extern "C" fn keep_piece(key: u64, sk: u64, line: u64) -> u64 {
 fn note(key: profiler_common::ConnKey, sk: u64) -> bool {
     if let Some(conn) = maps::conn(key) {
         conn.flags |= conn_flag::PARTIAL;
-        return true;
+        return conn.sk != BUSY;
     }
     let conn = Conn {
         sk,

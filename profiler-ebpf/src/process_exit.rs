@@ -46,9 +46,8 @@ pub(crate) fn drop_thread(tid: u32, reason: EndReason) {
     let Some(served) = maps::thread_tag(tid) else {
         return;
     };
-    if tag::open_conn(served).is_some() {
-        end_request(pack(served.tgid, served.fd), reason as u64);
-    }
+    let key = pack(served.tgid, served.fd);
+    end_request(key, reason as u64, served.request_id);
     tag::remove(tid);
     maps::remove_python_thread(tid);
 }

@@ -67,7 +67,7 @@ pub(crate) extern "C" fn on_write(key: u64, len: u64, seen: u64) -> u64 {
         }
     }
     if code == SWITCHING_PROTOCOLS {
-        end_request(key, EndReason::Upgraded as u64);
+        end_request(key, EndReason::Upgraded as u64, conn.request_id);
         if let Some(conn) = maps::conn(conn_key) {
             conn.state = conn_state::HALF_CLOSED;
             conn.flags |= conn_flag::UPGRADED;

@@ -5,7 +5,7 @@ use profiler_common::{
     event_flag, setting_flag,
 };
 
-use crate::conn::unpack;
+use crate::conn::{BUSY, unpack};
 use crate::count::{count, count_all};
 use crate::globals::setting;
 use crate::head::LINE_MAX;
@@ -28,6 +28,11 @@ pub(crate) extern "C" fn start_request(key: u64, sk: u64, slot: u64, joined: u64
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let task_mask = unsafe { (*scratch).task_mask };
     let conn_key = unpack(key);
+    if maps::conn(conn_key).is_some_and(|conn| conn.sk == BUSY) {
+        // Another thread is taking away the record of the descriptor's previous connection.
+        count_all(task_mask, KernelCounter::HookBusy);
+        return 0;
+    }
     let mut slot = slot;
     let mut request_id = 0;
     let mut flags = 0;
@@ -59,7 +64,7 @@ pub(crate) extern "C" fn start_request(key: u64, sk: u64, slot: u64, joined: u64
 /// What a connection's record is before it is filled in. In read-only memory, since the stack has no room for it.
 #[unsafe(no_mangle)]
 static NEW: Conn = Conn {
-    sk: 0,
+    sk: BUSY,
     inode: 0,
     request_id: 0,
     start_ktime_ns: 0,
@@ -87,7 +92,6 @@ fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
     let Some(conn) = maps::conn(key) else {
         return false;
     };
-    conn.sk = sk;
     conn.inode = inode;
     conn.request_id = request_id;
     conn.start_ktime_ns = start_ktime_ns;
@@ -100,6 +104,9 @@ fn open(key: ConnKey, sk: u64, request_id: u64, slot: u32, flags: u32) -> bool {
     conn.slot = slot;
     conn.wait_fd = -1;
     conn.program = program;
+    // The last: nobody touches the record before.
+    // SAFETY: a reference is valid for writes.
+    unsafe { core::ptr::write_volatile(&raw mut conn.sk, sk) };
     true
 }
 

@@ -16,6 +16,7 @@ use crate::count::count_all;
 use crate::globals::setting;
 use crate::response::on_write;
 use crate::scratch::RequestScratch;
+use crate::socket::given;
 use crate::{maps, read};
 
 /// `MSG_PEEK`: the same bytes will be read again.
@@ -202,7 +203,7 @@ pub(crate) fn on_ended(call: &Call) {
         call::SHUTDOWN if args[1] != 0 => {
             if setting(setting_flag::SOCKET_HOOKS) {
                 // The close that follows may change no state any more. A later head is known by its socket.
-                on_close(call.key(), EndReason::Shutdown as u64);
+                on_close(call.key(), EndReason::Shutdown as u64, given());
             } else {
                 on_shutdown(call.key());
             }
@@ -214,11 +215,11 @@ pub(crate) fn on_ended(call: &Call) {
     }
 }
 
-/// A descriptor was closed. The socket hooks have made sure that its record is of the socket.
+/// A descriptor was closed. The socket hooks know which socket it was.
 #[inline(always)]
 fn closed(key: u64, reason: EndReason) {
     if setting(setting_flag::SOCKET_HOOKS) {
-        on_close(key, reason as u64);
+        on_close(key, reason as u64, given());
     } else {
         on_closed(key, reason as u64);
     }

@@ -120,13 +120,13 @@ pub(crate) extern "C" fn on_other_head(key: u64, begins: u64) -> u64 {
         let is_other = tagged != key && begins == status::WHOLE;
         if is_other && (maps::conn(unpack(key)).is_some() || server_socket(key & 0xffff_ffff) != 0)
         {
-            end_request(tagged, EndReason::NextHead as u64);
+            end_request(tagged, EndReason::NextHead as u64, tag.request_id);
         }
     } else if conn.state == conn_state::OPEN
         && setting(setting_flag::SOCKET_HOOKS)
         && names_socket(fd, conn.sk, conn.inode) == 0
     {
-        end_request(tagged, EndReason::Closed as u64);
+        end_request(tagged, EndReason::Closed as u64, tag.request_id);
     }
     0
 }

@@ -91,7 +91,7 @@ counters! {
     HeadsUnreadable, "heads_unreadable", Connections, loss: true, "heads whose bytes could not be read";
     PartialHeadsDropped, "partial_heads_dropped", Connections, loss: true, "split request lines that could not be joined";
     RequestEventsLost, "request_events_lost", Connections, loss: true, "request events lost to a full ring buffer";
-    HooksLeftOut, "hooks_left_out", Connections, loss: true, "runs of a hook skipped because another run was active on that CPU, for any process of the host: request events may be missing";
+    HooksLeftOut, "hooks_left_out", Connections, loss: true, "runs of a hook skipped because another run was active on that CPU, for any process of the host, or on that connection: request events may be missing";
     BadRecords, "bad_records", Connections, loss: true, "ring buffer records that could not be decoded";
     PeriodsExpected, "periods_expected", Samples, loss: false, "dump periods inside profiled requests";
     PeriodsSampled, "periods_sampled", Samples, loss: false, "dump periods that have a snapshot";

@@ -1,15 +1,17 @@
 //! Descriptors that are given away while the close that has freed them is still under way.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use profiler_common::{EndReason, KernelCounter};
-use profiler_daemon::model::Pid;
+use profiler_daemon::model::{Pid, RequestEvent};
 
 use crate::harness::Watch;
 
@@ -112,4 +114,83 @@ fn a_late_close_is_not_of_the_descriptors_next_connection() {
     assert_eq!(watch.ends()[1..], [(second, EndReason::Closed)]);
     assert_eq!(watch.written(second), Some(27));
     assert_eq!(watch.count(KernelCounter::PipelinedHeads), 0);
+}
+
+/// Connections of the storm, one request each.
+const STORM: usize = 1000;
+/// Threads that serve them, and as many that ask.
+const STORM_THREADS: usize = 4;
+const STORM_ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+/// Asks so often, by so many threads, and reads each answer up to the close.
+const STORM_CLIENT: &str = r#"
+import socket, sys, threading
+port, requests, threads = map(int, sys.argv[1:])
+
+def ask():
+    for _ in range(requests // threads):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /storm HTTP/1.1\r\n\r\n")
+            while connection.recv(4096):
+                pass
+
+all_threads = [threading.Thread(target=ask) for _ in range(threads)]
+for thread in all_threads:
+    thread.start()
+for thread in all_threads:
+    thread.join()
+"#;
+
+/// Answers one request per connection, which is closed then. The descriptor goes to a connection of another thread.
+fn serve_storm(listener: &TcpListener) {
+    for _ in 0..STORM / STORM_THREADS {
+        let (mut server, _) = listener.accept().unwrap();
+        assert_ne!(server.read(&mut [0; 256]).unwrap(), 0);
+        server.write_all(STORM_ANSWER).unwrap();
+    }
+}
+
+/// Check that threads that close and accept the same few descriptors at the same time do not end each other's requests:
+/// each has one end, behind its whole answer.
+#[test]
+fn threads_that_share_descriptors_do_not_end_each_others_requests() {
+    let mut watch = Watch::new(Pid(std::process::id()), "/storm");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let mut client = Command::new("python3");
+    client.args(["-c", STORM_CLIENT, &port]);
+    client.args([STORM, STORM_THREADS].map(|number| number.to_string()));
+    let mut client = client.spawn().unwrap();
+    std::thread::scope(|scope| {
+        let threads = [(); STORM_THREADS].map(|()| scope.spawn(|| serve_storm(&listener)));
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            watch.drain();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
+    assert!(client.wait().unwrap().success());
+    watch.drain();
+
+    let left_out = watch.kernel.left_out_runs() + watch.count(KernelCounter::HookBusy);
+    let starts = watch.starts();
+    let is_told = starts.len() as u64 + left_out >= STORM as u64;
+    assert!(is_told, "{} requests, {left_out} left out", starts.len());
+    let mut written = BTreeMap::<_, Vec<_>>::new();
+    for event in &watch.events {
+        if let RequestEvent::End {
+            id, written_bytes, ..
+        } = event
+        {
+            written.entry(*id).or_default().push(*written_bytes);
+        }
+    }
+    let whole = vec![STORM_ANSWER.len() as u64];
+    let wrong = starts
+        .iter()
+        .filter(|(id, ..)| written.get(id) != Some(&whole));
+    let wrong: Vec<_> = wrong.map(|(id, ..)| (id, written.get(id))).collect();
+    assert!(
+        wrong.len() as u64 <= left_out,
+        "{left_out} left out; {wrong:?}"
+    );
 }
