@@ -1,14 +1,15 @@
 //! How much of the resolve thread's time a process may take before others have to wait for it.
 //!
-//! In:  the time that each stack took
-//! Out: whether a process has used more than its share
+//! In:  the time that each stack took, and each preparation of a process
+//! Out: whether a process or a service has used more than its share
 //! Lost: stacks of such a process while the thread is late, for [`super::resolve`] to count
 //!
 //! A stack takes some 50 µs. Whoever writes the program can make it take seconds: by names that are hard to demangle, by
 //! debug information, by files that are read slowly. All processes share one thread and one queue. A process pays for
 //! its stacks with its own samples, and only while others would wait otherwise.
 //!
-//! The processes of a service together have a share as well: a service that starts ever more of them has no more.
+//! The processes of a service together have a share as well, whichever instance they are: a service that starts ever more of
+//! them has no more.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -30,7 +31,8 @@ const KEPT_MAX: usize = 4096;
 #[derive(Default)]
 pub(super) struct Budgets {
     processes: HashMap<ProcessKey, Use>,
-    services: HashMap<Service, Use>,
+    /// By name.
+    services: HashMap<String, Use>,
 }
 
 #[derive(Clone, Copy)]
@@ -58,10 +60,17 @@ impl Budgets {
         let exceeds = |used: Option<&Use>, part| used.is_some_and(|used| used.exceeds(part, now));
         age >= LATE
             && (exceeds(self.processes.get(&process), PROCESS_PART)
-                || exceeds(self.services.get(service), SERVICE_PART))
+                || exceeds(self.services.get(&service.name), SERVICE_PART))
     }
 
-    /// Takes note of the time that a stack took, from `start` to `now`.
+    /// Whether a service has used up its share: its next processes are not prepared, and their first stacks take longer.
+    /// Processes of one program take a few milliseconds each after the first, whose symbols they share.
+    pub(super) fn is_spent(&self, service: &Service, now: Instant) -> bool {
+        let used = self.services.get(&service.name);
+        used.is_some_and(|used| used.exceeds(SERVICE_PART, now))
+    }
+
+    /// Takes note of the time that a stack or a preparation took, from `start` to `now`.
     pub(super) fn charge(
         &mut self,
         process: ProcessKey,
@@ -71,7 +80,7 @@ impl Budgets {
     ) {
         let spent = now.duration_since(start);
         add(&mut self.processes, &process, start, spent);
-        add(&mut self.services, service, start, spent);
+        add(&mut self.services, &service.name, start, spent);
     }
 
     /// A process is over. Its service remembers what it has used.
@@ -136,15 +145,29 @@ mod tests {
         assert!(!refused(&budgets, 1, &slow, 5_000, 15_000));
     }
 
+    /// Check that preparations are left out for a service that has used up its share, until time gives it back.
+    #[test]
+    fn preparations_have_a_share() {
+        let (many, other) = (service("many"), service("other"));
+        let mut budgets = Budgets::default();
+        let start = Instant::now();
+        let now = start + Duration::from_secs(3);
+        budgets.charge(key(1), &many, start, now);
+        assert!(budgets.is_spent(&many, now));
+        assert!(!budgets.is_spent(&other, now));
+        assert!(!budgets.is_spent(&many, start + Duration::from_secs(7)));
+    }
+
     /// Check that a service with many processes has half of the time, also through processes that are over.
     #[test]
     fn a_service_has_no_more_by_more_processes() {
-        let many = service("many");
+        let mut many = service("many");
         let mut budgets = Budgets::default();
         let start = Instant::now();
         for number in 0..10 {
             let from = start + Duration::from_secs(number);
             let process = key(u32::try_from(number).unwrap());
+            many.instance = number.to_string();
             budgets.charge(process, &many, from, from + Duration::from_millis(900));
             budgets.forget(process);
         }

@@ -4,15 +4,15 @@
 //! Out: [`Inspected`], in no order
 //! Lost: nothing
 //!
-//! A process may make its inspection last for seconds. Those of others go on beside it, and the control thread waits for none.
-
-use std::collections::VecDeque;
+//! A process may make its inspection last for seconds, and a service may have any number of processes. Those of others
+//! go on beside it, and the control thread waits for none.
 
 use anyhow::{Context as _, Result};
 use tokio::task::JoinSet;
 
 use super::capture::Command;
 use super::inspect::inspect;
+use super::turns::Turns;
 use crate::model::{ProcessKey, Service, TaskId, TaskSlot};
 
 /// Inspections at a time.
@@ -38,16 +38,27 @@ pub(super) struct Inspected {
 }
 
 /// Those that wait and those under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inspections {
-    waiting: VecDeque<Inspection>,
-    running: JoinSet<Inspected>,
+    turns: Turns<Inspection>,
+    /// With the name of the service.
+    running: JoinSet<(String, Inspected)>,
+}
+
+impl Default for Inspections {
+    fn default() -> Self {
+        Self {
+            turns: Turns::new(AT_ONCE_MAX),
+            running: JoinSet::new(),
+        }
+    }
 }
 
 impl Inspections {
     /// Adds one.
     pub(super) fn push(&mut self, inspection: Inspection) {
-        self.waiting.push_back(inspection);
+        let service = inspection.service.name.clone();
+        self.turns.push(&service, inspection);
         self.start();
     }
 
@@ -58,21 +69,25 @@ impl Inspections {
     /// An inspection has panicked.
     pub(super) async fn next(&mut self) -> Option<Result<Inspected>> {
         let result = self.running.join_next().await?;
-        self.start();
-        Some(result.context("the inspection of a process failed"))
+        let result = result.context("the inspection of a process failed");
+        Some(result.map(|(service, inspected)| {
+            self.turns.end(&service);
+            self.start();
+            inspected
+        }))
     }
 
     fn start(&mut self) {
-        while self.running.len() < AT_ONCE_MAX
-            && let Some(next) = self.waiting.pop_front()
-        {
+        while let Some(next) = self.turns.begin() {
             self.running.spawn_blocking(move || {
+                let name = next.service.name.clone();
                 let commands = inspect(next.slot, next.process, next.service, next.has_agent);
-                Inspected {
+                let inspected = Inspected {
                     task_id: next.task_id,
                     process: next.process,
                     commands,
-                }
+                };
+                (name, inspected)
             });
         }
     }

@@ -22,6 +22,7 @@ mod record;
 mod relay;
 mod resolve;
 mod statistics;
+mod turns;
 mod worker;
 
 use std::net::SocketAddr;

@@ -48,7 +48,8 @@ impl Namer {
         }
     }
 
-    /// Reads what stacks of a process need, before there are any, for so long at most. Whether it still runs this program.
+    /// Reads what stacks of a process need, before there are any, for so long at most; with no time that is left to the
+    /// first stacks. Whether it still runs this program.
     pub(super) fn prepare(
         &mut self,
         key: ProcessKey,
@@ -61,7 +62,9 @@ impl Namer {
         if let Err(error) = self.open_process(key, python) {
             tracing::debug!(pid = %key, %error, "process cannot be opened");
         }
-        if let Some(process) = self.processes.get(&key) {
+        if let Some(process) = self.processes.get(&key)
+            && !time_max.is_zero()
+        {
             self.unwinder.prepare(process);
             self.symbolizer.prepare(process);
             // Most of what a request's stacks will have below its handler.

@@ -203,12 +203,20 @@ impl Resolve {
             self.runtimes.insert(key, Arc::clone(python));
         }
         let python = target.python.as_ref();
+        let start = Instant::now();
+        let time_max = if self.budgets.is_spent(&target.service, start) {
+            Duration::ZERO
+        } else {
+            PREPARE_TIME_MAX
+        };
         let (mut this, (threads, is_same)) =
             self.ask(Asked::Target(target.slot), key, relay, || {
                 let threads = python.map(|python| python.thread_states());
-                let is_same = namer.prepare(key, python, &target.program, PREPARE_TIME_MAX);
+                let is_same = namer.prepare(key, python, &target.program, time_max);
                 (threads.unwrap_or_default(), is_same)
             })?;
+        this.budgets
+            .charge(key, &target.service, start, Instant::now());
         if is_same {
             target.python_threads = threads;
             this.commands.send(Command::Watch(target));
