@@ -101,8 +101,12 @@ impl Daemon {
         let mut command = Command::new(binary);
         command
             .args(["standalone", "--listen", &oap.to_string()])
-            .args(["--http-listen", "off", "--data-dir", ":memory:"])
-            .args(options)
+            .args(["--data-dir", ":memory:"])
+            .args(options);
+        if !options.contains(&"--http-listen") {
+            command.args(["--http-listen", "off"]);
+        }
+        command
             .env("PROFILERD_LIMITS_MAX_CPU_PERCENT", UNGUARDED)
             .env(TOKEN_VARIABLE, token_file(log))
             .stdin(Stdio::null())

@@ -127,7 +127,7 @@ fn add_programs(daemon: &Daemon, mark: &str, table: &mut Table) -> Result<()> {
 }
 
 /// The result once all requests are in it; what there is of it after the deadline.
-fn wait_for_report(daemon: &mut Daemon, task_id: &str) -> Result<Report> {
+pub(super) fn wait_for_report(daemon: &mut Daemon, task_id: &str) -> Result<Report> {
     let start = Instant::now();
     loop {
         daemon.still_running()?;

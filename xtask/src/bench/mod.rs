@@ -7,6 +7,7 @@ mod agent;
 mod cost;
 mod exactness;
 mod growth;
+mod hostile;
 mod kernel;
 mod load;
 mod procfs;
@@ -50,6 +51,8 @@ enum Section {
     Oap,
     /// How cost grows with processes, tasks, threads, requests and stacks, and over time.
     Growth,
+    /// A profiled service while others attack the daemon.
+    Hostile,
 }
 
 impl Section {
@@ -58,7 +61,8 @@ impl Section {
         match self {
             Self::Python | Self::Exactness => &[Group::Oap, Group::Bench],
             Self::Oap => &[Group::Oap],
-            Self::Rest | Self::Native | Self::Cost | Self::Kernel | Self::Growth => &[],
+            Self::Rest | Self::Native | Self::Cost | Self::Kernel => &[],
+            Self::Growth | Self::Hostile => &[],
         }
     }
 }
@@ -149,6 +153,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     if wanted(Section::Growth) {
         growth::measure(&tools, duration, &mut table)?;
+    }
+    if wanted(Section::Hostile) {
+        hostile::measure(&tools, duration, &mut table)?;
     }
     print!("{}", table.to_text());
     if let Some(file) = &args.json {
