@@ -84,9 +84,9 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-/// Searches in all targets, one at a time and for so long each, from the seeds alone: for each the error, if there is one.
+/// Searches in all targets, for so long each, from the seeds alone: for each the error, if there is one.
 pub(crate) fn check(seconds: u32) -> Result<Vec<(String, Result<()>)>> {
-    let searches = search(&targets()?, seconds, Some(1), Corpus::Thrown)?;
+    let searches = search(&targets()?, seconds, None, Corpus::Thrown)?;
     let result = |search: Search| (search.target, search.result.map(drop));
     Ok(searches.into_iter().map(result).collect())
 }

@@ -102,7 +102,13 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
         end_to_end(&mut totals);
     }
     if let Some(machines) = machines {
-        run_beside(&mut totals, machines);
+        match vm::run_tests(machines) {
+            Ok(outcome) => totals.merge("", outcome),
+            Err(error) => {
+                totals.add_failure(&format!("kernel tests in a virtual machine: {error:#}"));
+            }
+        }
+        fuzz_all(&mut totals);
     }
     skips::compare(&mut totals, filter.is_none(), machines.is_some())?;
     for failure in totals.failures() {
@@ -112,20 +118,9 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
     Ok(totals.exit_code())
 }
 
-/// Other kernels, whose machine needs one CPU, and the fuzzer on another one.
-fn run_beside(totals: &mut Totals, machines: &vm::VmArgs) {
-    let (outcome, searches) = thread::scope(|scope| {
-        let fuzz = scope.spawn(|| fuzz::check(FUZZ_SECONDS));
-        let outcome = vm::run_tests(machines);
-        (outcome, fuzz.join().expect("the fuzzer has not panicked"))
-    });
-    match outcome {
-        Ok(outcome) => totals.merge("", outcome),
-        Err(error) => {
-            totals.add_failure(&format!("kernel tests in a virtual machine: {error:#}"));
-        }
-    }
-    match searches {
+/// Each target of the fuzzer counts as one test.
+fn fuzz_all(totals: &mut Totals) {
+    match fuzz::check(FUZZ_SECONDS) {
         Ok(searches) => {
             for (target, result) in searches {
                 match result {
