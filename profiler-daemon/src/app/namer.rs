@@ -59,12 +59,12 @@ impl Namer {
     ) -> bool {
         let start = Instant::now();
         self.symbolizer.stop_at(start + time_max);
-        if let Err(error) = self.open_process(key, python) {
+        if !time_max.is_zero()
+            && let Err(error) = self.open_process(key, python)
+        {
             tracing::debug!(pid = %key, %error, "process cannot be opened");
         }
-        if let Some(process) = self.processes.get(&key)
-            && !time_max.is_zero()
-        {
+        if let Some(process) = self.processes.get(&key) {
             self.unwinder.prepare(process);
             self.symbolizer.prepare(process);
             // Most of what a request's stacks will have below its handler.
