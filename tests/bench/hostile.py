@@ -227,7 +227,7 @@ def symbols():
 
 if __name__ == "__main__":
     attacks = [busy, fragments, silent, unfinished, deaf, renames, calls, symbols]
-    chosen = {attack.__name__: attack for attack in attacks}[ATTACK.split()[0]]
+    chosen = {attack.__name__: attack for attack in attacks}[ATTACK]
     drop_rights()
     chosen()
     print("ready", flush=True)

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,7 +55,7 @@ const SCRIPTED: [&str; 7] = [
     "symbols",
 ];
 /// No attack: processes that compute, as others do.
-const BUSY: &str = "busy CPUs";
+const BUSY: &str = "busy";
 /// A process with a page that never arrives.
 const STUCK: &str = "stuck";
 
@@ -64,7 +65,7 @@ pub(super) fn measure(tools: &Tools, duration: Duration, table: &mut Table) -> R
     let stuck_server = stuck_server(&tools.folder)?;
     let alone = SCRIPTED.iter().chain([&STUCK]);
     let all: Vec<&str> = alone.clone().copied().collect();
-    let mut rounds = vec![("no attack", Vec::new()), (BUSY, vec![BUSY])];
+    let mut rounds = vec![("no attack", Vec::new()), ("busy CPUs", vec![BUSY])];
     rounds.extend(alone.map(|&name| (name, vec![name])));
     rounds.push(("all attacks", all));
     for (name, attacks) in rounds {
@@ -114,6 +115,7 @@ struct Round {
     metrics: SocketAddr,
     _attackers: Vec<ChildGuard>,
     _stuck: Option<LocalServer>,
+    _folders: [Scratch; 2],
 }
 
 impl Round {
@@ -126,11 +128,14 @@ impl Round {
         let daemon =
             Daemon::start_with(&tools.binary, &tools.folder.join("hostile.log"), &options)?;
         let token = daemon.token()?;
+        let folder = Scratch::create(&std::env::temp_dir())?;
+        // On tmpfs, whose pages userfaultfd can withhold.
+        let stuck_folder = Scratch::create(Path::new("/dev/shm"))?;
         let mut stuck = None;
         let mut attackers = Vec::new();
         for &attack in attacks {
             if attack == STUCK {
-                stuck = Some(start_stuck(stuck_server)?);
+                stuck = Some(start_stuck(stuck_server, &stuck_folder.0)?);
                 continue;
             }
             let ports = [daemon.address(), http, metrics].map(|address| address.port().to_string());
@@ -140,7 +145,8 @@ impl Round {
                 .arg(attack)
                 .args(ports)
                 .arg(&token)
-                .env("SW_AGENT_NAME", ATTACKER);
+                .env("SW_AGENT_NAME", ATTACKER)
+                .env("TMPDIR", &folder.0);
             attackers.push(start_ready(attack, &mut command)?);
         }
         if attacks.contains(&"symbols") {
@@ -151,6 +157,7 @@ impl Round {
             metrics,
             _attackers: attackers,
             _stuck: stuck,
+            _folders: [folder, stuck_folder],
         })
     }
 
@@ -199,6 +206,27 @@ impl Round {
     }
 }
 
+/// A folder that everybody may write to, and that goes with what is in it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn create(parent: &Path) -> Result<Self> {
+        let folder = parent.join(format!("profilerd-bench-{}", std::process::id()));
+        let create = || -> std::io::Result<()> {
+            fs::create_dir(&folder)?;
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777))
+        };
+        create().with_context(|| folder.display().to_string())?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0); // best effort
+    }
+}
+
 /// Asks whether the daemon is well until `is_over`; the longest time to an answer, in milliseconds, and the most resident
 /// memory, in megabytes.
 fn watch_health(metrics: SocketAddr, tgid: u32, is_over: &AtomicBool) -> Result<(f64, f64)> {
@@ -226,10 +254,7 @@ fn stuck_server(folder: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn start_stuck(program: &Path) -> Result<LocalServer> {
-    // On tmpfs, whose pages userfaultfd can withhold.
-    let folder = Path::new("/dev/shm/profilerd-bench");
-    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+fn start_stuck(program: &Path, folder: &Path) -> Result<LocalServer> {
     let mut command = Command::new(program);
     command
         .args(["uffd", "library"])
