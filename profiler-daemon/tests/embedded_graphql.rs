@@ -43,6 +43,10 @@ const SERVICES: &str = "query{ s: listServices(layer: \"GENERAL\"){ id name } }"
 const FIND_SERVICE: &str = "query($n: String!){ s: findService(serviceName: $n){ id name group shortName layers normal } }";
 const INSTANCES: &str = "query($s: ID!, $d: Duration!){ i: listInstances(duration: $d, serviceId: $s){ \
     id name language instanceUUID attributes{ name value } } }";
+const ALL_SERVICES: &str = "query($d: Duration!, $g: String){ s: getAllServices(duration: $d, group: $g){ \
+    id name group shortName layers normal } }";
+const ENDPOINT_INFO: &str =
+    "query($e: ID!){ e: getEndpointInfo(endpointId: $e){ id name serviceId serviceName } }";
 const ENDPOINTS: &str = "query($k: String!, $s: ID!, $l: Int!, $d: Duration){ \
     e: findEndpoint(keyword: $k, serviceId: $s, limit: $l, duration: $d){ id name } }";
 
@@ -275,6 +279,26 @@ async fn services_are_found_by_name_and_id() {
         (&instance["id"], &instance["language"]),
         (&json!(INSTANCE_ID), &json!("PYTHON"))
     );
+    // `swctl service list` and `swctl endpoint get`.
+    let all = data(&oap, ALL_SERVICES, json!({ "d": duration, "g": null })).await;
+    assert_eq!(
+        all["s"],
+        json!([{ "id": SERVICE_ID, "name": "shop", "group": "",
+        "shortName": "shop", "layers": ["GENERAL"], "normal": true }])
+    );
+    let others = data(&oap, ALL_SERVICES, json!({ "d": duration, "g": "mall" })).await;
+    assert_eq!(others["s"], json!([]));
+    let id = "c2hvcA==.1_L2J1eQ==";
+    let endpoint = data(&oap, ENDPOINT_INFO, json!({ "e": id })).await;
+    assert_eq!(
+        endpoint["e"],
+        json!({ "id": id, "name": "/buy", "serviceId": SERVICE_ID,
+        "serviceName": "shop" })
+    );
+    for id in ["", "_", "c2hvcA==.1", "c2hvcA==.1_/", "?.1_L2J1eQ=="] {
+        let endpoint = data(&oap, ENDPOINT_INFO, json!({ "e": id })).await;
+        assert_eq!(endpoint["e"], Value::Null, "{id}");
+    }
     let endpoints = json!({ "k": "bu", "s": SERVICE_ID, "l": 10, "d": null });
     let endpoints = data(&oap, ENDPOINTS, endpoints).await;
     assert_eq!(

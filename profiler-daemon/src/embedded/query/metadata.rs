@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject};
 
 use super::super::store::InstanceRecord;
-use super::super::task::{endpoint_id, instance_id, service_id, service_name};
+use super::super::task::{endpoint_id, endpoint_names, instance_id, service_id, service_name};
 use super::long::Long;
 use super::{LIST, on_store};
 use crate::model::clock::unix_ms_now;
@@ -62,6 +62,14 @@ struct Endpoint {
 }
 
 #[derive(Debug, SimpleObject)]
+struct EndpointInfo {
+    id: ID,
+    name: String,
+    service_id: ID,
+    service_name: String,
+}
+
+#[derive(Debug, SimpleObject)]
 struct TimeInfo {
     timezone: Option<String>,
     current_timestamp: Option<Long>,
@@ -107,6 +115,22 @@ impl MetadataQuery {
         }
         let names = service_names(context).await?;
         Ok(names.into_iter().map(Service::of).collect())
+    }
+
+    /// All services, or those of a group; what `swctl service list` asks for.
+    #[graphql(complexity = "LIST + child_complexity")]
+    async fn get_all_services(
+        &self,
+        context: &Context<'_>,
+        #[graphql(name = "duration")] _duration: Duration,
+        group: Option<String>,
+    ) -> Result<Vec<Service>> {
+        let names = service_names(context).await?;
+        let services = names.into_iter().map(Service::of);
+        let group = group.unwrap_or_default();
+        Ok(services
+            .filter(|service| group.is_empty() || service.group == group)
+            .collect())
     }
 
     #[graphql(complexity = "LIST + child_complexity")]
@@ -181,6 +205,17 @@ impl MetadataQuery {
                 name,
             })
             .collect())
+    }
+
+    /// What an id of an endpoint stands for, whether the endpoint is known or not.
+    async fn get_endpoint_info(&self, endpoint_id: ID) -> Option<EndpointInfo> {
+        let (service, name) = endpoint_names(&endpoint_id)?;
+        Some(EndpointInfo {
+            id: endpoint_id,
+            name,
+            service_id: service_id(&service).into(),
+            service_name: service,
+        })
     }
 
     /// All times in answers are epoch milliseconds, so any zone will do.

@@ -19,7 +19,7 @@
 //! trace profiling needs; `tests/fixtures/query.graphqls` is the whole of it. What differs:
 //!
 //! - a profiled segment has one span, span 0: the store keeps a segment's name and times, not its spans;
-//! - the time range of `listInstances`, and of `findEndpoint` (since OAP 10.2), is not looked at: all that is known
+//! - the time range of `listInstances`, `getAllServices`, and of `findEndpoint` (since OAP 10.2), is not looked at: all that is known
 //!   is listed.
 
 mod bound;
