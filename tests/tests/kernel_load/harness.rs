@@ -201,6 +201,23 @@ impl Watch {
         }
     }
 
+    /// Asks for a target that computes, again and again until there are so many samples: a machine that is emulated, or
+    /// that others use as well, has few ticks in the time of one request.
+    #[track_caller]
+    pub(crate) fn ask_until_sampled(&mut self, server: &Server, target: &str, samples: usize) {
+        const REQUESTS_MAX: usize = 50;
+        for request in 1..=REQUESTS_MAX {
+            let mut client = server.connect();
+            client.get(target);
+            client.close();
+            self.wait_for_ends(request);
+            if self.samples.len() >= samples {
+                return;
+            }
+        }
+        panic!("{} samples of {REQUESTS_MAX} requests", self.samples.len());
+    }
+
     /// Drains until so many requests have ended.
     #[track_caller]
     pub(crate) fn wait_for_ends(&mut self, count: usize) {

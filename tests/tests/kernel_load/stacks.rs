@@ -73,14 +73,15 @@ fn samples_of_a_c_chain_have_its_registers_and_stack() {
     let mut server = c_server(&directory);
     let [spin, middle, outer] = ranges(&mut server);
     let mut watch = Watch::new(server.pid(), "/spin");
-    let mut client = server.connect();
-    client.get("/spin");
-    client.close();
-    watch.wait_for_ends(1);
-    let request = watch.starts()[0].0;
+    watch.ask_until_sampled(&server, "/spin", 20);
+    let starts = watch.starts();
     let mut whole = 0;
     for sample in &watch.samples {
-        assert_eq!(sample.request, request);
+        assert!(
+            starts
+                .iter()
+                .any(|(request, ..)| *request == sample.request)
+        );
         assert_eq!(sample.pid, server.pid());
         let SampleKind::OnCpu(captured) = &sample.kind else {
             panic!("the ring has on-CPU samples only");
@@ -95,7 +96,6 @@ fn samples_of_a_c_chain_have_its_registers_and_stack() {
         }
     }
     let count = watch.samples.len();
-    assert!(count >= 20, "{count} samples in 300 ms of CPU time");
     assert!(whole * 10 >= count * 8, "{whole} of {count} in spin");
     assert_eq!(watch.count(KernelCounter::SamplesTaken), count as u64);
     assert_eq!(watch.count(KernelCounter::StackUnreadable), 0);
