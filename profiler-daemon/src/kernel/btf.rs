@@ -202,7 +202,7 @@ impl<'a> KernelTypes<'a> {
                 return matches!(inner.kind, kind::STRUCT | kind::UNION)
                     .then(|| self.member(&inner, wanted, depth + 1))
                     .flatten()
-                    .map(|offset| bits / 8 + offset);
+                    .and_then(|offset| (bits / 8).checked_add(offset));
             }
             (self.string(name)? == wanted).then_some(bits / 8)
         })
@@ -365,6 +365,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Check that offsets of nested structures whose sum is no number of this size are nobody's.
+    #[test]
+    fn offsets_do_not_overflow() {
+        let types = [1, 4 << 24 | 2, 8, 0, 1, u32::MAX, 3, 1, u32::MAX];
+        let bytes = file(&types, b"\0a\0x\0");
+        let types = KernelTypes::parse(&bytes).unwrap();
+        assert!(
+            types
+                .offset_of("a", "x")
+                .is_ok_and(|offset| offset >= u32::MAX / 8)
+        );
     }
 
     /// Check that a structure that contains itself as an anonymous member ends the search.
