@@ -206,7 +206,7 @@ fn search_one(program: &Path, target: &str, seconds: u32, corpus: Corpus) -> Res
         .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
         .arg(format!("-rss_limit_mb={MEMORY_MB_MAX}"))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
-        .args(["-print_final_stats=1", "-verbosity=1"])
+        .arg("-print_final_stats=1")
         .args([&kept, &seeds]);
     if corpus == Corpus::Thrown {
         // The same search each time, as far as the machine's pace lets it be.
@@ -234,7 +234,7 @@ fn thin(program: &Path, target: &str, kept: &Path) -> Result<()> {
     let mut command = Command::new(program);
     command
         .env(TARGET_VARIABLE, target)
-        .args(["-merge=1", "-verbosity=1"])
+        .arg("-merge=1")
         .arg(format!("-max_len={INPUT_BYTES_MAX}"))
         .args([&thinned, kept]);
     said(&mut command)?;

@@ -64,7 +64,7 @@ fn sampled(target: &str) -> Vec<Sampled> {
     let mut server = c_server(&directory);
     ranges(&mut server);
     let mut watch = Watch::new(server.pid(), target);
-    watch.ask_until_sampled(&server, target, 25);
+    watch.ask_until_sampled(&server, target, 40);
     let mut namer = Namer::new(&server);
     let samples = watch.samples.iter_mut().map(|sample| {
         let SampleKind::OnCpu(captured) = &mut sample.kind else {
@@ -86,7 +86,7 @@ fn computing(target: &str) -> Vec<Sampled> {
     let mut samples = sampled(target);
     samples.retain(|sample| sample.names.iter().any(|name| name == SPINNING[0]));
     let count = samples.len();
-    assert!(count >= 15, "{count} samples");
+    assert!(count >= 20, "{count} samples");
     samples
 }
 
