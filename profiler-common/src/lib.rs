@@ -36,7 +36,8 @@ pub use rule::{
 };
 pub use sample::{
     KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, REGS_MAX, STACK_COPY_MAX_BYTES,
-    SampleHeader, ThreadState, ThreadTag, sample_flag, thread_state_flag,
+    SWITCH_OUTS_AHEAD_NS, SWITCH_OUTS_MAX, SampleHeader, ThreadState, ThreadTag, Ticks,
+    sample_flag, thread_state_flag,
 };
 
 /// Implements `aya::Pod` for types that have no padding and accept every bit pattern.
@@ -63,4 +64,5 @@ pod!(
     Target,
     ThreadState,
     ThreadTag,
+    Ticks,
 );

@@ -13,6 +13,22 @@ pub const KERNEL_STACKS_MAX: u32 = 100;
 /// See [`KERNEL_STACKS_MAX`].
 pub const KERNEL_STACKS_WINDOW_NS: u64 = 10_000_000;
 
+/// Time before a tick in which the programs record a tagged thread that leaves its CPU: many run again before the
+/// daemon has woken up to read them. At most half of the period.
+pub const SWITCH_OUTS_AHEAD_NS: u64 = 500_000;
+/// Switch-outs of a thread that are recorded ahead of one tick.
+pub const SWITCH_OUTS_MAX: u32 = 4;
+
+/// When the CPUs tick: the value of `TICKS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ticks {
+    /// `CLOCK_MONOTONIC` of a tick of the last CPU.
+    pub origin_ktime_ns: u64,
+    /// Time between two ticks; 0: no switch-out is recorded.
+    pub period_ns: u64,
+}
+
 /// Tag of a thread that serves a profiled request: value of `THREAD_TAGS`, key tid (host).
 ///
 /// Written by the hooks that see requests in the thread, removed at the request's end, by the exit hooks, and by the
@@ -61,8 +77,14 @@ pub struct ThreadState {
     pub window_ktime_ns: u64,
     /// Kernel stacks stored since then.
     pub stacks_in_window: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Switch-outs recorded ahead of the latest tick that had any, at most [`SWITCH_OUTS_MAX`].
+    pub recorded_count: u32,
+    /// `seq` of the latest switch-out that is in `SAMPLES`.
+    pub recorded_seq: u64,
+    /// `CLOCK_MONOTONIC` of that switch-out.
+    pub recorded_ktime_ns: u64,
+    /// `CLOCK_MONOTONIC` of the switch-in that followed it, 0 while the thread is still switched out.
+    pub recorded_end_ktime_ns: u64,
     /// `task_struct.__state` at switch-out.
     pub prev_state: u32,
     /// [`thread_state_flag`] bits.
@@ -96,9 +118,12 @@ pub mod sample_flag {
     pub const IN_USER: u32 = 1 << 5;
     /// The process is in `PYTHON_PROCS`.
     pub const PYTHON: u32 = 1 << 6;
+    /// No tick: the thread left its CPU shortly before one.
+    pub const SWITCH_OUT: u32 = 1 << 7;
 }
 
-/// First bytes of every record in `SAMPLES`, one tick of one tagged thread that was running.
+/// First bytes of every record in `SAMPLES`: one tick of one tagged thread that was running, or one switch-out of a
+/// tagged thread shortly before a tick.
 ///
 /// ```text
 /// | SampleHeader | kernel u64 x n | PythonFrameRecord x m | stack bytes from sp + stack_skipped_bytes upwards |
@@ -108,8 +133,10 @@ pub mod sample_flag {
 pub struct SampleHeader {
     /// The request the thread served.
     pub request_id: u64,
-    /// `CLOCK_MONOTONIC` of the tick.
+    /// `CLOCK_MONOTONIC` of the tick or switch-out.
     pub ktime_ns: u64,
+    /// [`ThreadState::seq`] of the switch-out, 0 of a tick.
+    pub switch_seq: u64,
     /// Process, host pid namespace.
     pub tgid: u32,
     /// Thread, host pid namespace.
@@ -134,5 +161,5 @@ pub struct SampleHeader {
 }
 
 const _: () = assert!(size_of::<ThreadTag>() == 24);
-const _: () = assert!(size_of::<ThreadState>() == 64 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
-const _: () = assert!(size_of::<SampleHeader>() == 56 + 8 * REGS_MAX);
+const _: () = assert!(size_of::<ThreadState>() == 88 + 8 * REGS_MAX + 8 * KERNEL_FRAMES_MAX);
+const _: () = assert!(size_of::<SampleHeader>() == 64 + 8 * REGS_MAX);

@@ -4,6 +4,7 @@
 //! ```text
 //! sock_* or sys_exit -> REQUESTS ring, CONNS, THREAD_TAGS, THREAD_STATES
 //! sched_switch ------> THREAD_STATES   registers and kernel stack of a tagged thread at switch-out
+//!                      SAMPLES ring    the same as at a tick, if one is near
 //! sample_on_cpu -----> SAMPLES ring    registers, kernel stack, Python chain, user stack bytes
 //! sched_process_* ---> REQUESTS ring, TARGETS, THREAD_TAGS
 //! ```
@@ -56,6 +57,8 @@ mod read;
 mod response;
 #[cfg(target_arch = "bpf")]
 mod rule;
+#[cfg(target_arch = "bpf")]
+mod sample;
 #[cfg(target_arch = "bpf")]
 mod sample_on_cpu;
 #[cfg(target_arch = "bpf")]

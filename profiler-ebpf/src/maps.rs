@@ -4,13 +4,15 @@
 //! entry meanwhile: all fields are integers, so the worst is a count or time of either writer. A
 //! reference must not be kept over a call that looks up the same entry to change it.
 
-use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::bindings::{
+    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use profiler_common::{
     Conn, ConnKey, FILTER_LEN, KERNEL_COUNTERS, MAX_TASKS, PartialHead, PythonProcess,
-    PythonThread, RequestEventHeader, Rule, Target, ThreadState, ThreadTag, cancel,
+    PythonThread, RequestEventHeader, Rule, Target, ThreadState, ThreadTag, Ticks, cancel,
 };
 
 use crate::globals::sample_wakeup_bytes;
@@ -80,9 +82,13 @@ static REQUESTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 static REQUEST_WAKEUP: Array<u32> = Array::with_max_entries(1, 0);
 
-/// On-CPU samples.
+/// On-CPU samples, and switch-outs ahead of ticks.
 #[map]
 static SAMPLES: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// When the CPUs tick.
+#[map]
+static TICKS: Array<Ticks> = Array::with_max_entries(1, 0);
 
 /// Makes a lookup function of a hash map.
 macro_rules! lookup {
@@ -285,6 +291,22 @@ fn request_wakeup_bytes() -> u64 {
 #[inline(always)]
 pub(crate) fn output_sample(bytes: &[u8]) -> bool {
     output(&SAMPLES, bytes, sample_wakeup_bytes())
+}
+
+/// Whether a switch-out may be recorded: most of the ring is left to ticks, whose samples nothing else can replace.
+#[inline(always)]
+pub(crate) fn has_room_for_switch_outs() -> bool {
+    let size = SAMPLES.query(u64::from(BPF_RB_RING_SIZE));
+    SAMPLES.query(u64::from(BPF_RB_AVAIL_DATA)) < size / 4
+}
+
+/// When the CPUs tick, as the daemon last said.
+#[inline(always)]
+pub(crate) fn ticks() -> Option<Ticks> {
+    // SAFETY: the daemon writes while programs may read: a mixture of two grids is a wrong moment to record, no more.
+    TICKS
+        .get_ptr(0)
+        .map(|ticks| unsafe { core::ptr::read_volatile(ticks) })
 }
 
 #[inline(always)]

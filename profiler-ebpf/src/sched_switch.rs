@@ -4,8 +4,12 @@
 //! leaves unless one of the threads is tagged. At switch-out it stores the registers with which the
 //! thread entered the kernel and its kernel stack (of a thread that switches all the time only some), or removes
 //! the tag of a request that the daemon
-//! has cancelled. The user stack is not touched: while the thread stays switched out the daemon can read it
+//! has cancelled. The user stack is not touched as a rule: while the thread stays switched out the daemon can read it
 //! whenever it likes, and sees by `ThreadState::seq` whether the thread ran meanwhile.
+//!
+//! Shortly before a tick there is no time for that: a thread pushed off its CPU by another, which computes for 50 us,
+//! runs again before the daemon has woken up. So a thread that leaves its CPU then is recorded here, and
+//! `ThreadState::recorded_end_ktime_ns` says whether it was still switched out at the tick.
 //!
 //! Arguments: `(bool preempt, prev, next)`, and from 5.18 on `prev_state`, which is not used, so
 //! that one program fits all. `current` is still `prev`,
@@ -18,11 +22,13 @@ use aya_ebpf::helpers::generated::bpf_get_stack;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use profiler_common::{
-    KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, ThreadState, thread_state_flag,
+    KERNEL_FRAMES_MAX, KERNEL_STACKS_MAX, KERNEL_STACKS_WINDOW_NS, KernelCounter,
+    SWITCH_OUTS_AHEAD_NS, SWITCH_OUTS_MAX, ThreadState, sample_flag, thread_state_flag,
 };
 
 use crate::arch::{CALL, REGS_WORDS, is_epoll_wait};
 use crate::globals::offset;
+use crate::sample::{self, FRAMES_BYTES, Moment};
 use crate::{maps, read, tag};
 
 #[btf_tracepoint(function = "sched_switch")]
@@ -65,6 +71,9 @@ fn switch_in(state: &mut ThreadState) {
     let seq = begin_write(state);
     state.ktime_ns = read::ktime_ns();
     state.in_ktime_ns = state.ktime_ns;
+    if state.recorded_end_ktime_ns == 0 {
+        state.recorded_end_ktime_ns = state.ktime_ns;
+    }
     state.flags = thread_state_flag::ON_CPU;
     write_seq(state, seq + 1);
 }
@@ -92,11 +101,70 @@ fn switch_out(ctx: &impl EbpfContext, state: &mut ThreadState, preempted: bool) 
     }
     if may_store_stack(state) {
         store_stack(ctx, state);
+        if is_to_record(state) {
+            // Without a record the daemon reads what it can, and counts what it cannot.
+            let _ = record(state, seq + 1);
+        }
     } else {
         state.kernel_frame_count = 0;
         state.flags |= thread_state_flag::KERNEL_STACK_SKIPPED;
     }
     write_seq(state, seq + 1);
+}
+
+/// Whether a tick is so near that the thread may run again before the daemon can read it.
+#[inline(always)]
+fn is_to_record(state: &mut ThreadState) -> bool {
+    let Some(ticks) = maps::ticks() else {
+        return false;
+    };
+    if ticks.period_ns == 0 || state.ktime_ns < ticks.origin_ktime_ns {
+        return false;
+    }
+    let mut ahead_ns = ticks.period_ns / 2;
+    if ahead_ns > SWITCH_OUTS_AHEAD_NS {
+        ahead_ns = SWITCH_OUTS_AHEAD_NS;
+    }
+    let since_tick_ns = (state.ktime_ns - ticks.origin_ktime_ns) % ticks.period_ns;
+    if since_tick_ns + ahead_ns < ticks.period_ns {
+        return false;
+    }
+    if state.ktime_ns - state.recorded_ktime_ns > ahead_ns {
+        state.recorded_count = 0; // of a tick before
+    }
+    state.recorded_count < SWITCH_OUTS_MAX && maps::has_room_for_switch_outs()
+}
+
+/// Records what the thread was doing as it left its CPU.
+#[inline(always)]
+fn record(state: &mut ThreadState, seq: u64) -> Result<(), KernelCounter> {
+    let ids = read::current_ids();
+    let Some(tag) = maps::thread_tag(ids.1) else {
+        return Ok(());
+    };
+    let tag = *tag;
+    let own = sample::scratch()?;
+    let sp = sample::write_registers(own, state.regs.as_ptr() as u64)?;
+    // SAFETY: there is room for so many bytes.
+    unsafe {
+        read::copy_kernel(
+            sample::kernel_frames(own),
+            FRAMES_BYTES,
+            state.kernel_frames.as_ptr() as u64,
+        );
+    }
+    let kernel_bytes = (8 * u64::from(state.kernel_frame_count)) & 0x1f8;
+    let moment = Moment {
+        ktime_ns: state.ktime_ns,
+        switch_seq: seq,
+        flags: sample_flag::SWITCH_OUT,
+    };
+    sample::write(&tag, ids, sp, kernel_bytes, moment)?;
+    state.recorded_count += 1;
+    state.recorded_seq = seq;
+    state.recorded_ktime_ns = state.ktime_ns;
+    state.recorded_end_ktime_ns = 0;
+    Ok(())
 }
 
 /// Whether the thread may have another kernel stack unwound in this window of time.

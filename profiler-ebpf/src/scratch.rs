@@ -4,7 +4,7 @@
 //!
 //! | space | users | why one at a time |
 //! |---|---|---|
-//! | [`SampleScratch`] | `sample_on_cpu` | runs in the interrupt of its CPU's clock |
+//! | [`SampleScratch`] | `sample_on_cpu`, `sched_switch` | the interrupt of the CPU's clock, and with interrupts off |
 //! | [`RequestScratch`] | `sys_exit` | runs with preemption off, also on Linux 7.0 and later |
 //! | [`RequestScratch`] | `sock_recv`, `sock_send`, `sock_state` | take it for themselves: [`RequestScratch::take`] |
 //!

@@ -1,12 +1,12 @@
-//! Turns records of the `SAMPLES` ring into [`RawSample`]s.
+//! Turns records of the `SAMPLES` ring into [`SampleRecord`]s.
 //!
-//! In:  record bytes, written by `profiler-ebpf/src/sample_on_cpu.rs`
-//! Out: [`RawSample`] of kind [`SampleKind::OnCpu`]
+//! In:  record bytes, written by `profiler-ebpf/src/sample.rs`
+//! Out: [`RawSample`] of kind [`SampleKind::OnCpu`], or [`SwitchOut`]
 //! Lost: nothing here; a record that does not fit is a [`BadRecord`] for the caller to count
 //!
 //! # Layout
 //!
-//! | `SampleHeader` 328 B | kernel u64 x n | `PythonFrameRecord` 24 B x m | stack bytes from sp upwards |
+//! | `SampleHeader` 336 B | kernel u64 x n | `PythonFrameRecord` 24 B x m | stack bytes from sp upwards |
 
 use profiler_common::{
     KERNEL_FRAMES_MAX, PYTHON_FRAMES_MAX, PythonFrameRecord, REGS_MAX, SampleHeader, sample_flag,
@@ -14,7 +14,10 @@ use profiler_common::{
 
 use super::bad_record::{BadRecord, Reader};
 use super::regs::stack_pointer;
-use crate::model::{Captured, Pid, PythonChain, RawSample, RequestId, SampleKind, StackBytes, Tid};
+use crate::model::{
+    Captured, Pid, PythonChain, RawSample, RequestId, SampleKind, SampleRecord, StackBytes,
+    SwitchOut, Tid,
+};
 
 const HEADER: usize = size_of::<SampleHeader>();
 
@@ -23,7 +26,7 @@ const HEADER: usize = size_of::<SampleHeader>();
 /// # Errors
 ///
 /// The bytes are not what the programs write.
-pub fn decode_sample(bytes: &[u8]) -> Result<RawSample, BadRecord> {
+pub fn decode_sample(bytes: &[u8]) -> Result<SampleRecord, BadRecord> {
     let mut reader = Reader::new(bytes);
     let header = read_header(&mut reader).ok_or(BadRecord::Short {
         len: bytes.len(),
@@ -65,22 +68,40 @@ pub fn decode_sample(bytes: &[u8]) -> Result<RawSample, BadRecord> {
         partial: has(sample_flag::PYTHON_PARTIAL),
         no_thread: has(sample_flag::PYTHON_NO_THREAD),
     });
-    Ok(RawSample {
-        request: RequestId(header.request_id),
-        pid: Pid(header.tgid),
-        tid: Tid(header.tid),
-        ktime_ns: header.ktime_ns,
-        kind: SampleKind::OnCpu(Box::new(Captured {
-            stack: StackBytes {
-                sp: stack_pointer(&header.regs),
-                skipped: header.stack_skipped_bytes,
-                bytes: stack.to_vec(),
-                cut: has(sample_flag::STACK_CUT),
-            },
-            regs: header.regs,
-            kernel_frames,
-            python,
-        })),
+    let captured = Box::new(Captured {
+        stack: StackBytes {
+            sp: stack_pointer(&header.regs),
+            skipped: header.stack_skipped_bytes,
+            bytes: stack.to_vec(),
+            cut: has(sample_flag::STACK_CUT),
+        },
+        regs: header.regs,
+        kernel_frames,
+        python,
+    });
+    let (request, pid, tid) = (
+        RequestId(header.request_id),
+        Pid(header.tgid),
+        Tid(header.tid),
+    );
+    let ktime_ns = header.ktime_ns;
+    Ok(if has(sample_flag::SWITCH_OUT) {
+        SampleRecord::SwitchOut(SwitchOut {
+            request,
+            pid,
+            tid,
+            ktime_ns,
+            seq: header.switch_seq,
+            captured,
+        })
+    } else {
+        SampleRecord::Tick(RawSample {
+            request,
+            pid,
+            tid,
+            ktime_ns,
+            kind: SampleKind::OnCpu(captured),
+        })
     })
 }
 
@@ -88,6 +109,7 @@ fn read_header(reader: &mut Reader<'_>) -> Option<SampleHeader> {
     let mut header = SampleHeader {
         request_id: reader.u64()?,
         ktime_ns: reader.u64()?,
+        switch_seq: reader.u64()?,
         tgid: reader.u32()?,
         tid: reader.u32()?,
         slot: reader.u32()?,
@@ -121,7 +143,7 @@ mod tests {
 
     fn record(flags: u32, kernel: &[u64], python: &[(u64, u64, u16)], stack: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for word in [7_u64, 1_000] {
+        for word in [7_u64, 1_000, 12] {
             bytes.extend(word.to_ne_bytes());
         }
         for word in [
@@ -159,7 +181,9 @@ mod tests {
     fn a_sample_keeps_frames_registers_and_stack() {
         let flags = sample_flag::PYTHON | sample_flag::PYTHON_CUT | sample_flag::STACK_CUT;
         let bytes = record(flags, &[1, 2], &[(0x10, 0x20, 3)], b"stack");
-        let sample = decode_sample(&bytes).unwrap();
+        let SampleRecord::Tick(sample) = decode_sample(&bytes).unwrap() else {
+            panic!("no tick");
+        };
         assert_eq!(sample.request, RequestId(7));
         assert_eq!((sample.pid, sample.tid), (Pid(100), Tid(101)));
         let SampleKind::OnCpu(captured) = sample.kind else {
@@ -178,14 +202,17 @@ mod tests {
         assert_eq!(python.frames[0].identity, 5);
     }
 
-    /// Check that a sample of another process has no Python chain.
+    /// Check that a switch-out is told apart from a tick, and that a thread of another process has no Python chain.
     #[test]
-    fn a_native_sample_has_no_python_chain() {
-        let SampleKind::OnCpu(captured) = decode_sample(&record(0, &[], &[], b"")).unwrap().kind
-        else {
-            panic!("not on-CPU");
+    fn a_switch_out_is_no_tick() {
+        let bytes = record(sample_flag::SWITCH_OUT, &[1], &[], b"stack");
+        let SampleRecord::SwitchOut(out) = decode_sample(&bytes).unwrap() else {
+            panic!("no switch-out");
         };
-        assert_eq!(captured.python, None);
+        assert_eq!((out.request, out.tid), (RequestId(7), Tid(101)));
+        assert_eq!((out.ktime_ns, out.seq), (1_000, 12));
+        assert_eq!(out.captured.stack.bytes, b"stack");
+        assert_eq!(out.captured.python, None);
     }
 
     /// Check that cut records and impossible counts are errors, not panics.
@@ -195,7 +222,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(decode_sample(&bytes[..len]).is_err(), "cut at {len}");
         }
-        for at in [32, 36, 40] {
+        for at in [40, 44, 48] {
             let mut damaged = bytes.clone();
             damaged[at..at + 4].copy_from_slice(&u32::MAX.to_ne_bytes());
             assert!(decode_sample(&damaged).is_err(), "count at {at}");

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{BadRecord, Kernel, decode_request, decode_sample};
-use crate::model::{RawSample, RequestEvent};
+use crate::model::{RequestEvent, SampleRecord};
 
 /// Most records one call of a drain function hands out, so that a flood cannot hold its caller.
 const DRAIN_MAX: usize = 4096;
@@ -15,7 +15,7 @@ const RECORD_HEADER_BYTES: usize = 8;
 pub struct Drained {
     /// In the ring of request events.
     pub request_bytes: usize,
-    /// In the ring of on-CPU samples.
+    /// In the ring of samples.
     pub sample_bytes: usize,
 }
 
@@ -48,8 +48,12 @@ impl Kernel {
         drained
     }
 
-    /// Hands out the samples that have arrived, at most 4096, and returns their number.
-    pub fn drain_samples(&mut self, mut each: impl FnMut(Result<RawSample, BadRecord>)) -> usize {
+    /// Hands out the samples that have arrived, at most 4096, and returns their number. Kernel frames of switch-outs begin
+    /// with the scheduler.
+    pub fn drain_samples(
+        &mut self,
+        mut each: impl FnMut(Result<SampleRecord, BadRecord>),
+    ) -> usize {
         let mut drained = 0;
         self.drained.sample_bytes = 0;
         while drained < DRAIN_MAX {
@@ -58,7 +62,12 @@ impl Kernel {
             };
             drained += 1;
             self.drained.sample_bytes += ring_bytes(&record);
-            each(decode_sample(&record));
+            let mut decoded = decode_sample(&record);
+            if let Ok(SampleRecord::SwitchOut(out)) = &mut decoded {
+                self.states.trim(out);
+            }
+            drop(record);
+            each(decoded);
         }
         drained
     }

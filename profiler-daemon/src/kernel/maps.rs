@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use aya::{Ebpf, Pod, util::nr_cpus};
 use profiler_common::{
     Conn, ConnKey, FILTER_LEN, KERNEL_COUNTERS, KernelCounter, PartialHead, PythonProcess,
-    PythonThread, Rule, Target, ThreadState, ThreadTag,
+    PythonThread, Rule, Target, ThreadState, ThreadTag, Ticks,
 };
 
 use super::error::KernelError;
@@ -140,6 +140,7 @@ pub(super) struct Maps {
     pub(super) python_threads: Table<u32, PythonThread>,
     rules: Array<MapData, Rule>,
     request_wakeup: Array<MapData, u32>,
+    ticks: Array<MapData, Ticks>,
     counters: PerCpuArray<MapData, u64>,
     tagged_tids: Filter,
     target_tgids: Filter,
@@ -165,6 +166,7 @@ impl Maps {
             request_wakeup: take(ebpf, REQUEST_WAKEUP)?
                 .try_into()
                 .map_err(error(REQUEST_WAKEUP))?,
+            ticks: take(ebpf, TICKS)?.try_into().map_err(error(TICKS))?,
             tagged_tids: Filter::take(ebpf, "TAGGED_TIDS")?,
             target_tgids: Filter::take(ebpf, "TARGET_TGIDS")?,
             counters: take(ebpf, COUNTERS)?.try_into().map_err(error(COUNTERS))?,
@@ -183,6 +185,10 @@ impl Maps {
         self.request_wakeup
             .set(0, bytes, 0)
             .map_err(error(REQUEST_WAKEUP))
+    }
+
+    pub(super) fn set_ticks(&mut self, ticks: Ticks) -> Result<(), KernelError> {
+        self.ticks.set(0, ticks, 0).map_err(error(TICKS))
     }
 
     /// Tells the programs that a process may be in the target set.
@@ -228,6 +234,7 @@ impl Maps {
 pub(super) const THREAD_STATES: &str = "THREAD_STATES";
 const RULES: &str = "RULES";
 const REQUEST_WAKEUP: &str = "REQUEST_WAKEUP";
+const TICKS: &str = "TICKS";
 const COUNTERS: &str = "COUNTERS";
 
 /// A ring buffer by name.

@@ -2,8 +2,8 @@
 //! maps and rings into the daemon's nouns. Nothing outside this module knows aya.
 //!
 //! In:  [`crate::model::EndpointRule`]s and processes to watch; ring buffer bytes from `profiler-ebpf`
-//! Out: [`crate::model::RequestEvent`]s, [`crate::model::RawSample`]s of running threads,
-//! [`profiler_common::ThreadState`]s of blocked ones
+//! Out: [`crate::model::RequestEvent`]s, [`crate::model::SampleRecord`]s of running threads and of those that have just
+//! left their CPU, [`profiler_common::ThreadState`]s of blocked ones
 //! Lost: counted by the kernel side in [`profiler_common::KernelCounter`]s; undecodable records go
 //! to the caller as [`BadRecord`]s
 //!
@@ -47,6 +47,7 @@ use aya::programs::PerfEvent;
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya_log::EbpfLogger;
 use nix::time::{ClockId, clock_gettime};
+use profiler_common::Ticks;
 use tracing_log::log::Log;
 
 pub use bad_record::BadRecord;
@@ -209,6 +210,10 @@ impl Kernel {
             first_ktime_ns,
             last_ktime_ns: monotonic_ns(),
         };
+        self.maps.set_ticks(Ticks {
+            origin_ktime_ns: ticks.last_ktime_ns,
+            period_ns,
+        })?;
         Ok(ticks)
     }
 

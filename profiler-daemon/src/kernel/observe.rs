@@ -8,7 +8,7 @@ use profiler_common::{Conn, ConnKey, KernelCounter, Target, ThreadState, ThreadT
 use super::control::check_slot;
 use super::maps::Table;
 use super::{Kernel, KernelError, scheduler};
-use crate::model::{Pid, TaskSlot, Tid};
+use crate::model::{Pid, SwitchOut, TaskSlot, Tid};
 
 /// Reads what the programs store of threads, also on a thread that does not have the [`Kernel`].
 pub struct ThreadStateReader {
@@ -34,6 +34,13 @@ impl ThreadStateReader {
             scheduler::trim(state, schedule);
         }
         Ok(state)
+    }
+
+    /// Has the kernel frames of a switch-out begin with the scheduler.
+    pub(super) fn trim(&self, out: &mut SwitchOut) {
+        if let Some(schedule) = &self.schedule {
+            scheduler::trim_frames(&mut out.captured.kernel_frames, schedule);
+        }
     }
 }
 

@@ -50,15 +50,25 @@ fn find_schedule(mut symbols: impl BufRead) -> Option<Range<u64>> {
     }
 }
 
-/// Drops the frames inside of `__schedule`.
+/// Drops what is not the kernel's own of a state's frames.
 pub(super) fn trim(state: &mut ThreadState, schedule: &Range<u64>) {
     let count = (state.kernel_frame_count as usize).min(state.kernel_frames.len());
     let frames = &mut state.kernel_frames[..count];
-    if let Some(first) = frames.iter().position(|frame| schedule.contains(frame)) {
-        frames.copy_within(first.., 0);
-        frames[count - first..].fill(0);
-        state.kernel_frame_count = (count - first) as u32;
-    }
+    let first = machinery(frames, schedule);
+    frames.copy_within(first.., 0);
+    frames[count - first..].fill(0);
+    state.kernel_frame_count = (count - first) as u32;
+}
+
+/// The same for a list of frames.
+pub(super) fn trim_frames(frames: &mut Vec<u64>, schedule: &Range<u64>) {
+    frames.drain(..machinery(frames, schedule));
+}
+
+/// How many frames are of the tracing machinery: those inside of `__schedule`; 0 if it is not on the stack.
+fn machinery(frames: &[u64], schedule: &Range<u64>) -> usize {
+    let first = frames.iter().position(|frame| schedule.contains(frame));
+    first.unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -85,7 +95,10 @@ mod tests {
             in_ktime_ns: 0,
             window_ktime_ns: 0,
             stacks_in_window: 0,
-            pad: 0,
+            recorded_count: 0,
+            recorded_seq: 0,
+            recorded_ktime_ns: 0,
+            recorded_end_ktime_ns: 0,
             ktime_ns: 0,
             prev_state: 0,
             flags: 0,
@@ -102,5 +115,10 @@ mod tests {
         assert_eq!(state.kernel_frames[..4], [25, 40, 0, 0]);
         trim(&mut other, &(100..200));
         assert_eq!(other.kernel_frame_count, 4);
+        let mut frames = vec![1, 2, 25, 40];
+        trim_frames(&mut frames, &(20..30));
+        assert_eq!(frames, [25, 40]);
+        trim_frames(&mut frames, &(100..200));
+        assert_eq!(frames, [25, 40]);
     }
 }

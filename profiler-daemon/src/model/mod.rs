@@ -41,7 +41,9 @@ pub use report::{
 pub use request::{
     ActiveRequest, Cut, EndpointRule, FinishedRequest, RequestEvent, RequestId, Sw8, TAG_CUT,
 };
-pub use sample::{Captured, PythonChain, RawSample, SampleKind, StackBytes, TimedStack};
+pub use sample::{
+    Captured, PythonChain, RawSample, SampleKind, SampleRecord, StackBytes, SwitchOut, TimedStack,
+};
 pub use snapshot::{ProfiledSegment, Snapshot};
 pub use stack::{AddrFrame, Frame, FrameKind, PythonRef, Stack, UnwindEnd};
 pub use task::{ProfileTask, Service, TaskId, TaskLimits, TaskSlot};

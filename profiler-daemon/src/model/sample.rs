@@ -80,6 +80,32 @@ pub struct RawSample {
     pub kind: SampleKind,
 }
 
+/// A tagged thread left its CPU shortly before a tick. A sample only if the tick found it still switched out.
+#[derive(Clone, Debug)]
+pub struct SwitchOut {
+    /// The request it served.
+    pub request: RequestId,
+    /// Process.
+    pub pid: Pid,
+    /// Thread.
+    pub tid: Tid,
+    /// `CLOCK_MONOTONIC`.
+    pub ktime_ns: u64,
+    /// Number of the switch, `ThreadState::seq`.
+    pub seq: u64,
+    /// Registers and stack with which it left.
+    pub captured: Box<Captured>,
+}
+
+/// What the kernel side has seen of a thread.
+#[derive(Clone, Debug)]
+pub enum SampleRecord {
+    /// A tick has found it running.
+    Tick(RawSample),
+    /// It left its CPU.
+    SwitchOut(SwitchOut),
+}
+
 impl RawSample {
     /// Memory it takes, near enough to bound what waits.
     #[must_use]

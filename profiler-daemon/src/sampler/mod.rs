@@ -1,9 +1,9 @@
 //! Turns ticks and stored registers into samples of threads that are not running.
 //!
-//! In:  tick + `THREAD_STATES`, written by `profiler-ebpf/src/sched_switch.rs`
+//! In:  tick + `THREAD_STATES` and switch-outs, written by `profiler-ebpf/src/sched_switch.rs`
 //! Out: [`RawSample`] (off-CPU) to [`crate::unwind`]
-//! Lost: thread kept running during every try, or was in a block at the tick that was not read and is over ->
-//!       [`Counter::SamplesRaced`];
+//! Lost: thread kept running during every try, or was in a block at the tick that was neither read nor recorded and is
+//!       over -> [`Counter::SamplesRaced`];
 //!       the same of a thread that has blocked again: the new block is sampled, with its own time ->
 //!       [`Counter::SamplesLate`];
 //!       unreadable stack -> [`Counter::SamplesNoStack`];
@@ -19,8 +19,8 @@
 //!  next tick                          ▲ still 8: the same stack holds
 //!  last tick                                                     ▲ · · · · read too late: 10,
 //!                                     but it was the same block at the tick: the stack still holds
-//!                                     (12 and blocked again: likewise; if the block was not read before, the
-//!                                     new one is)
+//!                                     (12 and blocked again: likewise. If the block was not read before, the
+//!                                     kernel side has recorded it; if not that either, the new one is read)
 //!  then                                                                 10, or 12 and blocked again:
 //!                                     the end of the block is known to the nanosecond
 //! ```
@@ -28,7 +28,8 @@
 //! # Why
 //! A switch costs the thread a register copy only; page faults are allowed here, and a thread that
 //! sleeps for a second is read once, not a hundred times. A thread that waits for its CPU often gets it at the tick:
-//! what it was blocked in must be read before.
+//! what it was blocked in must be read before. And if it has left its CPU right before the tick, so that nobody could
+//! read it any more, what it was doing is in the record of that switch ([`recent`]).
 
 use std::collections::HashMap;
 
@@ -36,10 +37,13 @@ use profiler_common::{ThreadState, thread_state_flag};
 
 use crate::model::{
     Captured, Counter, Coverage, ProcessKey, PythonChain, RawSample, RequestId, SampleKind,
-    StackBytes, Tid,
+    SampleRecord, StackBytes, SwitchOut, Tid,
 };
 use crate::process::ReadMemory;
 use crate::process::poll_call::polled;
+use recent::Recent;
+
+mod recent;
 
 /// How often a read is tried again when the thread ran meanwhile.
 const TRIES: u32 = 3;
@@ -125,11 +129,23 @@ pub struct Sleep {
 #[derive(Debug, Default)]
 pub struct Sampler {
     read: HashMap<Tid, Block>,
+    recent: Recent,
     buffer: Vec<u8>,
     sleeps: Vec<Sleep>,
 }
 
 impl Sampler {
+    /// Notes what the kernel side has recorded. Call it before [`Self::sample`] of the tick in question. Gives back what is
+    /// a sample by itself.
+    pub fn note(&mut self, record: SampleRecord) -> Option<RawSample> {
+        self.recent.note(record)
+    }
+
+    /// All ticks up to this instant have been looked at.
+    pub fn end_ticks(&mut self, ktime_ns: u64) {
+        self.recent.forget_until(ktime_ns);
+    }
+
     /// Reads the stack of a thread that is blocked a moment before a tick: at the tick it may run. Adds the end of
     /// its block before to `found` if it is known; the block itself is told at the tick.
     pub fn look_ahead<S: ThreadStates, M: ReadMemory, W: ChainWalker>(
@@ -154,8 +170,7 @@ impl Sampler {
     }
 
     /// Says what one thread did at a tick, a moment ago. Nothing is added to `found` if it was running
-    /// then (its CPU's own tick captured it) or could not be read; the latter is counted. A thread that
-    /// switched between the first and the last CPU's tick may be found here as well as by its CPU.
+    /// then (its CPU's own tick captured it) or could not be read; the latter is counted.
     pub fn sample<S: ThreadStates, M: ReadMemory, W: ChainWalker>(
         &mut self,
         watched: Watched,
@@ -167,12 +182,16 @@ impl Sampler {
         if tick.last_ktime_ns < watched.start_ktime_ns {
             return;
         }
+        let has_run = self.recent.has_run(watched, tick);
         for _ in 0..TRIES {
             let Some(state) = sources.states.thread_state(watched.tid) else {
                 return;
             };
             if state.seq % 2 != 0 {
                 continue;
+            }
+            if has_run {
+                return self.tell_end(watched, &state, found);
             }
             let is_running = state.flags & thread_state_flag::ON_CPU != 0;
             let has_left_since = !is_running && state.ktime_ns > tick.last_ktime_ns;
@@ -188,6 +207,10 @@ impl Sampler {
             if is_in || was_in {
                 self.tell_block(watched, tick.last_ktime_ns, losses, found);
                 return self.tell_end(watched, &state, found);
+            }
+            if let Some(out) = self.recent.take_left(watched, tick, &state) {
+                self.tell_end(watched, &state, found);
+                return self.tell_left(watched, tick, &state, out, (losses, found));
             }
             let is_late = woke_since && state.in_ktime_ns > tick.last_ktime_ns;
             if is_late && is_running {
@@ -209,7 +232,33 @@ impl Sampler {
             let ktime_ns = tick.last_ktime_ns.max(state.ktime_ns);
             return self.tell_block(watched, ktime_ns, losses, found);
         }
-        losses.bump(Counter::SamplesRaced);
+        if !has_run {
+            losses.bump(Counter::SamplesRaced);
+        }
+    }
+
+    /// Tells of a block that was recorded as it began, and is over.
+    fn tell_left(
+        &mut self,
+        watched: Watched,
+        tick: Tick,
+        state: &ThreadState,
+        out: SwitchOut,
+        (losses, found): (&mut Coverage, &mut Vec<RawSample>),
+    ) {
+        let block = Block {
+            request: out.request,
+            seq: out.seq,
+            since_ktime_ns: out.ktime_ns,
+            read_ktime_ns: out.ktime_ns,
+            is_without_kernel_frames: false,
+            untold: Some(out.captured),
+            polled: None,
+            is_over: true,
+        };
+        self.read.insert(watched.tid, block);
+        self.tell_block(watched, tick.last_ktime_ns, losses, found);
+        found.push(watched.sample(state.recorded_end_ktime_ns, SampleKind::Ended));
     }
 
     /// Whether this switch-out is the one that was read last.
@@ -322,6 +371,7 @@ impl Sampler {
 
     /// Forgets what a thread did in a request that is over, or whose sample did not reach the unwinder.
     pub fn forget(&mut self, tid: Tid, request: RequestId) {
+        self.recent.forget(tid, Some(request));
         // The thread may be at its next request.
         if self
             .read

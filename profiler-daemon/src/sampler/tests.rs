@@ -69,7 +69,10 @@ fn state(seq: u64, flags: u32) -> ThreadState {
         in_ktime_ns: 0,
         window_ktime_ns: 0,
         stacks_in_window: 0,
-        pad: 0,
+        recorded_count: 0,
+        recorded_seq: 0,
+        recorded_ktime_ns: 0,
+        recorded_end_ktime_ns: 0,
         prev_state: 1,
         flags,
         tgid: 1,
@@ -389,4 +392,143 @@ fn a_look_ahead_tells_the_end_of_a_block() {
     sampler.look_ahead(watched(), sources, &mut found);
     sampler.sample(watched(), at(110), sources, &mut losses, &mut found);
     assert_eq!(draw(&found), "off since 80, ended 104, off since 106");
+}
+
+/// The thread left its CPU for the `seq / 4`-th time.
+fn switch_out(seq: u64, ktime_ns: u64) -> SampleRecord {
+    SampleRecord::SwitchOut(SwitchOut {
+        request: watched().request,
+        pid: watched().process.pid,
+        tid: watched().tid,
+        ktime_ns,
+        seq,
+        captured: captured(),
+    })
+}
+
+/// Its CPU has captured it.
+fn tick_record(ktime_ns: u64) -> SampleRecord {
+    SampleRecord::Tick(watched().sample(ktime_ns, SampleKind::OnCpu(captured())))
+}
+
+fn captured() -> Box<Captured> {
+    Box::new(Captured {
+        regs: [0; REGS_MAX],
+        stack: StackBytes {
+            sp: 0,
+            skipped: 0,
+            bytes: vec![1; 100],
+            cut: false,
+        },
+        kernel_frames: vec![9],
+        python: None,
+    })
+}
+
+/// What a tick at 100 finds of a thread of which these records exist.
+fn tick_of_recorded(
+    records: Vec<SampleRecord>,
+    states: Vec<ThreadState>,
+) -> (String, u32, Coverage) {
+    let thread = Thread::new(states);
+    let (mut sampler, mut walker) = (Sampler::default(), NoPython);
+    let (mut losses, mut found) = (Coverage::default(), Vec::new());
+    for record in records {
+        sampler.note(record);
+    }
+    let sources = &mut thread.sources(&mut walker);
+    sampler.sample(watched(), at(100), sources, &mut losses, &mut found);
+    (draw(&found), thread.reads.get(), losses)
+}
+
+/// A thread that runs; its latest recorded block ended at `end_ktime_ns`.
+fn runs_since(seq: u64, recorded_seq: u64, end_ktime_ns: u64) -> ThreadState {
+    ThreadState {
+        ktime_ns: 103,
+        in_ktime_ns: 103,
+        recorded_seq,
+        recorded_end_ktime_ns: end_ktime_ns,
+        ..state(seq, thread_state_flag::ON_CPU)
+    }
+}
+
+/// Check that a block over before we looked is told from its record, with its end, however often the thread has switched
+/// since then.
+#[test]
+fn a_block_that_was_recorded_is_told_although_it_is_over() {
+    for seq in [10, 30] {
+        let (kinds, reads, losses) =
+            tick_of_recorded(vec![switch_out(8, 98)], vec![runs_since(seq, 8, 101)]);
+        assert_eq!(kinds, "off since 98, ended 101");
+        assert_eq!((reads, losses.get(Counter::SamplesRaced)), (0, 0));
+        assert_eq!(losses.get(Counter::SamplesOffCpu), 1);
+    }
+}
+
+/// Check that a record tells nothing of a tick it did not last to, began after, or of another request or switch.
+#[test]
+fn a_record_tells_of_its_own_time_only() {
+    let mut of_other = switch_out(8, 98);
+    if let SampleRecord::SwitchOut(out) = &mut of_other {
+        out.request = RequestId(2);
+    }
+    for (record, recorded_seq, end_ktime_ns) in [
+        (switch_out(8, 96), 8, 97),
+        (switch_out(8, 101), 8, 102),
+        (switch_out(8, 98), 12, 101),
+        (of_other, 8, 101),
+    ] {
+        let state = runs_since(10, recorded_seq, end_ktime_ns);
+        let (kinds, _, losses) = tick_of_recorded(vec![record.clone()], vec![state]);
+        assert_eq!(kinds, "", "{record:?}");
+        assert_eq!(losses.get(Counter::SamplesRaced), 1);
+    }
+}
+
+/// Check that a thread that is still in its block is read: memory has more than the record.
+#[test]
+fn a_recorded_block_that_goes_on_is_read() {
+    let still = ThreadState {
+        recorded_seq: 8,
+        ..state(8, 0)
+    };
+    let (kinds, reads, _) = tick_of_recorded(vec![switch_out(8, 80)], vec![still]);
+    assert_eq!((kinds.as_str(), reads), ("off since 80", 1));
+}
+
+/// Check that a thread that its CPU has captured is neither lost nor told twice, whatever it did right after the tick.
+#[test]
+fn a_thread_that_ran_at_the_tick_is_told_by_its_cpu() {
+    let blocked_again = ThreadState {
+        ktime_ns: 103,
+        in_ktime_ns: 101,
+        ..state(12, 0)
+    };
+    for state in [runs_since(10, 0, 1), blocked_again] {
+        let (kinds, reads, losses) = tick_of_recorded(vec![tick_record(99)], vec![state]);
+        assert_eq!((kinds.as_str(), reads), ("", 0));
+        assert_eq!(losses.get(Counter::SamplesRaced), 0);
+    }
+    // Of another tick.
+    let (_, _, losses) = tick_of_recorded(vec![tick_record(90)], vec![runs_since(10, 0, 1)]);
+    assert_eq!(losses.get(Counter::SamplesRaced), 1);
+}
+
+/// Check that records are kept no longer than needed, and no more of them than memory allows.
+#[test]
+fn records_are_forgotten_after_their_tick() {
+    let mut sampler = Sampler::default();
+    for tid in 0..200_000 {
+        let mut record = switch_out(8, 98);
+        if let SampleRecord::SwitchOut(out) = &mut record {
+            out.tid = Tid(tid);
+        }
+        sampler.note(record);
+    }
+    let kept = sampler.recent.kept();
+    assert!(kept.1 > 1_000 && kept.0 <= 16 << 20, "{kept:?}");
+    sampler.end_ticks(97);
+    assert_eq!(sampler.recent.kept(), kept);
+    sampler.end_ticks(100);
+    assert_eq!(sampler.recent.kept(), (0, 0));
 }

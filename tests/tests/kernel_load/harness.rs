@@ -7,14 +7,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use profiler_common::{ANY_METHOD, EndReason, KernelCounter};
-use profiler_daemon::kernel::{Kernel, LoadOptions};
+use profiler_daemon::kernel::{ClockTicks, Kernel, LoadOptions};
 use profiler_daemon::model::{
-    EndpointRule, Pid, RawSample, RequestEvent, RequestId, TaskSlot, Tid,
+    EndpointRule, Pid, RawSample, RequestEvent, RequestId, SampleRecord, SwitchOut, TaskSlot, Tid,
 };
 use profiler_tests::LocalServer;
 
 /// Longest wait for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+/// Time between two ticks.
+pub(crate) const PERIOD: Duration = Duration::from_millis(10);
 /// The task slot the tests use.
 pub(crate) const SLOT: TaskSlot = TaskSlot(2);
 
@@ -143,10 +145,14 @@ impl Client {
 /// The kernel side, attached to a server.
 pub(crate) struct Watch {
     pub(crate) kernel: Kernel,
+    /// The first ones.
+    pub(crate) ticks: ClockTicks,
     /// All events so far.
     pub(crate) events: Vec<RequestEvent>,
     /// All samples so far.
     pub(crate) samples: Vec<RawSample>,
+    /// All switch-outs ahead of ticks so far.
+    pub(crate) switch_outs: Vec<SwitchOut>,
 }
 
 impl Watch {
@@ -164,11 +170,13 @@ impl Watch {
         };
         kernel.set_rule(SLOT, &rule).unwrap();
         kernel.add_target(pid, SLOT).unwrap();
-        kernel.attach(Duration::from_millis(10)).unwrap();
+        let ticks = kernel.attach(PERIOD).unwrap();
         Self {
             kernel,
+            ticks,
             events: Vec::new(),
             samples: Vec::new(),
+            switch_outs: Vec::new(),
         }
     }
 
@@ -177,9 +185,11 @@ impl Watch {
         let events = &mut self.events;
         self.kernel
             .drain_requests(|event| events.push(event.unwrap()));
-        let samples = &mut self.samples;
-        self.kernel
-            .drain_samples(|sample| samples.push(sample.unwrap()));
+        let (samples, switch_outs) = (&mut self.samples, &mut self.switch_outs);
+        self.kernel.drain_samples(|record| match record.unwrap() {
+            SampleRecord::Tick(sample) => samples.push(sample),
+            SampleRecord::SwitchOut(out) => switch_outs.push(out),
+        });
     }
 
     /// Drains until `done` holds.

@@ -14,6 +14,7 @@ mod python_thread;
 mod requests;
 mod reuse;
 mod stacks;
+mod switch_outs;
 
 use std::process::Command;
 use std::time::Duration;

@@ -46,7 +46,7 @@ pub(crate) fn ranges(server: &mut Server) -> [Range; 3] {
 }
 
 /// Words of stack bytes that are addresses in a range.
-fn words_in(stack: &[u8], range: &Range) -> usize {
+pub(crate) fn words_in(stack: &[u8], range: &Range) -> usize {
     let (words, _) = stack.as_chunks();
     words
         .iter()
@@ -202,7 +202,7 @@ fn a_thread_that_blocks_all_the_time_has_few_kernel_stacks() {
 }
 
 /// Name of the kernel function an address lies in.
-fn kernel_symbol(address: u64) -> String {
+pub(crate) fn kernel_symbol(address: u64) -> String {
     let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
     let mut best = (0, String::new());
     for line in symbols.lines() {

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
+use profiler_common::SWITCH_OUTS_AHEAD_NS;
 
 use super::clock::new_timer;
 
-/// Time between the read of few threads and the tick: several times the lateness of a timer on a busy host.
-const LEAD_NS: u64 = 500_000;
+/// Time between the read of few threads and the tick: several times the lateness of a timer on a busy host. Threads
+/// that leave their CPU after it are recorded by the kernel side.
+const LEAD_NS: u64 = SWITCH_OUTS_AHEAD_NS;
 
 /// The timer, armed for one tick at a time.
 #[derive(Debug)]

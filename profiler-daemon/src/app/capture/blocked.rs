@@ -142,7 +142,7 @@ impl Look {
                 sampler.look_ahead(thread.watched, sources, &mut found);
             }),
             Occasion::Ticks(ticks) => {
-                for tick in ticks {
+                for &tick in &ticks {
                     each(&mut |thread, sampler, sources| {
                         let was_open = |end| end > tick.last_ktime_ns;
                         if thread.end_ktime_ns.is_none_or(was_open) {
@@ -150,6 +150,9 @@ impl Look {
                             sampler.sample(thread.watched, tick, sources, losses, &mut found);
                         }
                     });
+                }
+                if let Some(last) = ticks.last() {
+                    memory.sampler.end_ticks(last.last_ktime_ns);
                 }
             }
         }

@@ -13,7 +13,7 @@ use anyhow::Result;
 use crossbeam_channel::TrySendError;
 
 use super::blocked::{Look, Occasion, Seen};
-use super::clock::wall_clock;
+use super::clock::{now_ktime_ns, wall_clock};
 use super::targets::Changed;
 use super::{Capture, Work, nanos};
 use crate::kernel::Drained;
@@ -25,6 +25,8 @@ use crate::timeline::Grids;
 #[derive(Default)]
 pub(super) struct Round {
     actions: Vec<Action>,
+    /// Of threads that ran.
+    running: Vec<RawSample>,
     gone: Vec<Changed>,
     has_ticked: bool,
     /// Samples that the look between the halves may find, by task.
@@ -40,6 +42,12 @@ impl Capture {
         }
         let (actions, gone) = self.take_requests();
         let is_ahead = self.ahead.has_fired() && due.ticks.is_empty();
+        // Who ran at the tick, and who left its CPU right before it.
+        let running = if due.ticks.is_empty() {
+            Vec::new()
+        } else {
+            self.take_samples()
+        };
         // Before anything that takes time: the ring keeps its samples, but a thread that waits for its CPU may
         // run again at any moment. For all ticks but the first we are too late. Still, a thread that has been blocked all
         // the time is known at each.
@@ -53,8 +61,12 @@ impl Capture {
         if is_ahead && look.is_none() {
             self.ahead.on_look(0);
         }
+        if due.has_fired && look.is_none() {
+            self.memory.sampler.end_ticks(now_ktime_ns());
+        }
         self.round = Some(Round {
             actions,
+            running,
             gone,
             has_ticked: due.has_fired,
             samples: look.as_ref().map(Look::samples).unwrap_or_default(),
@@ -70,6 +82,7 @@ impl Capture {
         };
         let Round {
             mut actions,
+            mut running,
             mut gone,
             has_ticked,
             samples,
@@ -94,7 +107,7 @@ impl Capture {
         let (more, more_gone) = self.take_requests();
         actions.extend(more);
         gone.extend(more_gone);
-        let running = self.take_samples();
+        running.extend(self.take_samples());
         let (mut finished, now): (Vec<_>, Vec<_>) = actions
             .into_iter()
             .partition(|action| matches!(action, Action::Finish(_)));
@@ -165,8 +178,9 @@ impl Capture {
             return samples;
         };
         let mut bad = 0;
-        kernel.drain_samples(|sample| match sample {
-            Ok(sample) => samples.push(sample),
+        let sampler = &mut self.memory.sampler;
+        kernel.drain_samples(|record| match record {
+            Ok(record) => samples.extend(sampler.note(record)),
             Err(error) => {
                 tracing::debug!(%error, "bad sample record");
                 bad += 1;
