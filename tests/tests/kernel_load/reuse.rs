@@ -70,6 +70,15 @@ fn is_free(fd: i32) -> bool {
 /// has closed, and not that of the other one, which is followed to its own end.
 #[test]
 fn a_late_close_is_not_of_the_descriptors_next_connection() {
+    // The next connection's head may be read in the instant in which the close removes the record of the one before: then
+    // its request is not followed, and counted.
+    const TRIES: u32 = 10;
+    let is_followed = (0..TRIES).any(|_| a_late_close() == 0);
+    assert!(is_followed, "left out {TRIES} times");
+}
+
+/// Closes late, and gives the descriptor away meanwhile. Returns how many hooks were left out.
+fn a_late_close() -> u64 {
     let this = Pid(std::process::id());
     let mut watch = Watch::new(this, "/late/");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -96,7 +105,14 @@ fn a_late_close_is_not_of_the_descriptors_next_connection() {
     drop(server);
     drop(client);
 
-    watch.wait_for_ends(2);
+    let left_out =
+        |watch: &Watch| watch.kernel.left_out_runs() + watch.count(KernelCounter::HookBusy);
+    watch.wait("end of both requests", |watch| {
+        watch.ends().len() == 2 || left_out(watch) > 0
+    });
+    if left_out(&watch) > 0 {
+        return left_out(&watch);
+    }
     let starts = watch.starts();
     let [(first, ..), (second, ..)] = starts[..] else {
         panic!("{starts:?}");
@@ -114,6 +130,7 @@ fn a_late_close_is_not_of_the_descriptors_next_connection() {
     assert_eq!(watch.ends()[1..], [(second, EndReason::Closed)]);
     assert_eq!(watch.written(second), Some(27));
     assert_eq!(watch.count(KernelCounter::PipelinedHeads), 0);
+    0
 }
 
 /// Connections of the storm, one request each.
