@@ -20,7 +20,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::super::door::Door;
 use super::super::store::Store;
@@ -34,6 +34,9 @@ const BODY_MAX_BYTES: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client of `profilerd task --graphql` waits as long.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time before a refusal: a client that asks for nonsense, or tries tokens, can do so ten times a second on a connection.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts. Queries are answered when this returns.
 ///
@@ -60,6 +63,9 @@ pub(in super::super) async fn start(
     HttpServer::start(listener, host_names, asked).context("failed to read the listening address")
 }
 
+/// What is answered to something that is no query.
+type Refusal = Box<Response<Full<Bytes>>>;
+
 /// State that all connections share.
 struct Asked {
     schema: QuerySchema,
@@ -73,10 +79,16 @@ impl Answer for Asked {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/healthcheck") => empty(StatusCode::OK),
-            (&Method::POST, "/graphql") => self.graphql(request).await,
+            (&Method::POST, "/graphql") => match self.graphql(request).await {
+                Ok(answer) => answer,
+                Err(refusal) => {
+                    sleep(REFUSAL_PAUSE).await;
+                    *refusal
+                }
+            },
             (_, "/graphql") => allowing("POST"),
             (_, "/healthcheck") => allowing("GET, HEAD"),
-            _ => refused(
+            _ => *refused(
                 StatusCode::NOT_FOUND,
                 "there are POST /graphql and GET /healthcheck",
             ),
@@ -85,25 +97,29 @@ impl Answer for Asked {
 }
 
 impl Asked {
-    async fn graphql(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// The answer to a query, or why it is none.
+    async fn graphql(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
         let (head, body) = request.into_parts();
         if let Err(text) = self.door.check_headers(&head.headers) {
-            return refused(StatusCode::UNAUTHORIZED, text);
+            return Err(refused(StatusCode::UNAUTHORIZED, text));
         }
         if !head.headers.get(CONTENT_TYPE).is_some_and(is_json) {
-            return refused(
+            return Err(refused(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "the Content-Type must be application/json",
-            );
+            ));
         }
         let body = Limited::new(body, BODY_MAX_BYTES).collect();
         let body = match timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => {
                 let text = format!("at most {BODY_MAX_BYTES} bytes are read: {error}");
-                return refused(StatusCode::PAYLOAD_TOO_LARGE, &text);
+                return Err(refused(StatusCode::PAYLOAD_TOO_LARGE, &text));
             }
-            Err(_) => return refused(StatusCode::REQUEST_TIMEOUT, "the query did not arrive"),
+            Err(_) => {
+                let text = "the query did not arrive";
+                return Err(refused(StatusCode::REQUEST_TIMEOUT, text));
+            }
         };
         let (schema, runtime) = (self.schema.clone(), Handle::current());
         let work = move || answer(&schema, &body, &runtime);
@@ -112,26 +128,28 @@ impl Asked {
                 NoAnswer::Late => budget::too_slow(ANSWER_TIMEOUT),
                 NoAnswer::Failed => "the query could not be run, see the log".to_owned(),
             };
-            json(StatusCode::OK, &errors(text))
+            Err(Box::new(json(StatusCode::OK, &errors(text))))
         })
     }
 }
 
-/// Answers the body of a request. Parsing, validation and writing the answer compute without a pause, so this is not
-/// for a thread of the runtime; what waits for the store waits on it.
-fn answer(schema: &QuerySchema, body: &[u8], runtime: &Handle) -> Response<Full<Bytes>> {
-    let mut query: async_graphql::Request = match serde_json::from_slice(body) {
-        Ok(query) => query,
-        Err(error) => {
-            let text = format!("the body is not a GraphQL query in JSON: {error}");
-            return refused(StatusCode::BAD_REQUEST, &text);
-        }
-    };
-    let answer = match bound::parse(&mut query) {
-        Ok(()) => runtime.block_on(schema.execute(query)),
-        Err(error) => async_graphql::Response::from_errors(vec![error]),
-    };
-    json(StatusCode::OK, &answer)
+/// Answers the body of a request, or says why it is no query. Parsing, validation and writing the answer compute without a
+/// pause, so this is not for a thread of the runtime; what waits for the store waits on it.
+fn answer(
+    schema: &QuerySchema,
+    body: &[u8],
+    runtime: &Handle,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let mut query: async_graphql::Request = serde_json::from_slice(body).map_err(|error| {
+        let text = format!("the body is not a GraphQL query in JSON: {error}");
+        refused(StatusCode::BAD_REQUEST, &text)
+    })?;
+    bound::parse(&mut query).map_err(|error| {
+        let errors = async_graphql::Response::from_errors(vec![error]);
+        Box::new(json(StatusCode::OK, &errors))
+    })?;
+    let answer = runtime.block_on(schema.execute(query));
+    Ok(json(StatusCode::OK, &answer))
 }
 
 /// Answers any body as a query about a store of its own.
@@ -160,8 +178,8 @@ fn errors(text: String) -> async_graphql::Response {
     async_graphql::Response::from_errors(vec![ServerError::new(text, None)])
 }
 
-fn refused(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
-    json(status, &errors(text.to_owned()))
+fn refused(status: StatusCode, text: &str) -> Refusal {
+    Box::new(json(status, &errors(text.to_owned())))
 }
 
 fn json(status: StatusCode, answer: &async_graphql::Response) -> Response<Full<Bytes>> {
