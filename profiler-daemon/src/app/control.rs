@@ -382,8 +382,9 @@ impl Control {
                     snapshots = segment.snapshots.len(), "request profiled"
                 );
                 if process.is_some_and(|process| process.agent.is_none()) {
-                    let request = &segment.request.request;
-                    let news = self.discovery.on_profiled(request, &self.processes);
+                    let news = self
+                        .discovery
+                        .on_profiled(&segment.request, &self.processes);
                     self.oap.tell_endpoints(news);
                 }
                 if let Some(segment) = self.bindings.take(segment, process) {

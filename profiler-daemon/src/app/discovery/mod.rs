@@ -17,7 +17,7 @@ use anyhow::Result;
 use crate::config::{Config, DiscoveryMode};
 use crate::discovery::{Catalogue, KnownEndpoint, Pace, Wanted};
 use crate::model::{
-    ActiveRequest, DiscoveryObservation, EndpointFigures, ProcessKey, ProfileTask, Watched,
+    DiscoveryObservation, EndpointFigures, FinishedRequest, ProcessKey, ProfileTask, Watched,
 };
 use crate::oap::EndpointNews;
 use crate::process::Processes;
@@ -170,12 +170,16 @@ impl Discovery {
         })
     }
 
-    /// A request was profiled: its endpoint is known from now on.
+    /// A request was profiled: its endpoint is known from now on, if it has one.
     pub(super) fn on_profiled(
         &mut self,
-        request: &ActiveRequest,
+        finished: &FinishedRequest,
         processes: &Processes,
     ) -> Vec<EndpointNews> {
+        if matches!(finished.status, Some(404 | 405)) {
+            return Vec::new();
+        }
+        let request = &finished.request;
         let service = &request.service.name;
         // Its own: a task may call it otherwise.
         let own = self.templates.name(service, &request.method, &request.path);
