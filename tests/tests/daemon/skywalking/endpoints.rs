@@ -33,10 +33,10 @@ fn the_oap_offers_endpoints_before_the_first_task() {
     assert!(offered.contains(&"POST:/".to_owned()), "{offered:?}");
     // Told in one go with those of the first: none is mixed up.
     let another = sample_service(ANOTHER);
-    let mut other_client = another.connect().unwrap();
     let offered = wait_until("an endpoint of the other service", DEADLINE, || {
-        other_client.request("PUT", "/other", "")?;
-        client.request("DELETE", "/orders/17", "")?;
+        // It closes the connection behind a method that it does not know.
+        another.connect()?.request("PUT", "/other", "")?;
+        service.connect()?.request("DELETE", "/orders/17", "")?;
         let offered = endpoints(&oap, ANOTHER);
         Ok((!offered.is_empty()).then_some(offered))
     })
