@@ -144,7 +144,7 @@ pub(super) fn run(args: &EndpointsArgs, level: Option<&str>) -> Result<ExitCode>
         let rows = rows.saturating_sub(OTHER_LINES + 1).max(1);
         let text = table(shown, args.sort, Some(rows));
         let mut out = stdout().lock();
-        let written = write!(out, "{HOME}{text}{left} left (Ctrl-C ends early)\n");
+        let written = writeln!(out, "{HOME}{text}{left} left (Ctrl-C ends early)");
         written
             .and_then(|()| out.flush())
             .context("failed to write to standard output")
