@@ -7,11 +7,12 @@ use prost::Message as _;
 use protox::prost_reflect::prost_types::FileDescriptorSet;
 use protox::prost_reflect::prost_types::field_descriptor_proto::Type;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "skywalking/common.proto",
     "skywalking/profile.proto",
     "skywalking/management.proto",
     "skywalking/tracing.proto",
+    "skywalking/logging.proto",
     "skywalking/unkept.proto",
     "profilerd/tasks.proto",
     "profilerd/spool.proto",

@@ -11,6 +11,7 @@ pub mod bind;
 pub mod cli;
 pub mod config;
 mod connection;
+pub mod discovery;
 pub mod doctor;
 pub mod embedded;
 pub mod frames;

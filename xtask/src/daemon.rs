@@ -108,6 +108,8 @@ impl Daemon {
         }
         command
             .env("PROFILERD_LIMITS_MAX_CPU_PERCENT", UNGUARDED)
+            // A window would be measured with whatever runs beside it.
+            .env("PROFILERD_DISCOVERY_MODE", "off")
             .env(TOKEN_VARIABLE, token_file(log))
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use super::SHUTDOWN_DEADLINE;
 use super::binding::Bindings;
 use super::capture::Command;
+use super::discovery::Discovery;
 use super::inspection::{Inspected, Inspection, Inspections};
 use super::neighbour::Mark;
 use super::overhead::Overhead;
@@ -78,6 +79,7 @@ struct Control {
     clashes_told: HashSet<String>,
     bindings: Bindings,
     overhead: Overhead,
+    discovery: Discovery,
     observed: Observed,
     questions: Questions,
 }
@@ -129,6 +131,7 @@ pub(super) async fn run(
         clashes_told: HashSet::new(),
         bindings: Bindings::spawn(&config)?,
         overhead: Overhead::new(config.budget(), statistics),
+        discovery: Discovery::spawn(&config)?,
         observed: Observed::default(),
         questions: questions.unwrap_or_default(),
     };
@@ -180,6 +183,11 @@ impl Control {
                     Ok(inspected) => self.end_inspection(inspected),
                     Err(error) => break Err(error),
                 },
+                looked = self.discovery.next() => {
+                    let news = self.discovery.on_looked(looked, &self.processes);
+                    self.oap.tell_endpoints(news);
+                    self.mind_discovery();
+                }
                 _ = step.tick(), if busy => self.step(),
                 _ = measure.tick(), if !self.live.is_empty() => self.mind_overhead(),
                 _ = terminate.recv() => break Ok(()),
@@ -234,9 +242,16 @@ impl Control {
         for task_id in tasks {
             self.watch_new(&task_id);
         }
+        self.mind_discovery();
         if std::mem::take(&mut self.must_scan_again) {
             self.begin_scan();
         }
+    }
+
+    /// Looks for endpoints if it is time to, unless the overhead guard acts.
+    fn mind_discovery(&mut self) {
+        let guard_acts = self.overhead.stretch() > 1;
+        self.discovery.mind(&self.processes, guard_acts);
     }
 
     /// Says at most once a minute whose processes take too long to look at.
@@ -366,6 +381,12 @@ impl Control {
                     %task_id, endpoint = segment.request.request.endpoint,
                     snapshots = segment.snapshots.len(), "request profiled"
                 );
+                if process.is_some_and(|process| process.agent.is_none()) {
+                    let news = self
+                        .discovery
+                        .on_profiled(&segment.request, &self.processes);
+                    self.oap.tell_endpoints(news);
+                }
                 if let Some(segment) = self.bindings.take(segment, process) {
                     self.report(*segment);
                 }

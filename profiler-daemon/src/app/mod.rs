@@ -10,6 +10,7 @@ mod binding;
 mod budget;
 mod capture;
 mod control;
+mod discovery;
 mod inspect;
 mod inspection;
 mod namer;
@@ -21,6 +22,7 @@ mod privilege;
 mod record;
 mod relay;
 mod resolve;
+mod search;
 mod statistics;
 mod turns;
 mod worker;
@@ -46,6 +48,7 @@ use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal, keep_token};
 use statistics::StatisticsKeeper;
 
+pub use discovery::{EndpointsRequest, EndpointsShown, endpoints};
 pub use record::record;
 
 /// How long a clean exit may take to deliver what is left.

@@ -19,7 +19,7 @@ use crate::config::{CodeSignature as Setting, Config};
 use crate::kernel::LoadOptions;
 use crate::model::CaptureObservation;
 use crate::process::python::CodeSignature;
-use crate::request::TrackerLimits;
+use crate::request::{RequestTracker, TrackerLimits};
 
 /// Events that may wait for the owner.
 const EVENTS_MAX: usize = 1024;
@@ -56,6 +56,7 @@ impl Pipeline {
         let limits = TrackerLimits {
             max_open_requests: config.limits.max_open_requests as usize,
         };
+        let tracker = RequestTracker::new(limits).with_templates(Arc::new(config.templates()?));
         let state = Arc::new(CaptureState::new(
             config.limits.requests_ring_bytes,
             config.limits.samples_ring_bytes,
@@ -67,7 +68,7 @@ impl Pipeline {
             send_work,
             Arc::clone(&waiting),
             options,
-            limits,
+            tracker,
             Arc::clone(&state),
         )?;
         let signature = match config.code_signature {

@@ -12,6 +12,7 @@ use super::capture::Command;
 use super::inspect::inspect;
 use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
+use super::search::Search;
 use crate::analyze;
 use crate::config::Config;
 use crate::kubernetes::{LOOK_DEADLINE, pods_now};
@@ -114,15 +115,27 @@ async fn run(
     for (process, service) in found {
         targets.watch(&pipeline, process, service);
     }
-    let collected = collect(&pipeline, &mut inputs, &task, progress, &mut table, targets);
+    let mut search = Search::new(config)?;
+    let collected = collect(
+        &pipeline,
+        &mut inputs,
+        &task,
+        progress,
+        (&mut table, targets),
+        &mut search,
+    );
     let collected = collected.await;
+    let hint = search.hint(&task).await;
     // Also after a failure: the kernel side is detached in order, and why a thread ended early is
     // known when it is joined.
     pipeline.shut_down();
     while inputs.events.recv().await.is_some() {}
     let ended = pipeline.join();
     match collected {
-        Ok((segments, coverage)) => {
+        Ok((segments, mut coverage)) => {
+            if let Some(hint) = hint {
+                coverage.note(hint);
+            }
             if let Err(error) = ended {
                 // The result was complete by then.
                 tracing::warn!("{error:#}");
@@ -138,8 +151,8 @@ async fn collect(
     inputs: &mut Inputs,
     task: &ProfileTask,
     progress: &dyn Progress,
-    table: &mut ProcessTable,
-    mut targets: Targets,
+    (table, mut targets): (&mut ProcessTable, Targets),
+    search: &mut Search,
 ) -> Result<(Vec<ProfiledSegment>, Coverage)> {
     let started = Instant::now();
     let mut segments: Vec<ProfiledSegment> = Vec::new();
@@ -182,6 +195,7 @@ async fn collect(
                 pipeline.send(Command::EndTask { slot: SLOT });
             }
         }
+        search.mind(state.requests_matched, &targets.watched, &task.service);
         state.elapsed = started.elapsed().min(task.duration);
         progress.update(state);
         let full = segments.len() >= task.max_sampling_count as usize;
@@ -316,6 +330,8 @@ fn segment_report(segment: &ProfiledSegment) -> SegmentReport {
             .map_or_else(|| request.segment_id.clone(), |sw8| sw8.trace_id.clone()),
         service_instance: segment.service.instance.clone(),
         endpoint: request.endpoint.clone(),
+        method: request.method.clone(),
+        path: request.path.clone(),
         start_ms: segment.start_unix_ms,
         duration_ms: segment.end_unix_ms - segment.start_unix_ms,
         status: segment.request.status,

@@ -2,15 +2,17 @@
 //!
 //! In:  arguments, variables, the configuration's file
 //! Out: exit codes: 0 done, 1 failed, 2 bad usage (values out of range are refused by the parser),
-//!      3 no request was profiled
+//!      3 no request was profiled, or seen
 //!
 //! Results go to standard output and nothing else does; logs, progress and reasons go to standard
 //! error.
 
 pub mod analyze;
 mod columns;
+mod complete;
 mod delivery;
 mod doctor;
+mod endpoints;
 mod format;
 mod log;
 mod ps;
@@ -29,7 +31,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -48,7 +51,11 @@ use crate::model::plain::{clean, clean_lines, escape_json, is_plain};
 Where to begin:
   profilerd doctor                                     what works on this machine
   profilerd ps                                         what there is to profile
-  profilerd record --endpoint GET:/path --pid 4711     where the time of these requests goes"
+  profilerd endpoints                                  what services are asked for, and how long it takes
+  profilerd record --endpoint GET:/path --pid 4711     where the time of these requests goes
+
+Completions, also of services and endpoints; for bash, zsh and fish:
+  source <(COMPLETE=bash profilerd)"
 )]
 struct Cli {
     /// Messages logged to standard error: error, warn, info, debug, trace, or a filter such as
@@ -73,6 +80,8 @@ enum Command {
     Analyze(analyze::AnalyzeArgs),
     /// List processes, the services they belong to, and what can be profiled
     Ps(ps::PsArgs),
+    /// Count and measure the requests of services by endpoint
+    Endpoints(endpoints::EndpointsArgs),
     /// Show how the daemon on this host is doing: what it does, uses and loses
     Status(status::StatusArgs),
     /// Check what works on this machine, and what to do about the rest
@@ -204,6 +213,8 @@ fn pretty_json(value: &impl Serialize) -> Result<String> {
 /// Parses the command line, runs the command, and yields the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Answers a shell that asks for completions, and ends the program then.
+    CompleteEnv::with_factory(Cli::command).complete();
     if let Some(argument) = std::env::args_os().find(|argument| !is_accepted(argument)) {
         let shown = argument.to_string_lossy();
         say(&format!(
@@ -267,6 +278,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             return analyze::run(args);
         }
         Command::Ps(args) => return ps::run(args, level),
+        Command::Endpoints(args) => return endpoints::run(args, level),
         Command::Status(args) => return status::run(args, level),
         Command::Doctor(args) => {
             log::start(level, "warn");
@@ -323,8 +335,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// Check clap's own rules for all commands.

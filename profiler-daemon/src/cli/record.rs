@@ -13,6 +13,7 @@ use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ConfigArgs;
+use super::complete;
 use super::delivery::OutputArgs;
 use crate::app;
 use crate::config::{DurationRange, duration_text};
@@ -44,13 +45,13 @@ pub(super) struct RecordArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Endpoint to profile
-    #[arg(long, value_parser = endpoint)]
+    #[arg(long, value_parser = endpoint, add = complete::endpoints())]
     endpoint: String,
     /// Process to record, with its descendants, present and future ones
     #[arg(long, group = "target", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
     /// Service to record, with all its processes, as `profilerd ps` names it
-    #[arg(long, group = "target")]
+    #[arg(long, group = "target", add = complete::services())]
     service: Option<String>,
     /// How long to look for requests, 1s to 15m
     #[arg(long, default_value = "30s", value_parser = |text: &str| DURATION.parse(text))]

@@ -4,8 +4,8 @@ use indicatif::HumanBytes;
 
 use super::task_text::relative;
 use crate::model::{
-    CaptureObservation, Counter, DeliveryObservation, Observation, ProcessObservation,
-    RingObservation, TaskObservation,
+    CaptureObservation, Counter, DeliveryObservation, DiscoveryObservation, Observation,
+    ProcessObservation, RingObservation, TaskObservation,
 };
 use crate::output::{clean, counts_text, periods_text, row};
 
@@ -15,12 +15,14 @@ pub(super) fn text(observation: &Observation, now_ms: i64) -> String {
         process,
         tasks,
         capture,
+        discovery,
         delivery,
         counters,
     } = observation;
     let mut text = process_text(process, now_ms);
     text.push_str(&tasks_text(tasks));
     text.push_str(&capture_text(capture));
+    text.push_str(&discovery_text(discovery));
     text.push_str(&delivery_text(delivery, now_ms));
     text.push_str(&counts_text(counters));
     if let Some(periods) = periods_text(counters) {
@@ -95,6 +97,51 @@ fn tasks_text(tasks: &TaskObservation) -> String {
             false,
             "profiled requests that wait for the segment of their agent",
         ));
+    }
+    text
+}
+
+/// Nothing while nobody has looked.
+fn discovery_text(discovery: &DiscoveryObservation) -> String {
+    if discovery.windows == 0 && discovery.failed == 0 && !discovery.is_looking {
+        return String::new();
+    }
+    let state = if discovery.is_looking {
+        ", one is open"
+    } else {
+        ""
+    };
+    let mut text = [
+        "  endpoints\n".to_owned(),
+        row(
+            discovery.endpoints,
+            false,
+            &format!("known, from {} windows{state}", discovery.windows),
+        ),
+        row(discovery.requests, false, "requests seen in windows"),
+    ]
+    .concat();
+    for (count, what) in [
+        (
+            discovery.failed,
+            "windows failed: the BPF programs could not be set up, see the log",
+        ),
+        (
+            discovery.unseen,
+            "requests of windows not seen, or not to their end",
+        ),
+        (
+            discovery.requests_over_limit,
+            "requests under other endpoints: there are too many names",
+        ),
+        (
+            discovery.endpoints_over_limit,
+            "sights of endpoints not kept: there are too many",
+        ),
+    ] {
+        if count > 0 {
+            text.push_str(&row(count, true, what));
+        }
     }
     text
 }
@@ -238,6 +285,7 @@ mod tests {
                 },
                 sample_ring: RingObservation::default(),
             },
+            discovery: DiscoveryObservation::default(),
             delivery: DeliveryObservation {
                 is_connected: true,
                 connections: 2,

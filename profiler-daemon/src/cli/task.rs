@@ -16,6 +16,7 @@ use indicatif::ProgressBar;
 use profiler_proto::profilerd as pb;
 
 use super::ConfigArgs;
+use super::complete::{self, OAP_DEFAULT};
 use super::delivery::OutputArgs;
 use super::task_text::{self as text, Start};
 use super::token::TokenArgs;
@@ -25,9 +26,8 @@ use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, ProfileReport};
 use crate::oap::graphql::GraphqlClient;
 use crate::output::{clean, reduce};
+use crate::request::unasked_endpoint;
 
-/// The OAP of a `profilerd standalone` on this host.
-const OAP_DEFAULT: &str = "127.0.0.1:11800";
 /// Time between two queries for a task that is waited for.
 const WAIT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for an instance to take a task before saying that none has.
@@ -81,11 +81,11 @@ enum Command {
 #[derive(Args, Clone, Debug)]
 struct CreateArgs {
     /// Service to profile, as `profilerd ps` names it
-    #[arg(long, value_parser = text::name)]
+    #[arg(long, value_parser = text::name, add = complete::services())]
     service: String,
 
     /// Endpoint to profile, for example POST:/orders/{id}
-    #[arg(long, value_parser = text::endpoint)]
+    #[arg(long, value_parser = text::endpoint, add = complete::endpoints())]
     endpoint: String,
 
     /// How long to look for requests: whole minutes, 1m to 15m
@@ -119,11 +119,11 @@ struct CreateArgs {
 #[derive(Args, Clone, Debug)]
 struct ListArgs {
     /// Only tasks of this service
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", add = complete::services())]
     service: String,
 
     /// Only tasks for this endpoint
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", add = complete::endpoints())]
     endpoint: String,
 
     /// Print JSON
@@ -239,6 +239,18 @@ impl Oap {
     }
 }
 
+impl Oap {
+    /// Names of a service's endpoints, as far as they are known.
+    async fn endpoints(&mut self, service: &str) -> Vec<String> {
+        let known = match self {
+            Self::Embedded(client) => client.endpoints(service).await,
+            Self::Graphql(client) => client.endpoints(service).await,
+        };
+        // An OAP that cannot tell is no reason to stop.
+        known.unwrap_or_default()
+    }
+}
+
 async fn execute(args: &TaskArgs, config: &Config, out: &mut dyn Write) -> Result<u8> {
     let target = &args.target;
     let mut oap = Oap::connect(target, config).await?;
@@ -307,8 +319,13 @@ async fn create(
         max_sampling_count: args.max_requests,
     };
     let services = oap.services().await;
+    // Before the task, whose endpoint is known as well from then on.
+    let endpoints = oap.endpoints(&args.service).await;
     let task = oap.create(request).await?;
     if let Some(hint) = services.and_then(|known| text::unknown_service(&args.service, &known)) {
+        eprintln!("{}", clean(&hint));
+    }
+    if let Some(hint) = unasked_endpoint(&args.endpoint, &endpoints) {
         eprintln!("{}", clean(&hint));
     }
     if !args.wait {

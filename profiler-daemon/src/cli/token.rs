@@ -19,7 +19,7 @@ use crate::config::{Config, Secret};
 use crate::oap::auth::TOKEN_REMEDY;
 use crate::state::{TokenError, read_token};
 
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub(super) struct TokenArgs {
     /// Was an option once: other users see it in the list of processes.
     #[arg(long, global = true, value_name = "TEXT", hide = true)]

@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 
 use super::{
-    AgentProfiler, CodeSignature, Config, ConfigError, Enabled, LogLevel, Secret, TokenFile,
-    nearest, parse_metrics, range, state_folder,
+    AgentProfiler, CodeSignature, Config, ConfigError, DiscoveryMode, Enabled, LogLevel, Secret,
+    TokenFile, discovery, nearest, parse_metrics, range, state_folder,
 };
 use crate::frames::FrameSet;
 use crate::model::plain::check_plain;
@@ -62,6 +62,18 @@ const VARIABLES: &[(&str, Setter)] = &[
     }),
     ("PROFILERD_PROCESSES_SCAN_INTERVAL", |config, text| {
         config.processes.scan_interval = range::SCAN_INTERVAL.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_DISCOVERY_MODE", |config, text| {
+        config.discovery.mode = choose(text, &DiscoveryMode::NAMED)?;
+        Ok(())
+    }),
+    ("PROFILERD_DISCOVERY_WINDOW", |config, text| {
+        config.discovery.window = discovery::WINDOW.parse(text)?;
+        Ok(())
+    }),
+    ("PROFILERD_DISCOVERY_INTERVAL", |config, text| {
+        config.discovery.interval = discovery::INTERVAL.parse(text)?;
         Ok(())
     }),
     ("PROFILERD_KUBERNETES_ENABLED", |config, text| {

@@ -7,6 +7,7 @@
 //!
 //! docs/configuration.md has every key with default, unit, range and reason; a test reads it.
 
+mod discovery;
 mod environment;
 mod file;
 mod kubernetes;
@@ -30,6 +31,7 @@ use crate::guard::Budget;
 use crate::oap::graphql::GraphqlClient;
 use crate::oap::{OapConfig, QueueRoom, TlsConfig};
 
+pub use discovery::{DiscoveryMode, DiscoverySettings, TemplateRule};
 pub use file::{ConfigError, nearest};
 pub use kubernetes::{Enabled, KubernetesSettings};
 pub use rule::{Pattern, RuleMatch, ServiceRule};
@@ -115,6 +117,9 @@ pub struct Config {
     /// How processes are found.
     #[serde(deserialize_with = "file::section")]
     pub processes: ProcessSettings,
+    /// Looking for endpoints.
+    #[serde(deserialize_with = "file::section")]
+    pub discovery: DiscoverySettings,
     /// Names, labels and owners of pods.
     #[serde(deserialize_with = "file::section")]
     pub kubernetes: KubernetesSettings,
@@ -148,6 +153,7 @@ impl Default for Config {
             oap: Default::default(),
             services: Default::default(),
             processes: Default::default(),
+            discovery: Default::default(),
             kubernetes: Default::default(),
             limits: Default::default(),
             state_dir: Some(PathBuf::from(STATE_DIR)),
@@ -210,6 +216,8 @@ impl Config {
             GraphqlClient::new(url).context("oap.query cannot be used")?;
         }
         self.local_users()?;
+        self.templates()
+            .context("discovery.templates cannot be used")?;
         self.oap_config().check_given()
     }
 
@@ -325,6 +333,10 @@ mod tests {
             "query",
             "agent_profiler",
             "scan_interval",
+            "discovery.mode",
+            "discovery.window",
+            "discovery.interval",
+            "discovery.templates",
             "max_cpu_percent",
             "end_tasks_for_hooks",
             "max_memory_mb",

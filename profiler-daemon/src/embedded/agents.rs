@@ -1,7 +1,7 @@
-//! The services that agents speak: `ProfileTask`, `ManagementService`, `TraceSegmentReportService`.
+//! The services that agents speak: `ProfileTask`, `ManagementService`, `TraceSegmentReportService`, `LogReportService`.
 //!
 //! In:  what language agents and profilerd's own reporter send
-//! Out: rows in the [`Store`], commands in the answers
+//! Out: rows in the [`Store`], commands in the answers; of a log, its service and endpoint alone
 //! Lost: rows the store refuses, counted there; the call succeeds all the same, as in OAP. When SQLite
 //! fails the call fails
 //!
@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use profiler_proto::skywalking as pb;
+use profiler_proto::skywalking::log_report_service_server::LogReportService;
 use profiler_proto::skywalking::management_service_server::ManagementService;
 use profiler_proto::skywalking::profile_task_server::ProfileTask;
 use profiler_proto::skywalking::trace_segment_report_service_server::TraceSegmentReportService;
@@ -176,5 +177,31 @@ impl TraceSegmentReportService for Agents {
         let segments = request.into_inner().segments;
         self.store.run(|store| store.add_segments(segments)).await?;
         no_commands()
+    }
+}
+
+#[tonic::async_trait]
+impl LogReportService for Agents {
+    async fn collect(&self, request: Request<Streaming<pb::LogData>>) -> Answer {
+        let mut stream = request.into_inner();
+        // A message without a name has that of the one before.
+        let mut service = String::new();
+        loop {
+            let Chunk { rows, end } = Chunk::next(&mut stream).await;
+            let mut seen = Vec::with_capacity(rows.len());
+            for log in rows {
+                if !log.service.is_empty() {
+                    service = log.service;
+                }
+                seen.push((service.clone(), log.endpoint));
+            }
+            let stored = self
+                .store
+                .run(move |store| store.seen_endpoints(seen, unix_ms_now()));
+            stored.await?;
+            if let Some(end) = end {
+                return end.and_then(|()| no_commands());
+            }
+        }
     }
 }

@@ -169,6 +169,20 @@ impl TaskClient {
         Ok(answer.into_inner().instances)
     }
 
+    /// Endpoints of a service that are known.
+    ///
+    /// # Errors
+    ///
+    /// If the call fails.
+    pub async fn endpoints(&mut self, service: &str) -> Result<Vec<String>> {
+        let request = pb::ListEndpointsRequest {
+            service: service.to_owned(),
+        };
+        let answer = self.client.list_endpoints(request).await;
+        let answer = answer.map_err(|status| self.explain(&status))?;
+        Ok(answer.into_inner().endpoints)
+    }
+
     /// A status as a sentence for the user.
     fn explain(&self, status: &Status) -> anyhow::Error {
         let address = &self.address;

@@ -161,8 +161,12 @@ pub(super) async fn services(store: &Arc<Store>, door: Door) -> Routes {
             check.clone(),
         ))
         .add_service(InterceptedService::new(
-            TraceSegmentReportServiceServer::new(agents)
+            TraceSegmentReportServiceServer::new(agents.clone())
                 .max_decoding_message_size(MESSAGE_MAX_BYTES),
+            check.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            LogReportServiceServer::new(agents).max_decoding_message_size(MESSAGE_MAX_BYTES),
             check.clone(),
         ))
         .add_service(MeterReportServiceServer::with_interceptor(
@@ -174,10 +178,6 @@ pub(super) async fn services(store: &Arc<Store>, door: Door) -> Routes {
             check.clone(),
         ))
         .add_service(ClrMetricReportServiceServer::with_interceptor(
-            unkept.clone(),
-            check.clone(),
-        ))
-        .add_service(LogReportServiceServer::with_interceptor(
             unkept.clone(),
             check.clone(),
         ))

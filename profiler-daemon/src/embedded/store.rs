@@ -24,14 +24,18 @@ use tracing::{error, info};
 use super::intake::Intake;
 use super::storage::database::{DataDir, Database, OpenError};
 use super::storage::tasks::TaskRow;
-use super::storage::{StorageError, instances, retention, segments, snapshots, tasks};
+use super::storage::{StorageError, endpoints, instances, retention, segments, snapshots, tasks};
 use super::task::{LogEntry, Operation, Refusal, TaskRecord, TaskRequest, TaskState};
 use super::trace::SegmentSummary;
 use crate::model::Coverage;
+use crate::model::plain::is_plain;
 
 pub use super::record::{
     FindError, InstanceRecord, NamedInstance, SegmentData, StoreLimits, StoreLosses, TaskView,
 };
+
+/// Longest name of a service or endpoint that is kept: OAP cuts at 150 characters at most.
+const NAME_MAX_BYTES: usize = 600;
 
 /// The store: one connection, one call at a time.
 #[derive(Debug)]
@@ -232,6 +236,29 @@ impl Store {
             let key = (service, instance);
             losses.other_over_limit +=
                 instances::seen(db, key, properties.as_ref(), now_ms, limit)? as u64;
+            Ok(())
+        })
+    }
+
+    /// Notes that services have endpoints; names that nothing else would take are left out, and counted.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], as for all calls.
+    pub fn seen_endpoints(
+        &self,
+        seen: Vec<(String, String)>,
+        now_ms: i64,
+    ) -> Result<(), StorageError> {
+        let fits = |name: &str, bytes| !name.is_empty() && name.len() <= bytes && is_plain(name);
+        self.write(|db, losses| {
+            // Most logs are of no endpoint.
+            for (service, name) in seen.iter().filter(|(_, name)| !name.is_empty()) {
+                let is_kept = fits(service, NAME_MAX_BYTES)
+                    && fits(name, NAME_MAX_BYTES)
+                    && endpoints::seen(db, (service, name), now_ms)?;
+                losses.other_over_limit += u64::from(!is_kept);
+            }
             Ok(())
         })
     }

@@ -197,4 +197,16 @@ impl Tasks for TaskService {
             instances: instances.collect(),
         }))
     }
+
+    async fn list_endpoints(
+        &self,
+        request: Request<pb::ListEndpointsRequest>,
+    ) -> Result<Response<pb::ListEndpointsResponse>, Status> {
+        let service = request.into_inner().service;
+        let endpoints = self
+            .store
+            .run(move |store| store.endpoints(&service))
+            .await?;
+        Ok(Response::new(pb::ListEndpointsResponse { endpoints }))
+    }
 }

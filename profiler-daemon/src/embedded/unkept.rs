@@ -1,6 +1,6 @@
 //! Accepts what agents report besides traces and profiles, and stores none of it.
 //!
-//! In:  meters, metrics of JVM and CLR, logs, events; questions for configuration
+//! In:  meters, metrics of JVM and CLR, events; questions for configuration
 //! Out: empty `Commands`, as from an OAP that has none
 //! Lost: all of it; each kind is logged once
 //!
@@ -15,7 +15,6 @@ use profiler_proto::skywalking::clr_metric_report_service_server::ClrMetricRepor
 use profiler_proto::skywalking::configuration_discovery_service_server::ConfigurationDiscoveryService;
 use profiler_proto::skywalking::event_service_server::EventService;
 use profiler_proto::skywalking::jvm_metric_report_service_server::JvmMetricReportService;
-use profiler_proto::skywalking::log_report_service_server::LogReportService;
 use profiler_proto::skywalking::meter_report_service_server::MeterReportService;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
@@ -65,13 +64,6 @@ impl JvmMetricReportService for Unkept {
 impl ClrMetricReportService for Unkept {
     async fn collect(&self, _: Request<pb::Unread>) -> Answer {
         self.forget("metrics of CLRs")
-    }
-}
-
-#[tonic::async_trait]
-impl LogReportService for Unkept {
-    async fn collect(&self, request: Request<Streaming<pb::Unread>>) -> Answer {
-        self.forget_all("logs", request.into_inner()).await
     }
 }
 

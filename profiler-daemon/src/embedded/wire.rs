@@ -259,6 +259,9 @@ pub fn segment_report(wire: pb::Segment) -> Result<SegmentReport, WireError> {
             .map_err(|error| WireError::BadTree(wire.segment_id.clone(), error))?;
         trees.push(tree.to_node());
     }
+    let mut report = SegmentReport::default();
+    let tags = wire.tags.iter();
+    report.read_request(tags.map(|tag| (tag.key.as_str(), tag.value.as_str())));
     let cut = wire.tags.into_iter().find(|tag| tag.key == TAG_CUT);
     Ok(SegmentReport {
         segment_id: wire.segment_id,
@@ -271,6 +274,7 @@ pub fn segment_report(wire: pb::Segment) -> Result<SegmentReport, WireError> {
         cut: cut.map(|tag| tag.value),
         snapshots,
         trees,
+        ..report
     })
 }
 

@@ -11,7 +11,7 @@ use crate::oap::{command, graphql};
 use crate::process::procfs::parse_stat;
 use crate::process::program::program_name;
 use crate::process::{Cgroup, ContainerNames, Mappings, agent, go_build, namespace};
-use crate::request::{Endpoint, RequestHead, response::ResponseHead};
+use crate::request::{Endpoint, RequestHead, Templates, response::ResponseHead};
 use crate::symbolize::PerfMap;
 
 /// Rows that are analysed at most.
@@ -39,6 +39,22 @@ pub fn request_head(data: &[u8]) {
     }
     if let Some(value) = &head.sw8 {
         let _ = crate::request::sw8::parse(value);
+    }
+}
+
+/// `method \n path of a rule \n path of a request`.
+pub fn endpoint_name(data: &[u8]) {
+    let (method, rest) = first_line(data);
+    let (rule, path) = first_line(rest);
+    let path = String::from_utf8_lossy(path);
+    for templates in [Ok(Templates::default()), Templates::new([("*", &*rule)])] {
+        let name = templates.ok().and_then(|it| it.name("s", &method, &path));
+        let Some(name) = name else { continue };
+        assert!(name.chars().count() < 150, "{name:?}");
+        let endpoint = Endpoint::parse(&name).expect("a name is an endpoint");
+        // No path has a query by then.
+        let has_query = path.contains('?');
+        assert!(has_query || endpoint.matches(&method.to_uppercase(), &path, None));
     }
 }
 

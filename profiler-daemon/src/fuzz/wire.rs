@@ -3,20 +3,24 @@
 use profiler_common::{Conn, MAX_TASKS};
 use profiler_proto::parts::{self, PARTS_MAX};
 use profiler_proto::profilerd as pb;
-use profiler_proto::skywalking::{SegmentCollection, SegmentObject, ThreadSnapshot};
+use profiler_proto::skywalking::{LogData, SegmentCollection, SegmentObject, ThreadSnapshot};
 use prost::Message;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::service;
+use crate::discovery::Traffic;
 use crate::embedded::store::{Store, StoreLimits};
 use crate::embedded::task::TaskRequest;
 use crate::embedded::wire;
 use crate::kernel::{KernelTypes, decode_request, decode_sample};
+use crate::model::plain::is_plain;
 use crate::model::{
     ActiveRequest, Pid, ProcessKey, ProfileTask, RequestEvent, TaskId, TaskSlot, Tid, WallClock,
+    Watched,
 };
 use crate::process::wait_set::{WaitSet, Waits};
-use crate::request::{ConnView, Endpoint, RequestTracker, TrackerLimits};
+use crate::request::{ConnView, Endpoint, RequestTracker, RequestWatch, TrackerLimits};
 
 /// Splits `len u16 | bytes` repeated; what is left over is the last part.
 fn parts(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -84,6 +88,7 @@ fn key(pid: Pid) -> ProcessKey {
 /// Records of the `REQUESTS` ring, one after the other, and what the tracker makes of them.
 pub fn request_records(data: &[u8]) {
     let mut tracker = RequestTracker::new(TrackerLimits::default());
+    let mut watch = RequestWatch::new(Arc::default());
     let slots = 0..MAX_TASKS;
     for slot in slots.clone().map(TaskSlot) {
         let endpoint = Endpoint::parse("*").expect("matches everything");
@@ -96,7 +101,13 @@ pub fn request_records(data: &[u8]) {
             continue;
         };
         match event {
-            RequestEvent::Start { slot, pid, .. } => tracker.add_target(slot, key(pid), service()),
+            RequestEvent::Start { slot, pid, .. } => {
+                tracker.add_target(slot, key(pid), service());
+                watch.add(Watched {
+                    process: key(pid),
+                    service: Arc::new(service()),
+                });
+            }
             RequestEvent::Fork { parent, child, .. } => {
                 tracker.add_child(key(parent), key(child));
             }
@@ -109,13 +120,21 @@ pub fn request_records(data: &[u8]) {
             } => tracker.on_close_range(pid, first..=last, 0, &NoConns, &mut actions),
             _ => {}
         }
+        watch.on_event(event.clone(), &|_, _| None);
         tracker.on_event(event, clock, &mut actions);
         // As the capture thread does, which carries the actions out.
         actions.clear();
     }
     for now_ktime_ns in [0, 1 << 40, u64::MAX] {
         tracker.on_tick(now_ktime_ns, &NoConns, &mut actions);
+        watch.on_tick(now_ktime_ns, &|_, _| None);
     }
+    watch.end(u64::MAX, &|_, _| None);
+    assert_eq!(watch.open_count(), 0);
+    let mut traffic = Traffic::default();
+    watch.take_seen().iter().for_each(|seen| traffic.add(seen));
+    let counted: u64 = traffic.figures().iter().map(|row| row.requests).sum();
+    assert_eq!(counted, traffic.requests());
     for slot in slots.map(TaskSlot) {
         tracker.end_task(slot, u64::MAX, &mut actions);
     }
@@ -167,6 +186,21 @@ pub fn agent_reports(data: &[u8]) {
     }
     for segment in store.segments(&task.id).expect(WORKS) {
         wire::segment_report(wire::segment_to_wire(&segment)).expect("what we say we understand");
+    }
+}
+
+/// A log of an agent, of which the built-in OAP keeps service and endpoint.
+pub fn agent_log(data: &[u8]) {
+    const WORKS: &str = "a database in memory takes all that is checked";
+    let Ok(log) = LogData::decode(data) else {
+        return;
+    };
+    let store = Store::new(StoreLimits::default());
+    store
+        .seen_endpoints(vec![(log.service.clone(), log.endpoint)], 0)
+        .expect(WORKS);
+    for endpoint in store.endpoints(&log.service).expect(WORKS) {
+        assert!(is_plain(&endpoint));
     }
 }
 

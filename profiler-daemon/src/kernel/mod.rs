@@ -89,6 +89,8 @@ pub struct Kernel {
     /// As the programs know it.
     request_wakeup_bytes: u32,
     hooks: RequestHooks,
+    /// See [`LoadOptions::sees_only`].
+    sees_only: bool,
     log: Option<EbpfLogger<&'static dyn Log>>,
     statistics: Option<OwnedFd>,
     states: Arc<ThreadStateReader>,
@@ -111,7 +113,8 @@ impl Kernel {
     /// The kernel or the process's privileges do not allow it; the text says what to do.
     pub fn load(options: &LoadOptions) -> Result<Self, KernelError> {
         // Reads all kernel symbols, which takes as long as the verifier takes meanwhile.
-        let schedule = std::thread::Builder::new().spawn(scheduler::schedule_range);
+        let schedule = || std::thread::Builder::new().spawn(scheduler::schedule_range);
+        let schedule = (!options.sees_only).then(schedule);
         let (mut ebpf, hooks) = object::load(options)?;
         let log = if options.log {
             EbpfLogger::init(&mut ebpf)
@@ -121,8 +124,9 @@ impl Kernel {
             None
         };
         let schedule = match schedule {
-            Ok(thread) => thread.join().unwrap_or_default(),
-            Err(_) => scheduler::schedule_range(), // no thread is left
+            Some(Ok(thread)) => thread.join().unwrap_or_default(),
+            Some(Err(_)) => scheduler::schedule_range(), // no thread is left
+            None => None,                                // no stack is looked at
         };
         let states = Table::second(&ebpf, maps::THREAD_STATES)?;
         let states = ThreadStateReader::new(states, schedule);
@@ -134,11 +138,32 @@ impl Kernel {
             drained: Drained::default(),
             request_wakeup_bytes: 0,
             hooks,
+            sees_only: options.sees_only,
             log,
             statistics: None,
             states: Arc::new(states),
             ebpf,
         })
+    }
+
+    /// Attaches what sees requests. Of an object that was loaded with [`LoadOptions::sees_only`] there is nothing else.
+    ///
+    /// # Errors
+    ///
+    /// A hook is refused; then nothing stays attached.
+    pub fn attach_sight(&mut self) -> Result<(), KernelError> {
+        self.detach()?;
+        let (others, opening) = self.hooks.in_order(true);
+        for hook in others.chain([opening]) {
+            match object::attach_hook(&mut self.ebpf, hook) {
+                Ok(link) => self.links.push(link),
+                Err(error) => {
+                    self.drop_links();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Attaches every program and starts one clock event per CPU with the given period. What is
@@ -159,7 +184,7 @@ impl Kernel {
     }
 
     fn try_attach(&mut self, period: Duration) -> Result<ClockTicks, KernelError> {
-        let (others, opening) = self.hooks.in_order();
+        let (others, opening) = self.hooks.in_order(self.sees_only);
         for hook in others {
             let link = object::attach_hook(&mut self.ebpf, hook)?;
             self.links.push(link);

@@ -32,6 +32,9 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// The program of the perf events.
 pub(super) const SAMPLE_PROGRAM: &str = "sample_on_cpu";
 
+/// Where threads leave and enter their CPUs.
+const SWITCH_TRACEPOINT: &str = "sched_switch";
+
 /// A tracepoint and its two programs.
 pub(super) struct Hook {
     /// The `tp_btf` program.
@@ -62,9 +65,15 @@ const PROCESS_HOOKS: &[Hook] = &[
     Hook {
         program: "sched_switch",
         raw_program: "raw_switch",
-        tracepoint: "sched_switch",
+        tracepoint: SWITCH_TRACEPOINT,
     },
 ];
+
+/// Those that are wanted: threads are followed to be sampled.
+fn process_hooks(sees_only: bool) -> impl Iterator<Item = &'static Hook> {
+    let hooks = PROCESS_HOOKS.iter();
+    hooks.filter(move |hook| !sees_only || hook.tracepoint != SWITCH_TRACEPOINT)
+}
 
 /// What sees requests where the kernel tells of each use of a socket (Linux 6.4).
 const SOCKET_HOOKS: &[Hook] = &[
@@ -112,9 +121,12 @@ impl RequestHooks {
 
     /// All hooks but the last, which is attached when everything else is: from then on threads get tags,
     /// and what clears them must be in place.
-    pub(super) fn in_order(self) -> (impl Iterator<Item = &'static Hook>, &'static Hook) {
+    pub(super) fn in_order(
+        self,
+        sees_only: bool,
+    ) -> (impl Iterator<Item = &'static Hook>, &'static Hook) {
         let (opening, others) = self.hooks().split_last().expect("no list is empty");
-        (PROCESS_HOOKS.iter().chain(others), opening)
+        (process_hooks(sees_only).chain(others), opening)
     }
 }
 
@@ -141,6 +153,9 @@ pub struct LoadOptions {
     /// Unread bytes in `SAMPLES` that wake a sleeping reader. Below it the ring's descriptor stays
     /// silent and the reader is expected to drain at every dump period; 0 wakes for every sample.
     pub sample_wakeup_bytes: u32,
+    /// See requests, and sample nothing: neither the clocks nor the hook on `sched_switch` are loaded. Threads get
+    /// tags all the same, which nobody reads.
+    pub sees_only: bool,
     /// Forward the programs' log records; costs a ring and is for developers.
     pub log: bool,
     /// Load the `raw_tp` programs even where `tp_btf` works; for tests.
@@ -156,6 +171,7 @@ impl Default for LoadOptions {
             request_ring_bytes: 1 << 20,
             sample_ring_bytes: 4 << 20,
             sample_wakeup_bytes: 1 << 20,
+            sees_only: false,
             log: false,
             prefer_raw: false,
             prefer_sys_exit: false,
@@ -228,13 +244,15 @@ fn load_programs(
         .map_max_entries("SAMPLES", options.sample_ring_bytes)
         .load(OBJECT)
         .map_err(KernelError::from_load)?;
-    for hook in PROCESS_HOOKS.iter().chain(request_hooks.hooks()) {
+    for hook in process_hooks(options.sees_only).chain(request_hooks.hooks()) {
         load_hook(&mut ebpf, hook, btf, options.prefer_raw)?;
     }
-    let program: &mut PerfEvent = program(&mut ebpf, SAMPLE_PROGRAM)?;
-    program
-        .load()
-        .map_err(|error| KernelError::from_program(SAMPLE_PROGRAM, error))?;
+    if !options.sees_only {
+        let program: &mut PerfEvent = program(&mut ebpf, SAMPLE_PROGRAM)?;
+        program
+            .load()
+            .map_err(|error| KernelError::from_program(SAMPLE_PROGRAM, error))?;
+    }
     Ok(ebpf)
 }
 

@@ -19,8 +19,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::model::{
-    CaptureObservation, Counter, DeliveryObservation, Observation, ProcessObservation,
-    RingObservation, TaskObservation,
+    CaptureObservation, Counter, DeliveryObservation, DiscoveryObservation, Observation,
+    ProcessObservation, RingObservation, TaskObservation,
 };
 
 /// What `GET /metrics` answers.
@@ -42,6 +42,7 @@ impl Collector for Families {
             process,
             tasks,
             capture,
+            discovery,
             delivery,
             counters,
         } = &self.0;
@@ -49,6 +50,7 @@ impl Collector for Families {
         page.process(process)?;
         page.tasks(tasks)?;
         page.capture(capture)?;
+        page.discovery(discovery)?;
         page.delivery(delivery)?;
         for counter in Counter::all() {
             let name = format!("profilerd_{}", counter.name());
@@ -185,6 +187,49 @@ impl Page<'_> {
             "profilerd_ring_size_bytes",
             "size of the ring buffer (limits.requests_ring, limits.samples_ring)",
             rings.map(|(name, ring)| (name, ring.size_bytes)),
+        )
+    }
+
+    fn discovery(&mut self, discovery: &DiscoveryObservation) -> Result<(), Error> {
+        self.gauge(
+            "profilerd_discovery_looking",
+            "1 while a window is open, in which programs that see requests are attached",
+            u64::from(discovery.is_looking),
+        )?;
+        self.counter(
+            "profilerd_discovery_windows",
+            "windows that have ended",
+            discovery.windows,
+        )?;
+        self.counter(
+            "profilerd_discovery_windows_failed",
+            "windows that failed because the BPF programs could not be set up",
+            discovery.failed,
+        )?;
+        self.counter(
+            "profilerd_discovery_requests",
+            "requests seen in windows",
+            discovery.requests,
+        )?;
+        self.counter(
+            "profilerd_discovery_requests_unseen",
+            "requests of windows that were not seen, or not to their end, as far as that is known",
+            discovery.unseen,
+        )?;
+        self.counter(
+            "profilerd_discovery_requests_over_limit",
+            "requests that count under other endpoints, because a service or the host has too many names",
+            discovery.requests_over_limit,
+        )?;
+        self.gauge(
+            "profilerd_endpoints",
+            "endpoints known of services without an agent",
+            discovery.endpoints,
+        )?;
+        self.counter(
+            "profilerd_endpoints_over_limit",
+            "sights of endpoints that are not kept, because there are too many",
+            discovery.endpoints_over_limit,
         )
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`task`] (what to profile), [`process`] (whose), [`request`] (what was seen), [`sample`] (one
 //! observation of one thread), [`stack`] (frames), [`snapshot`] (what is sent), [`binding`] (below which
-//! segment), [`counter`] and [`coverage`] (what was lost and why), [`observation`] (the daemon itself),
+//! segment), [`counter`] and [`coverage`] (what was lost and why), [`traffic`] (requests counted and measured), [`observation`] (the daemon itself),
 //! [`clock`] (kernel time to wall time).
 
 pub mod backoff;
@@ -24,14 +24,15 @@ pub mod snapshot;
 pub mod stack;
 pub mod task;
 pub mod totals;
+pub mod traffic;
 
 pub use binding::{AgentNames, AgentSpan, Binding, BoundBy, Unbound};
 pub use clock::WallClock;
 pub use counter::{Counter, Subject};
 pub use coverage::Coverage;
 pub use observation::{
-    CaptureObservation, DeliveryObservation, Observation, ProcessObservation, RingObservation,
-    TaskObservation,
+    CaptureObservation, DeliveryObservation, DiscoveryObservation, Observation, ProcessObservation,
+    RingObservation, TaskObservation,
 };
 pub use process::{Pid, ProcessKey, Tid};
 pub use record::{Progress, ProgressState, RecordRequest, RecordTarget};
@@ -48,3 +49,4 @@ pub use snapshot::{ProfiledSegment, Snapshot};
 pub use stack::{AddrFrame, Frame, FrameKind, PythonRef, Stack, UnwindEnd};
 pub use task::{ProfileTask, Service, TaskId, TaskLimits, TaskSlot};
 pub use totals::Totals;
+pub use traffic::{EndpointFigures, SeenRequest, Unseen, Watched};

@@ -17,6 +17,8 @@ pub struct Observation {
     pub tasks: TaskObservation,
     /// The capture thread and its kernel side.
     pub capture: CaptureObservation,
+    /// Looks for endpoints.
+    pub discovery: DiscoveryObservation,
     /// What goes to the OAP.
     pub delivery: DeliveryObservation,
     /// Every [`super::Counter`] by name, summed over all tasks since the start.
@@ -97,6 +99,28 @@ pub struct RingObservation {
     pub peak_bytes: u64,
     /// Size of the ring.
     pub size_bytes: u64,
+}
+
+/// Looks for endpoints of services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiscoveryObservation {
+    /// A window is open: programs that see requests are attached.
+    pub is_looking: bool,
+    /// Windows that have ended.
+    pub windows: u64,
+    /// Windows that failed because the BPF programs could not be set up.
+    pub failed: u64,
+    /// Requests seen in them.
+    pub requests: u64,
+    /// Requests that were not seen, or not to their end, as far as that is known.
+    pub unseen: u64,
+    /// Requests that count under other endpoints because there are too many names.
+    pub requests_over_limit: u64,
+    /// Endpoints known.
+    pub endpoints: u64,
+    /// Sights of endpoints that are not kept because there are too many.
+    pub endpoints_over_limit: u64,
 }
 
 /// Delivery to the OAP.

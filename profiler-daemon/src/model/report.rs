@@ -59,8 +59,14 @@ pub struct SegmentReport {
     /// Service instance that served it.
     #[serde(default)]
     pub service_instance: String,
-    /// Endpoint reported.
+    /// Endpoint reported: of the request itself, where the task's endpoint stands for several.
     pub endpoint: String,
+    /// Method of the request; empty if nobody knows it.
+    #[serde(default)]
+    pub method: String,
+    /// Its path, without query; empty if nobody knows it.
+    #[serde(default)]
+    pub path: String,
     /// Start, epoch milliseconds.
     pub start_ms: i64,
     /// From the head read to the last write, or to where the request is cut, milliseconds.
@@ -74,6 +80,33 @@ pub struct SegmentReport {
     pub snapshots: Vec<SnapshotReport>,
     /// OAP's analysis of the snapshots over the whole segment.
     pub trees: Vec<TreeNode>,
+}
+
+impl SegmentReport {
+    /// Takes method and path from the tags of a span, as agents write them: `http.method`, and `url` with or without
+    /// host and query.
+    pub fn read_request<'a>(&mut self, tags: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        for (key, value) in tags {
+            match key {
+                "http.method" => value.clone_into(&mut self.method),
+                "url" => {
+                    let target = value.split_once("://").map_or(value, |(_, after)| {
+                        after.find('/').map_or("/", |at| &after[at..])
+                    });
+                    let path = target.split('?').next().unwrap_or(target);
+                    path.clone_into(&mut self.path);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Method and path as a name of an endpoint, where the endpoint reported does not say as much.
+    #[must_use]
+    pub fn concrete(&self) -> Option<String> {
+        let own = format!("{}:{}", self.method, self.path);
+        (!self.path.is_empty() && own != self.endpoint).then_some(own)
+    }
 }
 
 /// One thread snapshot.
@@ -100,4 +133,27 @@ pub struct TreeNode {
     pub count: u32,
     /// Callees, in first-seen order.
     pub children: Vec<Self>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that method and path are found in tags, and stand beside the endpoint where they say more.
+    #[test]
+    fn a_request_is_read_from_tags() {
+        let concrete = |endpoint: &str, url: &str| {
+            let mut segment = SegmentReport {
+                endpoint: endpoint.to_owned(),
+                ..SegmentReport::default()
+            };
+            segment.read_request([("http.method", "GET"), ("url", url), ("x", "y")]);
+            segment.concrete()
+        };
+        let own = |text: &str| Some(text.to_owned());
+        assert_eq!(concrete("GET:/a", "http://h:80/a?b=/c"), None);
+        assert_eq!(concrete("GET:/a/{id}", "/a/1?b"), own("GET:/a/1"));
+        assert_eq!(concrete("*", "http://h"), own("GET:/"));
+        assert_eq!(SegmentReport::default().concrete(), None);
+    }
 }

@@ -200,7 +200,7 @@ pub struct ActiveRequest {
     pub start_ktime_ns: u64,
     /// Kernel time to wall time, fixed at the start.
     pub clock: WallClock,
-    /// Endpoint name reported: the task's own text.
+    /// Endpoint name reported: the task's own text if that names one path, else the request's own endpoint.
     pub endpoint: String,
     /// Request method on the wire.
     pub method: String,

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use profiler_proto::profilerd::tasks_client::TasksClient;
+use profiler_proto::skywalking::log_report_service_client::LogReportServiceClient;
 use profiler_proto::skywalking::management_service_client::ManagementServiceClient;
 use profiler_proto::skywalking::profile_task_client::ProfileTaskClient;
 use profiler_proto::skywalking::trace_segment_report_service_client::TraceSegmentReportServiceClient;
@@ -66,6 +67,10 @@ impl Connection {
 
     pub(super) fn trace_segments(&self) -> TraceSegmentReportServiceClient<Authenticated> {
         TraceSegmentReportServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
+    }
+
+    pub(super) fn logs(&self) -> LogReportServiceClient<Authenticated> {
+        LogReportServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
     }
 
     pub(super) fn tasks(&self) -> TasksClient<Authenticated> {

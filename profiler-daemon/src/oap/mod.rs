@@ -11,6 +11,7 @@
 //!                 /          |                \
 //! presence.rs  heartbeat   poll.rs  tasks     report.rs  segments, snapshots, ends of tasks
 //!    (turns.rs: each in its turn)             ^
+//! endpoints.rs  what services are asked for  |
 //!                            |                |
 //!                     command.rs: checked   queue.rs <- segment.rs
 //!                            v                |   \ room.rs: how much, spool.rs: the rest on disk
@@ -26,6 +27,7 @@ pub(crate) mod command;
 mod config;
 mod delivery;
 pub(crate) mod dial;
+mod endpoints;
 pub mod graphql;
 mod ledger;
 mod link;
@@ -53,6 +55,7 @@ use tokio::time::timeout;
 
 use crate::model::{Coverage, ProfileTask, ProfiledSegment, Service, TaskId};
 use crate::model::{backoff, name};
+use endpoints::Introducer;
 use link::Link;
 use observe::LinkState;
 use poll::Poller;
@@ -63,6 +66,7 @@ use skew::Skew;
 
 pub use config::OapConfig;
 pub use delivery::DeliveryStats;
+pub use endpoints::EndpointNews;
 pub use presence::Reporting;
 pub use queue::ReportError;
 pub use room::QueueRoom;
@@ -134,7 +138,13 @@ impl OapClient {
         let presence = Presence {
             config: Arc::clone(&config),
             link: link.clone(),
+            services: watched.clone(),
+        };
+        let (endpoints, news) = mpsc::channel(endpoints::WAITING_MAX);
+        let introducer = Introducer {
+            link: link.clone(),
             services: watched,
+            news,
         };
         let reporter = Reporter {
             config,
@@ -148,6 +158,7 @@ impl OapClient {
                 tokio::spawn(keeper.run()),
                 tokio::spawn(poller.run()),
                 tokio::spawn(presence.run()),
+                tokio::spawn(introducer.run()),
             ],
         };
         let handle = OapHandle {
@@ -155,6 +166,7 @@ impl OapClient {
             state,
             skew,
             services: Arc::new(services),
+            endpoints,
             running: Arc::new(running),
         };
         (handle, receiver)
@@ -168,7 +180,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Running {
     reporter: Mutex<Option<JoinHandle<()>>>,
-    others: [JoinHandle<()>; 3],
+    others: [JoinHandle<()>; 4],
 }
 
 impl Running {
@@ -200,6 +212,7 @@ pub struct OapHandle {
     state: Arc<LinkState>,
     skew: Arc<Skew>,
     services: Arc<watch::Sender<Arc<Vec<Reporting>>>>,
+    endpoints: mpsc::Sender<Vec<EndpointNews>>,
     running: Arc<Running>,
 }
 
@@ -221,6 +234,17 @@ impl OapHandle {
             }
             is_new
         });
+    }
+
+    /// Tells the OAP of endpoints that services have.
+    pub fn tell_endpoints(&self, news: Vec<EndpointNews>) {
+        let count = news.len();
+        if count > 0 && self.endpoints.try_send(news).is_err() {
+            tracing::warn!(
+                count,
+                "endpoints are not told to the OAP: too many wait to be"
+            );
+        }
     }
 
     /// Queues a profiled request for delivery. Snapshots without frames are left out and the others

@@ -25,8 +25,8 @@ pub(super) fn is_ours(segment: &ProfiledSegment) -> bool {
 
 /// The synthetic segment: span 0, entry, from the request's head to its last written byte.
 ///
-/// Beside an agent's segment for the same request it stays out of the statistics, which would count the
-/// request twice.
+/// It stays out of the statistics: they would count the requests that are profiled for all that there are, and beside an
+/// agent's segment the same request twice.
 ///
 /// A sampled caller's trace goes on in it. A caller that is not sampled has no segment in the OAP,
 /// so a reference to it would lead nowhere; the request is then a trace of its own, named like its
@@ -67,7 +67,7 @@ pub(super) fn to_object(segment: &ProfiledSegment) -> pb::SegmentObject {
         component_id: COMPONENT_HTTP,
         is_error: segment.request.status.is_some_and(|status| status >= 500),
         tags,
-        skip_analysis: unbound.is_some(),
+        skip_analysis: true,
         ..pb::SpanObject::default()
     };
     pb::SegmentObject {
@@ -266,11 +266,11 @@ pub(super) mod tests {
         assert_eq!(tags(&to_object(&request))[2], ("team", "blue"));
     }
 
-    /// Check that a segment beside an agent's is kept out of the statistics and says why it is there.
+    /// Check that every segment is kept out of the statistics, and that one beside an agent's says why it is there.
     #[test]
-    fn a_segment_beside_an_agents_is_not_counted() {
+    fn no_segment_is_counted() {
         let mut request = segment("t", "s", &["main"]);
-        assert!(!to_object(&request).spans[0].skip_analysis);
+        assert!(to_object(&request).spans[0].skip_analysis);
         request.binding = Binding::Synthetic(Unbound::NotFound);
         assert!(is_ours(&request));
         let object = to_object(&request);

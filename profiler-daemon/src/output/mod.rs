@@ -14,6 +14,7 @@ mod explain;
 mod file;
 mod folded;
 mod merged;
+mod own;
 mod pprof;
 mod reduce;
 mod rows;

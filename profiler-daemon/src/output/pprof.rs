@@ -48,10 +48,13 @@ fn profile(report: &ProfileReport) -> Profile {
             str: text,
             ..Label::default()
         };
-        let labels = vec![
+        let mut labels = vec![
             label(segment_key, strings.index(&segment.segment_id)),
             label(endpoint_key, strings.index(&segment.endpoint)),
         ];
+        if let Some(concrete) = segment.concrete() {
+            labels.push(label(strings.index("request"), strings.index(&concrete)));
+        }
         samples.extend(sums.into_iter().map(|(location_id, values)| Sample {
             location_id,
             value: values.to_vec(),

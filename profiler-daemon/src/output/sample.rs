@@ -62,6 +62,8 @@ pub(super) fn segment(id: &str, stacks: &[&[&str]]) -> SegmentReport {
         trace_id: "t1".to_owned(),
         service_instance: "shop-1".to_owned(),
         endpoint: "GET:/a<b".to_owned(),
+        method: "GET".to_owned(),
+        path: "/a<b".to_owned(),
         start_ms,
         duration_ms,
         status: Some(200),

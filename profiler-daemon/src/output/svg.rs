@@ -7,6 +7,7 @@ use inferno::flamegraph::color::{Color, PaletteMap};
 use inferno::flamegraph::{self, Options};
 
 use super::folded;
+use super::own::own_endpoints;
 use super::style::Class;
 use super::text::clean;
 use crate::model::ProfileReport;
@@ -33,7 +34,7 @@ pub(super) fn write(report: &ProfileReport, out: &mut dyn Write) -> Result<()> {
     }
     let mut palette = palette(&lines);
     let mut options = Options::default();
-    options.title = clean(&report.task.endpoint).into_owned();
+    options.title = title(report);
     options.subtitle = Some(subtitle(report));
     options.count_name = "ms".to_owned();
     options.name_type = "Function:".to_owned();
@@ -103,6 +104,14 @@ fn legend() -> String {
         ));
     }
     drawn + "</g>"
+}
+
+/// What was asked for, and what requests were to if that is another endpoint.
+fn title(report: &ProfileReport) -> String {
+    let task = &report.task.endpoint;
+    let own = own_endpoints(task, &report.segments).filter(|_| !task.is_empty());
+    let title = own.map_or_else(|| task.clone(), |own| format!("{task}: {own}"));
+    clean(&title).into_owned()
 }
 
 fn subtitle(report: &ProfileReport) -> String {

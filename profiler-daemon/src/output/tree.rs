@@ -24,6 +24,7 @@ use anyhow::{Context, Result};
 use super::View;
 use super::coverage::{closing_text, losses_text};
 use super::merged::merge;
+use super::own::own_endpoints;
 use super::rows::Rows;
 use super::style::Style;
 use super::text::clean;
@@ -46,7 +47,7 @@ pub(super) fn write(
                 write_segment(segment, view, style, &mut text);
             }
         }
-        segments => write_all(segments, view, style, &mut text),
+        segments => write_all(&report.task.endpoint, segments, view, style, &mut text),
     }
     let losses = losses_text(&report.coverage);
     if !losses.is_empty() {
@@ -83,8 +84,8 @@ fn head(report: &ProfileReport) -> String {
     text
 }
 
-/// One tree of all requests.
-fn write_all(segments: &[SegmentReport], view: View, style: Style, text: &mut String) {
+/// One tree of all requests; `task` is the endpoint that was asked for.
+fn write_all(task: &str, segments: &[SegmentReport], view: View, style: Style, text: &mut String) {
     let total_ms = segments
         .iter()
         .fold(0_i64, |sum, s| sum.saturating_add(s.duration_ms));
@@ -97,6 +98,9 @@ fn write_all(segments: &[SegmentReport], view: View, style: Style, text: &mut St
     }
     text.push_str(&statuses(segments));
     text.push('\n');
+    if let Some(endpoints) = own_endpoints(task, segments) {
+        text.push_str(&format!("  requests were to {}\n", clean(&endpoints)));
+    }
     let cut = segments.iter().filter(|segment| segment.cut.is_some());
     match cut.count() {
         0 => {}
@@ -133,7 +137,9 @@ fn write_segment(segment: &SegmentReport, view: View, style: Style, text: &mut S
 
 /// What names a request elsewhere.
 fn ids(segment: &SegmentReport) -> Vec<String> {
+    let concrete = segment.concrete().unwrap_or_default();
     let ids = [
+        ("request", &concrete),
         ("instance", &segment.service_instance),
         ("segment", &segment.segment_id),
         ("trace", &segment.trace_id),

@@ -5,7 +5,6 @@ use std::ops::RangeInclusive;
 use profiler_common::{Conn, EndReason, conn_flag};
 
 use super::event_loop::Loops;
-use super::open::OpenRequest;
 use super::task::LiveTask;
 use super::tracker::{Action, ConnView, RequestTracker};
 use crate::model::{
@@ -78,7 +77,7 @@ impl RequestTracker {
         let has_died = matches!(reason, Some(EndReason::ThreadExit | EndReason::Exec));
         // Samples of a request whose thread died are kept; otherwise a missing response means
         // that the head was not served.
-        if !open.is_answered && !has_died {
+        if !open.answer.has_begun && !has_died {
             let why = if open.has_forked {
                 Counter::RequestsByOtherProgram
             } else {
@@ -86,16 +85,17 @@ impl RequestTracker {
             };
             return self.drop_open(id, why, actions);
         }
-        let end = if has_died && open.is_owed_at_close() {
+        let end = if has_died && open.answer.is_owed_at_close() {
             End::cut(now, Cut::ThreadEnded)
         } else {
-            End::at(open.last_write_ktime_ns)
+            End::at(open.answer.last_write_ktime_ns)
         };
         let task = self.tasks.get(&open.request.slot);
         let period_ns = task.map_or(0, LiveTask::period_ns);
         let duration_ns = end.ktime_ns.saturating_sub(open.request.start_ktime_ns);
         // Its own part of it is over at once, and says nothing of how long it took.
-        let is_left = reason == Some(EndReason::Exec) || (open.has_forked && !open.is_complete());
+        let is_left =
+            reason == Some(EndReason::Exec) || (open.has_forked && !open.answer.is_complete());
         if is_left && duration_ns < period_ns {
             return self.drop_open(id, Counter::RequestsByOtherProgram, actions);
         }
@@ -128,14 +128,14 @@ impl RequestTracker {
             return;
         };
         let mut losses = Coverage::default();
-        if !open.is_answered && end.cut == Some(Cut::ThreadEnded) {
+        if !open.answer.has_begun && end.cut == Some(Cut::ThreadEnded) {
             losses.bump(Counter::RequestsUnanswered);
         }
         if end.cut == Some(Cut::TaskEnded) {
             losses.bump(Counter::RequestsUnfinished);
         }
         let finished = FinishedRequest {
-            status: open.response.map(|response| response.status),
+            status: open.answer.head.map(|response| response.status),
             request: open.request,
             end_ktime_ns: end.ktime_ns,
             cut: end.cut,
@@ -156,7 +156,7 @@ impl RequestTracker {
         actions: &mut Vec<Action>,
     ) -> Option<Coverage> {
         for id in self.ids(|open| open.request.slot == slot) {
-            if self.open.get(&id).is_some_and(OpenRequest::is_owed) {
+            if self.open.get(&id).is_some_and(|open| open.answer.is_owed()) {
                 let end = End::cut(now_ktime_ns, Cut::TaskEnded);
                 self.close(id, end, None, Counter::RequestsUnfinished, actions);
             } else {

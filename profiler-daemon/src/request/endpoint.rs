@@ -57,6 +57,8 @@ pub struct Endpoint {
     method: Option<String>,
     host: Option<String>,
     path: Pattern,
+    /// As written.
+    path_text: String,
     query: Option<String>,
 }
 
@@ -103,7 +105,9 @@ impl Endpoint {
             && let target = target.trim_start()
             && target.starts_with(['/', '*'])
         {
-            return one(method, target);
+            let method = method_named(text, method)?;
+            let name = format!("{method}:{target}");
+            return Self::from_target(&name, Some(method), target);
         }
         match text.split_once(':') {
             // Another scheme than HTTP's is no method.
@@ -131,10 +135,11 @@ impl Endpoint {
             None => (target, None),
         };
         let cut = text.chars().count() >= NAME_MAX_CHARS;
+        let path_text = if path.is_empty() { "/" } else { path };
         let path = if path == "*" || path == "/**" {
             Pattern::Any
-        } else if path.is_empty() || path.starts_with('/') {
-            Pattern::parse(if path.is_empty() { "/" } else { path }, cut)
+        } else if path_text.starts_with('/') {
+            Pattern::parse(path_text, cut)
         } else {
             return Err(EndpointError::NotAPath(text.to_owned()));
         };
@@ -143,11 +148,30 @@ impl Endpoint {
             method,
             host: host.map(str::to_owned),
             path,
+            path_text: path_text.to_owned(),
             query,
         })
     }
 
-    /// The endpoint as the user wrote it: the name under which its requests are reported.
+    /// Whether it is read as this method and a path: some names of methods begin another form.
+    pub(super) fn is_of_method(&self, method: &str) -> bool {
+        let is_same = |own: &str| own.eq_ignore_ascii_case(method);
+        self.method.as_deref().is_some_and(is_same) && self.host.is_none() && self.query.is_none()
+    }
+
+    /// All its requests have one path, and nothing else tells them apart: the text names the endpoint.
+    pub(super) fn is_one_path(&self) -> bool {
+        let is_literal = matches!(self.path, Pattern::Literal { .. });
+        is_literal && self.host.is_none() && self.query.is_none()
+    }
+
+    /// Its path, if that names the variable segments and all the others.
+    pub(super) fn template(&self) -> Option<&str> {
+        let is_template = matches!(self.path, Pattern::Template { rest: false, .. });
+        is_template.then_some(&self.path_text)
+    }
+
+    /// The endpoint as the user wrote it; `POST /orders` is `POST:/orders`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text

@@ -1,22 +1,19 @@
 //! An open request, from its head to its last byte.
 //!
 //! A pause ends no request: a handler may take a minute between two writes. A request ends by the framing
-//! of its response ([`Framing`]), or by an event of the kernel side.
+//! of its response ([`Answer`]), or by an event of the kernel side.
 
 use profiler_common::{Conn, EndReason, conn_flag, ends_chunks};
 
+use super::answer::Answer;
 use super::head::RequestHead;
-use super::response::{Framing, ResponseHead};
 use super::sw8;
 use super::tracker::ConnView;
 use crate::model::{ActiveRequest, Sw8};
 use crate::process::wait_set::WaitSet;
 
-/// How long after a last chunk no byte may follow. Data may look like one, at the end of a write in the middle of
-/// a chunk whose rest is then written at once.
-const LAST_CHUNK_NS: u64 = 50_000_000;
 /// How long an end may be missing after the connection's state is gone, before it is taken as lost.
-const LOST_END_NS: u64 = 1_000_000_000;
+pub(super) const LOST_END_NS: u64 = 1_000_000_000;
 
 /// How often the descriptor of a request is checked, where not every close is seen.
 const DESCRIPTOR_NS: u64 = 1_000_000_000;
@@ -62,15 +59,7 @@ pub(super) struct OpenRequest {
     pub(super) request: ActiveRequest,
     /// Holds one of the task's places.
     pub(super) is_counted: bool,
-    pub(super) response: Option<ResponseHead>,
-    /// At least one byte of the response was written.
-    pub(super) is_answered: bool,
-    pub(super) last_write_ktime_ns: u64,
-    pub(super) written_bytes: u64,
-    /// The latest bytes look like a last chunk.
-    has_last_chunk: bool,
-    /// First bytes of the response, until its head is whole.
-    head: Vec<u8>,
+    pub(super) answer: Answer,
     /// The client pipelined: later writes on this connection belong to the next request.
     pub(super) is_followed: bool,
     pub(super) outbound: Outbound,
@@ -97,12 +86,7 @@ impl OpenRequest {
             descriptor_ktime_ns: request.start_ktime_ns,
             request,
             is_counted: false,
-            response: None,
-            is_answered: false,
-            last_write_ktime_ns: 0,
-            written_bytes: 0,
-            has_last_chunk: false,
-            head: Vec::new(),
+            answer: Answer::default(),
             is_followed: false,
             outbound: Outbound::default(),
             has_forked: false,
@@ -127,13 +111,10 @@ impl OpenRequest {
         written_bytes: u64,
         has_last_chunk: bool,
     ) {
-        self.is_answered |= last_write_ktime_ns != 0;
-        if last_write_ktime_ns >= self.last_write_ktime_ns {
-            self.has_last_chunk = has_last_chunk;
-        }
-        self.last_write_ktime_ns = self.last_write_ktime_ns.max(last_write_ktime_ns);
-        self.written_bytes = self.written_bytes.max(written_bytes);
-        let is_followed = |(_, since): &mut (WaitSet, u64)| *since < self.last_write_ktime_ns;
+        self.answer
+            .on_write(last_write_ktime_ns, written_bytes, has_last_chunk);
+        let last_write_ktime_ns = self.answer.last_write_ktime_ns;
+        let is_followed = |(_, since): &mut (WaitSet, u64)| *since < last_write_ktime_ns;
         if let Some((set, _)) = self.last_wait.take_if(is_followed) {
             self.on_wait(Some(set));
         }
@@ -147,19 +128,8 @@ impl OpenRequest {
 
     /// Takes bytes of the response, with which so many are written.
     pub(super) fn on_response(&mut self, bytes: &[u8], written_bytes: u64) {
-        if self.framing().is_some() {
-            return;
-        }
-        self.head.extend_from_slice(bytes);
-        let head = ResponseHead::parse(&self.head, &self.request.method);
-        // Behind a gap nothing can be read.
-        let has_gap = self.head.len() as u64 != written_bytes;
-        if !has_gap || self.response.is_none() {
-            self.response = head;
-        }
-        if has_gap || self.framing().is_some() {
-            self.head = Vec::new();
-        }
+        self.answer
+            .on_bytes(bytes, written_bytes, &self.request.method);
     }
 
     /// The thread slept on a set before the answer, or between two parts of it.
@@ -171,7 +141,7 @@ impl OpenRequest {
 
     /// The thread sleeps on a set since an instant.
     pub(super) fn on_sleep(&mut self, set: WaitSet, since_ktime_ns: u64) {
-        if self.is_answered && since_ktime_ns >= self.last_write_ktime_ns {
+        if self.answer.has_begun && since_ktime_ns >= self.answer.last_write_ktime_ns {
             self.last_wait = Some((set, since_ktime_ns));
         } else {
             self.on_wait(Some(set));
@@ -205,40 +175,5 @@ impl OpenRequest {
             self.descriptor_ktime_ns = now_ktime_ns;
         }
         is_due
-    }
-
-    fn framing(&self) -> Option<Framing> {
-        self.response?.framing
-    }
-
-    /// How long the response is has been read from its head.
-    pub(super) fn has_length(&self) -> bool {
-        matches!(self.framing(), Some(Framing::Length(_)))
-    }
-
-    /// All bytes of the response are written, as far as its framing and the latest bytes tell.
-    pub(super) fn is_complete(&self) -> bool {
-        let is_whole = match self.framing() {
-            Some(Framing::Length(total)) => self.written_bytes >= total,
-            Some(Framing::Chunked) => self.has_last_chunk,
-            Some(Framing::UntilClose) | None => false,
-        };
-        self.is_answered && is_whole
-    }
-
-    /// The same, and nothing speaks against it any more.
-    pub(super) fn is_over(&self, now_ktime_ns: u64) -> bool {
-        let quiet_ns = now_ktime_ns.saturating_sub(self.last_write_ktime_ns);
-        self.is_complete() && (self.has_length() || quiet_ns >= LAST_CHUNK_NS)
-    }
-
-    /// More of the response is expected. Without known framing this is unknown.
-    pub(super) fn is_owed(&self) -> bool {
-        !self.is_answered || self.framing().is_some() && !self.is_complete()
-    }
-
-    /// More of the response is owed, and the connection's end would not complete it.
-    pub(super) fn is_owed_at_close(&self) -> bool {
-        self.is_owed() && self.framing() != Some(Framing::UntilClose)
     }
 }

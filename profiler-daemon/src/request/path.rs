@@ -156,7 +156,7 @@ impl Segment {
     }
 }
 
-fn without_parameter(segment: &str) -> &str {
+pub(super) fn without_parameter(segment: &str) -> &str {
     segment.split(';').next().unwrap_or(segment)
 }
 
@@ -174,7 +174,7 @@ fn without_half_an_escape(path: &str) -> &str {
 }
 
 /// The bytes that a path stands for. A percent sign that begins no encoded byte is one.
-fn normal(path: &str) -> Vec<u8> {
+pub(super) fn normal(path: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

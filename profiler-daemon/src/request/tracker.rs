@@ -12,6 +12,7 @@
 //! of the last write, whatever event revealed it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use profiler_common::{Conn, EndReason, conn_flag, event_flag};
 use uuid::Uuid;
@@ -21,6 +22,7 @@ use super::event_loop::Loops;
 use super::open::OpenRequest;
 use super::sw8;
 use super::task::LiveTask;
+use super::template::Templates;
 use crate::model::{
     ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RequestEvent,
     RequestId, Service, TaskSlot, Tid, WallClock,
@@ -85,6 +87,7 @@ pub struct RequestTracker {
     pub(super) open: HashMap<RequestId, OpenRequest>,
     pub(super) loops: Loops,
     limits: TrackerLimits,
+    templates: Arc<Templates>,
 }
 
 /// The fixed part of a start event.
@@ -106,6 +109,12 @@ impl RequestTracker {
             limits,
             ..Self::default()
         }
+    }
+
+    /// Names endpoints by these templates.
+    #[must_use]
+    pub fn with_templates(self, templates: Arc<Templates>) -> Self {
+        Self { templates, ..self }
     }
 
     /// Puts a task into a slot. Its processes follow by [`Self::add_target`].
@@ -288,10 +297,10 @@ impl RequestTracker {
         open.on_write(ktime_ns, written_bytes, flags & event_flag::LAST_CHUNK != 0);
         if flags & event_flag::OTHER_THREAD != 0 {
             self.drop_open(id, Counter::RequestsHandedOff, actions);
-        } else if open.is_followed && !open.has_length() {
+        } else if open.is_followed && !open.answer.has_length() {
             // Where its response ends and the next one begins is unknown.
             self.drop_open(id, Counter::RequestsInterleaved, actions);
-        } else if open.is_over(ktime_ns) {
+        } else if open.answer.is_over(ktime_ns) {
             self.end(id, ktime_ns, None, actions);
         }
     }
@@ -354,6 +363,8 @@ impl RequestTracker {
                 return;
             }
         };
+        let service = &target.service.name;
+        let endpoint = self.templates.name_of(&task.endpoint, service, &head);
         let request = ActiveRequest {
             id: start.id,
             slot: start.slot,
@@ -364,7 +375,7 @@ impl RequestTracker {
             fd: start.fd,
             start_ktime_ns: start.ktime_ns,
             clock,
-            endpoint: task.endpoint.as_str().to_owned(),
+            endpoint,
             path: head.path().to_owned(),
             method: head.method,
             host: head.host,
@@ -388,7 +399,7 @@ impl RequestTracker {
         let ids = self.ids(|open| {
             open.request.tid == start.tid
                 && open.request.process.pid == start.pid
-                && !open.is_complete()
+                && !open.answer.is_complete()
         });
         for &id in &ids {
             self.drop_open(id, Counter::RequestsInterleaved, actions);
@@ -438,7 +449,7 @@ impl RequestTracker {
             } = open.request;
             open.is_descriptor_due(&conn, now) && !conns.is_socket(process.pid, tid, fd, conn.inode)
         });
-        if is_lost || is_closed || open.is_over(now) {
+        if is_lost || is_closed || open.answer.is_over(now) {
             return self.finish(id, now, None, actions);
         }
         let Some(task) = self.tasks.get(&open.request.slot) else {

@@ -26,6 +26,11 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
+    /// Perf events that no link holds.
+    pub(crate) fn perf_events(&self) -> usize {
+        self.perf_events
+    }
+
     /// What a process holds by its descriptors.
     pub(crate) fn of(pid: u32) -> Self {
         let mut attached = Self::default();

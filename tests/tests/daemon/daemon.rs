@@ -108,6 +108,8 @@ impl Daemon {
             .env("PROFILERD_OAP_POLL_INTERVAL", "1s")
             .env("PROFILERD_STATE_DIR", "none")
             .env("PROFILERD_HTTP_LISTEN", "off")
+            // A window would attach programs where a test expects none.
+            .env("PROFILERD_DISCOVERY_MODE", "off")
             .env("PROFILERD_LIMITS_MAX_CPU_PERCENT", UNGUARDED)
             .envs(variables.iter().copied())
             .stdout(Stdio::null())

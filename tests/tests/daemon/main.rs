@@ -6,6 +6,7 @@
 
 mod attached;
 mod daemon;
+mod endpoints;
 mod faults;
 mod graphql;
 mod guard;

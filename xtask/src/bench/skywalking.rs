@@ -41,6 +41,7 @@ pub(super) fn measure(binary: &Path, folder: &Path, table: &mut Table) -> Result
     command
         .args(["daemon", "--state-dir", "none"])
         .args(["--backend", &oap.grpc().to_string()])
+        .env("PROFILERD_DISCOVERY_MODE", "off")
         .stdin(Stdio::null())
         .stdout(log_file.try_clone()?)
         .stderr(log_file);

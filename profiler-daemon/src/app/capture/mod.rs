@@ -41,7 +41,7 @@ use crate::process::descriptor;
 use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
 use crate::process::wait_set::{self, WaitSet, Waits};
-use crate::request::{ConnView, RequestTracker, TrackerLimits};
+use crate::request::{ConnView, RequestTracker};
 use ahead::AheadTimer;
 use blocked::Memory;
 use clock::GridTimer;
@@ -134,7 +134,7 @@ impl Capture {
         work: Sender<Work>,
         waiting: Arc<WaitingBytes>,
         options: LoadOptions,
-        limits: TrackerLimits,
+        tracker: RequestTracker,
         state: Arc<CaptureState>,
     ) -> Result<Self> {
         let clock = GridTimer::new()?;
@@ -146,7 +146,7 @@ impl Capture {
             options,
             state,
             kernel: None,
-            tracker: RequestTracker::new(limits),
+            tracker,
             memory: Memory::default(),
             round: None,
             processes: HashMap::new(),

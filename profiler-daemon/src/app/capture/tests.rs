@@ -30,7 +30,7 @@ fn capture(queue: usize) -> (Capture, Receiver<Work>) {
         work,
         Arc::default(),
         LoadOptions::default(),
-        TrackerLimits::default(),
+        RequestTracker::default(),
         Arc::new(CaptureState::new(0, 0, 0)),
     )
     .unwrap();

@@ -75,6 +75,7 @@ impl Control {
             process: self.observed.process(),
             tasks: self.tasks(),
             capture: self.pipeline.observe(),
+            discovery: self.discovery.observe(),
             delivery,
         }
     }

@@ -322,7 +322,13 @@ impl Control {
         }
         let done = self.live.get_mut(task_id).and_then(|live| live.done.take());
         if let Some(coverage) = done {
-            let coverage = self.completed(task_id, coverage);
+            let mut coverage = self.completed(task_id, coverage);
+            let nothing = coverage.get(Counter::RequestsMatched) == 0;
+            if let Some(live) = self.live.get(task_id).filter(|_| nothing)
+                && let Some(hint) = self.discovery.hint(&live.task)
+            {
+                coverage.note(hint);
+            }
             self.observed.totals.update(task_id, &coverage);
             if let Some(live) = self.live.get(task_id) {
                 let mut told = live.told_by(&live.reporter, &coverage);

@@ -28,6 +28,7 @@ fn control(pipeline: Pipeline, oap: OapHandle, journal: Option<TaskJournal>) -> 
         clashes_told: HashSet::new(),
         bindings: Bindings::spawn(&Config::default()).unwrap(),
         overhead: Overhead::new(Config::default().budget(), None),
+        discovery: Discovery::spawn(&Config::default()).unwrap(),
         observed: Observed::default(),
         questions: Questions::default(),
     }

@@ -29,12 +29,18 @@ const LOCK_NAME: &str = "profilerd.lock";
 /// "prof": distinguishes our files from other programs' databases.
 const APPLICATION_ID: i32 = 0x7072_6f66;
 /// Version of `schema.sql`.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 /// What makes a file of version 1, 2, ... one of the next version.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize - 1] = [
     "ALTER TABLE segment ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
      UPDATE segment SET tags = json_array(json_array('http.status_code', CAST(status AS TEXT)))
          WHERE status IS NOT NULL;",
+    "CREATE TABLE endpoint (
+         service TEXT NOT NULL,
+         name TEXT NOT NULL,
+         last_seen_ms INTEGER NOT NULL,
+         PRIMARY KEY (service, name)
+     ) STRICT, WITHOUT ROWID;",
 ];
 /// How long a write waits for another program that reads the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -340,8 +346,9 @@ mod tests {
     fn an_old_file_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let database = open(dir.path()).unwrap();
-        // Version 1 is without this column.
+        // Version 1 is without this column and table.
         let old = "ALTER TABLE segment DROP COLUMN tags;
+             DROP TABLE endpoint;
              INSERT INTO segment (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, loose)
                  VALUES ('told', 't', 's', 'i', '/', 1, 2, 503, 0), ('mute', 't', 's', 'i', '/', 1, 2, NULL, 0);
              PRAGMA user_version = 1";

@@ -8,11 +8,13 @@
 //! |---|---|
 //! | `tasks` | `task`, `task_log`, `coverage`, `note` |
 //! | `instances` | `instance` |
+//! | `endpoints` | `endpoint` |
 //! | `segments` | `segment`, `task_segment` |
 //! | `snapshots` | `snapshot`, `stack`, `text` |
 //! | `retention` | what is removed from them, and when |
 
 pub(super) mod database;
+pub(super) mod endpoints;
 pub(super) mod instances;
 pub(super) mod retention;
 pub(super) mod segments;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Result};
 use tracing::{info, warn};
 
 use super::tasks::{self, TaskRow};
-use super::{instances, segments};
+use super::{endpoints, instances, segments};
 
 /// Pages given back to the file system at a time, 1 MiB: nobody waits long for the lock.
 const GIVE_BACK_PAGES: u32 = 256;
@@ -66,9 +66,10 @@ pub(in super::super) fn remove_oldest(
     Ok(false)
 }
 
-/// Removes instances and segments of no task that nothing was heard of since this time.
+/// Removes instances, endpoints, and segments of no task that nothing was heard of since this time.
 pub(in super::super) fn remove_silent(db: &Connection, since_ms: i64) -> Result<()> {
     instances::remove_before(db, since_ms)?;
+    endpoints::remove_before(db, since_ms)?;
     segments::remove_loose_before(db, since_ms).map(drop)
 }
 

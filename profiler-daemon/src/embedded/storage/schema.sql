@@ -1,4 +1,4 @@
--- Tables of profilerd.db, version 2. `task` in other tables is task.key.
+-- Tables of profilerd.db, version 3. `task` in other tables is task.key.
 
 CREATE TABLE task (
     key INTEGER PRIMARY KEY, -- in the order of creation
@@ -44,6 +44,14 @@ CREATE TABLE instance (
     name TEXT NOT NULL,
     last_seen_ms INTEGER NOT NULL,
     properties TEXT NOT NULL, -- JSON object
+    PRIMARY KEY (service, name)
+) STRICT, WITHOUT ROWID;
+
+-- What a service was seen to be asked for.
+CREATE TABLE endpoint (
+    service TEXT NOT NULL,
+    name TEXT NOT NULL,
+    last_seen_ms INTEGER NOT NULL,
     PRIMARY KEY (service, name)
 ) STRICT, WITHOUT ROWID;
 

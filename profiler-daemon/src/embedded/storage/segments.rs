@@ -100,10 +100,12 @@ pub(in super::super) fn keys(db: &Connection, segment_id: &str) -> Result<Vec<i6
     rows.query_map([segment_id], |row| row.get(0))?.collect()
 }
 
-/// Endpoints of a service that tasks were created for, and those of its profiled segments, by name.
+/// Endpoints of a service: those that it was seen to have, that tasks were created for, and of its profiled segments, by
+/// name.
 pub(in super::super) fn endpoints(db: &Connection, service: &str) -> Result<Vec<String>> {
     let mut rows = db.prepare_cached(
         "SELECT endpoint FROM task WHERE service = ?1
+         UNION SELECT name FROM endpoint WHERE service = ?1
          UNION SELECT endpoint FROM segment WHERE service = ?1 AND loose = 0 ORDER BY endpoint",
     )?;
     rows.query_map([service], |row| row.get(0))?.collect()

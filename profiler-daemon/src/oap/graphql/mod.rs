@@ -30,7 +30,10 @@ use crate::model::plain::clean;
 use crate::model::{Coverage, ProfileReport};
 use crate::oap::auth::TOKEN_REMEDY;
 use crate::oap::dial::connect;
-use rows::{AnalysisRow, Created, TaskRow, TraceRow, detail, profiled_segments, record, to_tree};
+use rows::{
+    AnalysisRow, Created, EndpointRow, TaskRow, TraceRow, detail, profiled_segments, record,
+    to_tree,
+};
 
 pub use spans::{Dialect, ListedSegment, SegmentQuery};
 
@@ -40,6 +43,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 const CREATE: &str = "mutation($r: ProfileTaskCreationRequest){ \
     it: createProfileTask(creationRequest: $r){ id errorReason } }";
+const ENDPOINTS: &str = "query($s: ID!, $n: Int!){ \
+    it: findEndpoint(keyword: \"\", serviceId: $s, limit: $n){ name } }";
+/// Endpoints asked for: what profilerd tells of a service at most.
+const ENDPOINTS_MAX: usize = 500;
 const LIST: &str = "query($s: ID, $e: String){ \
     it: getProfileTaskList(serviceId: $s, endpointName: $e){ id serviceName endpointName startTime \
     duration minDurationThreshold dumpPeriod maxSamplingCount \
@@ -127,6 +134,17 @@ impl GraphqlClient {
             answer_max_bytes,
             ..self
         }
+    }
+
+    /// Endpoints of a service that the OAP knows.
+    ///
+    /// # Errors
+    ///
+    /// If the call fails.
+    pub async fn endpoints(&self, service: &str) -> Result<Vec<String>> {
+        let variables = json!({ "s": service_id(service), "n": ENDPOINTS_MAX });
+        let rows: Vec<EndpointRow> = self.query(ENDPOINTS, variables).await?;
+        Ok(rows.into_iter().map(|row| row.name).collect())
     }
 
     /// Creates a task.

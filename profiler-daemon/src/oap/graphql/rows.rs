@@ -12,6 +12,11 @@ use crate::embedded::wire;
 use crate::model::{SegmentReport, TAG_CUT};
 
 #[derive(Deserialize)]
+pub(super) struct EndpointRow {
+    pub(super) name: String,
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Created {
     pub(super) id: Option<String>,
@@ -154,6 +159,8 @@ pub(super) fn profiled_segments(traces: &[TraceRow]) -> Vec<SegmentReport> {
                 .iter()
                 .position(|s| s.segment_id == span.segment_id);
             let Some(segment) = index.map(|index| &mut segments[index]) else {
+                let mut report = SegmentReport::default();
+                report.read_request(tags(span));
                 segments.push(SegmentReport {
                     segment_id: span.segment_id.clone(),
                     trace_id: trace.trace_id.clone(),
@@ -163,7 +170,7 @@ pub(super) fn profiled_segments(traces: &[TraceRow]) -> Vec<SegmentReport> {
                     duration_ms: end_ms.saturating_sub(span.start_time),
                     status: status(span),
                     cut: tag(span, |key| key == TAG_CUT).map(str::to_owned),
-                    ..SegmentReport::default()
+                    ..report
                 });
                 continue;
             };
@@ -172,6 +179,7 @@ pub(super) fn profiled_segments(traces: &[TraceRow]) -> Vec<SegmentReport> {
             segment.duration_ms = end_ms.saturating_sub(segment.start_ms);
             if span.span_id == 0 {
                 segment.endpoint = span.endpoint_name.clone().unwrap_or_default();
+                segment.read_request(tags(span));
                 segment.status = status(span).or(segment.status);
             }
         }
@@ -185,6 +193,11 @@ pub(super) fn status(span: &SpanRow) -> Option<u16> {
     })?
     .parse()
     .ok()
+}
+
+fn tags(span: &SpanRow) -> impl Iterator<Item = (&str, &str)> {
+    let tags = span.tags.iter();
+    tags.filter_map(|tag| Some((tag.key.as_str(), tag.value.as_deref()?)))
 }
 
 fn tag(span: &SpanRow, is_wanted: impl Fn(&str) -> bool) -> Option<&str> {

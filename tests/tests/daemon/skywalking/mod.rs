@@ -5,6 +5,7 @@
 mod agent;
 mod builtin;
 mod comparison;
+mod endpoints;
 pub(crate) mod gunicorn;
 mod query;
 mod relay;

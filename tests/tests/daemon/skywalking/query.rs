@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::thread::sleep;
 use std::time::Duration;
 
+use profiler_daemon::model::clock::unix_ms_now;
+use profiler_daemon::model::date::utc;
 use profiler_tests::{SkywalkingOap, read_json, wait_until};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -26,6 +28,12 @@ const ANALYZE: &str = "query ($q: [SegmentProfileAnalyzeQuery!]!) { \
 const TRACE: &str =
     "query ($t: ID!) { it: queryTrace(traceId: $t) { spans { segmentId serviceInstanceName } } }";
 const SERVICES: &str = "query { it: listServices(layer: \"GENERAL\") { name } }";
+
+const ENDPOINTS: &str = "query ($s: ID!) { \
+    it: findEndpoint(keyword: \"\", serviceId: $s, limit: 100) { name } }";
+const REQUESTS: &str = "query ($e: Entity!, $d: Duration!) { \
+    it: execExpression(expression: \"service_cpm\", entity: $e, duration: $d) { \
+    error results { values { value } } } }";
 
 /// Within it an OAP goes on storing what has come in one stream.
 const STORED: Duration = Duration::from_millis(100);
@@ -120,6 +128,37 @@ pub(crate) fn wait_for_service(oap: &SkywalkingOap, name: &str) {
         Ok(has_service(oap, name).then_some(()))
     })
     .unwrap();
+}
+
+/// The endpoints of a service that a user can choose.
+pub(crate) fn endpoints(oap: &SkywalkingOap, service: &str) -> Vec<String> {
+    let found: Vec<Value> = ask(oap, ENDPOINTS, json!({ "s": service_id(service) }));
+    let names = found
+        .iter()
+        .map(|endpoint| endpoint["name"].as_str().unwrap().to_owned());
+    names.collect()
+}
+
+/// Requests of a service in each minute of the last ten that has a number.
+#[track_caller]
+pub(crate) fn requests_per_minute(oap: &SkywalkingOap, service: &str) -> Vec<i64> {
+    let minute = |in_ms: i64| {
+        let time = utc(unix_ms_now() + in_ms);
+        format!("{} {}{}", &time[..10], &time[11..13], &time[14..16])
+    };
+    let answer: Value = ask(
+        oap,
+        REQUESTS,
+        json!({
+            "e": { "serviceName": service, "normal": true },
+            "d": { "start": minute(-600_000), "end": minute(60_000), "step": "MINUTE" },
+        }),
+    );
+    assert_eq!(answer["error"], Value::Null);
+    let results = answer["results"].as_array().unwrap().iter();
+    let values = results.flat_map(|result| result["values"].as_array().unwrap());
+    let numbers = values.filter_map(|value| value["value"].as_str()?.parse().ok());
+    numbers.collect()
 }
 
 /// What instances did with a task, as `<instance> <operation>`.
