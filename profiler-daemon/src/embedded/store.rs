@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tracing::{error, info};
 
 use super::intake::Intake;
+use super::span;
 use super::storage::database::{DataDir, Database, OpenError};
 use super::storage::tasks::TaskRow;
 use super::storage::{StorageError, instances, retention, segments, snapshots, tasks};
@@ -31,7 +32,11 @@ use crate::model::Coverage;
 
 pub use super::record::{
     FindError, InstanceRecord, NamedInstance, SegmentData, StoreLimits, StoreLosses, TaskView,
+    TraceFilter,
 };
+
+/// Spans of segments without snapshots take at most an eighth of the store: agents report every request.
+const LOOSE_SHARE: u64 = 8;
 
 /// The store: one connection, one call at a time.
 #[derive(Debug)]
@@ -71,6 +76,12 @@ impl Store {
             }),
             created: Arc::default(),
         })
+    }
+
+    /// What it is bounded by.
+    #[must_use]
+    pub fn limits(&self) -> &StoreLimits {
+        &self.limits
     }
 
     /// Notified when a task has been accepted.
@@ -247,12 +258,16 @@ impl Store {
     ) -> Result<(), StorageError> {
         self.write(|db, losses| {
             for object in objects {
-                match SegmentSummary::try_from_object(object) {
-                    Ok(summary) => segments::insert(db, &summary)?,
-                    Err(_) => losses.bad_segments += 1,
-                }
+                let Ok(summary) = SegmentSummary::try_from_object(&object) else {
+                    losses.bad_segments += 1;
+                    continue;
+                };
+                let (spans, lost) = span::keep(object.spans);
+                losses.span_parts_over_limit += lost;
+                segments::insert(db, &summary, &span::to_bytes(spans))?;
             }
-            segments::trim_loose(db, self.limits.loose_segments).map(drop)
+            let bytes = self.limits.bytes / LOOSE_SHARE;
+            segments::trim_loose(db, self.limits.loose_segments, bytes).map(drop)
         })
     }
 

@@ -148,9 +148,19 @@ pub fn endpoint_id(service: &str, endpoint: &str) -> String {
     id_within(service, endpoint)
 }
 
+/// The names of the service and of the instance in an id that [`instance_id`] made.
+#[must_use]
+pub fn instance_names(id: &str) -> Option<(String, String)> {
+    names_within(id)
+}
+
 /// The names of the service and of the endpoint in an id that [`endpoint_id`] made.
 #[must_use]
 pub fn endpoint_names(id: &str) -> Option<(String, String)> {
+    names_within(id)
+}
+
+fn names_within(id: &str) -> Option<(String, String)> {
     let (service, name) = id.split_once('_')?;
     let name = String::from_utf8(STANDARD.decode(name).ok()?).ok()?;
     Some((service_name(service)?, name))

@@ -9,6 +9,7 @@
 //! | `tasks` | `task`, `task_log`, `coverage`, `note` |
 //! | `instances` | `instance` |
 //! | `segments` | `segment`, `task_segment` |
+//! | `traces` | `segment`, searched and with spans |
 //! | `snapshots` | `snapshot`, `stack`, `text` |
 //! | `retention` | what is removed from them, and when |
 
@@ -18,6 +19,7 @@ pub(super) mod retention;
 pub(super) mod segments;
 pub(super) mod snapshots;
 pub(super) mod tasks;
+pub(super) mod traces;
 
 use thiserror::Error;
 

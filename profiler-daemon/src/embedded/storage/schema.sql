@@ -1,4 +1,4 @@
--- Tables of profilerd.db, version 2. `task` in other tables is task.key.
+-- Tables of profilerd.db, version 3. `task` in other tables is task.key.
 
 CREATE TABLE task (
     key INTEGER PRIMARY KEY, -- in the order of creation
@@ -58,8 +58,11 @@ CREATE TABLE segment (
     end_ms INTEGER NOT NULL,
     status INTEGER,
     loose INTEGER NOT NULL, -- 1: no task has a snapshot of it
-    tags TEXT NOT NULL DEFAULT '[]' -- JSON array of arrays of key and value
+    tags TEXT NOT NULL DEFAULT '[]', -- JSON array of arrays of key and value
+    is_error INTEGER NOT NULL DEFAULT 0,
+    spans BLOB NOT NULL DEFAULT x'' -- a SegmentObject with nothing but spans
 ) STRICT;
+CREATE INDEX segment_trace ON segment (trace_id);
 CREATE INDEX segment_loose ON segment (key) WHERE loose = 1;
 
 -- A segment, arrived or not, that a task has snapshots of.
