@@ -7,6 +7,7 @@ mod builtin;
 mod comparison;
 pub(crate) mod gunicorn;
 mod query;
+mod questions;
 mod relay;
 mod schema;
 mod several;
