@@ -150,9 +150,11 @@ impl Store {
     pub fn create_task(&self, request: TaskRequest, now_ms: i64) -> Result<TaskRecord, Refusal> {
         let limit = self.limits.tasks;
         let task = self.write(|db, _| {
-            let others = tasks::of_service(db, &request.service)?;
-            let others = others.iter().map(|row| &row.task);
-            let task = match TaskRecord::create(request, others, now_ms) {
+            let rows = tasks::of_service(db, &request.service)?;
+            let over = over(db, &rows, now_ms)?;
+            let others = rows.iter().map(|row| &row.task);
+            let is_over = |task: &TaskRecord| over.contains(&task.id.as_str());
+            let task = match TaskRecord::create(request, others, is_over, now_ms) {
                 Ok(task) => task,
                 Err(refusal) => return Ok(Err(refusal)),
             };
@@ -422,6 +424,17 @@ fn log(
         losses.other_over_limit += 1;
     }
     Ok(())
+}
+
+/// Ids of those that nothing more is expected of.
+fn over<'a>(db: &Connection, rows: &'a [TaskRow], now_ms: i64) -> rusqlite::Result<Vec<&'a str>> {
+    let mut over = Vec::new();
+    for row in rows {
+        if retention::is_over(db, row, now_ms)? {
+            over.push(row.task.id.as_str());
+        }
+    }
+    Ok(over)
 }
 
 fn find(db: &Connection, text: &str) -> rusqlite::Result<Result<TaskRow, FindError>> {
