@@ -197,10 +197,10 @@ async fn the_texts_of_the_protocol_are_answered() {
             "traceId": "trace", "instanceId": INSTANCE_ID, "instanceName": "shop-1",
             "endpointNames": ["/buy"], "duration": 95, "start": start_ms.to_string(),
             "spans": [{
-                "spanId": 0, "parentSpanId": -1, "segmentId": "segment", "refs": [],
+                "spanId": 0, "parentSpanId": 0, "segmentId": "segment", "refs": [],
                 "serviceCode": "shop", "serviceInstanceName": "shop-1", "startTime": start_ms,
-                "endTime": start_ms + 95, "endpointName": "/buy", "type": "Entry", "peer": null,
-                "component": null, "isError": false, "layer": "Unknown", "logs": [],
+                "endTime": start_ms + 95, "endpointName": "/buy", "type": "Entry", "peer": "",
+                "component": "Unknown", "isError": false, "layer": "Unknown", "logs": [],
                 "tags": [{ "key": "profilerd.cut", "value": "the task ended first" }],
                 "profiled": true,
             }],

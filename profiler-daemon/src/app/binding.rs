@@ -40,11 +40,12 @@ struct Counts {
 }
 
 impl Bindings {
-    /// Starts on the current tokio runtime.
-    pub(super) fn spawn(config: &Config) -> Result<Self> {
+    /// Starts on the current tokio runtime. The token is for an OAP of profilerd; others ask for none here.
+    pub(super) fn spawn(config: &Config, token: Option<&str>) -> Result<Self> {
         let (mut binder, mut settled) = (None, None);
         if let Some(url) = &config.oap.query {
-            let client = GraphqlClient::new(url)?.with_local_users(&config.local_users()?);
+            let client = GraphqlClient::new(url)?.with_token(token)?;
+            let client = client.with_local_users(&config.local_users()?);
             let source = OapSource {
                 client: client.with_answers_up_to(ANSWER_MAX_BYTES),
                 dialect: OnceCell::new(),
@@ -284,7 +285,7 @@ mod tests {
     /// configuration says otherwise.
     #[test]
     fn an_agent_that_may_profile_is_left_alone() {
-        let mut bindings = Bindings::spawn(&Config::default()).unwrap();
+        let mut bindings = Bindings::spawn(&Config::default(), None).unwrap();
         let left = |profiles| bindings.left_to_agent(Pid(7), Some(&agent(profiles)));
         for (profiles, expected) in [(Some(true), "runs"), (None, "may run")] {
             let text = left(profiles).unwrap();
@@ -339,7 +340,7 @@ mod tests {
     /// Check that without an OAP to ask a request's own call is enough, once, and that the ways are counted.
     #[test]
     fn without_a_query_own_calls_bind() {
-        let mut bindings = Bindings::spawn(&Config::default()).unwrap();
+        let mut bindings = Bindings::spawn(&Config::default(), None).unwrap();
         let mut bound = |outbound: Option<&str>| {
             let mut segment = profiled(&[0]);
             segment.request.outbound = outbound.map(|id| context("trace", id));

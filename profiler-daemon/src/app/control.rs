@@ -104,6 +104,7 @@ pub(super) async fn run(
         tracing::info!(address = %server.local_addr(), "metrics are served");
     }
     let oap_stops_too = oap_config.is_embedded();
+    let bindings = Bindings::spawn(&config, oap_config.plain_token())?;
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
     if statistics.is_some() {
@@ -129,7 +130,7 @@ pub(super) async fn run(
         oap_stops_too,
         stopped: Vec::new(),
         clashes_told: HashSet::new(),
-        bindings: Bindings::spawn(&config)?,
+        bindings,
         overhead: Overhead::new(config.budget(), statistics),
         discovery: Discovery::spawn(&config)?,
         observed: Observed::default(),

@@ -29,6 +29,7 @@ mod intake;
 mod lookup;
 mod query;
 mod record;
+mod span;
 mod storage;
 pub mod store;
 #[cfg(test)]

@@ -51,6 +51,8 @@ pub struct StoreLosses {
     pub snapshots_over_limit: u64,
     /// Segments that OAP would not show either.
     pub bad_segments: u64,
+    /// Spans of segments, and logs, references and tags of spans, over their sizes.
+    pub span_parts_over_limit: u64,
     /// Log entries, instances and coverage reports over their limits. Of instances, the one that was
     /// silent for longest goes.
     pub other_over_limit: u64,
@@ -83,6 +85,35 @@ pub struct TaskView {
     pub segments: usize,
     /// Snapshots stored.
     pub snapshots: u64,
+}
+
+/// Which segments to list; what is not set does not matter.
+#[derive(Clone, Debug, Default)]
+pub struct TraceFilter {
+    /// Service name.
+    pub service: Option<String>,
+    /// Service instance name.
+    pub instance: Option<String>,
+    /// Endpoint name.
+    pub endpoint: Option<String>,
+    /// Trace id.
+    pub trace_id: Option<String>,
+    /// Began then or later, epoch milliseconds.
+    pub since_ms: Option<i64>,
+    /// Began earlier than this, epoch milliseconds.
+    pub before_ms: Option<i64>,
+    /// Lasted so long at least, and at most, milliseconds.
+    pub duration_ms: (Option<i64>, Option<i64>),
+    /// Whether one of its spans is marked as failed.
+    pub is_error: Option<bool>,
+    /// Tags of its entry span, all of them.
+    pub tags: Vec<(String, String)>,
+    /// The longest first; the latest first otherwise.
+    pub by_duration: bool,
+    /// Segments left out at the beginning.
+    pub skip: usize,
+    /// Segments listed at most.
+    pub count: usize,
 }
 
 /// A profiled segment with its snapshots.

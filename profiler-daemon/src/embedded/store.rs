@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tracing::{error, info};
 
 use super::intake::Intake;
+use super::span;
 use super::storage::database::{DataDir, Database, OpenError};
 use super::storage::tasks::TaskRow;
 use super::storage::{StorageError, endpoints, instances, retention, segments, snapshots, tasks};
@@ -32,10 +33,13 @@ use crate::model::plain::is_plain;
 
 pub use super::record::{
     FindError, InstanceRecord, NamedInstance, SegmentData, StoreLimits, StoreLosses, TaskView,
+    TraceFilter,
 };
 
 /// Longest name of a service or endpoint that is kept: OAP cuts at 150 characters at most.
 const NAME_MAX_BYTES: usize = 600;
+/// Spans of segments without snapshots take at most an eighth of the store: agents report every request.
+const LOOSE_SHARE: u64 = 8;
 
 /// The store: one connection, one call at a time.
 #[derive(Debug)]
@@ -75,6 +79,12 @@ impl Store {
             }),
             created: Arc::default(),
         })
+    }
+
+    /// What it is bounded by.
+    #[must_use]
+    pub fn limits(&self) -> &StoreLimits {
+        &self.limits
     }
 
     /// Notified when a task has been accepted.
@@ -143,9 +153,11 @@ impl Store {
     pub fn create_task(&self, request: TaskRequest, now_ms: i64) -> Result<TaskRecord, Refusal> {
         let limit = self.limits.tasks;
         let task = self.write(|db, _| {
-            let others = tasks::of_service(db, &request.service)?;
-            let others = others.iter().map(|row| &row.task);
-            let task = match TaskRecord::create(request, others, now_ms) {
+            let rows = tasks::of_service(db, &request.service)?;
+            let over = over(db, &rows, now_ms)?;
+            let others = rows.iter().map(|row| &row.task);
+            let is_over = |task: &TaskRecord| over.contains(&task.id.as_str());
+            let task = match TaskRecord::create(request, others, is_over, now_ms) {
                 Ok(task) => task,
                 Err(refusal) => return Ok(Err(refusal)),
             };
@@ -274,12 +286,16 @@ impl Store {
     ) -> Result<(), StorageError> {
         self.write(|db, losses| {
             for object in objects {
-                match SegmentSummary::try_from_object(object) {
-                    Ok(summary) => segments::insert(db, &summary)?,
-                    Err(_) => losses.bad_segments += 1,
-                }
+                let Ok(summary) = SegmentSummary::try_from_object(&object) else {
+                    losses.bad_segments += 1;
+                    continue;
+                };
+                let (spans, lost) = span::keep(object.spans);
+                losses.span_parts_over_limit += lost;
+                segments::insert(db, &summary, &span::to_bytes(spans))?;
             }
-            segments::trim_loose(db, self.limits.loose_segments).map(drop)
+            let bytes = self.limits.bytes / LOOSE_SHARE;
+            segments::trim_loose(db, self.limits.loose_segments, bytes).map(drop)
         })
     }
 
@@ -434,6 +450,17 @@ fn log(
         losses.other_over_limit += 1;
     }
     Ok(())
+}
+
+/// Ids of those that nothing more is expected of.
+fn over<'a>(db: &Connection, rows: &'a [TaskRow], now_ms: i64) -> rusqlite::Result<Vec<&'a str>> {
+    let mut over = Vec::new();
+    for row in rows {
+        if retention::is_over(db, row, now_ms)? {
+            over.push(row.task.id.as_str());
+        }
+    }
+    Ok(over)
 }
 
 fn find(db: &Connection, text: &str) -> rusqlite::Result<Result<TaskRow, FindError>> {

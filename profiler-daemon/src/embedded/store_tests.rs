@@ -118,7 +118,8 @@ fn unusable_rows_are_counted() {
     assert!(notes.contains("2 snapshots were not stored"), "{notes}");
 }
 
-/// Check that commands are delivered by lastCommandTime and logged for the instance.
+/// Check that commands are delivered by lastCommandTime and logged for the instance, and that a task which its
+/// instances have finished makes room for another.
 #[test]
 fn commands_are_delivered_and_logged() {
     let store = Store::new(StoreLimits::default());
@@ -138,6 +139,9 @@ fn commands_are_delivered_and_logged() {
     let operations: Vec<_> = view.logs.iter().map(|entry| entry.operation).collect();
     assert_eq!(operations, [Operation::Notified, Operation::Finished]);
     assert_eq!(store.instances().unwrap().len(), 2);
+    let next = store.create_task(request("svc"), NOW + 5).unwrap();
+    let busy = store.create_task(request("svc"), NOW + 5);
+    assert_eq!(busy, Err(Refusal::Busy), "{}", next.id);
 }
 
 /// Check that coverage of instances adds up and that a later report replaces the earlier one.

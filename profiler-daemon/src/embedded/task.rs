@@ -148,9 +148,19 @@ pub fn endpoint_id(service: &str, endpoint: &str) -> String {
     id_within(service, endpoint)
 }
 
+/// The names of the service and of the instance in an id that [`instance_id`] made.
+#[must_use]
+pub fn instance_names(id: &str) -> Option<(String, String)> {
+    names_within(id)
+}
+
 /// The names of the service and of the endpoint in an id that [`endpoint_id`] made.
 #[must_use]
 pub fn endpoint_names(id: &str) -> Option<(String, String)> {
+    names_within(id)
+}
+
+fn names_within(id: &str) -> Option<(String, String)> {
     let (service, name) = id.split_once('_')?;
     let name = String::from_utf8(STANDARD.decode(name).ok()?).ok()?;
     Some((service_name(service)?, name))
@@ -224,6 +234,7 @@ impl TaskRecord {
     pub fn create<'a>(
         mut request: TaskRequest,
         others: impl Iterator<Item = &'a Self> + Clone,
+        is_over: impl Fn(&Self) -> bool,
         now_ms: i64,
     ) -> Result<Self, Refusal> {
         request.check()?;
@@ -241,7 +252,9 @@ impl TaskRecord {
         };
         // OAP compares one task only: the latest that starts in or before the new one's last minute.
         let latest = others
-            .filter(|other| minute(other.request.start_ms) <= minute(task.end_ms()))
+            .filter(|other| {
+                minute(other.request.start_ms) <= minute(task.end_ms()) && !is_over(other)
+            })
             .max_by_key(|other| minute(other.request.start_ms));
         if latest.is_some_and(|latest| latest.end_ms() >= task.request.start_ms) {
             return Err(Refusal::Busy);
@@ -353,7 +366,7 @@ mod tests {
     }
 
     fn create(request: TaskRequest, others: &[TaskRecord]) -> Result<TaskRecord, Refusal> {
-        TaskRecord::create(request, others.iter(), NOW)
+        TaskRecord::create(request, others.iter(), |_| false, NOW)
     }
 
     /// Check that the id is made as OAP makes it, and that a missing start means now.
@@ -450,6 +463,9 @@ mod tests {
         assert_eq!(create(at(NOW - 5 * 60_000), &others), Err(Refusal::Busy));
         assert!(create(at(NOW - 6 * 60_000), &others).is_ok());
         assert!(create(at(i64::MAX), &others).is_ok());
+        // One that is over makes room, and still has its creation time for itself.
+        let after = TaskRecord::create(at(0), others.iter(), |_| true, NOW).unwrap();
+        assert_eq!(after.create_ms, NOW + 1);
     }
 
     /// Check that creation times of a service never repeat, whatever the clock does.
@@ -460,7 +476,8 @@ mod tests {
             start_ms: first.end_ms() + 1,
             ..request()
         };
-        let second = TaskRecord::create(later, [&first].into_iter(), NOW - 1000).unwrap();
+        let second = TaskRecord::create(later, [&first].into_iter(), |_| false, NOW - 1000);
+        let second = second.unwrap();
         assert_eq!(second.create_ms, NOW + 1);
     }
 

@@ -1,10 +1,10 @@
 //! Turns a `SegmentObject` into what a profile needs to know of it.
 //!
 //! In:  `SegmentObject` of an agent or of our own reporter
-//! Out: [`SegmentSummary`]; the spans themselves are not kept
+//! Out: [`SegmentSummary`]; the spans themselves are kept by [`super::span`]
 //! Lost: tags beyond [`TAGS_MAX`] and [`TAGS_MAX_BYTES`]; segments without spans, without a span 0 or with an unusable id -> [`BadSegment`]
 
-use profiler_proto::skywalking::{SegmentObject, SpanObject, SpanType};
+use profiler_proto::skywalking::{KeyStringValuePair, SegmentObject, SpanObject, SpanType};
 use thiserror::Error;
 
 use crate::model::name::shorten;
@@ -42,6 +42,19 @@ pub struct SegmentSummary {
     pub status: Option<u16>,
     /// Tags of that span, key and value, as far as they are kept.
     pub tags: Vec<(String, String)>,
+    /// Whether one of its spans is marked as failed.
+    pub is_error: bool,
+}
+
+/// A segment as the store has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredSegment {
+    /// What it is.
+    pub summary: SegmentSummary,
+    /// Its spans, by their number, as far as they are kept; none if an older profilerd stored it.
+    pub spans: Vec<SpanObject>,
+    /// Whether a task has snapshots of it.
+    pub is_profiled: bool,
 }
 
 /// Why a segment is not stored.
@@ -69,7 +82,7 @@ impl SegmentSummary {
     /// # Errors
     ///
     /// [`BadSegment`] for a segment that OAP would not show either.
-    pub fn try_from_object(object: SegmentObject) -> Result<Self, BadSegment> {
+    pub fn try_from_object(object: &SegmentObject) -> Result<Self, BadSegment> {
         let id_ok = |id: &str| !id.is_empty() && id.len() <= ID_MAX_BYTES && is_plain(id);
         if !id_ok(&object.trace_segment_id) || !id_ok(&object.trace_id) {
             return Err(BadSegment::BadId);
@@ -93,10 +106,11 @@ impl SegmentSummary {
             tags: tags(named),
             service: bounded(&object.service),
             instance: bounded(&object.service_instance),
-            segment_id: object.trace_segment_id,
-            trace_id: object.trace_id,
+            segment_id: object.trace_segment_id.clone(),
+            trace_id: object.trace_id.clone(),
             start_ms,
             end_ms: end_ms.max(start_ms),
+            is_error: object.spans.iter().any(|span| span.is_error),
         })
     }
 }
@@ -107,26 +121,29 @@ fn status(span: &SpanObject) -> Option<u16> {
     tag.and_then(|tag| tag.value.parse().ok())
 }
 
-/// Whole tags, in their order; those without room are left out.
 fn tags(span: &SpanObject) -> Vec<(String, String)> {
+    let fitting = fitting_tags(span).into_iter();
+    fitting.map(|tag| (tag.key, tag.value)).collect()
+}
+
+/// Whole tags, in their order; those without room are left out.
+pub(super) fn fitting_tags(span: &SpanObject) -> Vec<KeyStringValuePair> {
     let mut room = TAGS_MAX_BYTES;
     let fitting = span.tags.iter().filter(|tag| {
         let rest = room.checked_sub(tag.key.len() + tag.value.len());
         room = rest.unwrap_or(room);
         rest.is_some()
     });
-    let pairs = fitting.map(|tag| (tag.key.clone(), tag.value.clone()));
-    pairs.take(TAGS_MAX).collect()
+    fitting.take(TAGS_MAX).cloned().collect()
 }
 
-fn bounded(name: &str) -> String {
+/// A name as it is kept.
+pub(super) fn bounded(name: &str) -> String {
     shorten(name, NAME_UNITS_MAX).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use profiler_proto::skywalking::KeyStringValuePair;
-
     use super::*;
 
     fn span(span_id: i32, kind: SpanType, name: &str, start_time: i64) -> SpanObject {
@@ -162,7 +179,7 @@ mod tests {
             span(0, SpanType::Entry, "/raw", 100),
             entry,
         ];
-        let summary = SegmentSummary::try_from_object(object(spans)).unwrap();
+        let summary = SegmentSummary::try_from_object(&object(spans)).unwrap();
         assert_eq!(summary.endpoint, "POST:/");
         assert_eq!((summary.start_ms, summary.end_ms), (95, 130));
         assert_eq!(summary.status, Some(503));
@@ -180,7 +197,7 @@ mod tests {
                 value,
             });
             entry.tags.extend(tags);
-            let summary = SegmentSummary::try_from_object(object(vec![entry])).unwrap();
+            let summary = SegmentSummary::try_from_object(&object(vec![entry])).unwrap();
             let values = summary.tags.into_iter().map(|(_, value)| value.len());
             values.collect::<Vec<_>>()
         };
@@ -201,7 +218,7 @@ mod tests {
             span(1, SpanType::Exit, "b", 2),
             span(0, SpanType::Local, "a", 1),
         ];
-        let summary = SegmentSummary::try_from_object(object(spans)).unwrap();
+        let summary = SegmentSummary::try_from_object(&object(spans)).unwrap();
         assert_eq!(summary.endpoint, "a");
         assert_eq!(summary.status, None);
     }
@@ -209,7 +226,7 @@ mod tests {
     /// Check that what OAP would not show is refused.
     #[test]
     fn unusable_segments_are_refused() {
-        let refused = |object| SegmentSummary::try_from_object(object).unwrap_err();
+        let refused = |object| SegmentSummary::try_from_object(&object).unwrap_err();
         assert_eq!(refused(object(Vec::new())), BadSegment::NoSpans);
         let lone = vec![span(1, SpanType::Entry, "a", 1)];
         assert_eq!(refused(object(lone)), BadSegment::NoSpanZero);

@@ -302,6 +302,7 @@ mod tests {
                 end_ms: 1030,
                 status: Some(200),
                 tags: vec![(TAG_CUT.to_owned(), "the task ended first".to_owned())],
+                is_error: false,
             },
             snapshots: vec![
                 snapshot(0, "main>a"),

@@ -36,6 +36,36 @@ pub fn utc(unix_ms: i64) -> String {
     )
 }
 
+/// Epoch milliseconds of digits of UTC: year, month, day, and hour, minute, second as far as they are there.
+/// Nothing before 1970 or after 2169.
+#[must_use]
+pub fn parse_digits(text: &str) -> Option<i64> {
+    let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_digits || !matches!(text.len(), 8 | 10 | 12 | 14) {
+        return None;
+    }
+    let number = |from: usize, to: usize| text.get(from..to).unwrap_or("0").parse::<i64>();
+    let (year, month, day) = (number(0, 4).ok()?, number(4, 6).ok()?, number(6, 8).ok()?);
+    let (hour, minute, second) = (
+        number(8, 10).ok()?,
+        number(10, 12).ok()?,
+        number(12, 14).ok()?,
+    );
+    let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let february = 28 + i64::from(is_leap(year));
+    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let before = usize::try_from(month).ok()?.checked_sub(1)?;
+    let is_date = (1970..2170).contains(&year) && (1..=*months.get(before)?).contains(&day);
+    if !is_date || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let years: i64 = (1970..year)
+        .map(|year| 365 + i64::from(is_leap(year)))
+        .sum();
+    let days = years + months[..before].iter().sum::<i64>() + day - 1;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +83,46 @@ mod tests {
             (-1, "-1 ms"),
         ] {
             assert_eq!(utc(unix_ms), text);
+        }
+    }
+
+    /// Check that digits are the time that they were written from, and that other texts are none.
+    #[test]
+    fn digits_are_read_as_they_are_written() {
+        for unix_ms in [
+            0,
+            951_782_399_000,
+            951_782_400_000,
+            1_700_000_000_000,
+            1_735_689_599_000,
+            4_102_444_800_000,
+        ] {
+            let text: String = utc(unix_ms).chars().filter(char::is_ascii_digit).collect();
+            assert_eq!(parse_digits(&text[..14]), Some(unix_ms), "{text}");
+            let day_ms = unix_ms - unix_ms % 86_400_000;
+            assert_eq!(parse_digits(&text[..8]), Some(day_ms), "{text}");
+        }
+        for text in [
+            "",
+            "2023",
+            "202311",
+            "2023111",
+            "202311142",
+            "20231131",
+            "20230229",
+            "20231301",
+            "20230001",
+            "20230100",
+            "2023010124",
+            "202301012360",
+            "20230101236061",
+            "+0230101",
+            "19691231",
+            "21700101",
+            "202301012359591",
+            "äää",
+        ] {
+            assert_eq!(parse_digits(text), None, "{text}");
         }
     }
 }

@@ -49,6 +49,12 @@ pub struct OapConfig {
 }
 
 impl OapConfig {
+    /// The token, if it is sent without TLS anyway: GraphQL has none.
+    #[must_use]
+    pub fn plain_token(&self) -> Option<&str> {
+        self.token.as_deref().filter(|_| self.tls.is_none())
+    }
+
     /// For a built-in OAP, which says when there is a task.
     #[must_use]
     pub fn embedded(address: impl Into<String>, task_created: Arc<Notify>) -> Self {

@@ -408,7 +408,7 @@ mod tests {
             dump_period_ms: 10,
             max_sampling_count: 5,
         };
-        TaskRecord::create(request, [].into_iter(), create_ms).unwrap()
+        TaskRecord::create(request, [].into_iter(), |_| false, create_ms).unwrap()
     }
 
     fn answer(commands: &[Command]) -> Commands {

@@ -9,6 +9,7 @@ mod child;
 mod http;
 mod json;
 mod python;
+mod queries;
 mod server;
 mod service;
 mod skip;
@@ -21,6 +22,7 @@ pub use json::read_json;
 pub use python::{
     PYTHON_MINORS, find_pythons, python_folder, python_suite, pythons, unpacked_python,
 };
+pub use queries::{KnownQuery, known_queries};
 pub use server::LocalServer;
 pub use service::SampleService;
 pub use skip::{is_root, report_skip};

@@ -162,16 +162,24 @@ impl SkywalkingOap {
     /// # Errors
     /// It does not answer, or with errors.
     pub fn graphql(&self, query: &str, variables: &Value) -> Result<Value> {
-        let body = json!({ "query": query, "variables": variables }).to_string();
-        let json = [("Content-Type", "application/json")];
-        let response = HttpClient::connect(self.query, ANSWER_DEADLINE)?
-            .request_with("POST", "/graphql", &json, &body)?;
-        let mut answer: Value = serde_json::from_slice(&response.body)
-            .with_context(|| format!("status {} without JSON", response.status))?;
+        let mut answer = self.answer(query, variables)?;
         if let Some(errors) = answer.get("errors") {
             bail!("the OAP answers {query} with {errors}");
         }
         Ok(answer["data"].take())
+    }
+
+    /// As [`Self::graphql`]; yields all of the answer, errors as well.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn answer(&self, query: &str, variables: &Value) -> Result<Value> {
+        let body = json!({ "query": query, "variables": variables }).to_string();
+        let json = [("Content-Type", "application/json")];
+        let response = HttpClient::connect(self.query, ANSWER_DEADLINE)?
+            .request_with("POST", "/graphql", &json, &body)?;
+        serde_json::from_slice(&response.body)
+            .with_context(|| format!("status {} without JSON", response.status))
     }
 
     /// Everything it has logged.

@@ -26,7 +26,7 @@ fn control(pipeline: Pipeline, oap: OapHandle, journal: Option<TaskJournal>) -> 
         oap_stops_too: false,
         stopped: Vec::new(),
         clashes_told: HashSet::new(),
-        bindings: Bindings::spawn(&Config::default()).unwrap(),
+        bindings: Bindings::spawn(&Config::default(), None).unwrap(),
         overhead: Overhead::new(Config::default().budget(), None),
         discovery: Discovery::spawn(&Config::default()).unwrap(),
         observed: Observed::default(),

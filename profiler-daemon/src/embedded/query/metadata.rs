@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject};
+use async_graphql::{Context, Enum, ID, Object, Result, SimpleObject};
 
 use super::super::store::InstanceRecord;
 use super::super::task::{endpoint_id, endpoint_names, instance_id, service_id, service_name};
 use super::long::Long;
+use super::time::Duration;
 use super::{LIST, on_store};
 use crate::model::clock::unix_ms_now;
 
 /// The only layer there is: services that agents report.
-const LAYER: &str = "GENERAL";
+pub(super) const LAYER: &str = "GENERAL";
 
 #[derive(Debug, Default)]
 pub(super) struct MetadataQuery;
@@ -40,7 +41,7 @@ enum Language {
 }
 
 #[derive(Debug, SimpleObject)]
-struct Attribute {
+pub(super) struct Attribute {
     name: String,
     value: String,
 }
@@ -80,22 +81,6 @@ struct HealthStatus {
     /// Zero is healthy.
     score: i32,
     details: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Enum, PartialEq, Eq)]
-enum Step {
-    Day,
-    Hour,
-    Minute,
-    Second,
-}
-
-/// Accepted and ignored.
-#[derive(Debug, InputObject)]
-struct Duration {
-    start: String,
-    end: String,
-    step: Step,
 }
 
 #[Object]

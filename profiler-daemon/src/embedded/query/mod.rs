@@ -12,23 +12,45 @@
 //! | `threads` | threads that compute answers |
 //! | `task` | tasks and their logs |
 //! | `trace` | profiled requests and their analysis |
+//! | `search` | traces, profiled or not |
+//! | `span` | spans of both |
+//! | `component` | names of the libraries that spans are of |
 //! | `metadata` | services, instances, endpoints, health |
+//! | `lifetime` | how long data is kept |
+//! | `dashboard` | menu and dashboards of SkyWalking's UI |
+//! | `metric`, `event`, `log`, `topology`, `rover` | what is not kept here: empty answers |
+//! | `time`, `page`, `entity`, `debug` | arguments and fields that many have |
 //! | `long` | the scalar `Long` |
 //!
 //! Names, arguments and types are those of OAP 10.1.0 (apache/skywalking-query-protocol), for the part that
-//! trace profiling needs; `tests/fixtures/query.graphqls` is the whole of it. What differs:
+//! trace profiling, SkyWalking's UI and `swctl` ask for; `tests/fixtures/query.graphqls` is the whole of it. What differs:
 //!
-//! - a profiled segment has one span, span 0: the store keeps a segment's name and times, not its spans;
+//! - of a segment, at most 16 KiB of spans are kept;
+//! - what newer pages and commands ask for is there: `getRecordsTTL`, `getMetricsTTL`, `hasQueryTracesV2Support`, `coldStage` of times;
 //! - the time range of `listInstances`, `getAllServices`, and of `findEndpoint` (since OAP 10.2), is not looked at: all that is known
 //!   is listed.
 
 mod bound;
 mod budget;
+mod component;
+mod dashboard;
+mod debug;
+mod entity;
+mod event;
+mod lifetime;
+mod log;
 mod long;
 mod metadata;
+mod metric;
+mod page;
+mod rover;
+mod search;
 pub(super) mod server;
+mod span;
 mod task;
 mod threads;
+mod time;
+mod topology;
 mod trace;
 
 use std::sync::Arc;
@@ -61,11 +83,19 @@ struct Query(
     metadata::MetadataQuery,
     task::TaskQuery,
     trace::TraceQuery,
+    search::SearchQuery,
+    dashboard::DashboardQuery,
+    lifetime::LifetimeQuery,
+    metric::MetricQuery,
+    event::EventQuery,
+    log::LogQuery,
+    topology::TopologyQuery,
+    rover::RoverQuery,
 );
 
 /// All that changes something.
 #[derive(Debug, Default, MergedObject)]
-struct Mutation(Version, task::TaskMutation);
+struct Mutation(Version, task::TaskMutation, dashboard::DashboardMutation);
 
 /// Both root types have this field.
 #[derive(Debug, Default)]

@@ -1,12 +1,13 @@
 //! Profiled requests and their call trees.
 
-use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject};
+use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 
 use super::super::storage::StorageError;
 use super::super::store::Store;
 use super::super::task::instance_id;
-use super::super::trace::SegmentSummary;
+use super::super::trace::{SegmentSummary, StoredSegment};
 use super::long::Long;
+use super::span::{ProfiledSpan, profiled_spans};
 use super::{LIST, on_store};
 use crate::analyze::{self, Analysis, Element, Query, Row};
 
@@ -15,55 +16,6 @@ const QUERIES_MAX: usize = 100;
 
 #[derive(Debug, Default)]
 pub(super) struct TraceQuery;
-
-#[derive(Clone, Copy, Debug, Enum, PartialEq, Eq)]
-enum RefType {
-    CrossProcess,
-    CrossThread,
-}
-
-#[derive(Debug, SimpleObject)]
-struct Ref {
-    trace_id: ID,
-    parent_segment_id: ID,
-    parent_span_id: i32,
-    #[graphql(name = "type")]
-    kind: RefType,
-}
-
-#[derive(Debug, SimpleObject)]
-struct KeyValue {
-    key: String,
-    value: Option<String>,
-}
-
-#[derive(Debug, SimpleObject)]
-struct LogEntity {
-    time: Long,
-    data: Option<Vec<KeyValue>>,
-}
-
-#[derive(Debug, SimpleObject)]
-struct ProfiledSpan {
-    span_id: i32,
-    parent_span_id: i32,
-    segment_id: ID,
-    refs: Vec<Ref>,
-    service_code: String,
-    service_instance_name: ID,
-    start_time: Long,
-    end_time: Long,
-    endpoint_name: Option<String>,
-    #[graphql(name = "type")]
-    kind: String,
-    peer: Option<String>,
-    component: Option<String>,
-    is_error: Option<bool>,
-    layer: Option<String>,
-    tags: Vec<KeyValue>,
-    logs: Vec<LogEntity>,
-    profiled: bool,
-}
 
 #[derive(Debug, SimpleObject)]
 struct ProfiledTraceSegments {
@@ -138,29 +90,37 @@ impl TraceQuery {
 }
 
 /// Segments of one trace and instance belong to one request.
-fn traces(segments: Vec<SegmentSummary>) -> Vec<ProfiledTraceSegments> {
+fn traces(segments: Vec<StoredSegment>) -> Vec<ProfiledTraceSegments> {
     let mut traces: Vec<(ProfiledTraceSegments, i64, i64)> = Vec::new();
-    for segment in segments {
+    for stored in segments {
+        let segment = &stored.summary;
         let same = traces.iter_mut().find(|(trace, ..)| {
             trace.trace_id == segment.trace_id && trace.instance_name == segment.instance
         });
         let (trace, start_ms, end_ms) = match same {
             Some(known) => known,
-            None => traces.push_mut((empty_trace(&segment), segment.start_ms, segment.end_ms)),
+            None => traces.push_mut((empty_trace(segment), segment.start_ms, segment.end_ms)),
         };
         *start_ms = segment.start_ms.min(*start_ms);
         *end_ms = segment.end_ms.max(*end_ms);
         if !trace.endpoint_names.contains(&segment.endpoint) {
             trace.endpoint_names.push(segment.endpoint.clone());
         }
-        trace.spans.push(span(segment));
+        trace.spans.extend(profiled_spans(stored));
     }
     traces
         .into_iter()
-        .map(|(trace, start_ms, end_ms)| ProfiledTraceSegments {
-            duration: cut(end_ms.saturating_sub(start_ms)),
-            start: start_ms.to_string(),
-            ..trace
+        .map(|(mut trace, start_ms, end_ms)| {
+            let ids = trace.spans.iter().map(|span| span.of_segment().to_string());
+            let ids = ids.collect();
+            for span in &mut trace.spans {
+                span.keep_callers(&ids);
+            }
+            ProfiledTraceSegments {
+                duration: cut(end_ms.saturating_sub(start_ms)),
+                start: start_ms.to_string(),
+                ..trace
+            }
         })
         .collect()
 }
@@ -174,37 +134,6 @@ fn empty_trace(segment: &SegmentSummary) -> ProfiledTraceSegments {
         duration: 0,
         start: String::new(),
         spans: Vec::new(),
-    }
-}
-
-/// What is known of a segment, as its span 0.
-fn span(segment: SegmentSummary) -> ProfiledSpan {
-    let status = segment.status;
-    ProfiledSpan {
-        span_id: 0,
-        parent_span_id: -1,
-        segment_id: segment.segment_id.into(),
-        refs: Vec::new(),
-        service_code: segment.service,
-        service_instance_name: segment.instance.into(),
-        start_time: Long(segment.start_ms),
-        end_time: Long(segment.end_ms),
-        endpoint_name: Some(segment.endpoint),
-        kind: "Entry".to_owned(),
-        peer: None,
-        component: None,
-        is_error: Some(status.is_some_and(|status| status >= 500)),
-        layer: Some(if status.is_some() { "Http" } else { "Unknown" }.to_owned()),
-        tags: segment
-            .tags
-            .into_iter()
-            .map(|(key, value)| KeyValue {
-                key,
-                value: Some(value),
-            })
-            .collect(),
-        logs: Vec::new(),
-        profiled: true,
     }
 }
 
@@ -262,7 +191,7 @@ fn element(element: &Element) -> ProfileStackElement {
 }
 
 /// GraphQL's Int has 32 bits: 24.8 days in milliseconds.
-fn cut(number: i64) -> i32 {
+pub(super) fn cut(number: i64) -> i32 {
     let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
     i32::try_from(number.clamp(*range.start(), *range.end())).unwrap_or_default()
 }

@@ -29,7 +29,7 @@ const LOCK_NAME: &str = "profilerd.lock";
 /// "prof": distinguishes our files from other programs' databases.
 const APPLICATION_ID: i32 = 0x7072_6f66;
 /// Version of `schema.sql`.
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 /// What makes a file of version 1, 2, ... one of the next version.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize - 1] = [
     "ALTER TABLE segment ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
@@ -41,6 +41,10 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize - 1] = [
          last_seen_ms INTEGER NOT NULL,
          PRIMARY KEY (service, name)
      ) STRICT, WITHOUT ROWID;",
+    "ALTER TABLE segment ADD COLUMN is_error INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE segment ADD COLUMN spans BLOB NOT NULL DEFAULT x'';
+     UPDATE segment SET is_error = 1 WHERE status >= 500;
+     CREATE INDEX segment_trace ON segment (trace_id);",
 ];
 /// How long a write waits for another program that reads the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -346,23 +350,28 @@ mod tests {
     fn an_old_file_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let database = open(dir.path()).unwrap();
-        // Version 1 is without this column and table.
-        let old = "ALTER TABLE segment DROP COLUMN tags;
+        // Version 1 is without these columns and this table.
+        let old = "DROP INDEX segment_trace;
+             ALTER TABLE segment DROP COLUMN tags;
+             ALTER TABLE segment DROP COLUMN is_error;
+             ALTER TABLE segment DROP COLUMN spans;
              DROP TABLE endpoint;
              INSERT INTO segment (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, loose)
                  VALUES ('told', 't', 's', 'i', '/', 1, 2, 503, 0), ('mute', 't', 's', 'i', '/', 1, 2, NULL, 0);
              PRAGMA user_version = 1";
         database.connection.execute_batch(old).unwrap();
         drop(database);
-        let tags = |database: &Database| {
-            let sql = "SELECT tags FROM segment ORDER BY key";
+        let columns = |database: &Database| {
+            let sql =
+                "SELECT tags || ' ' || is_error || ' ' || length(spans) FROM segment ORDER BY key";
             let mut rows = database.connection.prepare(sql).unwrap();
-            let tags = rows.query_map([], |row| row.get(0)).unwrap();
-            tags.collect::<rusqlite::Result<Vec<String>>>().unwrap()
+            let columns = rows.query_map([], |row| row.get(0)).unwrap();
+            columns.collect::<rusqlite::Result<Vec<String>>>().unwrap()
         };
         for _ in 0..2 {
             let database = open(dir.path()).unwrap();
-            assert_eq!(tags(&database), [r#"[["http.status_code","503"]]"#, "[]"]);
+            let told = r#"[["http.status_code","503"]] 1 0"#;
+            assert_eq!(columns(&database), [told, "[] 0 0"]);
             let version = "PRAGMA user_version";
             let version: i32 = database
                 .connection

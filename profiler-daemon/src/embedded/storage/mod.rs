@@ -10,6 +10,7 @@
 //! | `instances` | `instance` |
 //! | `endpoints` | `endpoint` |
 //! | `segments` | `segment`, `task_segment` |
+//! | `traces` | `segment`, searched and with spans |
 //! | `snapshots` | `snapshot`, `stack`, `text` |
 //! | `retention` | what is removed from them, and when |
 
@@ -20,6 +21,7 @@ pub(super) mod retention;
 pub(super) mod segments;
 pub(super) mod snapshots;
 pub(super) mod tasks;
+pub(super) mod traces;
 
 use thiserror::Error;
 

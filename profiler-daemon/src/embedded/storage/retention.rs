@@ -23,7 +23,8 @@ pub(in super::super) fn used_bytes(db: &Connection) -> Result<u64> {
     Ok(pages.unsigned_abs() * read("PRAGMA page_size")?.unsigned_abs())
 }
 
-fn is_over(db: &Connection, row: &TaskRow, now_ms: i64) -> Result<bool> {
+/// Whether nothing more is expected of a task.
+pub(in super::super) fn is_over(db: &Connection, row: &TaskRow, now_ms: i64) -> Result<bool> {
     let logs = tasks::logs(db, row.key)?;
     Ok(row.task.state(&logs, now_ms).is_over())
 }

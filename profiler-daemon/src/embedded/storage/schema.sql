@@ -66,8 +66,11 @@ CREATE TABLE segment (
     end_ms INTEGER NOT NULL,
     status INTEGER,
     loose INTEGER NOT NULL, -- 1: no task has a snapshot of it
-    tags TEXT NOT NULL DEFAULT '[]' -- JSON array of arrays of key and value
+    tags TEXT NOT NULL DEFAULT '[]', -- JSON array of arrays of key and value
+    is_error INTEGER NOT NULL DEFAULT 0,
+    spans BLOB NOT NULL DEFAULT x'' -- a SegmentObject with nothing but spans
 ) STRICT;
+CREATE INDEX segment_trace ON segment (trace_id);
 CREATE INDEX segment_loose ON segment (key) WHERE loose = 1;
 
 -- A segment, arrived or not, that a task has snapshots of.

@@ -5,15 +5,20 @@
 
 use rusqlite::{Connection, OptionalExtension as _, Result, Row};
 
-use super::super::trace::SegmentSummary;
+use super::super::span;
+use super::super::trace::{SegmentSummary, StoredSegment};
 use super::to_sql;
 
 /// Stores a segment. Of two with one id the first stays.
-pub(in super::super) fn insert(db: &Connection, summary: &SegmentSummary) -> Result<()> {
+pub(in super::super) fn insert(
+    db: &Connection,
+    summary: &SegmentSummary,
+    spans: &[u8],
+) -> Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT OR IGNORE INTO segment
-             (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, tags, loose)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
+             (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, tags, is_error, spans, loose)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
                  NOT EXISTS (SELECT 1 FROM task_segment WHERE segment_id = ?1))",
     )?;
     let tags = serde_json::to_string(&summary.tags).expect("pairs of texts are JSON");
@@ -27,17 +32,22 @@ pub(in super::super) fn insert(db: &Connection, summary: &SegmentSummary) -> Res
         summary.end_ms,
         summary.status,
         tags,
+        summary.is_error,
+        spans,
     );
     insert.execute(values).map(drop)
 }
 
-/// Removes the oldest loose segments beyond `limit`.
-pub(in super::super) fn trim_loose(db: &Connection, limit: usize) -> Result<usize> {
+/// Removes the oldest loose segments beyond a number, and beyond so many bytes of spans.
+pub(in super::super) fn trim_loose(db: &Connection, limit: usize, bytes: u64) -> Result<usize> {
     let mut delete = db.prepare_cached(
         "DELETE FROM segment WHERE key IN (
-             SELECT key FROM segment WHERE loose = 1 ORDER BY key DESC LIMIT -1 OFFSET ?1)",
+             SELECT key FROM (
+                 SELECT key, row_number() OVER newest AS place, sum(length(spans)) OVER newest AS bytes
+                 FROM segment WHERE loose = 1 WINDOW newest AS (ORDER BY key DESC))
+             WHERE place > ?1 OR bytes > ?2)",
     )?;
-    delete.execute([to_sql(limit)])
+    delete.execute((to_sql(limit), i64::try_from(bytes).unwrap_or(i64::MAX)))
 }
 
 /// Removes loose segments that ended before this time.
@@ -77,6 +87,15 @@ pub(in super::super) fn listed(db: &Connection, task: i64) -> Result<Vec<(i64, S
     listed.collect()
 }
 
+/// A row of `segment.*`, with its spans.
+pub(super) fn stored(row: &Row<'_>) -> Result<StoredSegment> {
+    Ok(StoredSegment {
+        summary: summary(row)?,
+        spans: span::from_bytes(row.get_ref("spans")?.as_blob()?),
+        is_profiled: !row.get::<_, bool>("loose")?,
+    })
+}
+
 fn summary(row: &Row<'_>) -> Result<SegmentSummary> {
     let tags: String = row.get("tags")?;
     Ok(SegmentSummary {
@@ -90,6 +109,7 @@ fn summary(row: &Row<'_>) -> Result<SegmentSummary> {
         status: row.get("status")?,
         // Written by `insert` alone: what cannot be read is nothing that anybody waits for.
         tags: serde_json::from_str(&tags).unwrap_or_default(),
+        is_error: row.get("is_error")?,
     })
 }
 

@@ -2,18 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use profiler_daemon::embedded::TaskClient;
 use profiler_daemon::model::{ProfileReport, SegmentReport, TreeNode};
-use profiler_tests::{SampleService, needs_root, plain_python_agent_command, wait_until};
+use profiler_tests::{
+    SampleService, free_port, needs_root, plain_python_agent_command, python_agent_command,
+    wait_until,
+};
 
 use super::TASK_ARRIVES;
 use crate::DEADLINE;
 use crate::daemon::{Daemon, creation};
 
 const SERVICE: &str = "built-in-agent-sample";
+const BOUND_SERVICE: &str = "built-in-bound-sample";
 const INSTANCE: &str = "built-in-agent-sample-1";
+const REQUESTS: usize = 3;
 
 /// Check that the agent registers, takes a task and reports its own snapshots; that they are shown beside
 /// ours of the same request; and that it has no error to tell, also of what is not kept.
@@ -68,6 +74,45 @@ fn the_python_agent_reports_to_standalone() {
     let log = text(&agent_log);
     let complaints = log.lines().filter(|line| line.contains("[ERROR]"));
     assert_eq!(complaints.collect::<Vec<_>>(), [""; 0], "{log}");
+}
+
+/// Check that `standalone` asks its own OAP for the agent's segments, with its token, and that its snapshots hang below them.
+#[test]
+fn the_agents_segments_are_found_in_standalone() {
+    needs_root!();
+    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap())).to_string();
+    let query = format!("http://{http}/graphql");
+    let mut daemon = Daemon::standalone_with(
+        ":memory:",
+        &[
+            ("PROFILERD_HTTP_LISTEN", http.as_str()),
+            ("PROFILERD_OAP_QUERY", query.as_str()),
+        ],
+    );
+    let created = daemon.task(&creation(BOUND_SERVICE, "/"));
+    assert_eq!(created.code, Some(0), "{}", created.err);
+    let task_id = created.out.trim();
+    let mut command = python_agent_command(daemon.oap(), INSTANCE);
+    command
+        .env("SW_AGENT_AUTHENTICATION", daemon.token())
+        .env("SW_AGENT_PROFILE_ACTIVE", "false");
+    let service = SampleService::start_by(command, BOUND_SERVICE, None).unwrap();
+    daemon.wait_for_log("process watched", 1);
+    let mut client = service.connect().unwrap();
+    for _ in 0..REQUESTS {
+        assert_eq!(client.request("POST", "/", "{}").unwrap().status, 200);
+    }
+    let report = wait_until("the agent's segments", DEADLINE, || {
+        let report = result(&daemon, task_id);
+        Ok((of_profilerd(&report).count() >= REQUESTS).then_some(report))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    assert_eq!(report.segments.len(), REQUESTS);
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.wait().success(), "{}", daemon.log());
+    let log = daemon.log();
+    let counted = format!("segments_bound_by_query={REQUESTS}");
+    assert!(log.contains(&counted), "{log}");
 }
 
 /// Whether the agent has told the OAP what it is.

@@ -8,6 +8,7 @@ mod comparison;
 mod endpoints;
 pub(crate) mod gunicorn;
 mod query;
+mod questions;
 mod relay;
 mod schema;
 mod several;

@@ -11,6 +11,16 @@ const TYPE: &str = "query ($n: String!) { it: __type(name: $n) { kind \
     inputFields { name type { ...T } } enumValues { name } } } \
     fragment T on __Type { kind name ofType { kind name ofType { kind name ofType { kind name } } } }";
 
+/// What newer pages and commands ask for, by type; of OAP 10.2 and 10.3.
+const NEWER: [(&str, &str); 6] = [
+    ("Duration", "coldStage:Boolean"),
+    ("MetricsTTL", ""),
+    ("Query", "getMetricsTTL:MetricsTTL"),
+    ("Query", "getRecordsTTL:RecordsTTL"),
+    ("Query", "hasQueryTracesV2Support:Boolean!"),
+    ("RecordsTTL", ""),
+];
+
 /// Check that each type, field and argument is one of OAP 10.1.0, with the same type. More fields and arguments
 /// than ours it may have only where whole operations are left out.
 #[test]
@@ -19,7 +29,11 @@ fn the_schema_is_a_part_of_the_oaps() {
     let oap = SkywalkingOap::start(folder.path()).unwrap();
     let ours = parse(&sdl());
     assert!(ours.len() > 20, "{ours:?}");
-    for (name, ours) in ours {
+    for (name, mut ours) in ours {
+        if NEWER.contains(&(name.as_str(), "")) {
+            continue;
+        }
+        ours.retain(|line| !NEWER.contains(&(name.as_str(), line.as_str())));
         let answer = oap.graphql(TYPE, &json!({ "n": name })).unwrap();
         let theirs = lines(&answer["it"]);
         for line in &ours {
