@@ -127,7 +127,7 @@ async fn next_task(events: &mut Receiver<OapEvent>) -> ProfileTask {
         match next_event(events).await {
             OapEvent::Task(task) => return task,
             OapEvent::TaskRefused { reason, .. } => panic!("{reason}"),
-            OapEvent::Connected | OapEvent::Disconnected { .. } => {}
+            OapEvent::TaskCancelled(_) | OapEvent::Connected | OapEvent::Disconnected { .. } => {}
         }
     }
 }

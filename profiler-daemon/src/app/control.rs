@@ -311,6 +311,7 @@ impl Control {
                     self.tell_end(task_id, service, Coverage::not_run(&reason));
                 }
             }
+            OapEvent::TaskCancelled(task_id) => self.cancel(&task_id),
             OapEvent::Connected => tracing::info!("Connected: an OAP has answered"),
             OapEvent::Disconnected { reason } => tracing::warn!("Disconnected: {reason}"),
         }

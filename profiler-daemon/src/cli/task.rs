@@ -1,4 +1,4 @@
-//! `profilerd task create|list|show|result`: profile tasks of an OAP, built-in or SkyWalking's.
+//! `profilerd task create|list|show|result|cancel`: profile tasks of an OAP, built-in or SkyWalking's.
 //!
 //! In:  arguments; a built-in OAP by gRPC (`--oap`) or a SkyWalking OAP by GraphQL (`--graphql`)
 //! Out: what was asked for on standard output; progress and explanations on standard error
@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use profiler_proto::profilerd as pb;
@@ -33,7 +34,7 @@ const WAIT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for an instance to take a task before saying that none has.
 const UNTAKEN_HINT_MS: i64 = 10_000;
 
-/// Profile tasks: create, list, show, get the result.
+/// Profile tasks: create, list, show, get the result, cancel.
 #[derive(Args, Clone, Debug)]
 pub struct TaskArgs {
     #[command(flatten)]
@@ -76,6 +77,8 @@ enum Command {
     Show(ShowArgs),
     /// Print the profiled requests of a task
     Result(ResultArgs),
+    /// End a task early; what it has profiled stays, and the service can have another one
+    Cancel(CancelArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -150,6 +153,13 @@ struct ResultArgs {
 
     #[command(flatten)]
     output: OutputArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+struct CancelArgs {
+    /// Task id or the beginning of one
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    task: String,
 }
 
 /// Runs the command on a runtime of its own.
@@ -227,6 +237,16 @@ impl Oap {
         }
     }
 
+    async fn cancel(&mut self, task_id: &str) -> Result<pb::Task> {
+        match self {
+            Self::Embedded(client) => client.cancel(task_id).await,
+            Self::Graphql(_) => bail!(
+                "GraphQL has no way to cancel a task: a SkyWalking OAP ends it after its duration; the OAP of \
+                 `profilerd standalone` takes this command at its gRPC port, --oap HOST:11800"
+            ),
+        }
+    }
+
     /// Names of services that have reported, or `None` if this OAP is not asked for them.
     async fn services(&mut self) -> Option<Vec<String>> {
         let Self::Embedded(client) = self else {
@@ -277,6 +297,11 @@ async fn execute(args: &TaskArgs, config: &Config, out: &mut dyn Write) -> Resul
         Command::Result(args) => {
             let report = oap.result(&args.task).await?;
             deliver(report, target, &args.output, out)
+        }
+        Command::Cancel(args) => {
+            let task = oap.cancel(&args.task).await?;
+            writeln!(out, "task {} is cancelled", clean(&task.task_id))?;
+            Ok(0)
         }
     }
 }
@@ -348,7 +373,7 @@ async fn wait(oap: &mut Oap, task: &pb::Task) -> Result<()> {
             bail!("the OAP does not have the task any more");
         };
         match current.state() {
-            pb::TaskState::Finished | pb::TaskState::Expired => {
+            pb::TaskState::Finished | pb::TaskState::Expired | pb::TaskState::Cancelled => {
                 line.finish_and_clear();
                 return Ok(());
             }

@@ -174,6 +174,7 @@ fn state_name(task: &pb::Task) -> &'static str {
         pb::TaskState::Running => "running",
         pb::TaskState::Finished => "finished",
         pb::TaskState::Expired => "expired",
+        pb::TaskState::Cancelled => "cancelled",
     }
 }
 

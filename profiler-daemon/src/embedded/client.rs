@@ -118,6 +118,19 @@ impl TaskClient {
         Ok(answer.map_err(|status| self.explain(&status))?.into_inner())
     }
 
+    /// Ends a task early; `task_id` may be a unique beginning.
+    ///
+    /// # Errors
+    ///
+    /// If no single task fits, it is over, or the call fails.
+    pub async fn cancel(&mut self, task_id: &str) -> Result<pb::Task> {
+        let request = pb::CancelTaskRequest {
+            task_id: task_id.to_owned(),
+        };
+        let answer = self.client.cancel_task(request).await;
+        Ok(answer.map_err(|status| self.explain(&status))?.into_inner())
+    }
+
     /// The whole result of a task; `task_id` as in [`Self::show`].
     ///
     /// # Errors

@@ -21,6 +21,7 @@
 //! that is refreshed every 10 s.
 
 mod agents;
+pub mod cancel;
 mod chunk;
 pub mod client;
 mod door;

@@ -125,7 +125,7 @@ impl Store {
     }
 
     /// Runs a transaction. Losses count if it is committed.
-    fn write<T>(
+    pub(super) fn write<T>(
         &self,
         change: impl FnOnce(&Connection, &mut StoreLosses) -> rusqlite::Result<T>,
     ) -> Result<T, StorageError> {
@@ -318,7 +318,7 @@ impl Store {
         })
     }
 
-    /// Replaces what an instance reported about a task.
+    /// Replaces what an instance reported about a task. Returns whether the task is cancelled.
     ///
     /// # Errors
     ///
@@ -328,22 +328,18 @@ impl Store {
         task_id: &str,
         instance: &str,
         coverage: Coverage,
-    ) -> Result<(), FindError> {
+    ) -> Result<bool, FindError> {
         let limit = self.limits.logs_per_task;
         let found = self.write(|db, losses| {
             let Some(row) = tasks::find(db, task_id)? else {
-                return Ok(false);
+                return Ok(None);
             };
             if !tasks::set_coverage(db, row.key, instance, &coverage, limit)? {
                 losses.other_over_limit += 1;
             }
-            Ok(true)
+            Ok(Some(row.task.cancelled_ms.is_some()))
         })?;
-        if found {
-            Ok(())
-        } else {
-            Err(FindError::Unknown(task_id.to_owned()))
-        }
+        found.ok_or_else(|| FindError::Unknown(task_id.to_owned()))
     }
 
     /// All instances that have reported.
@@ -463,7 +459,8 @@ fn over<'a>(db: &Connection, rows: &'a [TaskRow], now_ms: i64) -> rusqlite::Resu
     Ok(over)
 }
 
-fn find(db: &Connection, text: &str) -> rusqlite::Result<Result<TaskRow, FindError>> {
+/// The task with this id or with the only id that begins so; for an empty text the newest.
+pub(super) fn find(db: &Connection, text: &str) -> rusqlite::Result<Result<TaskRow, FindError>> {
     if text.is_empty() {
         return Ok(tasks::newest(db)?.ok_or(FindError::Empty));
     }

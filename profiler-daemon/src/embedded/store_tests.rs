@@ -144,6 +144,43 @@ fn commands_are_delivered_and_logged() {
     assert_eq!(busy, Err(Refusal::Busy), "{}", next.id);
 }
 
+/// Check that a cancelled task is over at once, is handed to nobody any more and makes room for another, that who runs it
+/// hears of it, and that neither a task that is over nor an unknown one can be cancelled.
+#[test]
+fn a_task_is_cancelled_once() {
+    let store = Store::new(StoreLimits::default());
+    let task = store.create_task(request("svc"), NOW).unwrap();
+    store.commands("svc", "one", -1, NOW).unwrap();
+    let report = |store: &Store| store.set_coverage(&task.id, "one", Coverage::default());
+    assert_eq!(report(&store), Ok(false));
+    let cancelled = store.cancel_task(&task.id[..20], NOW + 1).unwrap();
+    assert_eq!(
+        (cancelled.id.as_str(), cancelled.cancelled_ms),
+        (&*task.id, Some(NOW + 1))
+    );
+    let view = store.find_task(&task.id, NOW + 1).unwrap();
+    assert_eq!((view.state, view.task), (TaskState::Cancelled, cancelled));
+    assert!(
+        store
+            .commands("svc", "two", -1, NOW + 1)
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(report(&store), Ok(true));
+    for (id, text) in [
+        (task.id.as_str(), "is over already"),
+        ("unknown", "unknown"),
+        ("", ""),
+    ] {
+        let error = store.cancel_task(id, NOW + 2).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+    store.finished(&task.id, "one", NOW + 5).unwrap();
+    let view = store.find_task(&task.id, NOW + 5).unwrap();
+    assert_eq!(view.state, TaskState::Cancelled);
+    store.create_task(request("svc"), NOW + 6).unwrap();
+}
+
 /// Check that coverage of instances adds up and that a later report replaces the earlier one.
 #[test]
 fn coverage_of_instances_adds_up() {

@@ -66,6 +66,8 @@ pub struct TaskRecord {
     pub request: TaskRequest,
     /// Epoch milliseconds.
     pub create_ms: i64,
+    /// When a user has cancelled it, epoch milliseconds.
+    pub cancelled_ms: Option<i64>,
 }
 
 /// What an instance did with a task.
@@ -112,13 +114,15 @@ pub enum TaskState {
     Finished,
     /// Its time is over without that.
     Expired,
+    /// A user has ended it early.
+    Cancelled,
 }
 
 impl TaskState {
     /// Nothing more is expected of the task.
     #[must_use]
     pub fn is_over(self) -> bool {
-        matches!(self, Self::Finished | Self::Expired)
+        matches!(self, Self::Finished | Self::Expired | Self::Cancelled)
     }
 }
 
@@ -249,6 +253,7 @@ impl TaskRecord {
             id: format!("{create_ms}_{}", service_id(&request.service)),
             request,
             create_ms,
+            cancelled_ms: None,
         };
         // OAP compares one task only: the latest that starts in or before the new one's last minute.
         let latest = others
@@ -269,11 +274,13 @@ impl TaskRecord {
         self.request.start_ms.saturating_add(duration_ms)
     }
 
-    /// Whether OAP would hand the task to an agent that asks now.
+    /// Whether OAP would hand the task to an agent that asks now; none gets one that is cancelled.
     #[must_use]
     pub fn is_deliverable(&self, last_command_ms: i64, now_ms: i64) -> bool {
         let distance = minute(self.request.start_ms).abs_diff(minute(now_ms));
-        self.create_ms > last_command_ms && distance <= DELIVERY_WINDOW_MINUTES.unsigned_abs()
+        self.create_ms > last_command_ms
+            && distance <= DELIVERY_WINDOW_MINUTES.unsigned_abs()
+            && self.cancelled_ms.is_none()
     }
 
     /// The command in which an agent gets the task; its serial number is new each time.
@@ -308,6 +315,9 @@ impl TaskRecord {
     /// Where the task stands, from what the instances did.
     #[must_use]
     pub fn state(&self, logs: &[LogEntry], now_ms: i64) -> TaskState {
+        if self.cancelled_ms.is_some() {
+            return TaskState::Cancelled;
+        }
         let mut notified = logs
             .iter()
             .filter(|entry| entry.operation == Operation::Notified)

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use super::cancel::CancelError;
 use super::store::{FindError, Store, TaskView};
 use super::task::{Refusal, TaskState};
 use super::wire;
@@ -56,6 +57,15 @@ impl From<FindError> for Status {
             FindError::Ambiguous(..) => Self::invalid_argument(error.to_string()),
             FindError::Empty | FindError::Unknown(_) => Self::not_found(error.to_string()),
             FindError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<CancelError> for Status {
+    fn from(error: CancelError) -> Self {
+        match error {
+            CancelError::Find(error) => error.into(),
+            CancelError::Over(_) => Self::failed_precondition(error.to_string()),
         }
     }
 }
@@ -120,6 +130,22 @@ impl Tasks for TaskService {
         Ok(Response::new(wire::detail_to_wire(&view)))
     }
 
+    async fn cancel_task(
+        &self,
+        request: Request<pb::CancelTaskRequest>,
+    ) -> Result<Response<pb::Task>, Status> {
+        let task_id = request.into_inner().task_id;
+        let cancelled = self
+            .store
+            .run(move |store| store.cancel_task(&task_id, unix_ms_now()));
+        let task = cancelled.await?;
+        info!(task_id = %task.id, "profile task cancelled");
+        Ok(Response::new(wire::task_to_wire(
+            &task,
+            TaskState::Cancelled,
+        )))
+    }
+
     type GetResultStream = ReceiverStream<Result<pb::ResultPart, Status>>;
 
     async fn get_result(
@@ -176,8 +202,8 @@ impl Tasks for TaskService {
         let stored = self.store.run(move |store| {
             store.set_coverage(&report.task_id, &report.service_instance, coverage)
         });
-        stored.await?;
-        Ok(Response::new(pb::ReportCoverageResponse {}))
+        let is_cancelled = stored.await?;
+        Ok(Response::new(pb::ReportCoverageResponse { is_cancelled }))
     }
 
     async fn list_instances(

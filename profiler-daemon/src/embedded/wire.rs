@@ -73,6 +73,7 @@ pub fn task_to_wire(task: &TaskRecord, state: TaskState) -> pb::Task {
         TaskState::Running => pb::TaskState::Running,
         TaskState::Finished => pb::TaskState::Finished,
         TaskState::Expired => pb::TaskState::Expired,
+        TaskState::Cancelled => pb::TaskState::Cancelled,
     };
     let request = task.request.clone();
     pb::Task {

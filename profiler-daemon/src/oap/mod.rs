@@ -89,6 +89,8 @@ pub enum OapEvent {
         /// Why, for people.
         reason: String,
     },
+    /// A user has cancelled this task at the built-in OAP. It may come several times.
+    TaskCancelled(TaskId),
     /// An OAP has answered.
     Connected,
     /// No OAP can be reached; attempts go on.
@@ -133,7 +135,7 @@ impl OapClient {
             config: Arc::clone(&config),
             link: link.clone(),
             services: watched.clone(),
-            events,
+            events: events.clone(),
         };
         let presence = Presence {
             config: Arc::clone(&config),
@@ -150,6 +152,7 @@ impl OapClient {
             config,
             link,
             queue: Arc::clone(&queue),
+            events,
             without_coverage: None,
         };
         let running = Running {

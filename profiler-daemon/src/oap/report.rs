@@ -1,7 +1,8 @@
 //! Delivers what the [`Queue`] hands out: trace segments, snapshots, coverage, ends of tasks.
 //!
 //! In:  [`Work`]
-//! Out: `collect`, `collectSnapshot`, `ReportCoverage` (built-in OAP only), `reportTaskFinish`
+//! Out: `collect`, `collectSnapshot`, `ReportCoverage` (built-in OAP only), `reportTaskFinish`;
+//!      [`OapEvent::TaskCancelled`], which the built-in OAP says in its answers
 //! Lost: snapshots that were given to a connection which then failed -> `snapshots_lost`; a segment that no OAP
 //! takes, with its snapshots -> `segments_lost`, `snapshots_lost`; each request with a loss ->
 //! `requests_incomplete`
@@ -29,17 +30,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use profiler_proto::profilerd::ReportCoverageRequest;
 use profiler_proto::skywalking::{Commands, ProfileTaskFinishReport};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tonic::Status;
 use tracing::{debug, warn};
 
-use super::OapConfig;
 use super::backoff::Backoff;
 use super::link::{Connection, Failure, Link, explain};
 use super::outgoing::Outgoing;
 use super::presence::cut_service;
 use super::progress::Progress;
 use super::queue::{Queue, TaskAt, Work};
+use super::{OapConfig, OapEvent};
 use crate::embedded::wire::coverage_to_wire;
 use crate::model::Coverage;
 
@@ -52,6 +54,7 @@ pub(super) struct Reporter {
     pub(super) config: Arc<OapConfig>,
     pub(super) link: Link,
     pub(super) queue: Arc<Queue>,
+    pub(super) events: mpsc::Sender<OapEvent>,
     /// Connection whose OAP does not know `ReportCoverage`.
     pub(super) without_coverage: Option<u64>,
 }
@@ -402,9 +405,11 @@ impl Reporter {
             coverage: Some(coverage_to_wire(&coverage)),
         };
         let mut client = connection.tasks();
-        self.link
-            .call(connection, client.report_coverage(request))
-            .await?;
+        let call = client.report_coverage(request);
+        if self.link.call(connection, call).await?.is_cancelled {
+            // If there is no room, the answer to the next report says it again.
+            let _later = self.events.try_send(OapEvent::TaskCancelled(key.0.clone()));
+        }
         Ok(())
     }
 

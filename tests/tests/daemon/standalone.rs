@@ -88,6 +88,45 @@ fn a_task_runs_and_ends_and_leaves_nothing() {
     attached.wait_until_gone();
 }
 
+/// Check that a cancelled task ends within seconds and not after its duration, keeps what it has profiled, says why it ended,
+/// leaves nothing attached, and makes room for another one.
+#[test]
+fn a_cancelled_task_ends_and_makes_room() {
+    needs_root!();
+    const NAME: &str = "cancelled-sample";
+    let service = sample_service(NAME);
+    let mut daemon = Daemon::standalone();
+    let task_id = daemon.create_task(NAME, "POST:/");
+    let attached = Attached::of_live(daemon.id());
+    let mut client = service.connect().unwrap();
+    client.request("POST", "/", "{}").unwrap();
+    daemon.wait_for_segments(&task_id, 1);
+
+    let cancelled = daemon.task(&["cancel", &task_id]);
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.err);
+    assert!(cancelled.out.contains(&task_id), "{}", cancelled.out);
+    wait_until("the task's end", DEADLINE, || {
+        let shown = daemon.show(&task_id).to_string();
+        Ok(shown.contains("EXECUTION_FINISHED").then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+    attached.wait_until_gone();
+    let shown = daemon.show(&task_id);
+    assert_eq!(shown["task"]["state"], "cancelled", "{shown}");
+    assert!(
+        shown.to_string().contains("the task was cancelled"),
+        "{shown}"
+    );
+    assert_eq!(daemon.wait_for_segments(&task_id, 1).segments.len(), 1);
+    let again = daemon.task(&["cancel", &task_id]);
+    assert_eq!(again.code, Some(1));
+    assert!(again.err.contains("is over already"), "{}", again.err);
+
+    let next = daemon.create_task(NAME, "GET:/busy");
+    client.request("GET", "/busy", "").unwrap();
+    daemon.wait_for_segments(&next, 1);
+}
+
 /// Check that a daemon killed in the middle of a profiled request leaves nothing in the kernel and the
 /// service unharmed.
 #[test]

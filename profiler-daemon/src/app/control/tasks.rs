@@ -23,6 +23,8 @@ const CUT_SHORT: &str = "cut short: profilerd was stopped before the task's end;
                          is started again in time";
 /// The same, of a daemon that keeps no journal.
 const CUT_OFF: &str = "cut short: profilerd was stopped before the task's end";
+/// Note of a task that a user has ended.
+const CANCELLED: &str = "cut short: the task was cancelled";
 /// Notes of a task that continues after a restart.
 const STOPPED: &str = "profilerd was stopped and started again while the task ran; requests in between were \
                        not seen";
@@ -204,6 +206,18 @@ impl Control {
             let text = format!("cut short at {}: {why}", next.service.instance);
             self.note(&lost.task_id, text);
         }
+    }
+
+    /// Ends a task that a user has cancelled; what it has profiled stays.
+    pub(super) fn cancel(&mut self, task_id: &TaskId) {
+        let Some(live) = self.live.get_mut(task_id).filter(|live| !live.ending) else {
+            return; // heard before
+        };
+        let now = Instant::now();
+        live.instances.values_mut().for_each(|ends| *ends = now);
+        tracing::info!(%task_id, "the task is cancelled");
+        self.note(task_id, CANCELLED.to_owned());
+        self.step();
     }
 
     /// Runs a task at an instance for this time.

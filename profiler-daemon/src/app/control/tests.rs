@@ -109,6 +109,21 @@ async fn a_service_runs_one_task_at_a_time() {
     assert_eq!(is_ending(&control, "beside"), Some(false));
 }
 
+/// Check that a cancelled task ends, once, and no other; and that hearing of it again, or of an unknown one, changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_task_ends() {
+    let state = tempfile::tempdir().unwrap();
+    let mut control = idle(state.path());
+    let now = unix_ms_now();
+    control.on_task(task("cancelled", "shop", now));
+    control.on_task(task("other", "stock", now));
+    for id in ["unknown", "cancelled", "cancelled"] {
+        control.on_oap_event(OapEvent::TaskCancelled(TaskId(id.to_owned())));
+    }
+    assert_eq!(is_ending(&control, "cancelled"), Some(true));
+    assert_eq!(is_ending(&control, "other"), Some(false));
+}
+
 /// Check that a task that was created later for the same time ends the one that runs or waits: an OAP that creates
 /// it has lost that one.
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,7 @@ const LOCK_NAME: &str = "profilerd.lock";
 /// "prof": distinguishes our files from other programs' databases.
 const APPLICATION_ID: i32 = 0x7072_6f66;
 /// Version of `schema.sql`.
-const SCHEMA_VERSION: i32 = 4;
+const SCHEMA_VERSION: i32 = 5;
 /// What makes a file of version 1, 2, ... one of the next version.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize - 1] = [
     "ALTER TABLE segment ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
@@ -45,6 +45,7 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize - 1] = [
      ALTER TABLE segment ADD COLUMN spans BLOB NOT NULL DEFAULT x'';
      UPDATE segment SET is_error = 1 WHERE status >= 500;
      CREATE INDEX segment_trace ON segment (trace_id);",
+    "ALTER TABLE task ADD COLUMN cancelled_ms INTEGER;",
 ];
 /// How long a write waits for another program that reads the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -356,6 +357,7 @@ mod tests {
              ALTER TABLE segment DROP COLUMN is_error;
              ALTER TABLE segment DROP COLUMN spans;
              DROP TABLE endpoint;
+             ALTER TABLE task DROP COLUMN cancelled_ms;
              INSERT INTO segment (id, trace_id, service, instance, endpoint, start_ms, end_ms, status, loose)
                  VALUES ('told', 't', 's', 'i', '/', 1, 2, 503, 0), ('mute', 't', 's', 'i', '/', 1, 2, NULL, 0);
              PRAGMA user_version = 1";

@@ -11,7 +11,8 @@ CREATE TABLE task (
     dump_period_ms INTEGER NOT NULL,
     max_sampling_count INTEGER NOT NULL,
     create_ms INTEGER NOT NULL,
-    lost INTEGER NOT NULL DEFAULT 0 -- snapshots that were not stored
+    lost INTEGER NOT NULL DEFAULT 0, -- snapshots that were not stored
+    cancelled_ms INTEGER -- by a user, then
 ) STRICT;
 
 CREATE TABLE task_log (

@@ -25,6 +25,7 @@ fn read(row: &Row<'_>) -> Result<TaskRow> {
         task: TaskRecord {
             id: row.get("id")?,
             create_ms: row.get("create_ms")?,
+            cancelled_ms: row.get("cancelled_ms")?,
             request: TaskRequest {
                 service: row.get("service")?,
                 endpoint: row.get("endpoint")?,
@@ -88,6 +89,12 @@ pub(in super::super) fn insert(db: &Connection, task: &TaskRecord) -> Result<()>
         ":create_ms": task.create_ms,
     });
     inserted.map(drop)
+}
+
+/// Notes that a task was cancelled.
+pub(in super::super) fn cancel(db: &Connection, key: i64, now_ms: i64) -> Result<()> {
+    let mut update = db.prepare_cached("UPDATE task SET cancelled_ms = ?2 WHERE key = ?1")?;
+    update.execute((key, now_ms)).map(drop)
 }
 
 /// Removes a task without results ([`super::segments::clear`]), with all that was said about it.

@@ -105,6 +105,7 @@ pub(super) fn record(id: String, request: TaskRequest) -> TaskRecord {
     let create_ms = id.split('_').next().and_then(|ms| ms.parse().ok());
     TaskRecord {
         create_ms: create_ms.unwrap_or(request.start_ms),
+        cancelled_ms: None,
         id,
         request,
     }
