@@ -96,15 +96,21 @@ impl CaptureState {
     /// The numbers as of the latest round. A thread that has lost its CPU while it wrote is not waited for.
     pub(in crate::app) fn observe(&self) -> CaptureObservation {
         for _ in 0..READS_MAX {
-            let before = self.writes.load(Ordering::Acquire);
-            let numbers = self.read();
-            fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && self.writes.load(Ordering::Relaxed) == before {
+            if let Some(numbers) = self.try_observe() {
                 return numbers;
             }
             std::hint::spin_loop();
         }
         self.read()
+    }
+
+    /// The numbers, unless they are being written.
+    fn try_observe(&self) -> Option<CaptureObservation> {
+        let before = self.writes.load(Ordering::Acquire);
+        let numbers = self.read();
+        fence(Ordering::Acquire);
+        let is_whole = before.is_multiple_of(2) && self.writes.load(Ordering::Relaxed) == before;
+        is_whole.then_some(numbers)
     }
 
     fn write(&self, write: impl FnOnce()) {
@@ -229,7 +235,9 @@ mod tests {
                 }
             });
             while !writer.is_finished() {
-                let seen = state.observe();
+                let Some(seen) = state.try_observe() else {
+                    continue;
+                };
                 let same = [seen.open_requests, seen.queued_samples];
                 assert_eq!(same, [seen.tick_period_ns; 2]);
                 assert_eq!(seen.is_attached, seen.tick_period_ns > 0);
