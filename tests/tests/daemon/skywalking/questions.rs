@@ -15,7 +15,7 @@ use profiler_proto::skywalking::{
     InstancePingPkg, InstanceProperties, KeyStringValuePair, Log, ProfileTaskCommandQuery,
     SegmentObject, SegmentReference, SpanLayer, SpanObject, SpanType, ThreadSnapshot, ThreadStack,
 };
-use profiler_tests::{HttpClient, KnownQuery, SkywalkingOap, known_queries, wait_until};
+use profiler_tests::{HttpClient, SkywalkingOap, known_queries, wait_until};
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
 
@@ -98,17 +98,16 @@ fn both_oaps_answer_the_same_questions() {
     let our_task = tell(ours.local_addr(), &ask_ours, start_ms);
     let their_task = tell(theirs.grpc(), &ask_theirs, start_ms);
     let queries = known_queries().unwrap();
-    let requests = |queries: &[KnownQuery]| {
-        let found = queries.iter().find(|query| query.name == "requests");
-        found.unwrap().clone()
-    };
-    let requests = requests(&queries);
-    wait_until("the request in the OAP", DEADLINE, || {
-        let variables = requests.variables(&values(&their_task, start_ms))?;
-        let listed = ask_theirs(&requests.text, &variables);
-        Ok((listed["data"]["it"] != json!([])).then_some(()))
-    })
-    .unwrap();
+    // Theirs writes what it was told now and then.
+    for name in ["requests", "services"] {
+        let query = queries.iter().find(|query| query.name == name).unwrap();
+        wait_until("what was told in the OAP", TASK_ARRIVES, || {
+            let variables = query.variables(&values(&their_task, start_ms))?;
+            let listed = ask_theirs(&query.text, &variables);
+            Ok((listed["data"]["it"] != json!([])).then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
 
     let mut differences = Vec::new();
     for query in queries {
