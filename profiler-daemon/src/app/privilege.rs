@@ -37,8 +37,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::worker::CAPTURE_NICE;
 use crate::kernel::{raise_memory_limit, try_perf_event};
 use crate::model::Pid;
-use crate::process::Mappings;
-use crate::process::patience::{Progress, on_replaceable_thread};
+use crate::process::{Mappings, patience};
 
 /// What profiling needs, see above.
 const NEEDED: [Capability; 6] = [
@@ -74,6 +73,8 @@ fn try_restrict(also: &[Capability]) -> Result<()> {
         tracing::debug!("CAP_SYS_ADMIN is kept: this kernel asks for it");
         kept.insert(Capability::CAP_SYS_ADMIN);
     }
+    // It would keep what this thread gives up.
+    patience::end_deputy();
     keep(&kept)
 }
 
@@ -137,8 +138,7 @@ fn needs_sys_admin(kept: &CapsHashSet) -> Result<bool> {
 /// <https://github.com/torvalds/linux/blob/v6.12/fs/proc/base.c#L2300>.
 fn try_map_files() -> io::Result<()> {
     let pid = Pid(std::process::id());
-    // On this thread: one that is started for it would keep what this one is about to give up.
-    let mappings = on_replaceable_thread(Progress::default(), || Mappings::read(pid))?;
+    let mappings = Mappings::read(pid)?;
     let of_file = mappings.as_slice().iter().find(|mapping| mapping.is_file());
     let mapping = of_file.ok_or(io::ErrorKind::NotFound)?;
     File::open(mapping.file_path(pid)).map(drop)

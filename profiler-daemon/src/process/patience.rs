@@ -26,7 +26,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
@@ -74,7 +74,7 @@ fn slow() -> MutexGuard<'static, HashMap<Pid, Slow>> {
 }
 
 thread_local! {
-    static DEPUTY: RefCell<Option<Sender<Job>>> = const { RefCell::new(None) };
+    static DEPUTY: RefCell<Option<Deputy>> = const { RefCell::new(None) };
     static PROGRESS: RefCell<Option<Progress>> = const { RefCell::new(None) };
 }
 
@@ -90,6 +90,12 @@ impl Progress {
 }
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread that looks for the calling one; it ends without the sender.
+struct Deputy {
+    jobs: Sender<Job>,
+    thread: JoinHandle<()>,
+}
 
 /// Finds something out about a process. The calling thread waits for five seconds at most, and a second at most for
 /// one read.
@@ -170,9 +176,9 @@ impl End {
 fn give_to_deputy(job: Job) -> io::Result<()> {
     DEPUTY.with_borrow_mut(|deputy| {
         let job = match deputy.take() {
-            Some(jobs) => match jobs.send(job) {
+            Some(idle) => match idle.jobs.send(job) {
                 Ok(()) => {
-                    *deputy = Some(jobs);
+                    *deputy = Some(idle);
                     return Ok(());
                 }
                 // It has panicked.
@@ -181,14 +187,24 @@ fn give_to_deputy(job: Job) -> io::Result<()> {
             None => job,
         };
         let (jobs, received) = bounded::<Job>(1);
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("look".to_owned())
             .spawn(move || received.into_iter().for_each(|job| job()))?;
         // Never fails: the thread has just been started and takes it.
         let _sent = jobs.send(job);
-        *deputy = Some(jobs);
+        *deputy = Some(Deputy { jobs, thread });
         Ok(())
     })
+}
+
+/// Ends the thread that looks for the calling one, which is idle: privileges belong to threads, and it has those that the
+/// calling one had when it began. The next look starts another.
+pub(crate) fn end_deputy() {
+    if let Some(Deputy { jobs, thread }) = DEPUTY.take() {
+        drop(jobs);
+        // It has panicked, or just ends.
+        let _ended = thread.join();
+    }
 }
 
 /// Runs `work` on the calling thread, which may read processes itself: somebody else notices by `progress` when it does not
