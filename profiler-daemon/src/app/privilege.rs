@@ -60,6 +60,21 @@ pub(super) fn restrict(also: &[Capability]) {
     }
 }
 
+/// Runs `work` on a thread of its own, which gives up its privileges and with it all that it starts. The caller's
+/// thread keeps its own, and waits.
+pub(super) fn restricted<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            restrict(&[]);
+            work()
+        });
+        match working.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 fn try_restrict(also: &[Capability]) -> Result<()> {
     let had = caps::read(None, CapSet::Permitted).context("failed to read capabilities")?;
     let mut wanted: CapsHashSet = NEEDED.into_iter().chain(also.iter().copied()).collect();

@@ -52,19 +52,9 @@ pub fn record(
     request: &RecordRequest,
     progress: &dyn Progress,
 ) -> Result<ProfileReport> {
-    // On a thread of its own, which gives up its privileges and with it all that it starts. The
-    // caller's thread reads nothing foreign and keeps its own: it writes the result wherever who
-    // started it may write.
-    std::thread::scope(|scope| {
-        let recording = scope.spawn(|| {
-            super::privilege::restrict(&[]);
-            super::block_on(run(config, request, progress))
-        });
-        match recording.join() {
-            Ok(report) => report,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
+    // The caller's thread reads nothing foreign and keeps its privileges: it writes the result wherever who started it
+    // may write.
+    super::privilege::restricted(|| super::block_on(run(config, request, progress)))
 }
 
 async fn run(

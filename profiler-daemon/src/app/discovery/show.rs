@@ -53,17 +53,7 @@ pub fn endpoints(
     request: &EndpointsRequest,
     update: &mut (dyn FnMut(&EndpointsShown) -> Result<()> + Send),
 ) -> Result<EndpointsShown> {
-    // On a thread of its own, which gives up its privileges.
-    std::thread::scope(|scope| {
-        let looking = scope.spawn(|| {
-            privilege::restrict(&[]);
-            run(config, request, update)
-        });
-        match looking.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
+    privilege::restricted(|| run(config, request, update))
 }
 
 fn run(
