@@ -13,7 +13,7 @@ use profiler_proto::skywalking::{
     KeyStringValuePair, Log, SegmentObject, SegmentReference, SpanLayer, SpanObject, SpanType,
     ThreadSnapshot, ThreadStack,
 };
-use profiler_test_support::{HttpClient, known_queries};
+use profiler_test_support::{ask, known_queries};
 use serde_json::{Value, json};
 
 /// Longest wait for an answer; reached only by a failing test.
@@ -137,16 +137,6 @@ fn values(task_id: &str) -> BTreeMap<&'static str, Value> {
     .into()
 }
 
-fn ask(address: SocketAddr, query: &str, variables: &Value) -> Value {
-    let body = json!({ "query": query, "variables": variables }).to_string();
-    let json = [("Content-Type", "application/json")];
-    let mut client = HttpClient::connect(address, DEADLINE).unwrap();
-    let response = client
-        .request_with("POST", "/graphql", &json, &body)
-        .unwrap();
-    serde_json::from_slice(&response.body).unwrap()
-}
-
 /// Check each answer against its text; `PROFILERD_RECORD=1` writes them again.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_questions_of_pages_and_commands_are_answered() {
@@ -160,7 +150,7 @@ async fn the_questions_of_pages_and_commands_are_answered() {
     let mut answers = BTreeMap::new();
     for query in known_queries().unwrap() {
         let variables = query.variables(&values).unwrap();
-        let answer = ask(oap.query_addr().unwrap(), &query.text, &variables);
+        let answer = ask(oap.query_addr().unwrap(), &query.text, &variables, DEADLINE).unwrap();
         assert_eq!(answer.get("errors"), None, "{}: {answer}", query.name);
         if !CHANGING.contains(&query.name.as_str()) {
             answers.insert(query.name, answer["data"].clone());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 pub use profiler_test_support::{
     C_SERVER, ChildGuard, HttpClient, KnownQuery, LocalServer, PYTHON_MINORS, Response,
-    SampleService, SkywalkingOap, build_c, build_c_server, children, find_pythons, free_port,
+    SampleService, SkywalkingOap, ask, build_c, build_c_server, children, find_pythons, free_port,
     known_queries, loops_folder, needs_root, plain_python_agent_command, python_agent_command,
     python_agent_folder, python_suite, read_json, skip, start_as, wait_until, workspace_root,
 };

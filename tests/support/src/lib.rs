@@ -22,7 +22,7 @@ pub use json::read_json;
 pub use python::{
     PYTHON_MINORS, find_pythons, python_folder, python_suite, pythons, unpacked_python,
 };
-pub use queries::{KnownQuery, known_queries};
+pub use queries::{KnownQuery, ask, known_queries};
 pub use server::LocalServer;
 pub use service::SampleService;
 pub use skip::{is_root, report_skip};

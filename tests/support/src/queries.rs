@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::workspace_root;
+use crate::{HttpClient, workspace_root};
 
 /// What the line with the variables begins with.
 const VARIABLES: &str = "# variables: ";
@@ -58,6 +60,23 @@ impl KnownQuery {
         fill(&mut variables, values).with_context(of)?;
         Ok(variables)
     }
+}
+
+/// Asks a GraphQL server a question; its answer, which may be of errors.
+///
+/// # Errors
+/// It does not answer in time, or not in JSON.
+pub fn ask(
+    address: SocketAddr,
+    query: &str,
+    variables: &Value,
+    deadline: Duration,
+) -> Result<Value> {
+    let body = json!({ "query": query, "variables": variables }).to_string();
+    let json = [("Content-Type", "application/json")];
+    let mut client = HttpClient::connect(address, deadline)?;
+    let response = client.request_with("POST", "/graphql", &json, &body)?;
+    serde_json::from_slice(&response.body).context("the answer is not JSON")
 }
 
 fn fill(variables: &mut Value, values: &BTreeMap<&str, Value>) -> Result<()> {

@@ -15,7 +15,7 @@ use profiler_proto::skywalking::{
     InstancePingPkg, InstanceProperties, KeyStringValuePair, Log, ProfileTaskCommandQuery,
     SegmentObject, SegmentReference, SpanLayer, SpanObject, SpanType, ThreadSnapshot, ThreadStack,
 };
-use profiler_tests::{HttpClient, SkywalkingOap, known_queries, wait_until};
+use profiler_tests::{SkywalkingOap, ask, known_queries, wait_until};
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
 
@@ -92,8 +92,9 @@ fn both_oaps_answer_the_same_questions() {
     let ours = ours.unwrap();
 
     let start_ms = unix_ms_now();
-    let ask_ours =
-        |query: &str, variables: &Value| ask(ours.query_addr().unwrap(), query, variables);
+    let ask_ours = |query: &str, variables: &Value| {
+        ask(ours.query_addr().unwrap(), query, variables, DEADLINE).unwrap()
+    };
     let ask_theirs = |query: &str, variables: &Value| theirs.answer(query, variables).unwrap();
     let our_task = tell(ours.local_addr(), &ask_ours, start_ms);
     let their_task = tell(theirs.grpc(), &ask_theirs, start_ms);
@@ -292,16 +293,6 @@ fn values(task_id: &str, start_ms: i64) -> BTreeMap<&'static str, Value> {
         ("END_MS", json!(start_ms + REQUEST_MS)),
     ]
     .into()
-}
-
-fn ask(address: SocketAddr, query: &str, variables: &Value) -> Value {
-    let body = json!({ "query": query, "variables": variables }).to_string();
-    let json = [("Content-Type", "application/json")];
-    let mut client = HttpClient::connect(address, DEADLINE).unwrap();
-    let response = client
-        .request_with("POST", "/graphql", &json, &body)
-        .unwrap();
-    serde_json::from_slice(&response.body).unwrap()
 }
 
 /// Takes out what the two have given a task themselves: its id, and times of its log.
