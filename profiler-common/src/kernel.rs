@@ -74,6 +74,8 @@ pub mod setting_flag {
     /// Requests are seen by the hooks on sockets, which give the socket, and not by `sys_exit`. Comes
     /// with `SOCKET_CHECK` and `sock_shutdown`.
     pub const SOCKET_HOOKS: u32 = 1 << 2;
+    /// Requests are seen, and nobody samples: no thread is tagged.
+    pub const NO_TAGS: u32 = 1 << 3;
 }
 
 /// How the programs behave: the global `SETTINGS`.

@@ -15,7 +15,7 @@ use crate::{atomic, maps, read};
 pub(crate) mod set_result {
     /// No room in the maps.
     pub(crate) const FULL: u64 = 0;
-    /// The thread carries the tag.
+    /// The thread carries the tag, or nobody wants tags.
     pub(crate) const SET: u64 = 1;
     /// It does, and carried that of another request that nobody has answered yet.
     pub(crate) const INTERLEAVED: u64 = 2;
@@ -25,8 +25,11 @@ pub(crate) mod set_result {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn set_tag(request_id: u64, slot: u64, fd: u64) -> u64 {
-    let (tgid, tid) = read::current_ids();
     let mut result = set_result::SET;
+    if setting(setting_flag::NO_TAGS) {
+        return result;
+    }
+    let (tgid, tid) = read::current_ids();
     if let Some(old) = maps::thread_tag(tid)
         && old.request_id != request_id
         && let Some(other) = open_conn(old)

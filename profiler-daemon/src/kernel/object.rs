@@ -153,8 +153,8 @@ pub struct LoadOptions {
     /// Unread bytes in `SAMPLES` that wake a sleeping reader. Below it the ring's descriptor stays
     /// silent and the reader is expected to drain at every dump period; 0 wakes for every sample.
     pub sample_wakeup_bytes: u32,
-    /// See requests, and sample nothing: neither the clocks nor the hook on `sched_switch` are loaded. Threads get
-    /// tags all the same, which nobody reads.
+    /// See requests, and sample nothing: neither the clocks nor the hook on `sched_switch` are loaded, and no thread is
+    /// tagged. A request that is not answered when its thread ends goes on until its connection is closed.
     pub sees_only: bool,
     /// Forward the programs' log records; costs a ring and is for developers.
     pub log: bool,
@@ -230,8 +230,13 @@ fn load_programs(
     flags: u32,
     request_hooks: RequestHooks,
 ) -> Result<Ebpf, KernelError> {
+    let tags = if options.sees_only {
+        setting_flag::NO_TAGS
+    } else {
+        0
+    };
     let settings = Settings {
-        flags,
+        flags: flags | tags,
         sample_wakeup_bytes: options.sample_wakeup_bytes,
     };
     let log_level: u8 = if options.log { u8::MAX } else { 0 };

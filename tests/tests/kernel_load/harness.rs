@@ -145,8 +145,8 @@ impl Client {
 /// The kernel side, attached to a server.
 pub(crate) struct Watch {
     pub(crate) kernel: Kernel,
-    /// The first ones.
-    pub(crate) ticks: ClockTicks,
+    /// The first ones, unless it only sees.
+    pub(crate) ticks: Option<ClockTicks>,
     /// All events so far.
     pub(crate) events: Vec<RequestEvent>,
     /// All samples so far.
@@ -170,7 +170,12 @@ impl Watch {
         };
         kernel.set_rule(SLOT, &rule).unwrap();
         kernel.add_target(pid, SLOT).unwrap();
-        let ticks = kernel.attach(PERIOD).unwrap();
+        let ticks = if options.sees_only {
+            kernel.attach_sight().unwrap();
+            None
+        } else {
+            Some(kernel.attach(PERIOD).unwrap())
+        };
         Self {
             kernel,
             ticks,

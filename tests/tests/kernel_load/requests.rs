@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use profiler_common::{EndReason, KernelCounter, event_flag};
 use profiler_daemon::kernel::{LoadOptions, RequestHooks};
-use profiler_daemon::model::RequestEvent;
+use profiler_daemon::model::{RequestEvent, Tid};
 
 use crate::harness::{Client, SLOT, Server, Watch, load_options};
 
@@ -219,6 +219,42 @@ fn a_counting_slot_tags_nothing() {
     assert_eq!(watch.count(KernelCounter::PrefilterPassed), 2);
     watch.kernel.clear_rule(SLOT).unwrap();
     assert_eq!(watch.count(KernelCounter::PrefilterPassed), 0);
+}
+
+/// Check that who only looks at requests sees them whole, one after the other and at the same time, and tags nothing.
+#[test]
+fn a_look_tags_nothing() {
+    let server = Server::python("HTTP/1.1");
+    let options = LoadOptions {
+        sees_only: true,
+        ..load_options()
+    };
+    let mut watch = Watch::with_options(server.pid(), "/", &options);
+    let mut clients = [server.connect(), server.connect()];
+    for client in &mut clients {
+        client.send(b"GET /sleep HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    watch.wait("two starts", |watch| watch.starts().len() == 2);
+    let tids: Vec<Tid> = watch.starts().iter().map(|(_, tid, _)| *tid).collect();
+    assert!(watch.ends().is_empty());
+    for tid in tids {
+        assert_eq!(watch.kernel.thread_tag(tid).unwrap(), None);
+    }
+    for client in &mut clients {
+        assert_eq!(client.response(), b"ok\n");
+        client.get("/next");
+    }
+    for client in clients {
+        client.close();
+    }
+    watch.wait_for_ends(4);
+    let ends = watch.ends();
+    assert!(
+        ends.iter().all(|(id, _)| watch.written(*id).unwrap() > 40),
+        "{ends:?}"
+    );
+    assert_eq!(watch.starts().len(), 4);
+    assert!(watch.samples.is_empty());
 }
 
 /// Check that the thread that reads a head is tagged while it serves, and a cancelled request ends

@@ -110,7 +110,7 @@ fn disturbed(watch: &mut Watch, server: &Server, target: &str) {
         assert_eq!(out.pid, server.pid());
         assert!(out.seq != 0 && out.seq.is_multiple_of(2), "{}", out.seq);
         assert_eq!(out.captured.stack.sp, stack_pointer(&out.captured.regs));
-        let since_start_ns = out.ktime_ns - watch.ticks.last_ktime_ns;
+        let since_start_ns = out.ktime_ns - watch.ticks.unwrap().last_ktime_ns;
         let to_tick_ns = PERIOD_NS - since_start_ns % PERIOD_NS;
         assert!(to_tick_ns <= SWITCH_OUTS_AHEAD_NS, "{to_tick_ns}");
         *of_tick.entry(since_start_ns / PERIOD_NS).or_default() += 1;
