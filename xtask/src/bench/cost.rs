@@ -25,6 +25,10 @@ const REST: Duration = Duration::from_secs(30);
 /// Start-up work is over by then, and no process counts as young any more.
 const SETTLE: Duration = Duration::from_secs(20);
 
+/// How long a window lasts, and how often there is one, by default.
+const WINDOW: Duration = Duration::from_secs(10);
+const WINDOWS_APART: Duration = Duration::from_mins(5);
+
 /// A daemon without a task.
 pub(super) fn at_rest(tools: &Tools, table: &mut Table) -> Result<()> {
     step("a daemon at rest");
@@ -67,6 +71,26 @@ impl Rest {
             programs: procfs::programs(daemon.id())?.len(),
         })
     }
+}
+
+/// A window of discovery while a service is asked all the time.
+pub(super) fn window(tools: &Tools, table: &mut Table) -> Result<()> {
+    step("a window of discovery");
+    let service = SampleService::start(Path::new("python3"), PYTHON_SERVICE, None)?;
+    let look = tools.look(PYTHON_SERVICE)?;
+    let begun = procfs::cpu_time(look.id())?;
+    let requests = latencies_ms(service.address(), "GET", "/nap", Until::Elapsed(WINDOW))?;
+    let seen = procfs::cpu_time(look.id())? - begun;
+    look.finish()?;
+    let name = "window of 10 s: CPU time until its programs are attached";
+    table.add(name, begun.as_secs_f64(), "s", Goal::None);
+    let name = format!("the same: CPU time for {} requests", requests.len());
+    table.add(&name, seen.as_secs_f64(), "s", Goal::None);
+    // The default: one in five minutes.
+    let percent = (begun + seen).as_secs_f64() / WINDOWS_APART.as_secs_f64() * 100.0;
+    let name = "windows every 5 minutes: daemon's CPU";
+    table.add(name, percent, "%", Goal::AtMost(0.1));
+    Ok(())
 }
 
 /// Completeness and cost of profiled requests, then kernel time per program run: under load that matches

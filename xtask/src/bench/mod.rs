@@ -35,7 +35,7 @@ use crate::setup::{self, Group};
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Section {
-    /// A daemon without a task.
+    /// A daemon without a task, and a window of discovery.
     Rest,
     /// The Python service beside the Python agent and py-spy.
     Python,
@@ -132,6 +132,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let duration = Duration::from_secs(args.seconds.max(1));
     if wanted(Section::Rest) {
         cost::at_rest(&tools, &mut table)?;
+        cost::window(&tools, &mut table)?;
     }
     if wanted(Section::Python) {
         side_by_side::python(&tools, repetitions, duration, &mut table)?;

@@ -59,7 +59,7 @@ pub(super) struct Program {
 }
 
 /// CPU time used by all threads of the process so far, also by those that have ended.
-fn cpu_time(tgid: u32) -> Result<Duration> {
+pub(super) fn cpu_time(tgid: u32) -> Result<Duration> {
     let mut clock = 0;
     // SAFETY: `clock` has room for what is written.
     let error = unsafe { libc::clock_getcpuclockid(tgid.cast_signed(), &raw mut clock) };

@@ -77,6 +77,22 @@ impl Tools {
         Ok(Recording { child, file })
     }
 
+    /// `profilerd endpoints` of a service: every request is seen, and nothing sampled.
+    pub(super) fn look(&self, service: &str) -> Result<Recording> {
+        let file = self.folder.join("endpoints.json");
+        let mut command = Command::new(&self.binary);
+        command
+            .args(["endpoints", "--service", service, "--duration", "10m"])
+            .arg("--json")
+            .stdin(Stdio::null())
+            .stdout(File::create(&file)?)
+            .stderr(File::create(self.folder.join("endpoints.log"))?);
+        let mut child = ChildGuard::spawn("profilerd endpoints", &mut command)?;
+        let tgid = child.id();
+        wait_until_attached(tgid, || child.still_running())?;
+        Ok(Recording { child, file })
+    }
+
     /// py-spy at 100 Hz, as its users start it.
     pub(super) fn py_spy(&self, tgid: u32, options: &[&str]) -> Result<Recording> {
         let file = self.folder.join("py-spy.txt");

@@ -24,6 +24,8 @@ enum Side {
     Bare,
     /// A daemon with a task that no request matches.
     Armed,
+    /// Every request is seen, as in a window of discovery.
+    Seen,
     /// Every request is profiled.
     Matched,
     /// SkyWalking's Python agent in the process, without a task.
@@ -38,6 +40,7 @@ impl Side {
         match self {
             Self::Bare => "bare",
             Self::Armed => "profilerd, nothing matches",
+            Self::Seen => "profilerd endpoints, all seen",
             Self::Matched => "profilerd, all match, 10 ms",
             Self::Agent => "Python agent",
             Self::AgentTask => "Python agent, own task, 10 ms",
@@ -95,6 +98,7 @@ pub(super) fn python(
     let sides = [
         Side::Bare,
         Side::Armed,
+        Side::Seen,
         Side::Matched,
         Side::Agent,
         Side::AgentTask,
@@ -163,7 +167,7 @@ pub(super) fn native(
             is_hot: true,
             duration,
         };
-        let sides = [Side::Bare, Side::Armed, Side::Matched];
+        let sides = [Side::Bare, Side::Armed, Side::Seen, Side::Matched];
         let comparison = compare(&workload, &sides, repetitions, |side| {
             measure(tools, target, side, &workload)
         })?;
@@ -275,6 +279,12 @@ fn measure(
         Side::Armed => {
             let (daemon, _) = tools.armed(target.service, UNMATCHED)?;
             observe(target, Some(daemon.id()), workload)
+        }
+        Side::Seen => {
+            let look = tools.look(target.service)?;
+            let measured = observe(target, Some(look.id()), workload)?;
+            look.finish()?;
+            Ok(measured)
         }
         Side::Matched => {
             let recording = tools.recording(target.service, "*", target.record_options)?;
