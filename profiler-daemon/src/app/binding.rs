@@ -23,6 +23,20 @@ use crate::request::Endpoint;
 /// Largest answer of the OAP: a trace of some thousand spans.
 const ANSWER_MAX_BYTES: usize = 16 << 20;
 
+/// The OAP of `oap.query`, if there is one. The token is for an OAP of profilerd; others ask for none here.
+///
+/// # Errors
+///
+/// The configuration or the token cannot be used.
+pub(super) fn query_client(config: &Config, token: Option<&str>) -> Result<Option<GraphqlClient>> {
+    let client = |url: &String| {
+        let client = GraphqlClient::new(url)?.with_token(token)?;
+        let client = client.with_local_users(&config.local_users()?);
+        Ok(client.with_answers_up_to(ANSWER_MAX_BYTES))
+    };
+    config.oap.query.as_ref().map(client).transpose()
+}
+
 /// Requests that wait for their segment, and what became of the others.
 pub(super) struct Bindings {
     profiler: AgentProfiler,
@@ -40,27 +54,25 @@ struct Counts {
 }
 
 impl Bindings {
-    /// Starts on the current tokio runtime. The token is for an OAP of profilerd; others ask for none here.
-    pub(super) fn spawn(config: &Config, token: Option<&str>) -> Result<Self> {
+    /// Starts on the current tokio runtime, with the OAP that can be asked.
+    pub(super) fn spawn(config: &Config, client: Option<GraphqlClient>) -> Self {
         let (mut binder, mut settled) = (None, None);
-        if let Some(url) = &config.oap.query {
-            let client = GraphqlClient::new(url)?.with_token(token)?;
-            let client = client.with_local_users(&config.local_users()?);
+        if let Some(client) = client {
             let source = OapSource {
-                client: client.with_answers_up_to(ANSWER_MAX_BYTES),
+                client,
                 dialect: OnceCell::new(),
             };
             let snapshots_max = config.limits.snapshot_queue as usize;
             let (handle, receiver) = Binder::spawn(source, is_called, snapshots_max);
             (binder, settled) = (Some(handle), Some(receiver));
         }
-        Ok(Self {
+        Self {
             profiler: config.oap.agent_profiler,
             binder,
             settled,
             taken: Taken::default(),
             tasks: HashMap::new(),
-        })
+        }
     }
 
     /// Why a process is left to its agent, for people; `None` if it is not.
@@ -87,10 +99,9 @@ impl Bindings {
     ) -> Option<Box<ProfiledSegment>> {
         let names = process.and_then(|process| {
             let agent = process.agent.as_ref()?;
-            let service = agent.service.as_ref();
             let names = AgentNames {
-                service: service.unwrap_or(&process.identity.service.name).clone(),
-                instance: agent.instance.clone(),
+                service: process.agent_service().to_owned(),
+                instance: process.known_agent_instance().map(str::to_owned),
             };
             Some((names, may_profile(agent)))
         });
@@ -285,7 +296,7 @@ mod tests {
     /// configuration says otherwise.
     #[test]
     fn an_agent_that_may_profile_is_left_alone() {
-        let mut bindings = Bindings::spawn(&Config::default(), None).unwrap();
+        let mut bindings = Bindings::spawn(&Config::default(), None);
         let left = |profiles| bindings.left_to_agent(Pid(7), Some(&agent(profiles)));
         for (profiles, expected) in [(Some(true), "runs"), (None, "may run")] {
             let text = left(profiles).unwrap();
@@ -340,7 +351,7 @@ mod tests {
     /// Check that without an OAP to ask a request's own call is enough, once, and that the ways are counted.
     #[test]
     fn without_a_query_own_calls_bind() {
-        let mut bindings = Bindings::spawn(&Config::default(), None).unwrap();
+        let mut bindings = Bindings::spawn(&Config::default(), None);
         let mut bound = |outbound: Option<&str>| {
             let mut segment = profiled(&[0]);
             segment.request.outbound = outbound.map(|id| context("trace", id));

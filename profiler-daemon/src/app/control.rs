@@ -19,9 +19,11 @@ use anyhow::{Context as _, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep_until;
 
 use super::SHUTDOWN_DEADLINE;
-use super::binding::Bindings;
+use super::agent_instance::{AgentInstances, Found};
+use super::binding::{Bindings, query_client};
 use super::capture::Command;
 use super::discovery::Discovery;
 use super::inspection::{Inspected, Inspection, Inspections};
@@ -34,12 +36,14 @@ use crate::config::Config;
 use crate::kubernetes::watch_pods;
 use crate::metrics::{MetricsServer, Questions};
 use crate::model::{Counter, Coverage, ProcessKey, ProfileTask, ProfiledSegment, Service, TaskId};
-use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle};
-use crate::process::{Changes, Pods, ProcessTable, Processes};
+use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle, Reporting};
+use crate::process::{Changes, InstanceOrigin, Pods, ProcessTable, Processes};
 use crate::state::TaskJournal;
 use observe::Observed;
 use tasks::Live;
 
+/// A server that opens several ports one after the other has them all after so long.
+const SETTLES: Duration = Duration::from_secs(1);
 /// How often starts and ends of tasks are checked while there are any.
 const STEP: Duration = Duration::from_millis(50);
 
@@ -62,6 +66,8 @@ struct Control {
     scan: JoinSet<(Box<ProcessTable>, std::io::Result<Changes>)>,
     /// Something has changed since the scan that is under way began.
     must_scan_again: bool,
+    /// When the ports of new processes are looked at again.
+    settles_at: Option<Instant>,
     inspections: Inspections,
     /// When it was last told that looks at processes wait.
     postponed_told: Option<Instant>,
@@ -79,6 +85,9 @@ struct Control {
     clashes_told: HashSet<String>,
     bindings: Bindings,
     overhead: Overhead,
+    agent_instances: AgentInstances,
+    /// What they have found since the last scan.
+    found_instances: Found,
     discovery: Discovery,
     observed: Observed,
     questions: Questions,
@@ -104,7 +113,12 @@ pub(super) async fn run(
         tracing::info!(address = %server.local_addr(), "metrics are served");
     }
     let oap_stops_too = oap_config.is_embedded();
-    let bindings = Bindings::spawn(&config, oap_config.plain_token())?;
+    let query = query_client(&config, oap_config.plain_token())?;
+    let bindings = Bindings::spawn(&config, query.clone());
+    let table = ProcessTable::new(config.services.clone())
+        .with_budget()
+        .asking_agent_instances(query.is_some());
+    let agent_instances = AgentInstances::new(query, table.host());
     let (oap, oap_events) = OapClient::spawn(oap_config);
     let (pipeline, events) = Pipeline::spawn(&config)?;
     if statistics.is_some() {
@@ -114,11 +128,10 @@ pub(super) async fn run(
         oap,
         pipeline,
         processes: Processes::default(),
-        table: Some(Box::new(
-            ProcessTable::new(config.services.clone()).with_budget(),
-        )),
+        table: Some(Box::new(table)),
         scan: JoinSet::new(),
         must_scan_again: false,
+        settles_at: None,
         inspections: Inspections::default(),
         postponed_told: None,
         system_ticks: HashMap::new(),
@@ -132,6 +145,8 @@ pub(super) async fn run(
         clashes_told: HashSet::new(),
         bindings,
         overhead: Overhead::new(config.budget(), statistics),
+        agent_instances,
+        found_instances: Found::new(),
         discovery: Discovery::spawn(&config)?,
         observed: Observed::default(),
         questions: questions.unwrap_or_default(),
@@ -176,6 +191,8 @@ impl Control {
                 },
                 question = self.questions.next() => question.answer(self.observe()),
                 _ = scan.tick() => self.begin_scan(),
+                () = sleep_until(self.settles_at.unwrap_or_else(Instant::now).into()),
+                    if self.settles_at.is_some() => self.begin_settling(),
                 Some(scanned) = self.scan.join_next() => match scanned {
                     Ok((table, result)) => self.end_scan(table, result),
                     Err(error) => break Err(anyhow!(error).context("the look at processes failed")),
@@ -184,6 +201,10 @@ impl Control {
                     Ok(inspected) => self.end_inspection(inspected),
                     Err(error) => break Err(error),
                 },
+                found = self.agent_instances.next() => {
+                    self.found_instances.extend(found);
+                    self.begin_scan();
+                }
                 looked = self.discovery.next() => {
                     let news = self.discovery.on_looked(looked, &self.processes);
                     self.oap.tell_endpoints(news);
@@ -206,13 +227,26 @@ impl Control {
             self.must_scan_again = true;
             return;
         };
+        self.settles_at = None;
         if let Some(pods) = &mut self.pods {
             table.set_pods(Arc::clone(&pods.borrow_and_update()));
         }
+        table.set_agent_instances(std::mem::take(&mut self.found_instances));
         self.scan.spawn_blocking(move || {
             let result = table.scan();
             (table, result)
         });
+    }
+
+    /// Looks at ports alone, if no scan is under way, which looks at them as well.
+    fn begin_settling(&mut self) {
+        self.settles_at = None;
+        if let Some(mut table) = self.table.take() {
+            self.scan.spawn_blocking(move || {
+                let changes = table.scan_settling();
+                (table, Ok(changes))
+            });
+        }
     }
 
     fn end_scan(&mut self, table: Box<ProcessTable>, result: std::io::Result<Changes>) {
@@ -222,17 +256,22 @@ impl Control {
                 self.tell_postponed(&changes);
                 if !changes.is_empty() {
                     let services = self.processes.instances().map(|identity| {
-                        (
-                            identity.service.clone(),
-                            Arc::clone(&identity.properties),
-                            identity.layer.clone(),
-                        )
+                        let service = identity.service.clone();
+                        let properties = Arc::clone(&identity.properties);
+                        let reporting = Reporting::new(service, properties, identity.layer.clone());
+                        Reporting {
+                            is_agents: identity.instance_origin == InstanceOrigin::Agent,
+                            ..reporting
+                        }
                     });
                     self.oap.set_services(services.collect::<Vec<_>>());
                     self.tell_clashes();
                 }
             }
             Err(error) => tracing::warn!(%error, "processes could not be listed"),
+        }
+        if table.settles_soon() {
+            self.settles_at = Some(Instant::now() + SETTLES);
         }
         self.table = Some(table);
         for live in self.live.values_mut() {
@@ -243,6 +282,9 @@ impl Control {
         for task_id in tasks {
             self.watch_new(&task_id);
         }
+        let news = self.discovery.overdue(&self.processes);
+        self.oap.tell_endpoints(news);
+        self.agent_instances.mind(&self.processes);
         self.mind_discovery();
         if std::mem::take(&mut self.must_scan_again) {
             self.begin_scan();

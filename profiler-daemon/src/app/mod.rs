@@ -6,6 +6,7 @@
 //!        +------------------------- PipelineEvent ------------------+
 //! ```
 
+mod agent_instance;
 mod binding;
 mod budget;
 mod capture;

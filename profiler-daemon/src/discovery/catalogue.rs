@@ -59,14 +59,20 @@ impl Catalogue {
         self.endpoints.insert(known, times);
     }
 
-    /// Those that an OAP is to be told now; they count as told.
-    pub fn take_due(&mut self, now: Instant) -> Vec<KnownEndpoint> {
+    /// Those that an OAP is to be told now; they count as told. Endpoints of services that cannot be told of yet stay
+    /// due.
+    pub fn take_due(
+        &mut self,
+        now: Instant,
+        can_be_told: impl Fn(&str) -> bool,
+    ) -> Vec<KnownEndpoint> {
         self.endpoints
             .retain(|_, times| now.saturating_duration_since(times.seen) < KEPT);
-        let due = self.endpoints.iter_mut().filter(|(_, times)| {
-            times.told.is_none_or(|told| {
+        let due = self.endpoints.iter_mut().filter(|(known, times)| {
+            let is_due = times.told.is_none_or(|told| {
                 times.seen > told && now.saturating_duration_since(told) >= RENEWED
-            })
+            });
+            is_due && can_be_told(&known.service)
         });
         due.map(|(known, times)| {
             times.told = Some(now);
@@ -120,14 +126,24 @@ mod tests {
         let start = Instant::now();
         catalogue.see("shop", "GET:/a", start);
         catalogue.see("shop", "GET:/b", start);
-        assert_eq!(names(catalogue.take_due(start)), ["GET:/a", "GET:/b"]);
+        assert_eq!(
+            names(catalogue.take_due(start, |_| true)),
+            ["GET:/a", "GET:/b"]
+        );
+        catalogue.see("new", "GET:/c", start);
+        assert!(
+            catalogue
+                .take_due(start, |service| service != "new")
+                .is_empty()
+        );
+        assert_eq!(names(catalogue.take_due(start, |_| true)), ["GET:/c"]);
         let later = start + Duration::from_secs(300);
         catalogue.see("shop", "GET:/a", later);
-        assert!(catalogue.take_due(later).is_empty());
+        assert!(catalogue.take_due(later, |_| true).is_empty());
         let due = start + RENEWED;
-        assert_eq!(names(catalogue.take_due(due)), ["GET:/a"]);
-        assert!(catalogue.take_due(start + KEPT).is_empty());
-        assert_eq!(names(catalogue.take_due(later + KEPT)), [""; 0]);
+        assert_eq!(names(catalogue.take_due(due, |_| true)), ["GET:/a"]);
+        assert!(catalogue.take_due(start + KEPT, |_| true).is_empty());
+        assert_eq!(names(catalogue.take_due(later + KEPT, |_| true)), [""; 0]);
         assert!(catalogue.is_empty());
     }
 

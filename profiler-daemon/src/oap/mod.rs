@@ -220,16 +220,9 @@ pub struct OapHandle {
 }
 
 impl OapHandle {
-    /// Replaces the service instances: each with its properties and layer (empty: `GENERAL`).
-    /// Tasks are asked for, and heartbeats sent, for exactly these.
-    pub fn set_services(
-        &self,
-        services: impl IntoIterator<Item = (Service, Arc<[(String, String)]>, String)>,
-    ) {
-        let services: Vec<Reporting> = services
-            .into_iter()
-            .map(|(service, properties, layer)| Reporting::new(service, properties, layer))
-            .collect();
+    /// Replaces the service instances. Tasks are asked for, and heartbeats sent, for exactly these.
+    pub fn set_services(&self, services: impl IntoIterator<Item = impl Into<Reporting>>) {
+        let services: Vec<Reporting> = services.into_iter().map(Into::into).collect();
         self.services.send_if_modified(|current| {
             let is_new = **current != services;
             if is_new {

@@ -2,6 +2,7 @@
 //!
 //! In:  the service instances of the host, from process discovery
 //! Out: `reportInstanceProperties` for each new instance and every tenth heartbeat, `keepAlive`
+//!       instances that an agent reports are left to it
 //! Lost: a heartbeat that fails; the next one follows, and a new connection starts from the top
 //!
 //! A service exists for an OAP, and can be given a task, only once it has been heard of.
@@ -36,6 +37,15 @@ pub struct Reporting {
     pub properties: Arc<[(String, String)]>,
     /// SkyWalking layer; empty means `GENERAL`.
     pub layer: String,
+    /// An agent reports it already, under this name.
+    pub is_agents: bool,
+}
+
+/// Service, properties and layer of one that no agent reports.
+impl From<(Service, Arc<[(String, String)]>, String)> for Reporting {
+    fn from((service, properties, layer): (Service, Arc<[(String, String)]>, String)) -> Self {
+        Self::new(service, properties, layer)
+    }
 }
 
 impl Reporting {
@@ -46,6 +56,7 @@ impl Reporting {
             service: cut_service(&service),
             properties,
             layer,
+            is_agents: false,
         }
     }
 }
@@ -100,7 +111,8 @@ impl Beats {
     /// Takes over the instances that live; the OAP hears now of those that are new or have changed.
     fn set_services(&mut self, services: &[Reporting], now: Instant) {
         let by_service = |reporting: &Reporting| (reporting.service.clone(), reporting.clone());
-        self.live = services.iter().map(by_service).collect();
+        let ours = services.iter().filter(|reporting| !reporting.is_agents);
+        self.live = ours.map(by_service).collect();
         self.told.retain(|service, _| {
             let lives = self.live.contains_key(service);
             if !lives {

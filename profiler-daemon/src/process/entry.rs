@@ -3,6 +3,7 @@
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
@@ -11,10 +12,11 @@ use super::agent::Agent;
 use super::cgroup::Cgroup;
 use super::container::ContainerNames;
 use super::fact::Facts;
-use super::identity::Identity;
+use super::identity::{Identity, InstanceOrigin};
 use super::pod::Pod;
 use super::procfs::{ProcFolder, Stat};
 use super::runtime::Runtime;
+use super::settle::Settled;
 use crate::model::{Pid, ProcessKey};
 
 /// Addresses of the host that are reported; a host of containers has one per bridge.
@@ -59,6 +61,12 @@ pub struct Process {
     pub(super) folder: ProcFolder,
     /// Scans that have found it unchanged.
     pub(super) scans: u32,
+    /// Number of the look at ports that found its own.
+    pub(super) ports_look: u32,
+    /// What its instance is called for good.
+    pub(super) settled: Option<Settled>,
+    /// The name that its agent has made up for the instance.
+    pub(super) agent_instance: AgentInstance,
 }
 
 impl Process {
@@ -67,6 +75,52 @@ impl Process {
     #[must_use]
     pub fn may_serve(&self) -> bool {
         self.identity.rule.is_given() || !self.listen_ports.is_empty()
+    }
+
+    /// Whether its instance has the name that it keeps.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.settled.is_some()
+    }
+
+    /// Whether it is asked what its agent calls the instance.
+    pub(super) fn awaits_agent_instance(&self) -> bool {
+        self.agent_instance == AgentInstance::Awaited
+            && self.agent.is_some()
+            && self.identity.instance_origin == InstanceOrigin::Found
+            && !self.is_settled()
+    }
+
+    /// The instance that its agent reports as, if that is known.
+    #[must_use]
+    pub fn known_agent_instance(&self) -> Option<&str> {
+        let agent = self.agent.as_ref()?;
+        agent.instance.as_deref().or(self.agent_instance.name())
+    }
+
+    /// The service that its agent reports as.
+    #[must_use]
+    pub fn agent_service(&self) -> &str {
+        let agent = self.agent.as_ref();
+        let name = agent.and_then(|agent| agent.service.as_ref());
+        name.unwrap_or(&self.identity.service.name)
+    }
+
+    /// What an agent in it may call its host, where profilerd calls the host `host`.
+    #[must_use]
+    pub fn host_names(&self, host: &str) -> Vec<String> {
+        let variable = self.environment.iter().find(|(name, _)| name == "HOSTNAME");
+        let variable = variable.map(|(_, name)| name.clone());
+        let pod = self.pod.as_ref().map(|pod| pod.name.clone());
+        [Some(host.to_owned()), variable, pod]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// How long it has been there, when the host has been up for `uptime`.
+    pub(super) fn age(&self, uptime: Duration) -> Duration {
+        uptime.saturating_sub(self.stat.start_after_boot())
     }
 
     /// What its identity follows from.
@@ -87,6 +141,28 @@ impl Process {
             environment: &self.environment,
             runtime: self.runtime.as_ref(),
             agent: self.agent.as_ref(),
+            settled: self.settled.as_ref(),
+            agent_instance: self.agent_instance.name(),
+        }
+    }
+}
+
+/// The name that an agent has made up for its instance, as its OAP knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AgentInstance {
+    /// Nobody asks.
+    Unasked,
+    /// It is asked for.
+    Awaited,
+    /// It was found, or given up.
+    Answered(Option<String>),
+}
+
+impl AgentInstance {
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Answered(name) => name.as_deref(),
+            Self::Unasked | Self::Awaited => None,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::container::ContainerNames;
 use super::instance;
 use super::pod::Pod;
 use super::runtime::Runtime;
+use super::settle::Settled;
 use crate::config::{LABEL, RuleMatch};
 use crate::model::{Pid, name};
 
@@ -34,6 +35,10 @@ pub(super) struct Facts<'a> {
     pub(super) environment: &'a [(String, String)],
     pub(super) runtime: Option<&'a Runtime>,
     pub(super) agent: Option<&'a Agent>,
+    /// What the agent calls the instance, if it made that up and an OAP knows it.
+    pub(super) agent_instance: Option<&'a str>,
+    /// What its instance is called for good.
+    pub(super) settled: Option<&'a Settled>,
 }
 
 impl<'a> Facts<'a> {
@@ -175,6 +180,8 @@ pub(super) mod tests {
                 environment: &self.environment,
                 runtime: self.runtime.as_ref(),
                 agent: self.agent.as_ref(),
+                agent_instance: None,
+                settled: None,
             }
         }
     }

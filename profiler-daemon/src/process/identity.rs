@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::agent::AgentLanguage;
 use super::cgroup::Container;
 use super::fact::{Facts, tidy};
+use super::instance::InstanceName;
 use super::program::program_name;
 use super::{instance, property};
 use crate::config::{RuleMatch, ServiceRule, Template};
@@ -40,6 +41,8 @@ pub struct Identity {
     pub claimed: Option<String>,
     /// SkyWalking layer; empty means `GENERAL`.
     pub layer: String,
+    /// What gave the instance its name.
+    pub instance_origin: InstanceOrigin,
     /// What gave the service its name.
     pub rule: IdentityRule,
     /// Instance properties, in the order they are sent. Shared with who reports them.
@@ -59,11 +62,23 @@ impl Identity {
             uncut: None,
             claimed: None,
             layer: String::new(),
+            instance_origin: InstanceOrigin::Found,
             rule: IdentityRule::Program,
             properties: Arc::default(),
             tags: Vec::new(),
         }
     }
+}
+
+/// What gave an instance its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstanceOrigin {
+    /// Somebody, for this process.
+    Given,
+    /// The agent in it made it up, and reports under it.
+    Agent,
+    /// Place and port, or process id.
+    Found,
 }
 
 /// What gave a service its name.
@@ -131,7 +146,10 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
     let given_instance = configured.and_then(|rule| rule.instance.as_ref());
     let instance = given_instance
         .and_then(fill)
-        .map(|name| shorten(&tidy(&name), SERVICE_MAX).into_owned())
+        .map(|name| InstanceName {
+            name: shorten(&tidy(&name), SERVICE_MAX).into_owned(),
+            origin: InstanceOrigin::Given,
+        })
         .unwrap_or_else(|| instance::name(&facts));
     let pairs = |of: fn(&ServiceRule) -> &Vec<(String, Template)>| {
         let given = configured.map(of).into_iter().flatten();
@@ -148,11 +166,12 @@ pub(super) fn identify(facts: Facts<'_>, rules: &[ServiceRule]) -> Identity {
     Identity {
         properties: property::properties(&facts, pairs(|rule| &rule.properties), &tags).into(),
         service: Service {
-            instance: cut(&instance, SERVICE_MAX).to_owned(),
+            instance: cut(&instance.name, SERVICE_MAX).to_owned(),
             name: name.clone(),
         },
         uncut: (name != full).then_some(full),
         claimed: None,
+        instance_origin: instance.origin,
         layer: configured
             .and_then(|rule| rule.layer.clone())
             .unwrap_or_default(),

@@ -4,8 +4,9 @@
 //! Out: a name that stays the same when the server is started again, where that is possible
 //! Lost: nothing
 //!
-//! The first that is known: what the agent in it reports as, `SW_AGENT_INSTANCE_NAME`,
-//! `service.instance.id` of `OTEL_RESOURCE_ATTRIBUTES`, `<place>:<port>`, `<place>:<pid>`.
+//! The first that is known: what the agent in it is told to report as, `SW_AGENT_INSTANCE_NAME`,
+//! `service.instance.id` of `OTEL_RESOURCE_ATTRIBUTES`, what the agent reports as in fact, `<place>:<port>`,
+//! `<place>:<pid>`.
 //!
 //! The place is the pod, the container's host name (`HOSTNAME`), the container, the host. The port is the
 //! lowest the process listens on, below the range from which the kernel gives ports away: a server that
@@ -17,35 +18,66 @@
 //! whoever restarts it restarts them all, and a task for the instance profiles all of them. In a network
 //! namespace without a place of its own (`PrivateNetwork=` of systemd) ports may repeat, so the process
 //! id stays.
+//!
+//! What follows from place and port is kept once it was told, see [`super::settle`].
 
 use std::fmt::Display;
 
 use super::fact::{Facts, tidy};
+use super::identity::InstanceOrigin;
 use crate::model::name::{SERVICE_MAX, shorten};
 
 /// First port that Linux gives to sockets that ask for none (`ip_local_port_range`).
 const EPHEMERAL_FIRST: u16 = 32_768;
 
+/// A name, and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct InstanceName {
+    pub(super) name: String,
+    pub(super) origin: InstanceOrigin,
+}
+
 /// The instance's name.
-pub(super) fn name(facts: &Facts<'_>) -> String {
+pub(super) fn name(facts: &Facts<'_>) -> InstanceName {
     let given = [
         facts.agent.and_then(|agent| agent.instance.clone()),
         facts.variable("SW_AGENT_INSTANCE_NAME").map(tidy),
         facts.resource_attribute("service.instance.id"),
     ];
     let mut given = given.into_iter().flatten().filter(|name| !name.is_empty());
-    given.next().unwrap_or_else(|| {
-        let place = place(facts);
-        let is_unique = facts.shares_network || place != facts.host;
-        let mut chosen = facts
-            .listen_ports
-            .iter()
-            .filter(|&&port| port < EPHEMERAL_FIRST);
-        match chosen.next() {
-            Some(port) if is_unique => of_place(&place, port),
+    if let Some(name) = given.next() {
+        return InstanceName {
+            name,
+            origin: InstanceOrigin::Given,
+        };
+    }
+    if let Some(name) = facts
+        .agent_instance
+        .map(tidy)
+        .filter(|name| !name.is_empty())
+    {
+        return InstanceName {
+            name,
+            origin: InstanceOrigin::Agent,
+        };
+    }
+    let place = place(facts);
+    let kept = facts.settled.and_then(|settled| settled.name_at(&place));
+    let is_unique = facts.shares_network || place != facts.host;
+    InstanceName {
+        name: match (kept, chosen_port(facts.listen_ports)) {
+            (Some(kept), _) => kept.to_owned(),
+            (None, Some(port)) if is_unique => of_place(&place, port),
             _ => of_place(&place, facts.pid),
-        }
-    })
+        },
+        origin: InstanceOrigin::Found,
+    }
+}
+
+/// The lowest port that somebody chose.
+pub(super) fn chosen_port(listen_ports: &[u16]) -> Option<u16> {
+    let mut chosen = listen_ports.iter().filter(|&&port| port < EPHEMERAL_FIRST);
+    chosen.next().copied()
 }
 
 /// The name of a pod may be longer than an instance's, and what tells instances apart is its end.
@@ -72,7 +104,7 @@ mod tests {
     use super::*;
 
     fn named(given: &Given) -> String {
-        name(&given.facts())
+        name(&given.facts()).name
     }
 
     /// Check the order of names, and that a container has its own host name.

@@ -48,12 +48,19 @@ impl Processes {
     }
 
     /// The instances worth reporting, each once, by the oldest id of its processes: of a server and its
-    /// workers that is the server.
+    /// workers that is the server. One whose name may still become another waits.
     pub fn instances(&self) -> impl Iterator<Item = &Identity> {
         let mut seen = HashSet::new();
         self.serving()
+            .filter(|process| process.is_settled())
             .map(|process| &process.identity)
             .filter(move |identity| seen.insert(&identity.service))
+    }
+
+    /// Processes whose agent has made up a name for the instance that is asked for.
+    pub fn await_agent_instance(&self) -> impl Iterator<Item = &Process> {
+        self.serving()
+            .filter(|process| process.awaits_agent_instance())
     }
 
     /// Services that have different names but the same one as far as an OAP keeps it.

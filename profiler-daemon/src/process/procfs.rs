@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::patience;
 use super::stand_in::{self, door};
@@ -59,6 +60,13 @@ impl Stat {
     pub fn is_same_program(&self, other: &Self) -> bool {
         let of = |stat: &Self| (stat.start_ticks, stat.start_stack);
         of(self) == of(other)
+    }
+
+    /// When it started, as time since the host did.
+    #[must_use]
+    pub fn start_after_boot(&self) -> Duration {
+        // Linux tells all its ABIs 100 ticks a second: `USER_HZ`.
+        Duration::from_millis(self.start_ticks.saturating_mul(10))
     }
 }
 

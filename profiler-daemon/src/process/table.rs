@@ -31,7 +31,7 @@ use std::time::Instant;
 use super::agent::Agent;
 use super::cgroup::{Cgroup, Container};
 use super::container::ContainerNames;
-use super::entry::{Host, net_namespace};
+use super::entry::{AgentInstance, Host, net_namespace};
 use super::identity::{self, Identity};
 use super::listen;
 use super::listing::Processes;
@@ -42,9 +42,10 @@ use super::pod::Pods;
 use super::procfs::{ProcFolder, Procfs, Stat};
 use super::runtime::Runtime;
 use super::scan_budget::ScanBudget;
+use super::settle::{settle, settles_soon};
 use super::{patience, stand_in};
 use crate::config::ServiceRule;
-use crate::model::Pid;
+use crate::model::{Pid, ProcessKey};
 
 pub use super::entry::Process;
 
@@ -99,6 +100,12 @@ pub struct ProcessTable {
     have_pods_changed: bool,
     /// Number of scans, to spread the looks at old processes.
     scans: u32,
+    /// Number of looks at ports.
+    looks: u32,
+    /// Somebody asks what agents call their instances, see [`Self::set_agent_instances`].
+    asks_agent_instances: bool,
+    /// What was answered since the last scan.
+    agent_instances: HashMap<ProcessKey, Option<String>>,
     /// What scans may take; none for those that are asked for by a person.
     budget: Option<ScanBudget>,
     began: Instant,
@@ -130,6 +137,9 @@ impl ProcessTable {
             pods: Arc::default(),
             have_pods_changed: false,
             scans: 0,
+            looks: 0,
+            asks_agent_instances: false,
+            agent_instances: HashMap::new(),
             budget: None,
             began: Instant::now(),
             owed: BTreeSet::new(),
@@ -143,6 +153,21 @@ impl ProcessTable {
             budget: Some(ScanBudget::new(self.began.elapsed())),
             ..self
         }
+    }
+
+    /// The same, in which a process with an agent that makes up its instance's name is an instance once that name is
+    /// known or given up, see [`Self::set_agent_instances`].
+    #[must_use]
+    pub fn asking_agent_instances(self, asks: bool) -> Self {
+        Self {
+            asks_agent_instances: asks,
+            ..self
+        }
+    }
+
+    /// What agents call their instances, for the next scan; `None` where that is not found out.
+    pub fn set_agent_instances(&mut self, found: HashMap<ProcessKey, Option<String>>) {
+        self.agent_instances.extend(found);
     }
 
     /// The processes as of the last scan.
@@ -165,6 +190,7 @@ impl ProcessTable {
     pub fn scan(&mut self) -> io::Result<Changes> {
         let mut changes = Changes::default();
         self.scans = self.scans.wrapping_add(1);
+        self.looks = self.looks.wrapping_add(1);
         let pids = self.procfs.pids()?;
         stand_in::refresh(&self.procfs);
         patience::refresh(&self.procfs);
@@ -247,6 +273,7 @@ impl ProcessTable {
         changes.removed.extend(gone.into_values());
         self.scan_ports(&mut touched, &mut changes);
         self.scan_pods(&mut touched);
+        self.take_agent_instances(&mut touched);
         for &pid in &touched {
             self.identify(pid);
         }
@@ -256,9 +283,7 @@ impl ProcessTable {
             self.identify(pid);
             touched.insert(pid);
         }
-        if !touched.is_empty() || !changes.removed.is_empty() {
-            touched.extend(owner::separate(&mut self.processes.0));
-        }
+        self.name(&mut touched, !changes.removed.is_empty());
         if !changes.removed.is_empty() {
             self.forget_containers();
         }
@@ -267,6 +292,34 @@ impl ProcessTable {
         });
         changes.changed = touched.into_iter().collect();
         Ok(changes)
+    }
+
+    /// Looks at ports again, for processes that get their name by them, see [`Self::settles_soon`].
+    pub fn scan_settling(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        let mut touched = BTreeSet::new();
+        self.looks = self.looks.wrapping_add(1);
+        self.scan_ports(&mut touched, &mut changes);
+        for &pid in &touched {
+            self.identify(pid);
+        }
+        self.name(&mut touched, false);
+        changes.changed = touched.into_iter().collect();
+        changes
+    }
+
+    /// Whether a process gets its name by another look at ports, a moment after the last.
+    #[must_use]
+    pub fn settles_soon(&self) -> bool {
+        self.processes.iter().any(settles_soon)
+    }
+
+    /// Settles the names of instances, and those of services among users; adds whose name has changed.
+    fn name(&mut self, touched: &mut BTreeSet<Pid>, has_removed: bool) {
+        touched.extend(settle(&mut self.processes.0, &self.host, self.looks));
+        if !touched.is_empty() || has_removed {
+            touched.extend(owner::separate(&mut self.processes.0));
+        }
     }
 
     /// Whether a process still runs the program that it ran when it was read.
@@ -351,6 +404,13 @@ impl ProcessTable {
             stat,
             folder,
             scans: 0,
+            ports_look: self.looks,
+            settled: None,
+            agent_instance: if self.asks_agent_instances {
+                AgentInstance::Awaited
+            } else {
+                AgentInstance::Unasked
+            },
         }
     }
 
@@ -397,7 +457,9 @@ impl ProcessTable {
                     && let Some(process) = self.processes.0.get_mut(&pid)
                     && process.listen_ports != ports
                 {
-                    Arc::make_mut(process).listen_ports = ports;
+                    let process = Arc::make_mut(process);
+                    process.listen_ports = ports;
+                    process.ports_look = self.looks;
                     touched.insert(pid);
                 }
             }
@@ -415,6 +477,16 @@ impl ProcessTable {
             if pod.is_some() && process.pod.as_ref() != pod {
                 Arc::make_mut(process).pod = pod.cloned();
                 touched.insert(process.key.pid);
+            }
+        }
+    }
+
+    fn take_agent_instances(&mut self, touched: &mut BTreeSet<Pid>) {
+        for (key, name) in std::mem::take(&mut self.agent_instances) {
+            let process = self.processes.0.get_mut(&key.pid);
+            if let Some(process) = process.filter(|process| process.key == key) {
+                Arc::make_mut(process).agent_instance = AgentInstance::Answered(name);
+                touched.insert(key.pid);
             }
         }
     }

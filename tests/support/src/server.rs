@@ -3,11 +3,18 @@
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{ChildGuard, HttpClient};
+
+/// Names the instance that a process is.
+const INSTANCE: &str = "SW_AGENT_INSTANCE_NAME";
+
+/// Servers started so far.
+static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// A running server on 127.0.0.1; ends when dropped.
 #[derive(Debug)]
@@ -19,12 +26,17 @@ pub struct LocalServer {
 
 impl LocalServer {
     /// Starts `command` and returns when it has told its port; `name` is what errors call it. Its
-    /// standard output and input are taken over.
+    /// standard output and input are taken over. It gets a `SW_AGENT_INSTANCE_NAME` of its own unless it has one or that was
+    /// removed: the port is one that nobody chose, so a daemon would wait for a minute before it tells of the server.
     ///
     /// # Errors
     /// The program cannot be started, ends before it listens or prints something else.
     pub fn start(name: &str, command: &mut Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        if command.get_envs().all(|(key, _)| key != INSTANCE) {
+            let number = STARTED.fetch_add(1, Ordering::Relaxed);
+            command.env(INSTANCE, format!("test-{}-{number}", std::process::id()));
+        }
         let mut child = ChildGuard::spawn(name, command)?;
         let stdout = child.process().stdout.take().expect("stdout is a pipe");
         let mut output = BufReader::new(stdout);

@@ -190,6 +190,11 @@ impl Discovery {
         self.news(processes, |_| Some("a request was profiled".to_owned()))
     }
 
+    /// What the OAP is to be told now that more is known of the processes.
+    pub(super) fn overdue(&mut self, processes: &Processes) -> Vec<EndpointNews> {
+        self.news(processes, |_| None)
+    }
+
     /// How the looks are doing.
     pub(super) fn observe(&self) -> DiscoveryObservation {
         DiscoveryObservation {
@@ -214,11 +219,17 @@ impl Discovery {
         processes: &Processes,
         text: impl Fn(&KnownEndpoint) -> Option<String>,
     ) -> Vec<EndpointNews> {
-        let due = self.catalogue.take_due(Instant::now());
+        // An OAP is told of an endpoint with an instance, whose name must be the one it keeps.
+        let told_of = |service: &str| {
+            let mut of_service = processes.processes_of_name(service);
+            of_service.find(|process| process.is_settled())
+        };
+        let due = self
+            .catalogue
+            .take_due(Instant::now(), |service| told_of(service).is_some());
         let news = due.into_iter().filter_map(|known| {
-            // A service that is gone is told again when it is back and seen.
-            let process = processes.processes_of_name(&known.service).next()?;
-            let text = text(&known).unwrap_or_else(|| "known from before".to_owned());
+            let process = told_of(&known.service)?;
+            let text = text(&known).unwrap_or_else(|| "it was asked for before".to_owned());
             Some(EndpointNews {
                 service: process.identity.service.clone(),
                 layer: process.identity.layer.clone(),

@@ -7,6 +7,7 @@
 //!
 //! The operations have had this shape since OAP 9.5.0.
 
+mod instances;
 mod rows;
 mod spans;
 
@@ -35,6 +36,7 @@ use rows::{
     to_tree,
 };
 
+pub use instances::ListedInstance;
 pub use spans::{Dialect, ListedSegment, SegmentQuery};
 
 /// Largest answer accepted: the trees of one segment.
@@ -324,6 +326,7 @@ pub(crate) fn read_as_anything(body: &[u8]) {
     if let Ok(traces) = parse_answer::<Vec<TraceRow>>(body) {
         let _ = profiled_segments(&traces);
     }
+    instances::read(body);
     spans::read_as_anything(body);
     let trees = parse_answer::<AnalysisRow>(body).map(|analysis| analysis.trees);
     for tree in trees

@@ -151,7 +151,7 @@ impl GraphqlClient {
     ) -> Result<(Vec<ListedSegment>, bool)> {
         let mut segments = Vec::new();
         for page in 1..=PAGES_MAX {
-            let condition = json!({ "c": condition(wanted, dialect.zone_ms, page) });
+            let condition = json!({ "c": condition(wanted, dialect, page) });
             let count = if dialect.has_traces_v2 {
                 let list: ListV2Row = self.query(LIST_V2, condition).await?;
                 let count = list.traces.len();
@@ -181,21 +181,26 @@ impl GraphqlClient {
     }
 }
 
-fn condition(wanted: SegmentQuery<'_>, zone_ms: i64, page: usize) -> Value {
+/// A time from the first second to the last, as queries have it.
+pub(super) fn between(unix_ms: (i64, i64), dialect: Dialect) -> Value {
+    let (start, end) = unix_ms;
+    json!({
+        "start": second(start.saturating_add(dialect.zone_ms)),
+        "end": second(end.saturating_add(dialect.zone_ms)),
+        "step": "SECOND",
+    })
+}
+
+fn condition(wanted: SegmentQuery<'_>, dialect: Dialect, page: usize) -> Value {
     let service_id = service_id(cut(wanted.service, SERVICE_MAX));
     let instance_id = wanted.instance.map(|name| {
         let name = STANDARD.encode(cut(name, SERVICE_MAX));
         format!("{service_id}_{name}")
     });
-    let (start, end) = wanted.start_unix_ms;
     let mut condition = json!({
         "serviceId": service_id,
         "serviceInstanceId": instance_id,
-        "queryDuration": {
-            "start": second(start.saturating_add(zone_ms)),
-            "end": second(end.saturating_add(zone_ms)),
-            "step": "SECOND",
-        },
+        "queryDuration": between(wanted.start_unix_ms, dialect),
         "traceState": "ALL",
         "queryOrder": "BY_START_TIME",
         "paging": { "pageNum": page, "pageSize": PAGE },
@@ -318,7 +323,11 @@ mod tests {
             start_unix_ms: (START, START + 1_000),
             duration_ms: (0, 700),
         };
-        let condition = condition(wanted, 3_600_000, 2);
+        let dialect = Dialect {
+            zone_ms: 3_600_000,
+            has_traces_v2: false,
+        };
+        let condition = condition(wanted, dialect, 2);
         assert_eq!(condition["serviceId"], "c2hvcA==.1");
         assert_eq!(condition["serviceInstanceId"], "c2hvcA==.1_b25l");
         assert_eq!(condition["queryDuration"]["start"], "2023-11-14 231320");

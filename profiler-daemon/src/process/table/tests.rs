@@ -9,7 +9,7 @@ use profiler_test_support::{needs_root, skip};
 
 use super::*;
 use crate::config::{RuleMatch, Template};
-use crate::model::{ProcessKey, Service};
+use crate::model::Service;
 use crate::process::Pod;
 
 /// A process as a scan would find it, known by a name.
@@ -42,6 +42,9 @@ pub(in crate::process) fn process(pid: Pid, name: &str) -> Process {
         stat,
         folder: Procfs::default().pids().unwrap()[0].1,
         scans: 0,
+        ports_look: 0,
+        settled: None,
+        agent_instance: AgentInstance::Unasked,
     }
 }
 

@@ -7,7 +7,8 @@ use profiler_tests::{SampleService, SkywalkingOap, needs_root, python_agent_comm
 
 use super::assert_no_error_is_logged;
 use super::query::{
-    Profiled, analyze, create_task, segments_of_trace, wait_for_profiled, wait_until_notified,
+    Profiled, analyze, create_task, instances, segments_of_trace, wait_for_profiled,
+    wait_until_notified,
 };
 use super::relay::Relay;
 use crate::DEADLINE;
@@ -153,6 +154,45 @@ fn a_request_that_is_not_found_is_shown_beside() {
         "{}",
         daemon.log()
     );
+}
+
+/// Check that a process whose agent has made up its instance's name is that instance in the OAP, and no other, that the
+/// agent's properties of it stay, and that its requests are of it.
+#[test]
+fn a_process_with_an_agent_is_one_instance() {
+    needs_root!();
+    let folder = tempfile::tempdir().unwrap();
+    let oap = SkywalkingOap::start(folder.path()).unwrap();
+    let task_id = create_task(&oap, SERVICE, "/");
+    let mut command = python_agent_command(oap.grpc(), INSTANCE);
+    command
+        .env_remove("SW_AGENT_INSTANCE_NAME")
+        .env(PROFILER_OFF.0, PROFILER_OFF.1);
+    let service = SampleService::start_by(command, SERVICE, None).unwrap();
+    let query = oap.graphql_url();
+    let mut daemon = Daemon::reporting_with(oap.grpc(), &[("PROFILERD_OAP_QUERY", query.as_str())]);
+    daemon.wait_for_log("process watched", 1);
+    post(&service, 1);
+    let profiled = wait_for_profiled(&oap, &task_id, 1);
+    let [instance] = &instances(&oap, SERVICE)[..] else {
+        panic!("{:?}\n{}", instances(&oap, SERVICE), daemon.log())
+    };
+    assert_eq!(instance["name"], profiled[0].instance_name.as_str());
+    let attributes = instance["attributes"].as_array().unwrap();
+    let value = |name: &str| {
+        let mut named = attributes.iter().filter(|it| it["name"] == name);
+        named.next().map(|it| it["value"].as_str().unwrap())
+    };
+    assert_eq!(
+        value("Process No."),
+        Some(service.id().to_string().as_str())
+    );
+    assert_eq!(value("profilerd version"), None);
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.wait().success(), "{}", daemon.log());
+    let log = daemon.log();
+    assert!(log.contains("segments_bound_by_query=1"), "{log}");
+    assert_eq!(instances(&oap, SERVICE).len(), 1);
 }
 
 /// Check that a service whose agent profiles it itself is left to the agent, and that the log says so.

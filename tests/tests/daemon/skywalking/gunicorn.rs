@@ -27,7 +27,8 @@ impl Gunicorn {
             .arg("--chdir")
             .arg(workspace_root().join("tests/services"))
             .arg("wsgi_app:application")
-            .env("SW_AGENT_NAME", service);
+            .env("SW_AGENT_NAME", service)
+            .env("SW_AGENT_INSTANCE_NAME", "one");
         let child = ChildGuard::spawn("gunicorn", &mut command).unwrap();
         let mut gunicorn = Self { child, address };
         wait_until("gunicorn to answer", DEADLINE, || {

@@ -31,6 +31,8 @@ const SERVICES: &str = "query { it: listServices(layer: \"GENERAL\") { name } }"
 
 const ENDPOINTS: &str = "query ($s: ID!) { \
     it: findEndpoint(keyword: \"\", serviceId: $s, limit: 100) { name } }";
+const INSTANCES: &str = "query ($d: Duration!, $s: ID!) { \
+    it: listInstances(duration: $d, serviceId: $s) { name attributes { name value } } }";
 const REQUESTS: &str = "query ($e: Entity!, $d: Duration!) { \
     it: execExpression(expression: \"service_cpm\", entity: $e, duration: $d) { \
     error results { values { value } } } }";
@@ -139,19 +141,30 @@ pub(crate) fn endpoints(oap: &SkywalkingOap, service: &str) -> Vec<String> {
     names.collect()
 }
 
-/// Requests of a service in each minute of the last ten that has a number.
-#[track_caller]
-pub(crate) fn requests_per_minute(oap: &SkywalkingOap, service: &str) -> Vec<i64> {
+/// The instances of a service that were heard of in the last minutes.
+pub(crate) fn instances(oap: &SkywalkingOap, service: &str) -> Vec<Value> {
+    let variables = json!({ "s": service_id(service), "d": minutes_ago(10) });
+    ask(oap, INSTANCES, variables)
+}
+
+/// The time from so many minutes ago until the next one.
+fn minutes_ago(minutes: i64) -> Value {
     let minute = |in_ms: i64| {
         let time = utc(unix_ms_now() + in_ms);
         format!("{} {}{}", &time[..10], &time[11..13], &time[14..16])
     };
+    json!({ "start": minute(-60_000 * minutes), "end": minute(60_000), "step": "MINUTE" })
+}
+
+/// Requests of a service in each minute of the last ten that has a number.
+#[track_caller]
+pub(crate) fn requests_per_minute(oap: &SkywalkingOap, service: &str) -> Vec<i64> {
     let answer: Value = ask(
         oap,
         REQUESTS,
         json!({
             "e": { "serviceName": service, "normal": true },
-            "d": { "start": minute(-600_000), "end": minute(60_000), "step": "MINUTE" },
+            "d": minutes_ago(10),
         }),
     );
     assert_eq!(answer["error"], Value::Null);
