@@ -271,10 +271,15 @@ impl OapHandle {
         self.queue.stats(task_id)
     }
 
+    /// What became of a task's snapshots at an instance so far.
+    #[must_use]
+    pub fn delivery_at(&self, task_id: &TaskId, service: &Service) -> DeliveryStats {
+        self.queue.stats_at(&(task_id.clone(), service.clone()))
+    }
+
     /// Adds to the counts of a task at an instance what became of its requests on the way to the OAP.
     pub fn add_delivery(&self, task_id: &TaskId, service: &Service, coverage: &mut Coverage) {
-        let stats = self.queue.stats_at(&(task_id.clone(), service.clone()));
-        stats.add_to(coverage);
+        self.delivery_at(task_id, service).add_to(coverage);
     }
 
     /// A sentence about the clock of the OAP, if it is more than a second from the clock of this host.

@@ -4,7 +4,7 @@
 //! Out: [`Command`]s to the pipeline; ends to the OAP and to the journal
 //! Lost: a task that cannot run is reported as finished, with the reason in its coverage
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use profiler_common::MAX_TASKS;
@@ -14,6 +14,7 @@ use super::budget::period_note;
 use super::{Command, Control};
 use crate::model::clock::unix_ms_now;
 use crate::model::{Counter, Coverage, ProcessKey, ProfileTask, Service, TaskId, TaskSlot};
+use crate::oap::DeliveryStats;
 use crate::output::explain_nothing;
 use crate::request::Endpoint;
 use crate::state::{SavedTask, TaskJournal};
@@ -52,6 +53,8 @@ pub(super) struct Live {
     pub(super) done: Option<Coverage>,
     /// Counts from before a restart, by the instance that reported them.
     pub(super) before: BTreeMap<Service, Coverage>,
+    /// What the OAP has heard of deliveries of the instances that report no other counts.
+    pub(super) delivered: HashMap<Service, DeliveryStats>,
     /// When the journal got the counts, and of how many profiled requests they were.
     pub(super) noted: (Instant, u64),
 }
@@ -249,6 +252,7 @@ impl Control {
                 ending: false,
                 done: None,
                 before: BTreeMap::new(),
+                delivered: HashMap::new(),
                 noted: (Instant::now(), 0),
             };
             self.live.insert(task_id.clone(), live);
@@ -372,6 +376,24 @@ impl Control {
             self.journal(|journal| journal.counted(task_id, &service, &counted));
         }
         self.oap.coverage(task_id.clone(), service, told);
+        self.tell_deliveries(task_id);
+    }
+
+    /// What became of an instance's requests on their way is known under that instance: each tells its own.
+    fn tell_deliveries(&mut self, task_id: &TaskId) {
+        let Some(live) = self.live.get_mut(task_id) else {
+            return;
+        };
+        let all = live.instances.keys().chain(&live.ended);
+        let others = all.filter(|service| **service != live.reporter).cloned();
+        for service in others.collect::<Vec<_>>() {
+            let stats = self.oap.delivery_at(task_id, &service);
+            let before = live.delivered.insert(service.clone(), stats);
+            if before.unwrap_or_default() != stats {
+                let told = live.told_by(&service, &Coverage::default());
+                self.oap.coverage(task_id.clone(), service, told);
+            }
+        }
     }
 
     /// Adds the counts that only the OAP client knows, as it does in its reports.
