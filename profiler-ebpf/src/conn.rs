@@ -167,19 +167,22 @@ pub(crate) extern "C" fn on_read(key: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn on_wanted_head(key: u64, slot: u64, task_mask: u64) -> u64 {
-    let Some(conn) = maps::conn(unpack(key)) else {
-        return 0;
-    };
     let fd = u64::from(key as u32);
-    let mut sk = same_socket(fd, conn.sk, conn.inode);
-    if sk == conn.sk {
-        end_if_tracked(key);
-    } else {
-        sk = replace_socket(key, conn.sk);
-        if sk == 0 {
-            count_all(task_mask as u32, KernelCounter::NotServerSocket);
-            return 0;
+    let sk = match maps::conn(unpack(key)) {
+        Some(conn) => {
+            let known = conn.sk;
+            if same_socket(fd, known, conn.inode) == known {
+                end_if_tracked(key);
+                return start_request(key, known, slot, 0);
+            }
+            replace_socket(key, known)
         }
+        // The thread that has closed the previous connection has taken away its record since the caller's look.
+        None => server_socket(fd),
+    };
+    if sk == 0 {
+        count_all(task_mask as u32, KernelCounter::NotServerSocket);
+        return 0;
     }
     start_request(key, sk, slot, 0)
 }

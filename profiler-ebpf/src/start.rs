@@ -28,7 +28,7 @@ pub(crate) extern "C" fn start_request(key: u64, sk: u64, slot: u64, joined: u64
     // SAFETY: the pointer is to this CPU's element, which nothing else uses meanwhile.
     let task_mask = unsafe { (*scratch).task_mask };
     let conn_key = unpack(key);
-    if maps::conn(conn_key).is_some_and(|conn| conn.sk == BUSY) {
+    if sk == BUSY || maps::conn(conn_key).is_some_and(|conn| conn.sk == BUSY) {
         // Another thread is taking away the record of the descriptor's previous connection.
         count_all(task_mask, KernelCounter::HookBusy);
         return 0;
