@@ -145,9 +145,10 @@ async fn deliver(fake: &Fake, segments: &[(&str, i32)]) -> (OapHandle, DeliveryS
         handle.report(segment(name, snapshots)).unwrap();
     }
     handle.finish(TaskId("task".to_owned()), service(), Coverage::default());
-    fake.until("the end", |state| !state.finishes.is_empty())
-        .await;
-    let stats = handle.delivery(&TaskId("task".to_owned()));
+    // The OAP has it before the client has the OAP's answer.
+    let stats = || handle.delivery(&TaskId("task".to_owned()));
+    fake.until("the end", |_| stats().finished == 1).await;
+    let stats = stats();
     (handle, stats)
 }
 
