@@ -19,13 +19,22 @@ fn a_killed_server_leaves_no_tag() {
     watch.wait("tags", |watch| watch.kernel.tags().len() == 3);
     let pid = server.pid();
     server.kill();
-    assert_eq!(watch.kernel.tags(), []);
-    watch.wait_for_ends(3);
+    // From Linux 7.0 on a thread may be preempted in the program at its end. That of another thread, which ends on this
+    // CPU meanwhile, is left out then, and counted.
+    let left_out = watch.kernel.left_out_runs();
+    let tags = watch.kernel.tags();
+    assert!(
+        tags.len() as u64 <= left_out,
+        "{left_out} left out; {tags:?}"
+    );
+    watch.wait("ends", |watch| watch.ends().len() as u64 + left_out >= 3);
     for (_, reason) in watch.ends() {
         assert_eq!(reason, EndReason::ThreadExit);
     }
-    watch.wait("exit", |watch| has_exited(watch, pid));
-    assert_eq!(watch.kernel.targets(), []);
+    if left_out == 0 {
+        watch.wait("exit", |watch| has_exited(watch, pid));
+        assert_eq!(watch.kernel.targets(), []);
+    }
 }
 
 fn has_exited(watch: &Watch, pid: Pid) -> bool {
