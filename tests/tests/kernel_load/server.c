@@ -53,7 +53,7 @@ static void flip(void) {
         while (read(to[0], &byte, 1) == 1 && byte == 0) write(from[1], &byte, 1);
         _exit(0);
     }
-    for (int i = 0; i < 10000; i++) {
+    for (int i = 0; i < 4000; i++) {
         write(to[1], &byte, 1);
         read(from[0], &byte, 1);
     }

@@ -160,7 +160,7 @@ fn a_state_tells_running_from_blocked() {
 }
 
 /// How often the server's `/flip` blocks.
-const FLIPS: u128 = 10_000;
+const FLIPS: u128 = 4_000;
 
 /// Check that of a thread that switches all the time only so many kernel stacks are stored, and that the
 /// state says so.
