@@ -1,8 +1,9 @@
 //! What happens to either side while a task is live, and names at their limits.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
-use profiler_tests::{HttpClient, SampleService, SkywalkingOap, needs_root};
+use profiler_tests::{HttpClient, SampleService, SkywalkingOap, needs_root, wait_until};
 
 use super::assert_no_error_is_logged;
 use super::gunicorn::Gunicorn;
@@ -12,6 +13,9 @@ use super::query::{
 use super::relay::Relay;
 use crate::daemon::Daemon;
 use crate::server::sample_service;
+
+/// An OAP that was away for long is tried every 30 s.
+const REDIALED: Duration = Duration::from_mins(1);
 
 /// As `create_task` asks for.
 const MAX_SAMPLING_COUNT: usize = 5;
@@ -119,6 +123,15 @@ impl Kept {
         }
     }
 
+    /// Starts the OAP again, and waits until the daemon has found it.
+    fn start_again(&mut self) {
+        self.oap.start_again().unwrap();
+        wait_until("the daemon to be connected again", REDIALED, || {
+            Ok((self.daemon.log().matches("Connected").count() > 1).then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.daemon.log()));
+    }
+
     fn post(&mut self, times: usize) {
         for _ in 0..times {
             self.client.request("POST", "/", "{}").unwrap();
@@ -147,7 +160,7 @@ fn a_request_on_its_way_to_a_killed_oap_is_shown() {
     kept.post(3);
     kept.daemon.wait_for_log("request profiled", 3);
     kept.oap.kill().unwrap();
-    kept.oap.start_again().unwrap();
+    kept.start_again();
     kept.assert_shown(3);
     kept.daemon.signal(libc::SIGTERM);
     let code = kept.daemon.wait().code();
@@ -165,7 +178,7 @@ fn an_oap_that_was_away_gets_what_it_missed() {
     kept.oap.stop().unwrap();
     kept.post(2);
     kept.daemon.wait_for_log("request profiled", 2);
-    kept.oap.start_again().unwrap();
+    kept.start_again();
     kept.post(1);
     kept.assert_shown(3);
 }
