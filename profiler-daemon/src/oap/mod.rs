@@ -220,7 +220,8 @@ pub struct OapHandle {
 }
 
 impl OapHandle {
-    /// Replaces the service instances. Tasks are asked for, and heartbeats sent, for exactly these.
+    /// Replaces the service instances. Exactly these are asked for tasks; heartbeats are sent for those that
+    /// no agent reports.
     pub fn set_services(&self, services: impl IntoIterator<Item = impl Into<Reporting>>) {
         let services: Vec<Reporting> = services.into_iter().map(Into::into).collect();
         self.services.send_if_modified(|current| {

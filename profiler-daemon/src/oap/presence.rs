@@ -1,8 +1,8 @@
 //! Reports live service instances to the OAP: properties and heartbeat.
 //!
 //! In:  the service instances of the host, from process discovery
-//! Out: `reportInstanceProperties` for each new instance and every tenth heartbeat, `keepAlive`
-//!       instances that an agent reports are left to it
+//! Out: `reportInstanceProperties` for each new instance and every tenth heartbeat, `keepAlive`;
+//!      nothing for instances that an agent reports
 //! Lost: a heartbeat that fails; the next one follows, and a new connection starts from the top
 //!
 //! A service exists for an OAP, and can be given a task, only once it has been heard of.
