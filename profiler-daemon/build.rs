@@ -1,8 +1,8 @@
 //! Builds the BPF object from `profiler-ebpf` and puts it into `OUT_DIR/profiler-ebpf`, where
-//! `kernel::object` embeds it.
+//! `kernel::object` embeds it. Finds out the version that `--version` prints.
 //!
-//! In:  `profiler-ebpf/`, `profiler-common/`, `Cargo.lock`
-//! Out: `OUT_DIR/profiler-ebpf`, an ELF file for `bpfel-unknown-none` with BTF
+//! In:  `profiler-ebpf/`, `profiler-common/`, `Cargo.lock`; the revision of git
+//! Out: `OUT_DIR/profiler-ebpf`, an ELF file for `bpfel-unknown-none` with BTF; the variable `PROFILERD_VERSION`
 //!
 //! # Toolchains
 //!
@@ -24,6 +24,11 @@ use std::process::Command;
 const PACKAGE: &str = "profiler-ebpf";
 /// Forces a toolchain: `debian` or `rustup`.
 const TOOLCHAIN_VARIABLE: &str = "PROFILERD_BPF_TOOLCHAIN";
+/// Gives the revision where git is not there, such as in the build of a package.
+const REVISION_VARIABLE: &str = "PROFILERD_REVISION";
+/// Characters of a revision that are shown. Git shows more where these are not unique, which differs from clone to
+/// clone.
+const REVISION_CHARS: usize = 7;
 /// Names the linker where it is not on the path.
 const LINKER_VARIABLE: &str = "BPF_LINKER";
 
@@ -48,9 +53,11 @@ fn build() -> Result<(), Box<dyn Error>> {
     for path in [PACKAGE, "profiler-common", "Cargo.lock", "Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", workspace.join(path).display());
     }
-    for variable in [TOOLCHAIN_VARIABLE, LINKER_VARIABLE] {
+    for variable in [TOOLCHAIN_VARIABLE, LINKER_VARIABLE, REVISION_VARIABLE] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
+
+    tell_version(&workspace)?;
 
     let arch = variable("CARGO_CFG_TARGET_ARCH")?;
     let target = match variable("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
@@ -73,7 +80,14 @@ fn build() -> Result<(), Box<dyn Error>> {
         cargo.env("RUSTC", "/usr/bin/rustc");
         cargo.env("RUSTC_BOOTSTRAP", "1");
     }
+    // BTF has the names of source files: without names of this machine, every build gives the same object.
+    let crates = cargo_home()?.join("registry/src");
     let flags = [
+        format!(
+            "--remap-path-prefix={}=/usr/src/profilerd",
+            workspace.display()
+        ),
+        format!("--remap-path-prefix={}=/usr/src/crates", crates.display()),
         // Which layout of `struct pt_regs` and which system call numbers.
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         "--check-cfg=cfg(bpf_target_arch, values(\"x86_64\", \"aarch64\"))".to_owned(),
@@ -114,6 +128,48 @@ fn build() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The version of the package, with the revision behind it if that is known. Nothing else: the same sources give the
+/// same binary. Git is asked for release builds alone, since every commit would compile the daemon again.
+fn tell_version(workspace: &Path) -> Result<(), Box<dyn Error>> {
+    let version = variable("CARGO_PKG_VERSION")?;
+    let is_release = variable("PROFILE")? == "release";
+    let given = env::var(REVISION_VARIABLE).ok();
+    let given = given.filter(|revision| !revision.is_empty());
+    let of_git = || is_release.then(|| git_revision(workspace)).flatten();
+    let shown = match given.or_else(of_git) {
+        Some(revision) => {
+            let revision: String = revision.chars().take(REVISION_CHARS).collect();
+            format!("{version} ({revision})")
+        }
+        None => version,
+    };
+    println!("cargo::rustc-env=PROFILERD_VERSION={shown}");
+    Ok(())
+}
+
+/// The revision that is checked out; none if the sources are no clone, though a folder around them may be one.
+fn git_revision(workspace: &Path) -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        let output = command.arg("-C").arg(workspace).args(arguments).output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    };
+    let top = fs::canonicalize(git(&["rev-parse", "--show-toplevel"])?).ok()?;
+    if top != fs::canonicalize(workspace).ok()? {
+        return None;
+    }
+    // The one that grows with every commit and checkout, or the one that names the branch.
+    for name in ["logs/HEAD", "HEAD"] {
+        let path = workspace.join(git(&["rev-parse", "--git-path", name])?);
+        if path.exists() {
+            println!("cargo::rerun-if-changed={}", path.display());
+            break;
+        }
+    }
+    git(&["rev-parse", "HEAD"])
+}
+
 /// The variables of the outer cargo that would change the BPF build.
 fn leaks_into_bpf_build(name: &str) -> bool {
     matches!(
@@ -138,6 +194,14 @@ fn leaks_into_bpf_build(name: &str) -> bool {
         || name.starts_with("CARGO_CFG_")
         || name.starts_with("CARGO_FEATURE_")
         || name.starts_with("CARGO_PKG_")
+}
+
+/// Where cargo keeps the sources of crates.
+fn cargo_home() -> Result<PathBuf, Box<dyn Error>> {
+    match env::var_os("CARGO_HOME") {
+        Some(home) => Ok(home.into()),
+        None => Ok(PathBuf::from(variable("HOME")?).join(".cargo")),
+    }
 }
 
 fn cargo(toolchain: Toolchain) -> Command {

@@ -58,6 +58,18 @@ impl Finding {
         }
     }
 
+    /// Nothing can be profiled because of it.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.needed && !self.ok
+    }
+
+    /// The finding and what to do, on one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!("{}: {}; {}", self.name, self.detail, self.fix)
+    }
+
     fn needed(self) -> Self {
         Self {
             needed: true,
@@ -96,10 +108,8 @@ pub fn examine() -> Vec<Finding> {
 ///
 /// Names all that is missing, each with what to do.
 pub fn require() -> Result<()> {
-    let quick = kernel::probe_quickly().into_iter().map(Finding::from);
-    let missing: Vec<String> = quick
-        .chain([foreign_memory(), pid_namespace()])
-        .filter(|finding| finding.needed && !finding.ok)
+    let missing: Vec<String> = missing()
+        .iter()
         .map(|finding| {
             format!(
                 "\n  {}: {}\n    {}",
@@ -114,6 +124,14 @@ pub fn require() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What is missing for profiling, as far as that can be found out in no time.
+#[must_use]
+pub fn missing() -> Vec<Finding> {
+    let quick = kernel::probe_quickly().into_iter().map(Finding::from);
+    let all = quick.chain([foreign_memory(), pid_namespace()]);
+    all.filter(Finding::is_missing).collect()
 }
 
 /// Stacks and interpreters are read from other processes. Tried on process 1 or our parent, since Yama
@@ -241,10 +259,13 @@ fn lockdown_mode(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    /// Check that every bad finding says what to do.
+    /// Check that every bad finding says what to do, and that scripts know its name from the documentation.
     #[test]
     fn what_is_bad_has_a_fix() {
+        let page = include_str!("../../docs/operations.md");
         for finding in examine() {
+            let row = format!("| `{}` |", finding.name);
+            assert!(page.contains(&row), "{finding:?} is not documented");
             assert!(!finding.detail.is_empty(), "{finding:?}");
             assert_eq!(finding.ok, finding.fix.is_empty(), "{finding:?}");
         }

@@ -23,6 +23,7 @@ mod http;
 pub mod kernel;
 pub mod kubernetes;
 pub mod limit;
+mod log;
 pub mod metrics;
 pub mod model;
 pub mod oap;

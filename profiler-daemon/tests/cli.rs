@@ -327,7 +327,9 @@ fn a_pid_namespace_of_its_own_is_told() {
 fn json_is_for_programs() {
     let sleeper = Sleeper::start();
     let doctor: Value = serde_json::from_str(&run(&["doctor", "--json"]).out).unwrap();
-    for finding in doctor.as_array().unwrap() {
+    assert_eq!(doctor["version"], env!("CARGO_PKG_VERSION"));
+    assert!(doctor["works"].is_boolean());
+    for finding in doctor["findings"].as_array().unwrap() {
         assert!(
             finding["name"].is_string() && finding["ok"].is_boolean(),
             "{finding}"

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use profiler_daemon::embedded::{EmbeddedOap, TaskClient};
 use profiler_daemon::oap::graphql::GraphqlClient;
-use profiler_daemon::oap::{OapClient, OapConfig, OapEvent};
+use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, TokenSource};
 use profiler_test_support::{ChildGuard, needs_root};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
@@ -103,7 +103,7 @@ async fn disconnected(events: &mut Receiver<OapEvent>) -> String {
 
 fn config(address: SocketAddr) -> OapConfig {
     OapConfig {
-        token: Some(TOKEN.to_owned()),
+        token: TokenSource::Given(TOKEN.to_owned()),
         retry: (Duration::from_millis(10), Duration::from_millis(50)),
         ..OapConfig::new(vec![address.to_string()])
     }

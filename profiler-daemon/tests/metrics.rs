@@ -102,6 +102,11 @@ async fn a_scrape_is_answered_and_nothing_else() {
         (health.status, health.body.as_str()),
         (StatusCode::OK, "ok\n")
     );
+    let ready = request(address, Method::GET, "/readyz").await;
+    assert_eq!(
+        (ready.status, ready.body.as_str()),
+        (StatusCode::OK, "ready\n")
+    );
     assert_eq!(ask(address).await.unwrap(), observation());
 
     for path in ["/", "/metrics/", "/graphql"] {
@@ -109,7 +114,7 @@ async fn a_scrape_is_answered_and_nothing_else() {
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
         assert!(answer.body.contains("/metrics"), "{}", answer.body);
     }
-    for path in ["/metrics", "/status.json", "/healthz"] {
+    for path in ["/metrics", "/status.json", "/healthz", "/readyz"] {
         let answer = request(address, Method::POST, path).await;
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
         assert_eq!(answer.allow, "GET, HEAD", "{path}");
@@ -124,7 +129,7 @@ async fn a_page_of_the_web_is_told_nothing() {
     let (server, questions) = start();
     let daemon = tokio::spawn(answer_all(questions));
     let address = server.local_addr();
-    for path in ["/metrics", "/status.json", "/healthz"] {
+    for path in ["/metrics", "/status.json", "/healthz", "/readyz"] {
         let get = |headers| request_with(address, Method::GET, path, headers);
         assert_eq!(get(&[("host", "evil.example:9464")]).await.status, 421);
         let foreign = [("host", "127.0.0.1"), ("origin", "http://evil.example")];
@@ -140,12 +145,40 @@ async fn a_page_of_the_web_is_told_nothing() {
     daemon.abort();
 }
 
+/// Check that readiness is 503 with a line for each reason, which the metrics and `profilerd status` have as well, while the
+/// daemon is alive.
+#[tokio::test]
+async fn what_is_in_the_way_is_told_line_by_line() {
+    let (server, mut questions) = start();
+    let obstacles = ["no OAP has been reached yet".to_owned(), "b".to_owned()];
+    let not_ready = Observation {
+        obstacles: obstacles.to_vec(),
+        ..Observation::default()
+    };
+    let answered = not_ready.clone();
+    let daemon = tokio::spawn(async move {
+        loop {
+            questions.next().await.answer(answered.clone());
+        }
+    });
+    let address = server.local_addr();
+    let answer = request(address, Method::GET, "/readyz").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.body, "no OAP has been reached yet\nb\n");
+    let health = request(address, Method::GET, "/healthz").await;
+    assert_eq!(health.status, StatusCode::OK);
+    let scrape = request(address, Method::GET, "/metrics").await;
+    assert!(scrape.body.contains("\nprofilerd_ready 0\n"));
+    assert_eq!(ask(address).await.unwrap(), not_ready);
+    daemon.abort();
+}
+
 /// Check that a daemon that leaves is said to, at once.
 #[tokio::test]
 async fn a_daemon_that_leaves_answers_503() {
     let (server, questions) = start();
     drop(questions);
-    for path in ["/metrics", "/status.json", "/healthz"] {
+    for path in ["/metrics", "/status.json", "/healthz", "/readyz"] {
         let answer = request(server.local_addr(), Method::GET, path).await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert!(answer.body.contains("is stopping"), "{}", answer.body);

@@ -11,7 +11,9 @@ use profiler_daemon::model::{
     ActiveRequest, Binding, BoundBy, Counter, Coverage, FinishedRequest, Pid, ProcessKey,
     ProfileTask, ProfiledSegment, RequestId, Service, Snapshot, TaskId, TaskSlot, Tid, WallClock,
 };
-use profiler_daemon::oap::{OapClient, OapConfig, OapEvent, OapHandle, ReportError};
+use profiler_daemon::oap::{
+    Contact, OapClient, OapConfig, OapEvent, OapHandle, ReportError, TokenSource,
+};
 use profiler_proto::profilerd as pb;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{sleep, timeout};
@@ -375,7 +377,7 @@ async fn the_token_is_sent() {
         .create_task(request("shop", "/"), unix_ms_now())
         .unwrap();
     let with = |token: &str| OapConfig {
-        token: Some(token.to_owned()),
+        token: TokenSource::Given(token.to_owned()),
         ..config(&[&oap])
     };
     let (_wrong, mut events) = client(with("other"), &["one"]);
@@ -401,6 +403,44 @@ async fn the_token_is_sent() {
     );
     let mut tasks = TaskClient::connect(&address, Some("tok123")).await.unwrap();
     assert_eq!(tasks.show("").await.unwrap().logs.len(), 1);
+}
+
+/// Check that a refused client that gets the right token goes on at once, without a restart, and that one whose token's file
+/// is not there speaks to no OAP and says why.
+#[tokio::test]
+async fn a_new_token_is_used_at_once() {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let oap = EmbeddedOap::start_with(EmbeddedConfig {
+        token: Some("right".to_owned()),
+        ..EmbeddedConfig::new(listen)
+    })
+    .await
+    .unwrap();
+    oap.store()
+        .create_task(request("shop", "/"), unix_ms_now())
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let with_file = OapConfig {
+        token: TokenSource::File(file.clone()),
+        ..config(&[&oap])
+    };
+    let (handle, mut events) = client(with_file, &["one"]);
+    let refused = async |events: &mut _, cause: &str| loop {
+        if let OapEvent::Disconnected { reason } = next_event(events).await {
+            assert!(reason.contains(cause), "{reason}");
+            return;
+        }
+    };
+    refused(&mut events, "oap.token_file: failed to read").await;
+    assert_eq!(handle.observe().connections, 0);
+    assert!(matches!(handle.contact(), Contact::Lost(_)));
+    handle.set_token(TokenSource::Given("wrong".to_owned()));
+    refused(&mut events, "refuses the token").await;
+    std::fs::write(&file, "right\n").unwrap();
+    handle.set_token(TokenSource::File(file));
+    next_task(&mut events).await;
+    assert_eq!(handle.contact(), Contact::Answered);
 }
 
 /// Check that a shutdown delivers what waits, and that without an OAP it gives up at the deadline.

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tokio::task::JoinSet;
 
+use super::oap_query::OapQuery;
 use crate::model::clock::unix_ms_now;
 use crate::model::{ProcessKey, Tid};
-use crate::oap::graphql::{GraphqlClient, ListedInstance};
+use crate::oap::graphql::ListedInstance;
 use crate::process::python::innermost_tid;
 use crate::process::table::Process;
 use crate::process::{Processes, VERSION_PROPERTY};
@@ -47,7 +48,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) struct AgentInstances {
     /// Not there if no OAP can be asked.
-    client: Option<GraphqlClient>,
+    query: Option<OapQuery>,
     /// What this host is called in names of instances.
     host: String,
     /// When a process was first asked for.
@@ -58,9 +59,9 @@ pub(super) struct AgentInstances {
 
 impl AgentInstances {
     /// Asks the OAP of `oap.query`; nobody if that is not set.
-    pub(super) fn new(client: Option<GraphqlClient>, host: &str) -> Self {
+    pub(super) fn new(query: Option<OapQuery>, host: &str) -> Self {
         Self {
-            client,
+            query,
             host: host.to_owned(),
             since: HashMap::new(),
             asked: None,
@@ -70,7 +71,7 @@ impl AgentInstances {
 
     /// Asks for the processes that wait, if it is time to.
     pub(super) fn mind(&mut self, processes: &Processes) {
-        let Some(client) = &self.client else {
+        let Some(query) = &self.query else {
             return;
         };
         let now = Instant::now();
@@ -106,7 +107,7 @@ impl AgentInstances {
         });
         let questions = questions.collect();
         self.asked = Some(now);
-        self.answers.spawn(ask(client.clone(), questions));
+        self.answers.spawn(ask(query.clone(), questions));
     }
 
     /// The next answer. Waits for ever if nothing was asked.
@@ -120,10 +121,10 @@ impl AgentInstances {
 }
 
 /// Asks about services; what is not found yet and not given up is left out.
-async fn ask(client: GraphqlClient, questions: Vec<(String, Vec<Waiting>)>) -> Found {
+async fn ask(query: OapQuery, questions: Vec<(String, Vec<Waiting>)>) -> Found {
     let mut found = Found::new();
     for (service, waiting) in questions {
-        let listed = list(&client, &service).await.unwrap_or_else(|error| {
+        let listed = list(&query, &service).await.unwrap_or_else(|error| {
             tracing::debug!(
                 service,
                 error = format!("{error:#}"),
@@ -145,7 +146,8 @@ async fn ask(client: GraphqlClient, questions: Vec<(String, Vec<Waiting>)>) -> F
     found
 }
 
-async fn list(client: &GraphqlClient, service: &str) -> Result<Vec<ListedInstance>> {
+async fn list(query: &OapQuery, service: &str) -> Result<Vec<ListedInstance>> {
+    let client = query.client()?;
     let dialect = client.dialect().await?;
     let now_ms = unix_ms_now();
     let times = (now_ms - HEARD_MS, now_ms + HEARD_MS);

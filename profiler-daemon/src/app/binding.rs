@@ -9,33 +9,17 @@ use std::collections::HashMap;
 use anyhow::{Result, anyhow};
 use tokio::sync::{OnceCell, mpsc};
 
+use super::oap_query::OapQuery;
 use crate::bind::{Binder, SegmentList, SegmentRow, Settled, Source, Taken, Window};
 use crate::config::{AgentProfiler, Config};
 use crate::model::{
     ActiveRequest, AgentNames, AgentSpan, Binding, BoundBy, Counter, Coverage, Pid,
     ProfiledSegment, Sw8, TaskId, Unbound,
 };
-use crate::oap::graphql::{Dialect, GraphqlClient, SegmentQuery};
+use crate::oap::graphql::{Dialect, SegmentQuery};
 use crate::process::Agent;
 use crate::process::table::Process;
 use crate::request::Endpoint;
-
-/// Largest answer of the OAP: a trace of some thousand spans.
-const ANSWER_MAX_BYTES: usize = 16 << 20;
-
-/// The OAP of `oap.query`, if there is one. The token is for an OAP of profilerd; others ask for none here.
-///
-/// # Errors
-///
-/// The configuration or the token cannot be used.
-pub(super) fn query_client(config: &Config, token: Option<&str>) -> Result<Option<GraphqlClient>> {
-    let client = |url: &String| {
-        let client = GraphqlClient::new(url)?.with_token(token)?;
-        let client = client.with_local_users(&config.local_users()?);
-        Ok(client.with_answers_up_to(ANSWER_MAX_BYTES))
-    };
-    config.oap.query.as_ref().map(client).transpose()
-}
 
 /// Requests that wait for their segment, and what became of the others.
 pub(super) struct Bindings {
@@ -55,11 +39,11 @@ struct Counts {
 
 impl Bindings {
     /// Starts on the current tokio runtime, with the OAP that can be asked.
-    pub(super) fn spawn(config: &Config, client: Option<GraphqlClient>) -> Self {
+    pub(super) fn spawn(config: &Config, query: Option<OapQuery>) -> Self {
         let (mut binder, mut settled) = (None, None);
-        if let Some(client) = client {
+        if let Some(query) = query {
             let source = OapSource {
-                client,
+                query,
                 dialect: OnceCell::new(),
             };
             let snapshots_max = config.limits.snapshot_queue as usize;
@@ -245,20 +229,21 @@ fn is_called(request: &ActiveRequest, name: &str) -> bool {
 
 /// A SkyWalking OAP.
 struct OapSource {
-    client: GraphqlClient,
+    query: OapQuery,
     dialect: OnceCell<Dialect>,
 }
 
 impl Source for OapSource {
     async fn segments(&self, window: &Window) -> Result<SegmentList> {
-        let dialect = self.dialect.get_or_try_init(|| self.client.dialect());
+        let client = self.query.client()?;
+        let dialect = self.dialect.get_or_try_init(|| client.dialect());
         let query = SegmentQuery {
             service: &window.service,
             instance: window.instance.as_deref(),
             start_unix_ms: window.start_unix_ms,
             duration_ms: window.duration_ms,
         };
-        let (listed, is_cut) = self.client.segments(query, *dialect.await?).await?;
+        let (listed, is_cut) = client.segments(query, *dialect.await?).await?;
         let rows = listed.into_iter().map(|segment| SegmentRow {
             trace_id: segment.trace_id,
             start_unix_ms: segment.start_unix_ms,
@@ -271,7 +256,7 @@ impl Source for OapSource {
     }
 
     async fn spans(&self, trace_id: &str) -> Result<Vec<AgentSpan>> {
-        self.client.entry_spans(trace_id).await
+        self.query.client()?.entry_spans(trace_id).await
     }
 }
 

@@ -4,10 +4,13 @@
 //! Out: [`Command`]s to the pipeline; segments, coverage and finish reports to [`crate::oap`]
 //! Lost: results that no OAP accepts before the deadline of a stop; the log says how many
 //!
-//! [`tasks`] has the rules of tasks, [`budget`] limits their cost, [`observe`] collects the state of the daemon.
+//! [`tasks`] has the rules of tasks, [`budget`] limits their cost, [`observe`] collects the state of the daemon, [`ready`]
+//! says what is in its way, and [`reload`] changes its configuration.
 
 mod budget;
 mod observe;
+mod ready;
+mod reload;
 mod tasks;
 
 use std::collections::{HashMap, HashSet};
@@ -15,31 +18,37 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use anyhow::{Result, anyhow};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
 use super::SHUTDOWN_DEADLINE;
 use super::agent_instance::{AgentInstances, Found};
-use super::binding::{Bindings, query_client};
+use super::binding::Bindings;
 use super::capture::Command;
 use super::discovery::Discovery;
+use super::fitness;
 use super::inspection::{Inspected, Inspection, Inspections};
 use super::neighbour::Mark;
+use super::notify::{Notifier, alive_interval};
+use super::oap_query::OapQuery;
 use super::overhead::Overhead;
 use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
+use super::signals::{Asked, EarlyReload, Signals};
 use super::statistics::StatisticsKeeper;
-use crate::config::Config;
-use crate::kubernetes::watch_pods;
+use crate::config::{Config, ConfigSource};
+use crate::kubernetes::{PodWatch, watch_pods};
 use crate::metrics::{MetricsServer, Questions};
-use crate::model::{Counter, Coverage, ProcessKey, ProfileTask, ProfiledSegment, Service, TaskId};
+use crate::model::{
+    Counter, Coverage, LeftOut, ProcessKey, ProfileTask, ProfiledSegment, Service, TaskId,
+};
 use crate::oap::{OapClient, OapConfig, OapEvent, OapHandle, Reporting};
-use crate::process::{Changes, InstanceOrigin, Pods, ProcessTable, Processes};
+use crate::process::table::Process;
+use crate::process::{Changes, Choice, InstanceOrigin, ProcessTable, Processes};
 use crate::state::TaskJournal;
-use observe::Observed;
+pub(super) use observe::Observed;
 use tasks::Live;
 
 /// A server that opens several ports one after the other has them all after so long.
@@ -50,13 +59,32 @@ const STEP: Duration = Duration::from_millis(50);
 /// How often what tasks cost is measured while there are any.
 const MEASURE: Duration = Duration::from_secs(1);
 
+/// How often systemd hears that the daemon lives, unless it wants to hear it more often.
+const ALIVE: Duration = Duration::from_secs(5);
+
 /// Time between two messages about looks that wait.
 const POSTPONED_TOLD: Duration = Duration::from_secs(60);
 
 /// Names reported by [`Control::tell_clashes`]; processes can make up any number.
 const CLASHES_MAX: usize = 64;
 
+/// What the daemon starts with.
+pub(super) struct Start {
+    pub(super) early_reload: EarlyReload,
+    pub(super) config: Config,
+    /// To read the configuration again.
+    pub(super) source: ConfigSource,
+    pub(super) oap: OapConfig,
+    pub(super) journal: Option<TaskJournal>,
+    pub(super) mark: Mark,
+    pub(super) statistics: Option<StatisticsKeeper>,
+    pub(super) metrics: Option<TcpListener>,
+}
+
 struct Control {
+    /// In use; a reload may change it.
+    config: Config,
+    source: ConfigSource,
     oap: OapHandle,
     pipeline: Pipeline,
     /// The processes as of the last scan.
@@ -73,7 +101,7 @@ struct Control {
     postponed_told: Option<Instant>,
     /// Time in system calls of each process, in clock ticks, when it was last noted.
     system_ticks: HashMap<ProcessKey, u64>,
-    pods: Option<watch::Receiver<Arc<Pods>>>,
+    pods: Option<PodWatch>,
     waiting: Vec<ProfileTask>,
     live: HashMap<TaskId, Live>,
     journal: Option<TaskJournal>,
@@ -98,32 +126,45 @@ struct Control {
 /// # Errors
 ///
 /// It cannot start, or a part of it ended before its time.
-pub(super) async fn run(
-    config: Config,
-    oap_config: OapConfig,
-    journal: Option<TaskJournal>,
-    mark: Mark,
-    statistics: Option<StatisticsKeeper>,
-    metrics: Option<TcpListener>,
-) -> Result<()> {
+pub(super) async fn run(start: Start) -> Result<()> {
+    let Start {
+        early_reload,
+        config,
+        source,
+        oap: oap_config,
+        journal,
+        mark,
+        statistics,
+        metrics,
+    } = start;
+    let mut signals = Signals::catch(early_reload)?;
     let start = |listener| MetricsServer::start(listener, &config.host_names);
     let metrics = metrics.map(start).transpose()?;
     let (metrics, questions) = metrics.unzip();
     if let Some(server) = &metrics {
         tracing::info!(address = %server.local_addr(), "metrics are served");
     }
+    let mut questions = questions.unwrap_or_default();
+    if fitness::waits(&config) && !fitness::wait(&mut questions, &mut signals).await? {
+        return Ok(());
+    }
     let oap_stops_too = oap_config.is_embedded();
-    let query = query_client(&config, oap_config.plain_token())?;
-    let bindings = Bindings::spawn(&config, query.clone());
-    let table = ProcessTable::new(config.services.clone())
-        .with_budget()
-        .asking_agent_instances(query.is_some());
-    let agent_instances = AgentInstances::new(query, table.host());
+    let has_tls = oap_config.tls.is_some();
     let (oap, oap_events) = OapClient::spawn(oap_config);
+    // GraphQL has no TLS, so a token that goes through TLS elsewhere is not sent there.
+    let query = OapQuery::of(&config, (!has_tls).then(|| oap.token()))?;
+    let bindings = Bindings::spawn(&config, query.clone());
     let (pipeline, events) = Pipeline::spawn(&config)?;
     if statistics.is_some() {
         pipeline.send(Command::TellProgramTime);
     }
+    let pods = watch_pods(&config.kubernetes)?;
+    let choice = Choice::new(&config.kubernetes, pods.is_some());
+    let table = ProcessTable::new(config.services.clone())
+        .with_choice(choice)
+        .with_budget()
+        .asking_agent_instances(query.is_some());
+    let agent_instances = AgentInstances::new(query, table.host());
     let control = Control {
         oap,
         pipeline,
@@ -135,7 +176,7 @@ pub(super) async fn run(
         inspections: Inspections::default(),
         postponed_told: None,
         system_ticks: HashMap::new(),
-        pods: watch_pods(&config.kubernetes)?,
+        pods,
         waiting: Vec::new(),
         live: HashMap::new(),
         journal,
@@ -149,11 +190,11 @@ pub(super) async fn run(
         found_instances: Found::new(),
         discovery: Discovery::spawn(&config)?,
         observed: Observed::default(),
-        questions: questions.unwrap_or_default(),
+        questions,
+        config,
+        source,
     };
-    control
-        .run(oap_events, events, config.processes.scan_interval)
-        .await
+    control.run(oap_events, events, signals).await
 }
 
 impl Control {
@@ -161,19 +202,19 @@ impl Control {
         mut self,
         mut oap_events: mpsc::Receiver<OapEvent>,
         mut events: mpsc::Receiver<PipelineEvent>,
-        scan_interval: Duration,
+        mut signals: Signals,
     ) -> Result<()> {
-        // One stream each for the whole time: a signal that comes between two waits is not lost.
-        super::end_at_second_signal()?;
-        let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
-        let mut scan = tokio::time::interval(scan_interval);
+        let mut scan = tokio::time::interval(self.config.processes.scan_interval);
         scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut step = tokio::time::interval(STEP);
         step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut measure = tokio::time::interval(MEASURE);
         measure.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut alive = tokio::time::interval(alive_interval(ALIVE));
+        alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut notifier = Notifier::default();
         self.resume();
+        notifier.ready();
         let result = loop {
             let busy = !self.waiting.is_empty() || !self.live.is_empty();
             tokio::select! {
@@ -212,10 +253,18 @@ impl Control {
                 }
                 _ = step.tick(), if busy => self.step(),
                 _ = measure.tick(), if !self.live.is_empty() => self.mind_overhead(),
-                _ = terminate.recv() => break Ok(()),
-                _ = interrupt.recv() => break Ok(()),
+                _ = alive.tick() => notifier.alive(&self.obstacles()),
+                asked = signals.next() => match asked {
+                    Asked::Stop => break Ok(()),
+                    Asked::Reload => {
+                        notifier.reloading();
+                        self.reload();
+                        notifier.ready();
+                    }
+                },
             }
         };
+        notifier.stopping();
         self.questions = Questions::default();
         // Why the pipeline ended comes before what that led to.
         self.shut_down(events).await.and(result)
@@ -228,8 +277,9 @@ impl Control {
             return;
         };
         self.settles_at = None;
-        if let Some(pods) = &mut self.pods {
-            table.set_pods(Arc::clone(&pods.borrow_and_update()));
+        table.set_rules(self.config.services.clone(), self.choice());
+        if let Some(watched) = &mut self.pods {
+            table.set_pods(Arc::clone(&watched.pods.borrow_and_update()));
         }
         table.set_agent_instances(std::mem::take(&mut self.found_instances));
         self.scan.spawn_blocking(move || {
@@ -278,6 +328,7 @@ impl Control {
             live.watched
                 .retain(|&process| self.processes.find(process).is_some());
         }
+        self.leave_out_denied();
         let tasks: Vec<TaskId> = self.live.keys().cloned().collect();
         for task_id in tasks {
             self.watch_new(&task_id);
@@ -288,6 +339,24 @@ impl Control {
         self.mind_discovery();
         if std::mem::take(&mut self.must_scan_again) {
             self.begin_scan();
+        }
+    }
+
+    /// Watches those no more that are not to be profiled any more.
+    fn leave_out_denied(&mut self) {
+        let denied = |process: &Process| Some((process.key, process.denial.clone()?));
+        let denied: Vec<_> = self.processes.iter().filter_map(denied).collect();
+        self.discovery.leave_out(denied.iter().map(|&(key, _)| key));
+        for (key, denial) in denied {
+            let live = self.live.values_mut();
+            // For one task or more: the pipeline tells them all.
+            let was_watched = live.filter_map(|live| live.watched.take(&key)).count() > 0;
+            if was_watched {
+                let why = format!("process {key} is not to be profiled any more: {denial}");
+                tracing::info!("{why}");
+                let why = LeftOut::Denied(why);
+                self.pipeline.send(Command::LeaveOut(key.pid, why));
+            }
         }
     }
 
@@ -399,6 +468,9 @@ impl Control {
         let Some(live) = self.live.get_mut(&task_id) else {
             return; // it is over
         };
+        if !live.watched.contains(&process) {
+            return; // it has ended, or is not to be profiled any more
+        }
         match commands {
             Some(commands) => commands
                 .into_iter()

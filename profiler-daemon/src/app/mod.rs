@@ -12,10 +12,13 @@ mod budget;
 mod capture;
 mod control;
 mod discovery;
+mod fitness;
 mod inspect;
 mod inspection;
 mod namer;
 mod neighbour;
+mod notify;
+mod oap_query;
 mod open_request;
 mod overhead;
 mod pipeline;
@@ -24,7 +27,9 @@ mod record;
 mod relay;
 mod resolve;
 mod search;
+mod signals;
 mod statistics;
+mod table;
 mod turns;
 mod worker;
 
@@ -39,7 +44,8 @@ use caps::Capability;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_shutdown};
 
-use crate::config::{Config, Secret};
+use crate::config::{Config, ConfigSource, Secret};
+use crate::doctor;
 use crate::embedded::{DataDir, EmbeddedOap};
 use crate::limit;
 use crate::metrics;
@@ -47,10 +53,13 @@ use crate::model::ProfileTask;
 use crate::model::clock::unix_ms_now;
 use crate::oap::OapConfig;
 use crate::state::{SavedTask, StateFolder, TaskJournal, keep_token};
+use control::Start;
 use statistics::StatisticsKeeper;
 
 pub use discovery::{EndpointsRequest, EndpointsShown, endpoints};
 pub use record::record;
+pub use signals::EarlyReload;
+pub use table::table_now;
 
 /// How long a clean exit may take to deliver what is left.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
@@ -66,7 +75,12 @@ const FIRST_ORDINARY_PORT: u16 = 1024;
 /// # Errors
 ///
 /// It cannot start: privileges, configuration, kernel.
-pub fn run_daemon(config: Config) -> Result<()> {
+pub fn run_daemon(
+    config: Config,
+    source: ConfigSource,
+    early_reload: EarlyReload,
+) -> Result<()> {
+    require_unless_it_waits(&config)?;
     let mut oap = config.oap_config();
     oap.check()?;
     let folder = config.state_dir.as_deref().map(StateFolder::open);
@@ -84,9 +98,23 @@ pub fn run_daemon(config: Config) -> Result<()> {
     privilege::restrict(&[]);
     // After the keeper of statistics, which is one of us as well.
     let mark = neighbour::announce(&oap.backends);
-    block_on(control::run(
-        config, oap, journal, mark, statistics, metrics,
-    ))
+    block_on(control::run(Start {
+        early_reload,
+        config,
+        source,
+        oap,
+        journal,
+        mark,
+        statistics,
+        metrics,
+    }))
+}
+
+fn require_unless_it_waits(config: &Config) -> Result<()> {
+    match fitness::waits(config) {
+        true => Ok(()),
+        false => doctor::require(),
+    }
 }
 
 /// Runs the daemon together with an OAP of its own.
@@ -96,9 +124,12 @@ pub fn run_daemon(config: Config) -> Result<()> {
 /// As [`run_daemon`]; or an address cannot be listened on, or data or token not used.
 pub fn run_standalone(
     config: Config,
+    source: ConfigSource,
+    early_reload: EarlyReload,
     listen: SocketAddr,
     http_listen: Option<SocketAddr>,
 ) -> Result<()> {
+    require_unless_it_waits(&config)?;
     let mut ports = [Some(listen), http_listen].into_iter().flatten();
     let is_low_port = ports.any(|it| (1..FIRST_ORDINARY_PORT).contains(&it.port()));
     let also: &[Capability] = if is_low_port {
@@ -128,11 +159,21 @@ pub fn run_standalone(
         let journal = journal.map(|folder| TaskJournal::open(folder, unix_ms_now()));
         let journal = journal.transpose()?;
         let client = OapConfig {
-            token,
+            token: token.into(),
             known_tasks: known_tasks(journal.as_ref()),
             ..OapConfig::embedded(address.to_string(), embedded.store().created())
         };
-        let result = control::run(config, client, journal, mark, statistics, metrics).await;
+        let result = control::run(Start {
+            early_reload,
+            config,
+            source,
+            oap: client,
+            journal,
+            mark,
+            statistics,
+            metrics,
+        });
+        let result = result.await;
         embedded.shutdown().await;
         result
     })

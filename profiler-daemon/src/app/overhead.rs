@@ -35,6 +35,11 @@ impl Overhead {
         }
     }
 
+    /// Holds the daemon to another budget from now on.
+    pub(super) fn set_budget(&mut self, budget: Budget) {
+        self.guard.set_budget(budget);
+    }
+
     /// Takes a reading; `shortest` is the shortest dump period that a live task asks for.
     pub(super) fn measure(&mut self, shortest: Duration) -> Option<(Step, String)> {
         self.measure_programs();

@@ -19,7 +19,7 @@ use crate::config::{CodeSignature as Setting, Config};
 use crate::kernel::LoadOptions;
 use crate::model::CaptureObservation;
 use crate::process::python::CodeSignature;
-use crate::request::{RequestTracker, TrackerLimits};
+use crate::request::RequestTracker;
 
 /// Events that may wait for the owner.
 const EVENTS_MAX: usize = 1024;
@@ -53,10 +53,8 @@ impl Pipeline {
             sample_ring_bytes: config.limits.samples_ring_bytes,
             ..LoadOptions::default()
         };
-        let limits = TrackerLimits {
-            max_open_requests: config.limits.max_open_requests as usize,
-        };
-        let tracker = RequestTracker::new(limits).with_templates(Arc::new(config.templates()?));
+        let tracker = RequestTracker::new(config.tracker_limits())
+            .with_templates(Arc::new(config.templates()?));
         let state = Arc::new(CaptureState::new(
             config.limits.requests_ring_bytes,
             config.limits.samples_ring_bytes,

@@ -1,7 +1,6 @@
 //! `profilerd record`: the pipeline for one endpoint, without an OAP.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -13,14 +12,15 @@ use super::inspect::inspect;
 use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
 use super::search::Search;
+use super::table::{logged_table, unknown_service};
 use crate::analyze;
 use crate::config::Config;
-use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::model::{
     Counter, Coverage, ProcessKey, ProfileReport, ProfileTask, ProfiledSegment, Progress,
     ProgressState, RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId,
     TaskReport, TaskSlot,
 };
+use crate::process::table::Process;
 use crate::process::{Family, ProcessTable};
 use crate::request::Endpoint;
 
@@ -63,11 +63,7 @@ async fn run(
     progress: &dyn Progress,
 ) -> Result<ProfileReport> {
     let endpoint = Endpoint::parse(&request.endpoint)?;
-    let mut table = ProcessTable::new(config.services.clone());
-    match pods_now(&config.kubernetes, LOOK_DEADLINE).await {
-        Ok(pods) => table.set_pods(Arc::new(pods.unwrap_or_default())),
-        Err(error) => tracing::warn!("pods cannot be read from Kubernetes: {error:#}"),
-    }
+    let mut table = logged_table(config).await;
     table.scan()?;
     let mut targets = Targets::new(&table, &request.target)?;
     let found = targets.find(&table);
@@ -224,11 +220,15 @@ impl Targets {
     fn new(table: &ProcessTable, target: &RecordTarget) -> Result<Self> {
         let whom = match target {
             RecordTarget::Pid(pid) => match table.get(*pid) {
+                Some(Process {
+                    denial: Some(denial),
+                    ..
+                }) => bail!("process {pid} is not to be profiled: {denial}"),
                 Some(first) => Whom::Family(first.identity.service.clone(), Family::of(first.key)),
                 None => bail!("there is no process {pid}; `profilerd ps` lists the processes"),
             },
             RecordTarget::Service(name) if table.processes_of_name(name).next().is_none() => {
-                bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
+                bail!("{}", unknown_service(table, name))
             }
             RecordTarget::Service(name) => Whom::Service(name.clone()),
         };

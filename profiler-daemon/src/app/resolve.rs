@@ -20,8 +20,8 @@ use super::relay::{Ended, Relay, Resume};
 use crate::frames::FrameSet;
 use crate::guard::RunTime;
 use crate::model::{
-    Counter, Coverage, FinishedRequest, Frame, Pid, ProcessKey, ProfiledSegment, RawSample,
-    RequestId, SampleKind, Service, Stack, TAG_CUT, TaskId, TaskSlot, TimedStack,
+    Counter, Coverage, FinishedRequest, Frame, LeftOut, Pid, ProcessKey, ProfiledSegment,
+    RawSample, RequestId, SampleKind, Service, Stack, TAG_CUT, TaskId, TaskSlot, TimedStack,
 };
 use crate::process::patience::left_out_text;
 use crate::process::python::{CodeSignature, PythonRuntime};
@@ -414,7 +414,8 @@ impl Resume for Resolve {
                 if let Some(open) = self.requests.get_mut(request) {
                     open.losses.bump(Counter::SamplesHeldUp);
                 }
-                self.commands.send(Command::LeaveOut(process));
+                let why = LeftOut::Unreadable(left_out_text(process));
+                self.commands.send(Command::LeaveOut(process, why));
             }
             None => {}
         }

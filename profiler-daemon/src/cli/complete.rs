@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap_complete::CompletionCandidate;
@@ -17,7 +17,7 @@ use clap_complete::engine::ArgValueCompleter;
 use tokio::time::timeout;
 
 use super::token::TokenArgs;
-use crate::config::Config;
+use crate::config::{Config, ConfigSource};
 use crate::embedded::TaskClient;
 use crate::model::plain::is_plain;
 use crate::process::ProcessTable;
@@ -70,11 +70,9 @@ fn service_of(words: &[String]) -> Option<&str> {
 }
 
 fn config() -> Option<Config> {
-    let file = std::env::var_os("PROFILERD_CONFIG");
-    let variables = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let loaded = Config::load(file.as_deref().map(Path::new), variables);
-    loaded.ok().map(|(config, _)| config)
+    let file = std::env::var_os("PROFILERD_CONFIG").map(PathBuf::from);
+    let loaded = ConfigSource::of_process(file).load().ok()?;
+    Some(loaded.config)
 }
 
 fn known_services() -> Vec<String> {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use serde::Serialize;
 
 use crate::doctor::{self, Finding};
 use crate::model::plain::clean_lines;
@@ -11,29 +12,38 @@ use crate::model::plain::clean_lines;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The BPF programs are loaded and attached for an instant; they see nothing.
+docs/operations.md describes the JSON object.
 Exit codes: 0 everything that is needed works, 1 something that is needed does not.")]
 pub(super) struct DoctorArgs {
-    /// Print a JSON array
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// What `--json` prints. Scripts rely on it: docs/operations.md.
+#[derive(Serialize)]
+struct Report<'a> {
+    version: &'static str,
+    works: bool,
+    findings: &'a [Finding],
 }
 
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let findings = doctor::examine();
     let text = if args.json {
-        super::pretty_json(&findings)?
+        super::pretty_json(&Report {
+            version: env!("CARGO_PKG_VERSION"),
+            works: !findings.iter().any(Finding::is_missing),
+            findings: &findings,
+        })?
     } else {
         findings.iter().map(line).collect::<String>() + verdict(&findings)
     };
     super::print(&clean_lines(&text))?;
-    Ok(match findings.iter().any(is_fatal) {
+    Ok(match findings.iter().any(Finding::is_missing) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
-}
-
-fn is_fatal(finding: &Finding) -> bool {
-    finding.needed && !finding.ok
 }
 
 fn line(finding: &Finding) -> String {
@@ -50,7 +60,7 @@ fn line(finding: &Finding) -> String {
 }
 
 fn verdict(findings: &[Finding]) -> &'static str {
-    if findings.iter().any(is_fatal) {
+    if findings.iter().any(Finding::is_missing) {
         "profilerd cannot work here yet.\n"
     } else {
         "profilerd works here.\n"

@@ -14,9 +14,9 @@ use clap::{ArgGroup, Args, ValueEnum};
 use serde::Serialize;
 use terminal_size::{Height, Width, terminal_size};
 
-use super::ConfigArgs;
 use super::columns::columns_within;
 use super::complete;
+use super::{ConfigArgs, LogArgs};
 use crate::app::{self, EndpointsRequest, EndpointsShown};
 use crate::config::{DurationRange, duration_text};
 use crate::doctor;
@@ -121,8 +121,8 @@ struct Row<'a> {
     profilable: &'a str,
 }
 
-pub(super) fn run(args: &EndpointsArgs, level: Option<&str>) -> Result<ExitCode> {
-    let config = super::load(&args.config, level, "warn")?;
+pub(super) fn run(args: &EndpointsArgs, log: &LogArgs) -> Result<ExitCode> {
+    let config = super::load(&args.config, log, "warn")?;
     doctor::require()?;
     let target = match (args.pid, &args.service) {
         (Some(pid), _) => Some(RecordTarget::Pid(Pid(pid))),

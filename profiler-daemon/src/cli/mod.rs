@@ -2,7 +2,7 @@
 //!
 //! In:  arguments, variables, the configuration's file
 //! Out: exit codes: 0 done, 1 failed, 2 bad usage (values out of range are refused by the parser),
-//!      3 no request was profiled, or seen
+//!      3 no request was profiled, or seen; docs/operations.md has them by command
 //!
 //! Results go to standard output and nothing else does; logs, progress and reasons go to standard
 //! error.
@@ -10,11 +10,13 @@
 pub mod analyze;
 mod columns;
 mod complete;
+mod completions;
+mod config;
 mod delivery;
 mod doctor;
 mod endpoints;
 mod format;
-mod log;
+mod man;
 mod ps;
 mod record;
 mod shell;
@@ -31,13 +33,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::CompleteEnv;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use crate::app;
-use crate::config::{Config, TokenFile, parse_listen, parse_metrics};
+use crate::app::{self, EarlyReload};
+use crate::config::{
+    Config, ConfigSource, LogFormat, Options, TokenFile, parse_listen, parse_metrics,
+};
 use crate::limit;
 use crate::model::plain::{clean, clean_lines, escape_json, is_plain};
 
@@ -45,7 +50,7 @@ use crate::model::plain::{clean, clean_lines, escape_json, is_plain};
 #[derive(Debug, Parser)]
 #[command(
     name = "profilerd",
-    version,
+    version = VERSION,
     propagate_version = true,
     after_help = "\
 Where to begin:
@@ -55,13 +60,11 @@ Where to begin:
   profilerd record --endpoint GET:/path --pid 4711     where the time of these requests goes
 
 Completions, also of services and endpoints; for bash, zsh and fish:
-  source <(COMPLETE=bash profilerd)"
+  source <(profilerd completions bash)"
 )]
 struct Cli {
-    /// Messages logged to standard error: error, warn, info, debug, trace, or a filter such as
-    /// `profiler_daemon::oap=debug`
-    #[arg(long, global = true, value_name = "FILTER", value_parser = filter)]
-    log_level: Option<String>,
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -86,6 +89,40 @@ enum Command {
     Status(status::StatusArgs),
     /// Check what works on this machine, and what to do about the rest
     Doctor(doctor::DoctorArgs),
+    /// Check a configuration file, or show the values in use
+    Config(config::ConfigCommand),
+    /// Print the completions for a shell
+    Completions(completions::CompletionsArgs),
+    /// Write the man pages
+    Man(man::ManArgs),
+}
+
+/// What the log is like, for every command.
+#[derive(Args, Clone, Debug)]
+struct LogArgs {
+    /// Messages logged to standard error: error, warn, info, debug, trace, or a filter such as
+    /// `profiler_daemon::oap=debug`
+    #[arg(long, global = true, value_name = "FILTER", value_parser = filter)]
+    log_level: Option<String>,
+    /// How they are written, instead of the configured way: `text` for people, `json` for programs
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = log_format())]
+    log_format: Option<LogFormat>,
+}
+
+impl LogArgs {
+    /// For commands that read no configuration.
+    fn start_without_config(&self) {
+        let format = self.log_format.unwrap_or_default();
+        crate::log::start(self.log_level.as_deref(), None, "warn", format);
+    }
+}
+
+fn log_format() -> impl TypedValueParser<Value = LogFormat> {
+    let names = LogFormat::NAMED.map(|(name, _)| name);
+    PossibleValuesParser::new(names).map(|name| {
+        let named = LogFormat::NAMED.into_iter().find(|(it, _)| *it == name);
+        named.map(|(_, format)| format).unwrap_or_default()
+    })
 }
 
 /// Option of the commands that run until they are stopped.
@@ -95,14 +132,6 @@ struct MetricsArgs {
     /// the configured one; `off` for none
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = metrics)]
     metrics: Option<Listen>,
-}
-
-impl MetricsArgs {
-    fn apply(&self, config: &mut Config) {
-        if let Some(Listen(address)) = self.metrics {
-            config.metrics = address;
-        }
-    }
 }
 
 fn metrics(text: &str) -> Result<Listen, String> {
@@ -117,6 +146,14 @@ struct ConfigArgs {
     config: Option<PathBuf>,
 }
 
+impl ConfigArgs {
+    fn source(&self, log: &LogArgs) -> ConfigSource {
+        let mut source = ConfigSource::of_process(self.config.clone());
+        source.options.log_format = log.log_format;
+        source
+    }
+}
+
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -124,8 +161,16 @@ Examples:
   SW_AGENT_COLLECTOR_BACKEND_SERVICES=oap:11800 profilerd daemon
   profilerd daemon --backend oap:11800 --metrics 127.0.0.1:9464
 
-It needs the address of an OAP; `profilerd standalone` has one of its own. Stops on SIGINT and SIGTERM, after it has delivered its results.")]
+It needs the address of an OAP; `profilerd standalone` has one of its own. Stops on SIGINT and SIGTERM, after it has delivered its results; reads the configuration
+again on SIGHUP (docs/operations.md).")]
 struct DaemonArgs {
+    #[command(flatten)]
+    options: DaemonOptions,
+}
+
+/// Options of `daemon`, which `config show` has as well.
+#[derive(Args, Clone, Debug)]
+struct DaemonOptions {
     #[command(flatten)]
     config: ConfigArgs,
     /// OAP address instead of the configured ones, any number of times; the first that can be
@@ -138,6 +183,19 @@ struct DaemonArgs {
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     metrics: MetricsArgs,
+}
+
+impl DaemonOptions {
+    fn source(&self, log: &LogArgs) -> ConfigSource {
+        let source = self.config.source(log);
+        let options = Options {
+            backends: self.backends.clone(),
+            state_dir: self.state_dir.clone(),
+            metrics: self.metrics.metrics.map(|Listen(address)| address),
+            ..source.options
+        };
+        ConfigSource { options, ..source }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -183,6 +241,20 @@ struct StandaloneArgs {
     metrics: MetricsArgs,
 }
 
+impl StandaloneArgs {
+    fn source(&self, log: &LogArgs) -> ConfigSource {
+        let source = self.config.source(log);
+        let token_file = self.token_file.clone().map(TokenFile::At);
+        let options = Options {
+            data_dir: self.data_dir.clone(),
+            token_file: token_file.or(self.no_token.then_some(TokenFile::Off)),
+            metrics: self.metrics.metrics.map(|Listen(address)| address),
+            ..source.options
+        };
+        ConfigSource { options, ..source }
+    }
+}
+
 /// Where to listen, if at all.
 #[derive(Clone, Copy, Debug)]
 struct Listen(Option<SocketAddr>);
@@ -190,6 +262,9 @@ struct Listen(Option<SocketAddr>);
 fn http_listen(text: &str) -> Result<Listen, String> {
     parse_listen(text, "127.0.0.1:12800").map(Listen)
 }
+
+/// Version, with the revision it was built from if that is known.
+const VERSION: &str = env!("PROFILERD_VERSION");
 
 /// Exit code of bad usage, as clap has it.
 const EXIT_USAGE: u8 = 2;
@@ -228,10 +303,14 @@ pub fn main() -> ExitCode {
         // `profilerd ps | head`: the reader has closed the pipe.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = format!("{error:#}");
-            match limit::remedy(error.as_ref()) {
-                Some(remedy) if !text.contains(&remedy) => say(&format!("{text}: {remedy}")),
-                _ => say(&text),
+            let mut text = format!("{error:#}");
+            if let Some(remedy) = limit::remedy(error.as_ref()).filter(|it| !text.contains(it)) {
+                text = format!("{text}: {remedy}");
+            }
+            if crate::log::is_json() {
+                tracing::error!("{text}");
+            } else {
+                say(&text);
             }
             ExitCode::FAILURE
         }
@@ -239,67 +318,61 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let level = cli.log_level.as_deref();
+    let log = &cli.log;
     match &cli.command {
         Command::Daemon(args) => {
-            let mut config = load(&args.config, level, "info")?;
-            if !args.backends.is_empty() {
-                config.oap.backends.clone_from(&args.backends);
-            }
-            if let Some(folder) = &args.state_dir {
-                config.state_dir = (folder.as_os_str() != "none").then(|| folder.clone());
-            }
-            args.metrics.apply(&mut config);
+            let early_reload = EarlyReload::watch()?;
+            let source = args.options.source(log);
+            let config = open(&source, log, "info")?;
             config.oap_config().check()?;
-            crate::doctor::require()?;
-            app::run_daemon(config)?;
+            app::run_daemon(config, source, early_reload)?;
         }
         Command::Standalone(args) => {
-            let mut config = load(&args.config, level, "info")?;
-            if args.data_dir.is_some() {
-                config.standalone.data_dir.clone_from(&args.data_dir);
-            }
-            if let Some(file) = &args.token_file {
-                config.standalone.token_file = TokenFile::At(file.clone());
-                config.oap.authentication = None;
-            }
-            if args.no_token {
-                config.standalone.token_file = TokenFile::Off;
-                config.oap.authentication = None;
-            }
-            args.metrics.apply(&mut config);
-            crate::doctor::require()?;
-            app::run_standalone(config, args.listen, args.http_listen.0)?;
+            let early_reload = EarlyReload::watch()?;
+            let source = args.source(log);
+            let config = open(&source, log, "info")?;
+            let (listen, http_listen) = (args.listen, args.http_listen.0);
+            app::run_standalone(config, source, early_reload, listen, http_listen)?;
         }
-        Command::Record(args) => return record::run(args, level),
-        Command::Task(args) => return task::run(args, level),
+        Command::Record(args) => return record::run(args, log),
+        Command::Task(args) => return task::run(args, log),
         Command::Analyze(args) => {
-            log::start(level, "warn");
+            log.start_without_config();
             return analyze::run(args);
         }
-        Command::Ps(args) => return ps::run(args, level),
-        Command::Endpoints(args) => return endpoints::run(args, level),
-        Command::Status(args) => return status::run(args, level),
+        Command::Ps(args) => return ps::run(args, log),
+        Command::Endpoints(args) => return endpoints::run(args, log),
+        Command::Status(args) => return status::run(args, log),
         Command::Doctor(args) => {
-            log::start(level, "warn");
+            log.start_without_config();
             return doctor::run(args);
         }
+        Command::Config(args) => return config::run(args, log),
+        Command::Completions(args) => return completions::run(args),
+        Command::Man(args) => return man::run(args),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the configuration and starts the log: by flag, else by configuration, else as usual for the
+/// Reads the configuration and starts the log: by option, else by configuration, else as usual for the
 /// command.
-fn load(args: &ConfigArgs, level: Option<&str>, usual: &str) -> Result<Config> {
-    // A variable that is not UTF-8 is none of ours.
-    let variables = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let (config, warnings) = Config::load(args.config.as_deref(), variables)?;
-    log::start(level, config.log.level.map_or(usual, |level| level.name()));
-    for warning in warnings {
+fn load(args: &ConfigArgs, log: &LogArgs, usual: &'static str) -> Result<Config> {
+    open(&args.source(log), log, usual)
+}
+
+fn open(source: &ConfigSource, log: &LogArgs, usual: &'static str) -> Result<Config> {
+    let loaded = source.load()?;
+    let settings = &loaded.config.log;
+    crate::log::start(
+        log.log_level.as_deref(),
+        settings.level,
+        usual,
+        settings.format,
+    );
+    for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(config)
+    Ok(loaded.config)
 }
 
 fn filter(text: &str) -> Result<String, String> {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -10,14 +9,14 @@ use nix::unistd::{Uid, User};
 use serde::Serialize;
 use terminal_size::{Width, terminal_size};
 
-use super::ConfigArgs;
 use super::columns::columns_within;
-use crate::config::KubernetesSettings;
+use super::{ConfigArgs, LogArgs};
+use crate::app::table_now;
+use crate::config::Config;
 use crate::doctor::foreign_pid_namespace;
-use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::output::clean;
 use crate::process::table::Process;
-use crate::process::{Agent, Container, NamedFrames, ProcessTable, RequestModel, Runtime};
+use crate::process::{Agent, Container, Denial, NamedFrames, ProcessTable, RequestModel, Runtime};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -30,7 +29,8 @@ one parent; a name of others' services is followed by the number of the user.
 NAMED BY says what gave the service its name: a rule of the configuration, the SkyWalking agent in
 it, a variable of the process, its Kubernetes workload, container, systemd unit, or its program.
 AGENT is the SkyWalking agent in the process, and whether its own profiler is on.
-PROFILABLE is yes, no, or native frames only; the reason stands below the table.
+PROFILABLE is yes, no, or native frames only; the reason stands below the table. With `kubernetes` on it may be
+that the pod or the operator refuses (docs/configuration.md, \"Which processes\").
 On a narrow terminal the widest columns are cut; in a pipe nothing is.")]
 pub(super) struct PsArgs {
     #[command(flatten)]
@@ -96,7 +96,8 @@ impl Row {
             }
             Err(error) => (None, Some(format!("cannot be inspected: {error}"))),
         };
-        let reason = obstacle.map(str::to_owned).or(reason);
+        let denial = process.denial.as_ref().map(Denial::to_string);
+        let reason = denial.or_else(|| obstacle.map(str::to_owned)).or(reason);
         let (frames, frames_reason) = match named_frames {
             Some(NamedFrames::All) => (Some("all"), None),
             Some(NamedFrames::NativeOnly(why)) => (Some("native"), Some(why)),
@@ -178,14 +179,13 @@ impl Row {
     }
 }
 
-pub(super) fn run(args: &PsArgs, level: Option<&str>) -> Result<ExitCode> {
-    let config = super::load(&args.config, level, "warn")?;
-    let mut table = ProcessTable::new(config.services);
-    add_pods(&mut table, &config.kubernetes)?;
+pub(super) fn run(args: &PsArgs, log: &LogArgs) -> Result<ExitCode> {
+    let config = super::load(&args.config, log, "warn")?;
+    let mut table = table(&config)?;
     table
         .scan()
         .context("failed to list the processes in /proc")?;
-    let shown = table.iter().filter(|p| args.all || p.may_serve());
+    let shown = table.iter().filter(|p| args.all || p.is_server());
     let obstacle = foreign_pid_namespace();
     let rows: Vec<Row> = shown
         .map(|process| Row::new(process, obstacle.as_deref()))
@@ -254,16 +254,15 @@ fn user_name(uid: u32) -> Option<String> {
     Some(clean(&user.name).into_owned())
 }
 
-/// Asks for the pods of this node, if they are wanted.
-fn add_pods(table: &mut ProcessTable, settings: &KubernetesSettings) -> Result<()> {
+/// The processes, with the pods of this node if they are wanted.
+fn table(config: &Config) -> Result<ProcessTable> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the asynchronous runtime")?;
-    match runtime.block_on(pods_now(settings, LOOK_DEADLINE)) {
-        Ok(Some(pods)) => table.set_pods(Arc::new(pods)),
-        Ok(None) => {}
-        Err(error) => super::say(&format!("pods cannot be read from Kubernetes: {error:#}")),
+    let (table, problem) = runtime.block_on(table_now(config));
+    if let Some(problem) = problem {
+        super::say(&format!("{problem:#}"));
     }
-    Ok(())
+    Ok(table)
 }

@@ -12,9 +12,9 @@ use anyhow::Result;
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::ConfigArgs;
 use super::complete;
 use super::delivery::OutputArgs;
+use super::{ConfigArgs, LogArgs};
 use crate::app;
 use crate::config::{DurationRange, duration_text};
 use crate::doctor;
@@ -76,8 +76,8 @@ fn endpoint(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn run(args: &RecordArgs, level: Option<&str>) -> Result<ExitCode> {
-    let mut config = super::load(&args.config, level, "warn")?;
+pub(super) fn run(args: &RecordArgs, log: &LogArgs) -> Result<ExitCode> {
+    let mut config = super::load(&args.config, log, "warn")?;
     if let Some(frames) = args.output.frames {
         config.frames = frames;
     }

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::ConfigArgs;
 use super::status_text::text;
+use super::{ConfigArgs, LogArgs};
 use crate::metrics::ask;
 use crate::model::clock::unix_ms_now;
 
@@ -34,8 +34,8 @@ pub(super) struct StatusArgs {
     json: bool,
 }
 
-pub(super) fn run(args: &StatusArgs, level: Option<&str>) -> Result<ExitCode> {
-    let config = super::load(&args.config, level, "warn")?;
+pub(super) fn run(args: &StatusArgs, log: &LogArgs) -> Result<ExitCode> {
+    let config = super::load(&args.config, log, "warn")?;
     let address = args.metrics.or(config.metrics).context(
         "no address of a daemon is known. Start the daemon with --metrics 127.0.0.1:9464, or set \
          `metrics` in the configuration or PROFILERD_METRICS, and give `status` the same address",

@@ -13,6 +13,7 @@ use crate::output::{clean, counts_text, periods_text, row};
 pub(super) fn text(observation: &Observation, now_ms: i64) -> String {
     let Observation {
         process,
+        obstacles,
         tasks,
         capture,
         discovery,
@@ -20,6 +21,9 @@ pub(super) fn text(observation: &Observation, now_ms: i64) -> String {
         counters,
     } = observation;
     let mut text = process_text(process, now_ms);
+    for obstacle in obstacles {
+        text.push_str(&format!("! not ready: {}\n", clean(obstacle)));
+    }
     text.push_str(&tasks_text(tasks));
     text.push_str(&capture_text(capture));
     text.push_str(&discovery_text(discovery));
@@ -90,6 +94,10 @@ fn tasks_text(tasks: &TaskObservation) -> String {
     if tasks.processes_left_out > 0 {
         let what = "processes left out because they do not let themselves be read: see the log";
         text.push_str(&row(tasks.processes_left_out, true, what));
+    }
+    if tasks.processes_refused > 0 {
+        let what = "processes that are not to be profiled, by their pod or the configuration";
+        text.push_str(&row(tasks.processes_refused, false, what));
     }
     if tasks.requests_unbound > 0 {
         text.push_str(&row(
@@ -243,6 +251,18 @@ fn delivery_text(delivery: &DeliveryObservation, now_ms: i64) -> String {
 mod tests {
     use super::*;
 
+    /// Check that what is in the way is told before everything else, on a line each.
+    #[test]
+    fn obstacles_are_told() {
+        let observation = Observation {
+            obstacles: vec!["no OAP has been reached\n yet".to_owned()],
+            ..at_work()
+        };
+        let text = text(&observation, NOW_MS);
+        let line = text.lines().find(|line| line.starts_with("! not ready: "));
+        assert!(line.unwrap().ends_with(" yet"), "{text}");
+    }
+
     const NOW_MS: i64 = 1_795_405_209_971;
 
     fn at_work() -> Observation {
@@ -261,6 +281,7 @@ mod tests {
                 resident_bytes: 37 << 20,
                 open_fds: 31,
             },
+            obstacles: Vec::new(),
             tasks: TaskObservation {
                 live: 1,
                 started: 2,

@@ -16,11 +16,11 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use profiler_proto::profilerd as pb;
 
-use super::ConfigArgs;
 use super::complete::{self, OAP_DEFAULT};
 use super::delivery::OutputArgs;
 use super::task_text::{self as text, Start};
 use super::token::TokenArgs;
+use super::{ConfigArgs, LogArgs};
 use crate::config::Config;
 use crate::embedded::{TaskClient, wire};
 use crate::model::clock::unix_ms_now;
@@ -167,12 +167,12 @@ struct CancelArgs {
 /// # Errors
 ///
 /// If the OAP cannot be reached, refuses, or the result cannot be written.
-pub(super) fn run(args: &TaskArgs, level: Option<&str>) -> Result<ExitCode> {
+pub(super) fn run(args: &TaskArgs, log: &LogArgs) -> Result<ExitCode> {
     if let Some(refusal) = args.target.token.refusal() {
         super::say(refusal);
         return Ok(ExitCode::from(super::EXIT_USAGE));
     }
-    let config = super::load(&args.config, level, "warn")?;
+    let config = super::load(&args.config, log, "warn")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::unit::DurationRange;
+use super::unit::{DurationRange, as_duration};
 use super::{Config, file};
 use crate::request::{EndpointError, Templates};
 
@@ -14,7 +14,7 @@ pub(super) const WINDOW: DurationRange = DurationRange::ms(1_000, 300_000);
 pub(super) const INTERVAL: DurationRange = DurationRange::ms(10_000, 86_400_000);
 
 /// When endpoints are looked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiscoveryMode {
     /// Never.
@@ -36,17 +36,17 @@ impl DiscoveryMode {
 }
 
 /// Looking for endpoints.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DiscoverySettings {
     /// When.
     pub mode: DiscoveryMode,
     /// How long a window is. In 10 s a service with a request in five seconds shows what it is asked for.
-    #[serde(deserialize_with = "window")]
+    #[serde(deserialize_with = "window", serialize_with = "as_duration")]
     pub window: Duration,
     /// Time between the beginnings of two windows. 5 min: what people will ask for next rarely changes sooner, and
     /// 10 s of it are a thirtieth of the time.
-    #[serde(deserialize_with = "interval")]
+    #[serde(deserialize_with = "interval", serialize_with = "as_duration")]
     pub interval: Duration,
     /// Paths that stand for all that they match, beside ids that are recognised.
     #[serde(deserialize_with = "file::section")]
@@ -54,7 +54,7 @@ pub struct DiscoverySettings {
 }
 
 /// Templates of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TemplateRule {
     /// Name of the service, `*` for all.

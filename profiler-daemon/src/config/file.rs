@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_path_to_error::Track;
 use thiserror::Error;
 
 use super::Config;
@@ -51,7 +53,8 @@ pub enum ConfigError {
     },
 }
 
-pub(super) fn read(path: &Path) -> Result<Config, ConfigError> {
+/// The text of a file.
+pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable {
         path: path.to_owned(),
         source,
@@ -65,42 +68,61 @@ pub(super) fn read(path: &Path) -> Result<Config, ConfigError> {
     if length as u64 > FILE_MAX_BYTES {
         return Err(unreadable(io::Error::other("it is larger than 1 MiB")));
     }
-    parse(&text, &path.display().to_string())
+    Ok(text)
 }
 
+/// Reads the text of a file; `file` names it in errors.
 pub(super) fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
+    let mut track = Track::new();
     // A file of comments only is an empty document.
-    let options = || {
-        serde_saphyr::options! {
-            alias_limits: serde_saphyr::alias_limits! {
-                max_total_replayed_events: ALIASED_NODES_MAX,
-            },
-        }
-    };
     let parsed = serde_saphyr::from_str_with_options::<Option<PlainTexts>>(text, options())
-        .and_then(|_| serde_saphyr::from_str_with_options::<Option<Config>>(text, options()));
+        .and_then(|_| {
+            serde_saphyr::with_deserializer_from_str_with_options(text, options(), |values| {
+                let values = serde_path_to_error::Deserializer::new(values, &mut track);
+                Option::<Config>::deserialize(values)
+            })
+        });
     parsed.map(Option::unwrap_or_default).map_err(|error| {
         let location = error.location();
         ConfigError::Content {
             file: file.to_owned(),
             line: location.as_ref().map_or(0, serde_saphyr::Location::line),
             column: location.as_ref().map_or(0, serde_saphyr::Location::column),
-            problem: problem(&error),
+            problem: problem(&error, &track.path()),
         }
     })
 }
 
-fn problem(error: &serde_saphyr::Error) -> String {
+/// The values of a text that [`parse`] accepts.
+pub(super) fn value(text: &str) -> anyhow::Result<Value> {
+    let value: Option<Value> = serde_saphyr::from_str_with_options(text, options())?;
+    Ok(value.unwrap_or_default())
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: ALIASED_NODES_MAX,
+        },
+    }
+}
+
+/// What is wrong with the value of a key.
+fn problem(error: &serde_saphyr::Error, key: &serde_path_to_error::Path) -> String {
     use serde_saphyr::Error as E;
-    match error.without_snippet() {
+    let problem = match error.without_snippet() {
         E::SerdeUnknownField {
             field, expected, ..
-        } => unknown("key", field, expected),
+        } => return unknown("key", field, expected),
         E::SerdeUnknownVariant {
             variant, expected, ..
         } => unknown("value", variant, expected),
         E::SerdeMissingField { field, .. } => format!("the key {field:?} is missing"),
         other => other.to_string(),
+    };
+    match key.iter().next() {
+        Some(_) => format!("{key}: {problem}"),
+        None => problem,
     }
 }
 
@@ -166,11 +188,17 @@ mod tests {
         let text = error("oap:\n  poll_interval: 1ms\n");
         assert!(text.starts_with("p.yaml:2:"), "{text}");
         assert!(
-            text.contains("accepted is 1s to 5m, the nearest is 1s"),
+            text.contains(
+                "oap.poll_interval: 1ms is out of range: accepted is 1s to 5m, the nearest is 1s"
+            ),
             "{text}"
         );
         let text = error("code_signature: lines\n");
-        assert!(text.contains("did you mean \"line\"?"), "{text}");
+        assert!(
+            text.contains("code_signature: unknown value")
+                && text.contains("did you mean \"line\"?"),
+            "{text}"
+        );
         let text = error("limits:\n\n  sample_queue: many\n");
         assert!(text.starts_with("p.yaml:3:"), "{text}");
         assert!(error("oap: [1]\n").starts_with("p.yaml:1:"));

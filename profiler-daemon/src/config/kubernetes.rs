@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::file;
 
 /// Where pods are asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KubernetesSettings {
     /// Whether to ask the API server for the pods of this node.
@@ -18,6 +21,31 @@ pub struct KubernetesSettings {
     pub token_file: PathBuf,
     /// Certificates of the API server, in PEM.
     pub ca_file: PathBuf,
+    /// Namespaces whose pods are never profiled.
+    #[serde(deserialize_with = "file::section")]
+    pub deny_namespaces: Vec<String>,
+    /// Of pods, only those that ask for it are profiled: with `profilerd.io/profile: "true"`.
+    pub only_annotated: bool,
+    /// Processes of this host that are in no pod are profiled as well.
+    pub host_processes: bool,
+}
+
+impl KubernetesSettings {
+    /// Whether some processes are left out by these settings, beside those of pods that refuse.
+    #[must_use]
+    pub fn restricts(&self) -> bool {
+        !self.deny_namespaces.is_empty() || self.only_annotated || !self.host_processes
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.enabled == Enabled::False && self.restricts() {
+            bail!(
+                "kubernetes.deny_namespaces, kubernetes.only_annotated and kubernetes.host_processes need \
+                 kubernetes.enabled: set it to true, or remove them; without the API server no pod is known"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Whether something is done.
@@ -50,6 +78,16 @@ impl<'de> Deserialize<'de> for Enabled {
     }
 }
 
+impl Serialize for Enabled {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::True => to.serialize_bool(true),
+            Self::False => to.serialize_bool(false),
+            Self::Auto => to.serialize_str("auto"),
+        }
+    }
+}
+
 impl Default for KubernetesSettings {
     fn default() -> Self {
         let account = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
@@ -59,6 +97,9 @@ impl Default for KubernetesSettings {
             node_name: None,
             token_file: account.join("token"),
             ca_file: account.join("ca.crt"),
+            deny_namespaces: Vec::new(),
+            only_annotated: false,
+            host_processes: true,
         }
     }
 }

@@ -7,39 +7,49 @@
 //!
 //! docs/configuration.md has every key with default, unit, range and reason; a test reads it.
 
+mod change;
 mod discovery;
+mod entry;
 mod environment;
 mod file;
 mod kubernetes;
+mod options;
+mod origin;
 mod plain;
 mod rule;
 mod settings;
+mod source;
 mod template;
 mod unit;
+mod variable;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::embedded::store::StoreLimits;
 use crate::embedded::{DataDir, EmbeddedConfig};
 use crate::frames::FrameSet;
 use crate::guard::Budget;
 use crate::oap::graphql::GraphqlClient;
-use crate::oap::{OapConfig, QueueRoom, TlsConfig};
+use crate::oap::{OapConfig, QueueRoom, TlsConfig, TokenSource};
+use crate::request::TrackerLimits;
 
+pub use change::{Change, OapOwner};
 pub use discovery::{DiscoveryMode, DiscoverySettings, TemplateRule};
 pub use file::{ConfigError, nearest};
 pub use kubernetes::{Enabled, KubernetesSettings};
+pub use options::Options;
+pub use origin::{Origin, Origins};
 pub use rule::{Pattern, RuleMatch, ServiceRule};
-use settings::range;
 pub use settings::{
-    AgentProfiler, CodeSignature, Limits, LogLevel, LogSettings, OapSettings, ProcessSettings,
-    Secret, StandaloneSettings, TlsSettings, TokenFile,
+    AgentProfiler, CodeSignature, Limits, LogFormat, LogLevel, LogSettings, OapSettings,
+    ProcessSettings, Secret, StandaloneSettings, TlsSettings, TokenFile,
 };
+pub use source::{ConfigSource, Loaded};
 pub use template::{LABEL, Template};
 pub use unit::{DurationRange, SizeRange, duration_text, parse_duration};
 
@@ -60,6 +70,13 @@ fn state_folder(text: &str) -> Option<PathBuf> {
 fn state_dir<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     Ok(text.as_deref().and_then(state_folder))
+}
+
+fn as_state_dir<S: Serializer>(folder: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+    match folder {
+        Some(folder) => folder.serialize(to),
+        None => to.serialize_str("none"),
+    }
 }
 
 /// An address, or `off`.
@@ -105,7 +122,7 @@ fn metrics<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<SocketAdd
 }
 
 /// Everything that can be configured.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where results go.
@@ -127,7 +144,7 @@ pub struct Config {
     #[serde(deserialize_with = "file::section")]
     pub limits: Limits,
     /// Where `daemon` keeps what a restart has to know, and `standalone` its data; `None` keeps nothing.
-    #[serde(deserialize_with = "state_dir")]
+    #[serde(deserialize_with = "state_dir", serialize_with = "as_state_dir")]
     pub state_dir: Option<PathBuf>,
     /// The OAP of `standalone`.
     #[serde(deserialize_with = "file::section")]
@@ -168,27 +185,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Defaults, then `file`, then the environment. Warnings come with it, for the log that is not
-    /// there yet.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read, has an unknown key, or a value is out of range; the text names the
-    /// place and what is accepted.
-    pub fn load(
-        file: Option<&Path>,
-        variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<(Self, Vec<String>)> {
-        let mut config = match file {
-            Some(path) => file::read(path)?,
-            None => Self::default(),
-        };
-        let warnings = environment::apply(&mut config, variables)?;
-        config.check()?;
-        Ok((config, warnings))
-    }
-
-    /// Reads the text of a file as [`Self::load`] does.
+    /// Reads the text of a file as [`ConfigSource::load`] does.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let config = file::parse(text, "text")?;
@@ -212,6 +209,10 @@ impl Config {
         if !tls.enabled && (tls.ca_file.is_some() || tls.cert_file.is_some()) {
             bail!("oap.tls has files but oap.tls.enabled is false; set it to true, or remove them");
         }
+        if self.oap.authentication.is_some() && self.oap.token_file.is_some() {
+            bail!("oap.authentication and oap.token_file are both given: give one of them");
+        }
+        self.kubernetes.check()?;
         if let Some(url) = &self.oap.query {
             GraphqlClient::new(url).context("oap.query cannot be used")?;
         }
@@ -273,6 +274,14 @@ impl Config {
         }
     }
 
+    /// What is tracked at once.
+    #[must_use]
+    pub fn tracker_limits(&self) -> TrackerLimits {
+        TrackerLimits {
+            max_open_requests: self.limits.max_open_requests as usize,
+        }
+    }
+
     /// What the overhead guard holds the daemon to.
     #[must_use]
     pub fn budget(&self) -> Budget {
@@ -280,6 +289,16 @@ impl Config {
             cpu_percent: self.limits.max_cpu_percent,
             ends_for_hooks: self.limits.end_tasks_for_hooks,
             memory_bytes: u64::from(self.limits.max_memory_mb) << 20,
+        }
+    }
+
+    /// Where the token for the OAP is.
+    #[must_use]
+    pub fn token_source(&self) -> TokenSource {
+        match (&self.oap.authentication, &self.oap.token_file) {
+            (Some(Secret(token)), _) => TokenSource::Given(token.clone()),
+            (None, Some(file)) => TokenSource::File(file.clone()),
+            (None, None) => TokenSource::None,
         }
     }
 
@@ -293,7 +312,7 @@ impl Config {
             domain: oap.tls.server_name.clone(),
         });
         OapConfig {
-            token: oap.authentication.as_ref().map(|token| token.0.clone()),
+            token: self.token_source(),
             tls,
             // Names that are none were refused at the start.
             local_users: self.local_users().unwrap_or_default(),
@@ -353,6 +372,11 @@ mod tests {
             "code_signature",
             "frames",
             "level",
+            "format",
+            "oap.token_file",
+            "deny_namespaces",
+            "only_annotated",
+            "host_processes",
             "metrics",
             "host_names",
             "api_server",
@@ -367,24 +391,6 @@ mod tests {
         ] {
             assert!(page.contains(key), "{key} is not documented");
         }
-    }
-
-    /// Check that the later source wins: file over default, environment over file.
-    #[test]
-    fn the_environment_wins_over_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("p.yaml");
-        std::fs::write(
-            &path,
-            "oap:\n  backends: [file:1]\n  authentication: from-file\n",
-        )
-        .unwrap();
-        let variables = [("SW_AGENT_COLLECTOR_BACKEND_SERVICES", "a:1, b:2")];
-        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let (config, warnings) = Config::load(Some(&path), variables).unwrap();
-        assert_eq!(config.oap.backends, ["a:1", "b:2"]);
-        assert_eq!(config.oap.authentication.unwrap().0, "from-file");
-        assert!(warnings.is_empty());
     }
 
     /// Check that metrics are off unless an address is given, and that anything else is refused with an

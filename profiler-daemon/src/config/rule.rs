@@ -5,6 +5,7 @@ use std::fmt;
 
 use regex_lite::Regex;
 use serde::de::{Deserialize, Deserializer, Error};
+use serde::{Serialize, Serializer};
 
 use super::template::Template;
 use crate::model::plain::is_plain;
@@ -38,22 +39,29 @@ pub struct ServiceRule {
 }
 
 /// Conditions; all that are given must hold, and one must be given.
-#[derive(Clone, Debug, Default, PartialEq, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuleMatch {
     /// Path of the executable, or its file name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub exe: Option<String>,
     /// Expression to find in the command line, its arguments joined by spaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Pattern>,
     /// Expression to find in the path of the control group.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<Pattern>,
     /// TCP port the process listens on.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub listen_port: Option<u16>,
     /// Expression to find in the name of the container.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<Pattern>,
     /// Kubernetes namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Labels that the pod must have, with these values.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -110,22 +118,51 @@ impl<'de> Deserialize<'de> for Pattern {
     }
 }
 
-#[derive(serde::Deserialize)]
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.0.as_str())
+    }
+}
+
+/// A rule as it is written.
+#[derive(serde::Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawRule {
     r#match: RuleMatch,
     service: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     instance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     layer: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     properties: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tags: BTreeMap<String, String>,
 }
 
 impl<'de> Deserialize<'de> for ServiceRule {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         Self::checked(RawRule::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for ServiceRule {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let pairs = |of: &[(String, Template)]| {
+            let pairs = of.iter();
+            pairs
+                .map(|(key, value)| (key.clone(), value.to_string()))
+                .collect()
+        };
+        let raw = RawRule {
+            r#match: self.matches.clone(),
+            service: self.service.to_string(),
+            instance: self.instance.as_ref().map(Template::to_string),
+            layer: self.layer.clone(),
+            properties: pairs(&self.properties),
+            tags: pairs(&self.tags),
+        };
+        raw.serialize(to)
     }
 }
 

@@ -4,13 +4,13 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::file;
-use super::unit::{DurationRange, NumberRange, SizeRange};
+use super::unit::{DurationRange, NumberRange, SizeRange, as_duration, as_size};
 
 /// The OAP and how to talk to it.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OapSettings {
     /// OAPs as `host:port`; the first that can be reached is used. `daemon` needs one.
@@ -18,13 +18,21 @@ pub struct OapSettings {
     pub backends: Vec<String>,
     /// Token sent as `authentication` metadata.
     pub authentication: Option<Secret>,
+    /// File with that token instead. Read again while we run, because Kubernetes replaces the files of a Secret.
+    pub token_file: Option<PathBuf>,
     /// Time between two task queries of a service. Agents ask every 20 s, which is the largest part of a
     /// task's start latency; a query is one small call. Above 100 services it grows with their number.
-    #[serde(deserialize_with = "OapSettings::poll_interval")]
+    #[serde(
+        deserialize_with = "OapSettings::poll_interval",
+        serialize_with = "as_duration"
+    )]
     pub poll_interval: Duration,
     /// Time between two heartbeats of an instance. 30 s, as agents do: OAP takes an instance for gone
     /// after a few minutes of silence.
-    #[serde(deserialize_with = "OapSettings::heartbeat_interval")]
+    #[serde(
+        deserialize_with = "OapSettings::heartbeat_interval",
+        serialize_with = "as_duration"
+    )]
     pub heartbeat_interval: Duration,
     /// Names or numbers of users who may run the OAP on this host, beside root and our own. Without TLS nothing
     /// is sent to a port of this host that another user listens on.
@@ -42,7 +50,7 @@ pub struct OapSettings {
 
 /// What to do with processes whose own agent runs profile tasks. An OAP keeps one row per task, segment and
 /// sequence: two reporters of one segment destroy each other's result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AgentProfiler {
     /// Leave such processes to their agents.
@@ -53,7 +61,7 @@ pub enum AgentProfiler {
 }
 
 /// Files for TLS, in PEM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsSettings {
     /// Speak TLS. Off by default, as OAP's port 11800 does not.
@@ -69,16 +77,19 @@ pub struct TlsSettings {
 }
 
 /// How processes are found.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProcessSettings {
     /// Time between two scans of /proc: how soon a new process is known to the OAP.
-    #[serde(deserialize_with = "ProcessSettings::scan_interval")]
+    #[serde(
+        deserialize_with = "ProcessSettings::scan_interval",
+        serialize_with = "as_duration"
+    )]
     pub scan_interval: Duration,
 }
 
 /// Budgets of memory and work.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Processor time that profiled requests take in the daemon and its BPF programs, in percent of one core. Over
@@ -102,26 +113,39 @@ pub struct Limits {
     #[serde(deserialize_with = "Limits::snapshot_queue")]
     pub snapshot_queue: u32,
     /// Size of the ring of request events. 1 MiB holds the starts of 250 requests with long heads.
-    #[serde(rename = "requests_ring", deserialize_with = "Limits::requests_ring")]
+    #[serde(
+        rename = "requests_ring",
+        deserialize_with = "Limits::requests_ring",
+        serialize_with = "as_size"
+    )]
     pub requests_ring_bytes: u32,
     /// Size of the ring of on-CPU samples. 4 MiB holds 200 samples of the largest size.
-    #[serde(rename = "samples_ring", deserialize_with = "Limits::samples_ring")]
+    #[serde(
+        rename = "samples_ring",
+        deserialize_with = "Limits::samples_ring",
+        serialize_with = "as_size"
+    )]
     pub samples_ring_bytes: u32,
     /// Memory of these snapshots. 128 MiB holds the largest request an OAP can show, 12,000 stacks of 500
     /// frames that all differ.
     #[serde(
         rename = "snapshot_memory",
-        deserialize_with = "Limits::snapshot_memory"
+        deserialize_with = "Limits::snapshot_memory",
+        serialize_with = "as_size"
     )]
     pub snapshot_memory_bytes: u32,
     /// Size of the files that keep what the queue has no room for, in `state_dir`. 256 MiB holds hours of
     /// tasks: names and stacks are written once a request.
-    #[serde(rename = "spool", deserialize_with = "Limits::spool")]
+    #[serde(
+        rename = "spool",
+        deserialize_with = "Limits::spool",
+        serialize_with = "as_size"
+    )]
     pub spool_bytes: u32,
 }
 
 /// The OAP of `standalone`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StandaloneSettings {
     /// Where tasks and results are kept, `:memory:` for nowhere; if not given, in [`super::Config::state_dir`].
@@ -134,7 +158,10 @@ pub struct StandaloneSettings {
     #[serde(deserialize_with = "StandaloneSettings::retention_days")]
     pub retention_days: u32,
     /// Most space for all tasks. 1 GiB holds tens of millions of snapshots.
-    #[serde(deserialize_with = "StandaloneSettings::max_bytes")]
+    #[serde(
+        deserialize_with = "StandaloneSettings::max_bytes",
+        serialize_with = "as_size"
+    )]
     pub max_bytes: u64,
 }
 
@@ -159,13 +186,23 @@ impl TokenFile {
     }
 }
 
+impl Serialize for TokenFile {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::InStateDir => to.serialize_none(),
+            Self::At(path) => path.serialize(to),
+            Self::Off => to.serialize_str("none"),
+        }
+    }
+}
+
 fn token_file<'de, D: serde::Deserializer<'de>>(from: D) -> Result<TokenFile, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     Ok(text.as_deref().map(TokenFile::parse).unwrap_or_default())
 }
 
 /// What the text of a stack frame stands for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CodeSignature {
     /// The function: stable while it runs, so that OAP's durations are right.
@@ -176,15 +213,33 @@ pub enum CodeSignature {
 }
 
 /// What is logged.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
     /// Least severity shown; if not given, `info` for what runs on and `warn` for what ends.
     pub level: Option<LogLevel>,
+    /// How a line is written. Text by default: a person reads the journal.
+    pub format: LogFormat,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// A JSON object, for programs that collect logs.
+    Json,
+}
+
+impl LogFormat {
+    /// Every format with its name.
+    pub const NAMED: [(&str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
 }
 
 /// Severity of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// We stopped doing something.
@@ -210,11 +265,18 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{self:?}"))
+    }
+}
+
 impl Default for OapSettings {
     fn default() -> Self {
         Self {
             backends: Vec::new(),
             authentication: None,
+            token_file: None,
             local_users: Vec::new(),
             poll_interval: Duration::from_secs(2),
             heartbeat_interval: Duration::from_secs(30),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::Serializer;
 use serde::de::{Deserialize, Deserializer, Error};
 
 /// Milliseconds per unit, the largest first.
@@ -61,6 +62,19 @@ pub fn duration_text(duration: Duration) -> String {
         u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         &TIME_UNITS,
     )
+}
+
+/// Writes a duration as [`parse_duration`] reads it.
+pub(super) fn as_duration<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&duration_text(*duration))
+}
+
+/// Writes a size as [`SizeRange::parse`] reads it.
+pub(super) fn as_size<S: Serializer, T: Copy + Into<u64>>(
+    bytes: &T,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&in_units((*bytes).into(), &SIZE_UNITS))
 }
 
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {

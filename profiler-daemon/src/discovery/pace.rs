@@ -56,6 +56,11 @@ impl Pace {
         }
     }
 
+    /// Has another budget from now on.
+    pub fn set_budget(&mut self, percent: u32) {
+        self.budget_percent = percent.max(1);
+    }
+
     /// Decides, given the services there are; nothing begins while the overhead guard acts.
     pub fn decide<'a>(
         &mut self,

@@ -39,14 +39,14 @@ mod kind;
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use kind::kind_of;
 
 use crate::model::{Frame, FrameKind};
 
 /// Which frames are shown and sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FrameSet {
     /// Those of the application, with what it called and what it waits for.

@@ -154,6 +154,11 @@ impl Guard {
         self.stretch
     }
 
+    /// Holds the daemon to another budget from now on.
+    pub fn set_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+    }
+
     /// No task is live any more.
     pub fn reset(&mut self) {
         *self = Self::new(self.budget);

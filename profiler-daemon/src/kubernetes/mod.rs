@@ -56,18 +56,51 @@ pub const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// Pauses after failures, the first and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Starts to learn pods if the settings say so. The receiver has none until the first list is there.
+/// The pods as they are known.
+#[derive(Clone, Debug)]
+pub struct PodWatch {
+    /// The latest; none until the first list is there.
+    pub pods: watch::Receiver<Arc<Pods>>,
+    problem: watch::Receiver<Option<Arc<str>>>,
+}
+
+impl PodWatch {
+    /// Why pods are not known, or not up to date, if that is so.
+    #[must_use]
+    pub fn problem(&self) -> Option<Arc<str>> {
+        self.problem.borrow().clone()
+    }
+}
+
+/// Whether the settings ask for pods.
 ///
 /// # Errors
 ///
-/// It is to be on, and something that it needs is not given.
-pub fn watch_pods(settings: &KubernetesSettings) -> Result<Option<watch::Receiver<Arc<Pods>>>> {
-    let Some(target) = Target::from(settings, |name| std::env::var(name).ok())? else {
-        return Ok(None);
-    };
-    let (sender, receiver) = watch::channel(Arc::default());
-    tokio::spawn(run(Api::new(target), sender, Backoff::new(PAUSES)));
-    Ok(Some(receiver))
+/// They do, and something that it needs is not given.
+pub fn reads_pods(settings: &KubernetesSettings) -> Result<bool> {
+    Ok(target(settings)?.is_some())
+}
+
+/// Starts to learn pods if the settings say so.
+///
+/// # Errors
+///
+/// As [`reads_pods`].
+pub fn watch_pods(settings: &KubernetesSettings) -> Result<Option<PodWatch>> {
+    let target = target(settings)?;
+    Ok(target.map(|target| start(target, Backoff::new(PAUSES))))
+}
+
+fn target(settings: &KubernetesSettings) -> Result<Option<Target>> {
+    Target::from(settings, |name| std::env::var(name).ok())
+}
+
+fn start(target: Target, backoff: Backoff) -> PodWatch {
+    let (sender, pods) = watch::channel(Arc::default());
+    let first = "pods have not been read from Kubernetes yet";
+    let (problem_sender, problem) = watch::channel(Some(first.into()));
+    tokio::spawn(run(Api::new(target), sender, problem_sender, backoff));
+    PodWatch { pods, problem }
 }
 
 /// The pods as they are now, for a command that ends; `None` if the settings do not ask for them.
@@ -76,7 +109,7 @@ pub fn watch_pods(settings: &KubernetesSettings) -> Result<Option<watch::Receive
 ///
 /// They cannot be had within `deadline`.
 pub async fn pods_now(settings: &KubernetesSettings, deadline: Duration) -> Result<Option<Pods>> {
-    let Some(target) = Target::from(settings, |name| std::env::var(name).ok())? else {
+    let Some(target) = target(settings)? else {
         return Ok(None);
     };
     let api = Api::new(target);
@@ -86,20 +119,24 @@ pub async fn pods_now(settings: &KubernetesSettings, deadline: Duration) -> Resu
 }
 
 /// Runs until the pods are no longer needed.
-async fn run(api: Api, pods: watch::Sender<Arc<Pods>>, mut backoff: Backoff) {
+async fn run(
+    api: Api,
+    pods: watch::Sender<Arc<Pods>>,
+    problem: watch::Sender<Option<Arc<str>>>,
+    mut backoff: Backoff,
+) {
     let mut is_told = false;
     loop {
         let ended = tokio::select! {
-            ended = follow(&api, &pods, &mut backoff, &mut is_told) => ended,
+            ended = follow(&api, &pods, &problem, &mut backoff, &mut is_told) => ended,
             () = pods.closed() => return,
         };
-        if let Err(error) = ended
-            && !std::mem::replace(&mut is_told, true)
-        {
-            tracing::warn!(
-                known = pods.borrow().len(),
-                "pods cannot be read from Kubernetes, trying again: {error:#}"
-            );
+        if let Err(error) = ended {
+            let text = format!("pods cannot be read from Kubernetes: {error:#}");
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!(known = pods.borrow().len(), "{text}; trying again");
+            }
+            problem.send_replace(Some(text.into()));
         }
         tokio::select! {
             () = sleep(backoff.pause()) => {}
@@ -112,12 +149,14 @@ async fn run(api: Api, pods: watch::Sender<Arc<Pods>>, mut backoff: Backoff) {
 async fn follow(
     api: &Api,
     pods: &watch::Sender<Arc<Pods>>,
+    problem: &watch::Sender<Option<Arc<str>>>,
     backoff: &mut Backoff,
     is_told: &mut bool,
 ) -> Result<()> {
     let listed = timeout(LIST_TIMEOUT, list(api)).await;
     let mut known = listed.unwrap_or_else(|_| bail!("no list within {LIST_TIMEOUT:?}"))?;
     publish(pods, &known);
+    problem.send_replace(None);
     if std::mem::take(is_told) {
         tracing::info!(
             known = known.by_uid.len(),
@@ -137,7 +176,10 @@ async fn follow(
             .await
             .unwrap_or_else(|_| bail!("the watch did not end within {WATCH_TIMEOUT:?}"))?;
         match events {
-            None => return Ok(()),
+            None => {
+                tracing::debug!("the version of the watch has expired; pods are listed anew");
+                return Ok(());
+            }
             Some(0) => sleep(backoff.pause()).await, // a server that ends every watch at once
             Some(_) => backoff.reset(),
         }

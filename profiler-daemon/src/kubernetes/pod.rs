@@ -4,12 +4,14 @@
 //! Out: [`Pod`]s by uid, and the version to go on from
 //! Lost: labels and containers beyond a bound
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::model::name;
-use crate::process::Pod;
+use crate::process::{PROFILE_KEY, Pod};
 
 /// Labels, and containers, kept of a pod.
 const ENTRIES_MAX: usize = 64;
@@ -80,7 +82,8 @@ struct RawMeta {
     namespace: String,
     uid: String,
     resource_version: String,
-    labels: Option<std::collections::BTreeMap<String, String>>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
     owner_references: Option<Vec<RawOwner>>,
 }
 
@@ -164,15 +167,27 @@ impl Event {
     }
 }
 
+impl RawMeta {
+    /// Whether the pod is to be profiled. A label and an annotation must both allow it, and a slip does not.
+    fn may_profile(&self) -> Option<bool> {
+        let given = [&self.labels, &self.annotations];
+        let given = given.into_iter().flatten();
+        let mut values = given.filter_map(|it| it.get(PROFILE_KEY)).peekable();
+        values.peek()?;
+        Some(values.all(|value| value == "true"))
+    }
+}
+
 impl RawPod {
     fn into_pod(self) -> (String, Pod) {
         let (meta, status) = (self.metadata, self.status);
+        let may_profile = meta.may_profile();
         let labels = meta
             .labels
             .unwrap_or_default()
             .into_iter()
             .take(ENTRIES_MAX);
-        let labels: std::collections::BTreeMap<String, String> = labels
+        let labels: BTreeMap<String, String> = labels
             .map(|(key, value)| (text(&key), text(&value)))
             .collect();
         let owners = meta.owner_references.unwrap_or_default();
@@ -200,6 +215,7 @@ impl RawPod {
             namespace: text(&meta.namespace),
             ip: status.pod_ip.as_deref().map(text),
             containers: containers.take(ENTRIES_MAX).collect(),
+            may_profile,
             labels,
         };
         (text(&meta.uid), pod)
@@ -269,6 +285,30 @@ mod tests {
         for bad in ["", "[]", "{}", "{\"kind\":\"Status\"}", "<html>"] {
             assert!(List::parse(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    /// Check that label and annotation say whether a pod is to be profiled, and that what is not `true` refuses.
+    #[test]
+    fn a_pod_says_whether_it_is_to_be_profiled() {
+        let of = |labels: &str, annotations: &str| {
+            let json = format!(
+                r#"{{"metadata":{{"uid":"u","labels":{labels},"annotations":{annotations}}}}}"#
+            );
+            let pod: RawPod = serde_json::from_str(&json).unwrap();
+            pod.into_pod().1.may_profile
+        };
+        let says = |value: &str| format!(r#"{{"profilerd.io/profile":"{value}"}}"#);
+        let (yes, no, slip) = (says("true"), says("false"), says("flase"));
+        assert_eq!(of("null", "null"), None);
+        assert_eq!(of("{\"a\":\"b\"}", &yes), Some(true));
+        assert_eq!(of(&yes, "{}"), Some(true));
+        for (label, annotation) in [(&no, &yes), (&yes, &no), (&slip, &yes), (&no, &no)] {
+            assert_eq!(of(label, annotation), Some(false));
+        }
+        // However many labels there are.
+        let many: Vec<String> = (0..200).map(|n| format!("\"a{n}\":\"\"")).collect();
+        let many = format!("{{{},\"profilerd.io/profile\":\"false\"}}", many.join(","));
+        assert_eq!(of(&many, "null"), Some(false));
     }
 
     /// Check every event of a watch.

@@ -164,17 +164,17 @@ fn settings(folder: &Path, server: &str) -> KubernetesSettings {
         node_name: Some("node 1".to_owned()),
         token_file,
         ca_file: folder.join("ca.crt"),
+        ..KubernetesSettings::default()
     }
 }
 
-fn start(settings: &KubernetesSettings) -> watch::Receiver<Arc<Pods>> {
+fn start(settings: &KubernetesSettings) -> PodWatch {
     let target = Target::from(settings, |_| None).unwrap().unwrap();
-    let (sender, receiver) = watch::channel(Arc::default());
-    tokio::spawn(run(Api::new(target), sender, Backoff::new(PAUSES)));
-    receiver
+    super::start(target, Backoff::new(PAUSES))
 }
 
-async fn wait_for(pods: &mut watch::Receiver<Arc<Pods>>, names: &[&str]) {
+async fn wait_for(watched: &mut PodWatch, names: &[&str]) {
+    let pods = &mut watched.pods;
     let is_there = |pods: &Arc<Pods>| {
         let mut found: Vec<_> = pods.iter().map(|pod| pod.name.clone()).collect();
         found.sort();
@@ -285,9 +285,12 @@ async fn a_failing_server_is_outlived() {
         }
     });
     waited.await.expect("it gave up");
-    assert_eq!(pods.borrow().len(), 1, "what was known is forgotten");
+    assert_eq!(pods.pods.borrow().len(), 1, "what was known is forgotten");
+    let problem = pods.problem().unwrap();
+    assert!(problem.starts_with("pods cannot be read"), "{problem}");
     server.say(page(&[pod("b", "2")], ""));
     wait_for(&mut pods, &["b"]).await;
+    assert_eq!(pods.problem(), None);
 }
 
 /// Check that a server that does not answer, and one with a foreign certificate, are errors in time.

@@ -1,6 +1,6 @@
 //! The daemon's own figures for others: as Prometheus' text for monitoring, as JSON for `profilerd status`.
 //!
-//! In:  `GET /metrics`, `/status.json` and `/healthz` over HTTP/1.1
+//! In:  `GET /metrics`, `/status.json`, `/healthz` and `/readyz` over HTTP/1.1
 //! Out: an [`crate::model::Observation`] of that moment, asked of [`crate::app`] by [`Questions`]
 //! Lost: nothing; while the daemon stops or is too busy to answer, the status is 503
 //!

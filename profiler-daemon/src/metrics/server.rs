@@ -1,6 +1,6 @@
 //! Answers scrapes. Everybody who reaches the port may ask, so no figure is about a single service.
 //!
-//! In:  `GET` and `HEAD` of `/metrics`, `/status.json`, `/healthz`
+//! In:  `GET` and `HEAD` of `/metrics`, `/status.json`, `/healthz`, `/readyz`
 //! Out: [`Question`]s to the daemon; its answers as text or JSON
 //! Lost: nothing
 
@@ -107,8 +107,8 @@ impl Answer for Metrics {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
-        if !["/metrics", STATUS_PATH, "/healthz"].contains(&path) {
-            let text = "there are /metrics, /status.json and /healthz\n";
+        if !["/metrics", STATUS_PATH, "/healthz", "/readyz"].contains(&path) {
+            let text = "there are /metrics, /status.json, /healthz and /readyz\n";
             return content(StatusCode::NOT_FOUND, PLAIN, text);
         }
         if !matches!(request.method(), &Method::GET | &Method::HEAD) {
@@ -124,6 +124,13 @@ impl Answer for Metrics {
                 let body = serde_json::to_vec(&observation).unwrap_or_default();
                 content(StatusCode::OK, "application/json", body)
             }
+            "/readyz" => match observation.obstacles.as_slice() {
+                [] => content(StatusCode::OK, PLAIN, "ready\n"),
+                obstacles => {
+                    let text = obstacles.join("\n") + "\n";
+                    content(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
+                }
+            },
             _ => content(StatusCode::OK, PLAIN, "ok\n"),
         }
     }

@@ -40,6 +40,7 @@ impl Collector for Families {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let Observation {
             process,
+            obstacles,
             tasks,
             capture,
             discovery,
@@ -48,6 +49,11 @@ impl Collector for Families {
         } = &self.0;
         let mut page = Page(encoder);
         page.process(process)?;
+        page.gauge(
+            "profilerd_ready",
+            "1 while the daemon can do its work; /readyz says why it cannot",
+            u64::from(obstacles.is_empty()),
+        )?;
         page.tasks(tasks)?;
         page.capture(capture)?;
         page.discovery(discovery)?;
@@ -125,6 +131,11 @@ impl Page<'_> {
             "profilerd_processes_left_out",
             "processes that are left out because they do not let themselves be read",
             tasks.processes_left_out,
+        )?;
+        self.gauge(
+            "profilerd_processes_refused",
+            "processes that are not to be profiled, by their pod or the configuration",
+            tasks.processes_refused,
         )?;
         self.gauge(
             "profilerd_service_instances",

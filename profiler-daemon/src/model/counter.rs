@@ -80,6 +80,7 @@ counters! {
     RequestsTooShort, "requests_too_short", Requests, loss: true, "matched requests that ended before a sample was due";
     RequestsByOtherProgram, "requests_by_other_program", Requests, loss: true, "matched requests answered by a child process or another program (CGI)";
     RequestsUnreadable, "requests_unreadable", Requests, loss: true, "matched requests of processes that did not let themselves be read";
+    RequestsDenied, "requests_denied", Requests, loss: true, "matched requests of processes that are not to be profiled any more";
     RequestsProcessGone, "requests_process_gone", Requests, loss: true, "matched requests whose process had ended before their stacks could be read";
     RequestsSamplesLost, "requests_samples_lost", Requests, loss: true, "matched requests whose samples were all lost";
     RequestsWithoutStack, "requests_without_stack", Requests, loss: true, "matched requests that ended with no readable stack";
@@ -131,6 +132,7 @@ counters! {
     MapUpdatesFailed, "map_updates_failed", Limits, loss: true, "other updates of BPF maps that the kernel refused";
     ProcessesUnreadable, "processes_unreadable", Limits, loss: true, "processes left out because a page or a file of them did not arrive";
     ProcessesUnsupported, "processes_unsupported", Limits, loss: true, "processes of the service that cannot be profiled yet (for example Go)";
+    ProcessesDenied, "processes_denied", Limits, loss: true, "processes left out while the task ran, because their pod or the configuration refuses from then on";
     ProcessesLeftToAgent, "processes_left_to_agent", Limits, loss: true, "processes of the service that are left to the profiler of their own SkyWalking agent";
     GuardSteps, "guard_steps", Limits, loss: true, "steps of the overhead guard: each changes the dump period or ends the task";
     TasksNotRun, "tasks_not_run", Limits, loss: true, "instances that refused the task: it did not run there";

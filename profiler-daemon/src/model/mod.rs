@@ -34,7 +34,7 @@ pub use observation::{
     CaptureObservation, DeliveryObservation, DiscoveryObservation, Observation, ProcessObservation,
     RingObservation, TaskObservation,
 };
-pub use process::{Pid, ProcessKey, Tid};
+pub use process::{LeftOut, Pid, ProcessKey, Tid};
 pub use record::{Progress, ProgressState, RecordRequest, RecordTarget};
 pub use report::{
     CoverageReport, ProfileReport, SegmentReport, SnapshotReport, TaskReport, TreeNode,

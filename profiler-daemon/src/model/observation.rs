@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct Observation {
     /// The process.
     pub process: ProcessObservation,
+    /// Why it is not ready to work, a sentence each; none if it is.
+    pub obstacles: Vec<String>,
     /// Tasks and what they are for.
     pub tasks: TaskObservation,
     /// The capture thread and its kernel side.
@@ -61,6 +63,8 @@ pub struct TaskObservation {
     pub processes: u64,
     /// Those among them that are left out because they do not let themselves be read.
     pub processes_left_out: u64,
+    /// Those among them that are not to be profiled, by their pod or the configuration.
+    pub processes_refused: u64,
     /// Service instances reported to the OAP.
     pub instances: u64,
     /// Their services.

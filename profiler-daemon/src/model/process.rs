@@ -22,6 +22,15 @@ impl fmt::Display for Tid {
     }
 }
 
+/// Why a process is watched no more, with a sentence for the coverage of its tasks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// Reading it does not end.
+    Unreadable(String),
+    /// It must not be profiled.
+    Denied(String),
+}
+
 /// One process and no other that has its id before or after. An exec changes neither part.
 ///
 /// Whatever is remembered of a process is remembered by its key. A bare [`Pid`] is for asking the kernel, which

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::room::QueueRoom;
 use super::spool::{Losses, Spool};
 use super::tls::TlsConfig;
+use super::token::TokenSource;
 use crate::model::ProfileTask;
 use anyhow::{Context, Result, bail};
 use tokio::sync::Notify;
@@ -18,7 +19,7 @@ pub struct OapConfig {
     /// OAPs as `host:port`; the first that can be reached is used.
     pub backends: Vec<String>,
     /// Token sent as `authentication` metadata.
-    pub token: Option<String>,
+    pub token: TokenSource,
     /// TLS; `None` is plain text.
     pub tls: Option<TlsConfig>,
     /// User ids whose programs on this host may be spoken to in plain text, beside root and our own.
@@ -49,12 +50,6 @@ pub struct OapConfig {
 }
 
 impl OapConfig {
-    /// The token, if it is sent without TLS anyway: GraphQL has none.
-    #[must_use]
-    pub fn plain_token(&self) -> Option<&str> {
-        self.token.as_deref().filter(|_| self.tls.is_none())
-    }
-
     /// For a built-in OAP, which says when there is a task.
     #[must_use]
     pub fn embedded(address: impl Into<String>, task_created: Arc<Notify>) -> Self {
@@ -76,7 +71,7 @@ impl OapConfig {
     pub fn new(backends: Vec<String>) -> Self {
         Self {
             backends,
-            token: None,
+            token: TokenSource::None,
             tls: None,
             local_users: Vec::new(),
             poll_interval: Duration::from_secs(5),
@@ -118,8 +113,7 @@ impl OapConfig {
         for backend in &self.backends {
             self.endpoint_without_tls(backend)?;
         }
-        super::auth::Token::new(self.token.as_deref())?;
-        Ok(())
+        self.token.check()
     }
 
     /// The spool, if there is to be one. A disk that cannot be used must not end the daemon.

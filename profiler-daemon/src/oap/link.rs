@@ -32,7 +32,7 @@ use super::cause;
 use super::dial::dial;
 use super::observe::LinkState;
 use super::skew::{Bounds, Skew};
-use super::{OapConfig, OapEvent, tls};
+use super::{OapConfig, OapEvent, TokenNow, tls};
 use crate::connection::trust::Trusted;
 use crate::model::clock::unix_ms_now;
 
@@ -133,7 +133,11 @@ struct Report {
 
 impl Link {
     /// A link and the task that keeps it.
-    pub(super) fn new(config: Arc<OapConfig>, events: mpsc::Sender<OapEvent>) -> (Self, Keeper) {
+    pub(super) fn new(
+        config: Arc<OapConfig>,
+        token: watch::Receiver<TokenNow>,
+        events: mpsc::Sender<OapEvent>,
+    ) -> (Self, Keeper) {
         let (sender, current) = watch::channel(None);
         let (report, reports) = watch::channel(Report::default());
         let (state, skew) = (Arc::<LinkState>::default(), Arc::<Skew>::default());
@@ -146,6 +150,7 @@ impl Link {
         };
         let keeper = Keeper {
             config,
+            token,
             events,
             sender,
             reports,
@@ -257,6 +262,8 @@ enum Down {
     Explained(String),
     /// Nothing has come from the other side that an OAP would say.
     NeverAnswered(String),
+    /// It has another token than the one to be sent now.
+    OldToken,
 }
 
 /// Reasons that the application was told since an OAP answered. A wrong port may fail in turns in several ways.
@@ -284,6 +291,7 @@ impl Told {
 #[derive(Debug)]
 pub(super) struct Keeper {
     config: Arc<OapConfig>,
+    token: watch::Receiver<TokenNow>,
     events: mpsc::Sender<OapEvent>,
     sender: watch::Sender<Option<Connection>>,
     reports: watch::Receiver<Report>,
@@ -313,7 +321,12 @@ impl Keeper {
                     let failure = self.wait_for_failure(generation, &mut told).await;
                     let Some(failure) = failure else { return };
                     self.sender.send_replace(None);
-                    self.state.set_connected(false);
+                    if let Down::OldToken = failure {
+                        told.forget();
+                        backoff.reset();
+                        first_backend = backend;
+                        continue;
+                    }
                     let backend_name = &self.config.backends[backend];
                     let reason = self.down_reason(failure, backend_name).await;
                     self.tell_down(format!("the OAP at {backend_name}: {reason}"), &mut told);
@@ -324,17 +337,25 @@ impl Keeper {
                 }
                 Err(error) => self.tell_down(format!("{error:#}"), &mut told),
             }
-            sleep(backoff.pause()).await;
+            tokio::select! {
+                () = sleep(backoff.pause()) => {}
+                // It may have been refused for its token.
+                Ok(()) = self.token.changed() => {}
+            }
         }
     }
 
     /// Tries all backends once, from `first` on.
-    async fn connect(&self, first: usize) -> Result<(usize, Channel, Token)> {
+    async fn connect(&mut self, first: usize) -> Result<(usize, Channel, Token)> {
+        let token = {
+            let token = self.token.borrow_and_update();
+            Token::new(token.get()?)?
+        };
         let backends = &self.config.backends;
         let mut reasons = Vec::new();
         for index in (first..backends.len()).chain(0..first) {
             match self.connect_to(&backends[index]).await {
-                Ok((channel, token)) => return Ok((index, channel, token)),
+                Ok(channel) => return Ok((index, channel, token)),
                 Err(error) => {
                     debug!(backend = backends[index], "{error:#}");
                     reasons.push(format!("{error:#}"));
@@ -344,8 +365,7 @@ impl Keeper {
         bail!("{}", reasons.join("; "))
     }
 
-    async fn connect_to(&self, backend: &str) -> Result<(Channel, Token)> {
-        let token = Token::new(self.config.token.as_deref())?;
+    async fn connect_to(&self, backend: &str) -> Result<Channel> {
         let endpoint = self.config.endpoint(backend)?;
         let connected = timeout(self.config.connect_timeout, async {
             match self.config.tls {
@@ -365,7 +385,7 @@ impl Keeper {
                     |hint| anyhow!("{error:#} ({hint})"),
                 )
             })?;
-        Ok((channel, token))
+        Ok(channel)
     }
 
     /// Waits until a caller reports that this connection is bad; `None` when all callers are gone. An
@@ -381,7 +401,7 @@ impl Keeper {
             };
             if is_answered && !was_answered {
                 was_answered = true;
-                self.state.set_connected(true);
+                self.state.set_connected();
                 told.forget();
                 self.tell(OapEvent::Connected);
             }
@@ -390,7 +410,10 @@ impl Keeper {
                     return Some(Down::Explained(reason));
                 }
                 Some(reason) => return Some(Down::NeverAnswered(reason)),
-                None => self.reports.changed().await.ok()?,
+                None => tokio::select! {
+                    report = self.reports.changed() => report.ok()?,
+                    Ok(()) = self.token.changed() => return Some(Down::OldToken),
+                },
             }
         }
     }
@@ -399,6 +422,7 @@ impl Keeper {
     async fn down_reason(&self, down: Down, backend: &str) -> String {
         match down {
             Down::Explained(reason) => reason,
+            Down::OldToken => "its token is another one now".to_owned(),
             Down::NeverAnswered(_) if self.config.tls.is_none() && tls::is_spoken_at(backend).await => {
                 "it speaks TLS on this port, but oap.tls.enabled is false: set it to true \
                  (SW_AGENT_FORCE_TLS=true), and set oap.tls.ca_file if its certificate is not signed by a \
@@ -417,6 +441,7 @@ impl Keeper {
 
     /// Tells why there is no OAP, once for each reason.
     fn tell_down(&self, reason: String, told: &mut Told) {
+        self.state.set_disconnected(&reason);
         if told.is_new(&reason) {
             self.tell(OapEvent::Disconnected { reason });
         }
@@ -435,7 +460,8 @@ pub(super) fn explain(status: &Status) -> String {
     let mut text = match status.code() {
         // An OAP says no more than that.
         Code::PermissionDenied | Code::Unauthenticated => {
-            "it refuses the token: oap.authentication must be the same as its SW_AUTHENTICATION"
+            "it refuses the token: oap.authentication, or what is in oap.token_file, must be the same as its \
+             SW_AUTHENTICATION"
                 .to_owned()
         }
         code => format!("{code:?}"),

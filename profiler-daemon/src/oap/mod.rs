@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!                  link.rs: one connection, kept, failed over (cause.rs, tls.rs: why not; skew.rs: its clock;
-//!                                                              dial.rs: whom it may be with)
+//!                                                              dial.rs: whom it may be with;
+//!                                                              token.rs: what it is let in by)
 //!                 /          |                \
 //! presence.rs  heartbeat   poll.rs  tasks     report.rs  segments, snapshots, ends of tasks
 //!    (turns.rs: each in its turn)             ^
@@ -44,6 +45,7 @@ mod skew;
 mod spool;
 mod spool_file;
 mod tls;
+mod token;
 mod turns;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,14 +65,17 @@ use presence::Presence;
 use queue::Queue;
 use report::Reporter;
 use skew::Skew;
+use token::TokenKeeper;
 
 pub use config::OapConfig;
 pub use delivery::DeliveryStats;
 pub use endpoints::EndpointNews;
+pub use observe::Contact;
 pub use presence::Reporting;
 pub use queue::ReportError;
 pub use room::QueueRoom;
 pub use tls::TlsConfig;
+pub use token::{TokenNow, TokenSource};
 
 /// Events that may wait for the application.
 const EVENTS_MAX: usize = 64;
@@ -129,7 +134,9 @@ impl OapClient {
             Some((spool, losses)) => Queue::with_spool(config.queue, spool, losses),
             None => Queue::new(config.queue),
         });
-        let (link, keeper) = Link::new(Arc::clone(&config), events.clone());
+        let (token_source, source) = watch::channel(config.token.clone());
+        let (token_keeper, token) = TokenKeeper::new(source);
+        let (link, keeper) = Link::new(Arc::clone(&config), token.clone(), events.clone());
         let (state, skew) = (Arc::clone(&link.state), Arc::clone(&link.skew));
         let poller = Poller {
             config: Arc::clone(&config),
@@ -158,6 +165,7 @@ impl OapClient {
         let running = Running {
             reporter: Mutex::new(Some(tokio::spawn(reporter.run()))),
             others: [
+                tokio::spawn(token_keeper.run()),
                 tokio::spawn(keeper.run()),
                 tokio::spawn(poller.run()),
                 tokio::spawn(presence.run()),
@@ -168,6 +176,8 @@ impl OapClient {
             queue,
             state,
             skew,
+            token_source: Arc::new(token_source),
+            token,
             services: Arc::new(services),
             endpoints,
             running: Arc::new(running),
@@ -183,7 +193,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Running {
     reporter: Mutex<Option<JoinHandle<()>>>,
-    others: [JoinHandle<()>; 4],
+    others: [JoinHandle<()>; 5],
 }
 
 impl Running {
@@ -214,6 +224,8 @@ pub struct OapHandle {
     queue: Arc<Queue>,
     state: Arc<LinkState>,
     skew: Arc<Skew>,
+    token_source: Arc<watch::Sender<TokenSource>>,
+    token: watch::Receiver<TokenNow>,
     services: Arc<watch::Sender<Arc<Vec<Reporting>>>>,
     endpoints: mpsc::Sender<Vec<EndpointNews>>,
     running: Arc<Running>,
@@ -231,6 +243,23 @@ impl OapHandle {
             }
             is_new
         });
+    }
+
+    /// Has the token taken from here from now on. A connection that has another one is replaced.
+    pub fn set_token(&self, source: TokenSource) {
+        self.token_source.send_if_modified(|current| {
+            let is_new = *current != source;
+            if is_new {
+                *current = source;
+            }
+            is_new
+        });
+    }
+
+    /// The token as it is now, for others who ask the OAP.
+    #[must_use]
+    pub fn token(&self) -> watch::Receiver<TokenNow> {
+        self.token.clone()
     }
 
     /// Tells the OAP of endpoints that services have.

@@ -3,15 +3,30 @@
 //! In:  what [`super::link`] sees; the counts of [`super::queue`]
 //! Out: [`DeliveryObservation`]
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::OapHandle;
 use crate::model::DeliveryObservation;
 
+/// How far the connection is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Contact {
+    /// None was made yet.
+    #[default]
+    Waiting,
+    /// A port is open; no call was made that an OAP could have answered.
+    Open,
+    /// An OAP has answered.
+    Answered,
+    /// There is none, for this reason.
+    Lost(String),
+}
+
 /// The connection, as its keeper and its callers see it.
 #[derive(Debug, Default)]
 pub(super) struct LinkState {
-    is_connected: AtomicBool,
+    contact: Mutex<Contact>,
     connections: AtomicU64,
     /// Calls that an OAP has answered.
     answers: AtomicU64,
@@ -23,11 +38,21 @@ impl LinkState {
     /// A connection was made; an open port is no OAP yet.
     pub(super) fn on_connection(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+        *self.contact() = Contact::Open;
     }
 
-    /// An OAP has answered on the present connection, or that is gone.
-    pub(super) fn set_connected(&self, is_connected: bool) {
-        self.is_connected.store(is_connected, Ordering::Relaxed);
+    /// An OAP has answered on the present connection.
+    pub(super) fn set_connected(&self) {
+        *self.contact() = Contact::Answered;
+    }
+
+    /// There is no connection.
+    pub(super) fn set_disconnected(&self, reason: &str) {
+        *self.contact() = Contact::Lost(reason.to_owned());
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A call was answered.
@@ -43,6 +68,12 @@ impl LinkState {
 }
 
 impl OapHandle {
+    /// How far the connection to an OAP is.
+    #[must_use]
+    pub fn contact(&self) -> Contact {
+        self.state.contact().clone()
+    }
+
     /// The state of the client.
     #[must_use]
     pub fn observe(&self) -> DeliveryObservation {
@@ -50,7 +81,7 @@ impl OapHandle {
         let (spool_files, spool_bytes) = self.queue.spooled();
         let last_answer_unix_ms = self.state.last_answer_unix_ms.load(Ordering::Relaxed);
         DeliveryObservation {
-            is_connected: self.state.is_connected.load(Ordering::Relaxed),
+            is_connected: self.contact() == Contact::Answered,
             connections: self.state.connections.load(Ordering::Relaxed),
             last_answer_unix_ms: (last_answer_unix_ms != 0).then_some(last_answer_unix_ms),
             clock_skew_ms: self.skew.difference_ms().unwrap_or(0),

@@ -58,6 +58,11 @@ const FATES: &[Cause] = &[
         "the notes of the coverage name them; look for a file system that does not answer",
     ),
     Cause(
+        Counter::RequestsDenied,
+        "were of processes that are not to be profiled any more",
+        "`profilerd ps` says who refuses",
+    ),
+    Cause(
         Counter::RequestsProcessGone,
         "were of processes that had ended before their stacks could be read",
         "look for crashes, or for a server that ends its workers after each request",
@@ -140,6 +145,11 @@ const PROCESSES: &[Cause] = &[
         Counter::ProcessesUnreadable,
         "does not let itself be read, and is left out",
         "the notes of the coverage name it; look for a file system that does not answer",
+    ),
+    Cause(
+        Counter::ProcessesDenied,
+        "is not to be profiled any more",
+        "`profilerd ps` says who refuses",
     ),
     Cause(
         Counter::ProcessesUnsupported,
@@ -312,7 +322,10 @@ mod tests {
         for counter in C::all() {
             let is_process = matches!(
                 counter,
-                C::ProcessesLeftToAgent | C::ProcessesUnsupported | C::ProcessesUnreadable
+                C::ProcessesLeftToAgent
+                    | C::ProcessesUnsupported
+                    | C::ProcessesUnreadable
+                    | C::ProcessesDenied
             );
             let is_cause = match counter.subject() {
                 Subject::Requests | Subject::Connections => !NO_CAUSES.contains(&counter),

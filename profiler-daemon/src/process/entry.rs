@@ -10,6 +10,7 @@ use nix::net::if_::InterfaceFlags;
 
 use super::agent::Agent;
 use super::cgroup::Cgroup;
+use super::choice::Denial;
 use super::container::ContainerNames;
 use super::fact::Facts;
 use super::identity::{Identity, InstanceOrigin};
@@ -51,6 +52,8 @@ pub struct Process {
     pub agent: Option<Agent>,
     /// Service and instance that it is reported as.
     pub identity: Identity,
+    /// Why it is not profiled, if it is not to be.
+    pub denial: Option<Denial>,
     /// Variables for the identity.
     pub(super) environment: Vec<(String, String)>,
     /// Network namespace, 0 if we may not look.
@@ -70,11 +73,17 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether it is worth reporting as a service instance: it listens on a port, or somebody gave
-    /// it a name. A host runs hundreds of others that never serve a request.
+    /// Whether it is worth showing: it listens on a port, or somebody gave it a name. A host runs hundreds of others
+    /// that never serve a request.
+    #[must_use]
+    pub fn is_server(&self) -> bool {
+        self.identity.rule.is_given() || !self.listen_ports.is_empty()
+    }
+
+    /// Whether it is worth reporting as a service instance.
     #[must_use]
     pub fn may_serve(&self) -> bool {
-        self.identity.rule.is_given() || !self.listen_ports.is_empty()
+        self.denial.is_none() && self.is_server()
     }
 
     /// Whether its instance has the name that it keeps.

@@ -40,7 +40,7 @@ impl Family {
         self.first
     }
 
-    /// The members among the processes of the table, by id.
+    /// The members among the processes of the table that may be profiled, by id.
     pub fn update(&mut self, table: &ProcessTable) -> Vec<ProcessKey> {
         let present: HashSet<ProcessKey> = table.iter().map(|process| process.key).collect();
         self.members.retain(|member| present.contains(member));
@@ -66,7 +66,10 @@ impl Family {
             self.members.extend(found.into_iter().map(|(key, _)| key));
         }
         self.others.extend(asked.into_iter().map(|(key, _)| key));
-        let mut members: Vec<ProcessKey> = self.members.iter().copied().collect();
+        let may_be_profiled =
+            |it: &ProcessKey| table.find(*it).is_none_or(|it| it.denial.is_none());
+        let members = self.members.iter().copied();
+        let mut members: Vec<ProcessKey> = members.filter(may_be_profiled).collect();
         members.sort_unstable();
         members
     }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
+use super::choice::Denial;
 use super::entry::Process;
 use super::identity::Identity;
 use crate::model::{Pid, ProcessKey, Service};
@@ -35,16 +36,26 @@ impl Processes {
         self.0.values().map(|process| &**process)
     }
 
-    /// The processes of a service instance.
+    /// The processes of a service instance that may be profiled.
     pub fn processes_of(&self, service: &Service) -> impl Iterator<Item = &Process> {
-        self.iter()
+        self.allowed()
             .filter(move |process| &process.identity.service == service)
     }
 
-    /// The processes of all instances of a service.
+    /// The processes of all instances of a service that may be profiled.
     pub fn processes_of_name(&self, name: &str) -> impl Iterator<Item = &Process> {
-        self.iter()
+        self.allowed()
             .filter(move |process| process.identity.service.name == name)
+    }
+
+    /// Why no process of a service may be profiled, if it has any.
+    #[must_use]
+    pub fn denial_of_name(&self, name: &str) -> Option<&Denial> {
+        let mut processes = self.iter();
+        processes.find_map(|process| {
+            let is_its = process.identity.service.name == name;
+            process.denial.as_ref().filter(|_| is_its)
+        })
     }
 
     /// The instances worth reporting, each once, by the oldest id of its processes: of a server and its
@@ -82,6 +93,10 @@ impl Processes {
         self.serving()
             .filter_map(|process| Some((process, process.identity.claimed.as_deref()?)))
             .filter(move |(process, claimed)| seen.insert((process.uid, *claimed)))
+    }
+
+    fn allowed(&self) -> impl Iterator<Item = &Process> {
+        self.iter().filter(|process| process.denial.is_none())
     }
 
     fn serving(&self) -> impl Iterator<Item = &Process> {

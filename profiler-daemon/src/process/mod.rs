@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod choice;
 pub mod container;
 pub mod descriptor;
 pub(crate) mod eh_frame;
@@ -49,6 +50,7 @@ pub mod wait_set;
 
 pub use agent::{Agent, AgentLanguage};
 pub use cgroup::{Cgroup, Container};
+pub use choice::{Choice, Denial, PROFILE_KEY};
 pub use container::ContainerNames;
 pub use family::Family;
 pub use identity::{Identity, IdentityRule, InstanceOrigin};

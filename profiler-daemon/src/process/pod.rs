@@ -16,6 +16,8 @@ pub struct Pod {
     pub workload: Option<String>,
     /// IP address, `None` before it has one.
     pub ip: Option<String>,
+    /// Whether it is to be profiled, if its owner says so.
+    pub may_profile: Option<bool>,
     /// Labels, for rules.
     pub labels: BTreeMap<String, String>,
     /// Names of its containers by id.

@@ -30,6 +30,7 @@ use std::time::Instant;
 
 use super::agent::Agent;
 use super::cgroup::{Cgroup, Container};
+use super::choice::Choice;
 use super::container::ContainerNames;
 use super::entry::{AgentInstance, Host, net_namespace};
 use super::identity::{self, Identity};
@@ -90,6 +91,9 @@ pub struct ProcessTable {
     own: Pid,
     host: Host,
     rules: Vec<ServiceRule>,
+    choice: Choice,
+    /// Rules or choice are others than at the last scan.
+    have_rules_changed: bool,
     processes: Processes,
     /// Kernel threads and the dead: they stay what they are until the id is in use again.
     others: BTreeMap<Pid, ProcFolder>,
@@ -130,6 +134,8 @@ impl ProcessTable {
             own: Pid(std::process::id()),
             host: Host::read(),
             rules,
+            choice: Choice::default(),
+            have_rules_changed: false,
             processes: Processes::default(),
             others: BTreeMap::new(),
             namespaces: Namespaces::new(net_namespace(Path::new("/proc/self/ns/net"))),
@@ -174,6 +180,19 @@ impl ProcessTable {
     #[must_use]
     pub fn processes(&self) -> &Processes {
         &self.processes
+    }
+
+    /// The same, for a choice of processes.
+    #[must_use]
+    pub fn with_choice(self, choice: Choice) -> Self {
+        Self { choice, ..self }
+    }
+
+    /// Rules and choice from the next scan on.
+    pub fn set_rules(&mut self, rules: Vec<ServiceRule>, choice: Choice) {
+        self.have_rules_changed |= self.rules != rules || self.choice != choice;
+        self.rules = rules;
+        self.choice = choice;
     }
 
     /// Pods of this node, for the next scan.
@@ -274,6 +293,9 @@ impl ProcessTable {
         self.scan_ports(&mut touched, &mut changes);
         self.scan_pods(&mut touched);
         self.take_agent_instances(&mut touched);
+        if std::mem::take(&mut self.have_rules_changed) {
+            touched.extend(self.processes.0.keys().copied());
+        }
         for &pid in &touched {
             self.identify(pid);
         }
@@ -399,6 +421,7 @@ impl ProcessTable {
             runtime: None,
             agent: None,
             identity: Identity::unknown(),
+            denial: None,
             environment: procfs.environ(pid, is_wanted).unwrap_or_default(),
             net_namespace,
             stat,
@@ -424,9 +447,12 @@ impl ProcessTable {
         if let Some(claimed) = known.claimed.take() {
             known.service.name = claimed;
         }
-        let has_changed = known != identity;
+        let denial = self.choice.denial(&process.cgroup, process.pod.as_deref());
+        let has_changed = known != identity || process.denial != denial;
         if has_changed {
-            Arc::make_mut(process).identity = identity;
+            let process = Arc::make_mut(process);
+            process.identity = identity;
+            process.denial = denial;
         }
         has_changed
     }

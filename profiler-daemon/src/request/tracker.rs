@@ -24,8 +24,8 @@ use super::sw8;
 use super::task::LiveTask;
 use super::template::Templates;
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RequestEvent,
-    RequestId, Service, TaskSlot, Tid, WallClock,
+    ActiveRequest, Counter, Coverage, FinishedRequest, LeftOut, Pid, ProcessKey, ProfileTask,
+    RequestEvent, RequestId, Service, TaskSlot, Tid, WallClock,
 };
 use crate::process::wait_set::{WaitSet, Waits};
 
@@ -115,6 +115,11 @@ impl RequestTracker {
     #[must_use]
     pub fn with_templates(self, templates: Arc<Templates>) -> Self {
         Self { templates, ..self }
+    }
+
+    /// Has other limits from now on; requests that are open stay.
+    pub fn set_limits(&mut self, limits: TrackerLimits) {
+        self.limits = limits;
     }
 
     /// Puts a task into a slot. Its processes follow by [`Self::add_target`].
@@ -476,18 +481,26 @@ impl RequestTracker {
         }
     }
 
-    /// A process does not let itself be read: its requests are dropped, and its tasks told why.
-    pub fn leave_out(&mut self, process: ProcessKey, text: &str, actions: &mut Vec<Action>) {
+    /// A process is watched no more: its requests are dropped, and its tasks told why.
+    pub fn leave_out(&mut self, process: ProcessKey, why: &LeftOut, actions: &mut Vec<Action>) {
+        let (processes, requests, text) = match why {
+            LeftOut::Unreadable(text) => (
+                Counter::ProcessesUnreadable,
+                Counter::RequestsUnreadable,
+                text,
+            ),
+            LeftOut::Denied(text) => (Counter::ProcessesDenied, Counter::RequestsDenied, text),
+        };
         let serves = |task: &LiveTask| {
             task.target(process.pid)
                 .is_some_and(|target| target.process == process)
         };
         for task in self.tasks.values_mut().filter(|task| serves(task)) {
-            task.coverage.bump(Counter::ProcessesUnreadable);
-            task.coverage.note(text);
+            task.coverage.bump(processes);
+            task.coverage.note(text.as_str());
         }
         for id in self.ids(|open| open.request.process == process) {
-            self.drop_open(id, Counter::RequestsUnreadable, actions);
+            self.drop_open(id, requests, actions);
         }
     }
 

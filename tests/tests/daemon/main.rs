@@ -15,6 +15,7 @@ mod metrics;
 mod names;
 mod record;
 mod recording;
+mod reload;
 mod requests;
 mod reuse;
 mod server;

@@ -7,12 +7,12 @@ use nix::sys::eventfd::EventFd;
 
 use crate::guard::RunTime;
 use crate::model::{
-    ActiveRequest, Counter, Coverage, FinishedRequest, Pid, ProcessKey, ProfileTask, RawSample,
-    RequestId, Service, TaskId, TaskSlot, Tid,
+    ActiveRequest, Counter, Coverage, FinishedRequest, LeftOut, Pid, ProcessKey, ProfileTask,
+    RawSample, RequestId, Service, TaskId, TaskSlot, Tid,
 };
 use crate::process::procfs::Stat;
 use crate::process::python::PythonRuntime;
-use crate::request::Endpoint;
+use crate::request::{Endpoint, TrackerLimits};
 use crate::timeline::{Grid, Grids};
 
 /// A process that a task is about to watch.
@@ -67,8 +67,10 @@ pub(in crate::app) enum Command {
     AddTarget(NewTarget),
     /// The resolve thread is ready for a process: its requests may be seen.
     Watch(NewTarget),
-    /// Watch a process no more: reading it did not end.
-    LeaveOut(Pid),
+    /// Watch a process no more.
+    LeaveOut(Pid, LeftOut),
+    /// Have other limits from now on.
+    SetLimits(TrackerLimits),
     /// End a task; its open requests get a moment.
     EndTask {
         /// Slot of the task.

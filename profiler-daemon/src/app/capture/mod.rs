@@ -36,8 +36,11 @@ use profiler_common::Conn;
 use super::relay::{Ended, Relay, Resume};
 use super::worker;
 use crate::kernel::{Kernel, KernelError, LoadOptions};
-use crate::model::{ActiveRequest, Counter, Coverage, Pid, ProcessKey, TaskId, TaskSlot, Tid};
+use crate::model::{
+    ActiveRequest, Counter, Coverage, LeftOut, Pid, ProcessKey, TaskId, TaskSlot, Tid,
+};
 use crate::process::descriptor;
+use crate::process::patience::left_out_text;
 use crate::process::procfs::Procfs;
 use crate::process::python::PythonRuntime;
 use crate::process::wait_set::{self, WaitSet, Waits};
@@ -340,7 +343,8 @@ impl Resume for Capture {
     }
 
     fn leave_out(&mut self, process: Pid) {
-        self.leave_out_target(process);
+        let why = LeftOut::Unreadable(left_out_text(process));
+        self.leave_out_target(process, &why);
     }
 }
 

@@ -20,8 +20,7 @@ use std::sync::Arc;
 
 use super::clock::now_ktime_ns;
 use super::{Capture, Live, NewTarget, Work};
-use crate::model::{Pid, ProcessKey, RequestEvent, TaskSlot, Tid};
-use crate::process::patience::left_out_text;
+use crate::model::{LeftOut, Pid, ProcessKey, RequestEvent, TaskSlot, Tid};
 use crate::process::procfs::Procfs;
 use crate::request::Action;
 
@@ -245,15 +244,14 @@ impl Capture {
         }
     }
 
-    /// A process does not let itself be read: nobody watches it any more.
-    pub(super) fn leave_out_target(&mut self, pid: Pid) {
+    /// A process does not let itself be read, or must not be profiled: nobody watches it any more.
+    pub(super) fn leave_out_target(&mut self, pid: Pid, why: &LeftOut) {
         let Some(watched) = self.processes.get(&pid) else {
             return;
         };
         let process = watched.process;
         let mut actions = Vec::new();
-        self.tracker
-            .leave_out(process, &left_out_text(pid), &mut actions);
+        self.tracker.leave_out(process, why, &mut actions);
         self.act(actions);
         let slots = self.live.iter_mut();
         let slots = slots.filter_map(|(&slot, live)| live.targets.remove(&process).then_some(slot));

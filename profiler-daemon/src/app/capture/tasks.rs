@@ -42,7 +42,8 @@ impl Capture {
             }
             Command::AddTarget(target) => self.add_target(target),
             Command::Watch(target) => self.watch(target),
-            Command::LeaveOut(process) => self.leave_out_target(process),
+            Command::LeaveOut(process, why) => self.leave_out_target(process, &why),
+            Command::SetLimits(limits) => self.tracker.set_limits(limits),
             Command::EndTask { slot } => {
                 let now = now_ktime_ns();
                 if let Some(live) = self.live.get_mut(&slot) {

@@ -14,7 +14,7 @@ use crate::usage::Usage;
 
 /// What control counts for others alone.
 #[derive(Debug)]
-pub(super) struct Observed {
+pub(in crate::app) struct Observed {
     /// Of all tasks.
     pub(super) totals: Totals,
     /// Tasks started.
@@ -41,7 +41,7 @@ impl Default for Observed {
 }
 
 impl Observed {
-    fn process(&mut self) -> ProcessObservation {
+    pub(in crate::app) fn process(&mut self) -> ProcessObservation {
         match Usage::now() {
             Ok(usage) => self.usage = usage,
             Err(error) => tracing::debug!(%error, "the process cannot be inspected"),
@@ -73,6 +73,7 @@ impl Control {
         Observation {
             counters: Counter::all().map(count).collect(),
             process: self.observed.process(),
+            obstacles: self.obstacles(),
             tasks: self.tasks(),
             capture: self.pipeline.observe(),
             discovery: self.discovery.observe(),
@@ -95,6 +96,11 @@ impl Control {
             period_factor: self.overhead.stretch().into(),
             processes: self.processes.iter().count() as u64,
             processes_left_out: patience::left_out() as u64,
+            processes_refused: self
+                .processes
+                .iter()
+                .filter(|process| process.denial.is_some())
+                .count() as u64,
             instances: services.len() as u64,
             services: services.iter().collect::<HashSet<_>>().len() as u64,
             requests_unbound: self.bindings.waiting() as u64,

@@ -9,6 +9,8 @@ use crate::state::StateFolder;
 
 fn control(pipeline: Pipeline, oap: OapHandle, journal: Option<TaskJournal>) -> Control {
     Control {
+        config: Config::default(),
+        source: ConfigSource::default(),
         oap,
         pipeline,
         processes: Processes::default(),
@@ -239,7 +241,8 @@ async fn a_dead_pipeline_ends_the_daemon() {
     let (oap, oap_events) = OapClient::spawn(OapConfig::new(vec!["127.0.0.1:1".to_owned()]));
     let (pipeline, events) = Pipeline::with_resolve(|| panic!("an unheard-of stack")).unwrap();
     let control = control(pipeline, oap, None);
-    let result = control.run(oap_events, events, STEP).await;
+    let signals = Signals::catch(EarlyReload::watch().unwrap()).unwrap();
+    let result = control.run(oap_events, events, signals).await;
     assert_eq!(
         result.unwrap_err().to_string(),
         "the resolve thread panicked: an unheard-of stack"

@@ -100,6 +100,21 @@ impl Discovery {
         }
     }
 
+    /// Takes at most this much of one core from now on.
+    pub(super) fn set_budget(&mut self, percent: u32) {
+        self.pace.set_budget(percent);
+    }
+
+    /// Ends a look at processes that are not to be looked at any more.
+    pub(super) fn leave_out(&mut self, denied: impl IntoIterator<Item = ProcessKey>) {
+        let mut denied = denied.into_iter();
+        if denied.any(|process| self.watched.contains(&process))
+            && let Some(looker) = &self.looker
+        {
+            looker.send(Order::End);
+        }
+    }
+
     /// The result of the next look that ends; never, if there is none.
     pub(super) async fn next(&mut self) -> Option<Result<Looked>> {
         match &mut self.looker {

@@ -10,10 +10,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 
 use super::super::privilege;
+use super::super::table::{logged_table, unknown_service};
 use super::look::{Look, Looked};
 use crate::config::Config;
-use crate::kubernetes::{LOOK_DEADLINE, pods_now};
 use crate::model::{EndpointFigures, RecordTarget, Unseen, Watched};
+use crate::process::table::Process;
 use crate::process::{Family, NamedFrames, ProcessTable, RequestModel, Runtime};
 
 /// Time between two looks at /proc.
@@ -61,12 +62,7 @@ fn run(
     request: &EndpointsRequest,
     update: &mut (dyn FnMut(&EndpointsShown) -> Result<()> + Send),
 ) -> Result<EndpointsShown> {
-    let mut table = ProcessTable::new(config.services.clone());
-    let pods = super::super::block_on(async { pods_now(&config.kubernetes, LOOK_DEADLINE).await });
-    match pods {
-        Ok(pods) => table.set_pods(Arc::new(pods.unwrap_or_default())),
-        Err(error) => tracing::warn!("pods cannot be read from Kubernetes: {error:#}"),
-    }
+    let mut table = super::super::block_on(async { Ok(logged_table(config).await) })?;
     table.scan()?;
     let mut whom = Whom::new(&table, request.target.as_ref())?;
     let is_over = Arc::new(AtomicBool::new(false));
@@ -162,6 +158,10 @@ impl Whom {
         Ok(match target {
             None => Self::All,
             Some(RecordTarget::Pid(pid)) => match table.get(*pid) {
+                Some(Process {
+                    denial: Some(denial),
+                    ..
+                }) => bail!("process {pid} is not to be profiled: {denial}"),
                 Some(first) => Self::Family(
                     Arc::new(first.identity.service.clone()),
                     Family::of(first.key),
@@ -169,14 +169,14 @@ impl Whom {
                 None => bail!("there is no process {pid}; `profilerd ps` lists the processes"),
             },
             Some(RecordTarget::Service(name)) if table.processes_of_name(name).next().is_none() => {
-                bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
+                bail!("{}", unknown_service(table, name))
             }
             Some(RecordTarget::Service(name)) => Self::Service(name.clone()),
         })
     }
 
     fn find(&mut self, table: &ProcessTable) -> Vec<Watched> {
-        let named = |process: &crate::process::table::Process| Watched {
+        let named = |process: &Process| Watched {
             process: process.key,
             service: Arc::new(process.identity.service.clone()),
         };

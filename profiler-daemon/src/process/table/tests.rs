@@ -8,9 +8,10 @@ use std::time::Duration;
 use profiler_test_support::{needs_root, skip};
 
 use super::*;
+use crate::config::KubernetesSettings;
 use crate::config::{RuleMatch, Template};
 use crate::model::Service;
-use crate::process::Pod;
+use crate::process::{Denial, Pod};
 
 /// A process as a scan would find it, known by a name.
 pub(in crate::process) fn process(pid: Pid, name: &str) -> Process {
@@ -37,6 +38,7 @@ pub(in crate::process) fn process(pid: Pid, name: &str) -> Process {
         runtime: None,
         agent: None,
         identity,
+        denial: None,
         environment: Vec::new(),
         net_namespace: 0,
         stat,
@@ -492,6 +494,68 @@ fn a_pod_names_its_processes() {
         assert_eq!(identity.service.name, "shop.prod");
         assert!(identity.service.instance.starts_with("shop-1:"));
     }
+}
+
+/// Check that a process of a pod is denied until its pod is known, and when the pod refuses; that it is not among those of its
+/// service then; and that rules and choice can be replaced.
+#[test]
+fn a_denied_process_is_none_of_its_service() {
+    let settings = KubernetesSettings::default();
+    let mut table = ProcessTable::new(Vec::new());
+    let shell = Shell::start("chosen");
+    let pid = shell.pid();
+    table.scan().unwrap();
+    assert!(table.get(pid).unwrap().may_serve());
+    let uid = "6ab0d9b8-37d4-4a9f-8a4b-2f8f6f7b3a55";
+    let cgroup = Cgroup::parse(&format!("0::/kubepods/burstable/pod{uid}/x"));
+    Arc::make_mut(table.processes.0.get_mut(&pid).unwrap()).cgroup = cgroup;
+    let mut scan = |pod: Option<Option<bool>>, settings: &KubernetesSettings| {
+        if let Some(may_profile) = pod {
+            let mut pods = Pods::default();
+            let pod = Pod {
+                namespace: "prod".to_owned(),
+                may_profile,
+                ..Pod::default()
+            };
+            pods.insert(uid.to_owned(), pod);
+            table.set_pods(Arc::new(pods));
+        }
+        table.set_rules(Vec::new(), Choice::new(settings, true));
+        let changes = table.scan().unwrap();
+        let process = table.get(pid).unwrap();
+        let denial = process.denial.clone();
+        assert_eq!(process.may_serve(), denial.is_none());
+        assert!(process.is_server());
+        let others = table.processes_of_name("chosen");
+        assert_eq!(others.count(), usize::from(denial.is_none()));
+        assert_eq!(table.denial_of_name("chosen"), denial.as_ref());
+        (denial, changes.changed.contains(&pid))
+    };
+    assert_eq!(scan(None, &settings), (Some(Denial::UnknownPod), true));
+    assert_eq!(scan(Some(None), &settings), (None, true));
+    assert_eq!(scan(None, &settings), (None, false));
+    assert_eq!(
+        scan(Some(Some(false)), &settings),
+        (Some(Denial::Refused), true)
+    );
+    assert_eq!(scan(Some(None), &settings), (None, true));
+    let opt_in = KubernetesSettings {
+        only_annotated: true,
+        ..settings
+    };
+    assert_eq!(scan(None, &opt_in), (Some(Denial::NotAsked), true));
+    assert_eq!(scan(Some(Some(true)), &opt_in), (None, true));
+    let everything = ServiceRule {
+        matches: RuleMatch {
+            namespace: Some("prod".to_owned()),
+            ..RuleMatch::default()
+        },
+        service: Template::parse("renamed", &[]).unwrap(),
+        ..ServiceRule::default()
+    };
+    table.set_rules(vec![everything], Choice::new(&opt_in, true));
+    table.scan().unwrap();
+    assert_eq!(table.get(pid).unwrap().identity.service.name, "renamed");
 }
 
 /// Check that a server in another network namespace is found, and its second port when that opens
