@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup|demo|test|ci|vm|golden|fuzz|bench`.
+//! Developer commands: `cargo xtask setup|demo|test|ci|vm|golden|fuzz|bench|dist|manifests`.
 //!
 //! They speak on stderr and keep stdout for results. Nothing here depends on the daemon's crates:
 //! `setup` must build on a machine that cannot build the daemon yet.
@@ -7,6 +7,8 @@ mod bench;
 mod command;
 mod daemon;
 mod demo;
+mod deploy;
+mod dist;
 mod fuzz;
 mod golden;
 mod report;
@@ -43,6 +45,10 @@ enum XtaskCommand {
     Fuzz(fuzz::FuzzArgs),
     /// Measures overhead, completeness and start-up against the goals.
     Bench(bench::BenchArgs),
+    /// Builds everything that is released: archive, image, packages, SBOM, checksums.
+    Dist(dist::DistArgs),
+    /// Writes `deploy/kubernetes/profilerd.yaml` again, from the chart.
+    Manifests,
 }
 
 fn main() -> ExitCode {
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
         XtaskCommand::Golden(args) => golden::run(&args),
         XtaskCommand::Fuzz(args) => fuzz::run(&args),
         XtaskCommand::Bench(args) => bench::run(&args),
+        XtaskCommand::Dist(args) => dist::run(&args),
+        XtaskCommand::Manifests => deploy::write_manifests(),
     };
     match result {
         Ok(code) => code,

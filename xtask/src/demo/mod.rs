@@ -18,7 +18,8 @@ use anyhow::{Context, Result, bail};
 use profiler_test_support::{SampleService, target_dir};
 use serde_json::Value;
 
-use self::traffic::{BUSY, POST, Traffic};
+use self::traffic::BUSY;
+pub(crate) use self::traffic::{POST, Traffic};
 use crate::command::step;
 use crate::daemon::{Daemon, TaskRequest, build, require_root};
 use crate::report::Report;

@@ -18,12 +18,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const FAST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Endpoints that are asked, as SkyWalking names them.
-pub(super) const POST: &str = "POST:/";
+pub(crate) const POST: &str = "POST:/";
 pub(super) const BUSY: &str = "GET:/busy";
 
 /// Running clients; they stop when dropped.
 #[derive(Debug)]
-pub(super) struct Traffic {
+pub(crate) struct Traffic {
     shared: Arc<Shared>,
     clients: Vec<JoinHandle<Result<()>>>,
 }
@@ -36,7 +36,7 @@ struct Shared {
 
 impl Traffic {
     /// Starts the clients.
-    pub(super) fn start(server: SocketAddr) -> Self {
+    pub(crate) fn start(server: SocketAddr) -> Self {
         let shared = Arc::new(Shared::default());
         let slow = [("POST", "/", "{\"order\": 1}"), ("GET", "/busy", "")];
         let fast = [("GET", "/fast", "")];

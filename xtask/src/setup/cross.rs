@@ -31,6 +31,7 @@ const STD_PACKAGE: &str = "libstd-rust-web-dev";
 #[derive(Clone, Debug)]
 pub(crate) struct CrossTarget {
     environment: Vec<(&'static str, OsString)>,
+    flags: Vec<String>,
 }
 
 impl CrossTarget {
@@ -38,6 +39,17 @@ impl CrossTarget {
     pub(crate) fn configure(&self, cargo: &mut Command) {
         cargo.args(["--target", TARGET]);
         cargo.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if !self.flags.is_empty() {
+            // Only for the target: build scripts and macros run here, with the compiler's own library.
+            let flags = self.flags.join(" ");
+            cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags);
+        }
+    }
+
+    /// What the compiler must be told for the target. A command with flags of its own needs these as well:
+    /// `CARGO_ENCODED_RUSTFLAGS` replaces what [`Self::configure`] sets.
+    pub(crate) fn flags(&self) -> &[String] {
+        &self.flags
     }
 
     /// The folder that cargo puts what it builds into.
@@ -52,15 +64,13 @@ pub(crate) fn aarch64() -> Result<CrossTarget> {
         "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
         AARCH64_CC.into(),
     )];
+    let mut flags = Vec::new();
     if rustup_has_target() {
-        return Ok(CrossTarget { environment });
+        return Ok(CrossTarget { environment, flags });
     }
     if debian_compiler() {
-        let mut flag = OsString::from("--sysroot=");
-        flag.push(debian_sysroot()?);
         environment.push(("RUSTC", DEBIAN_RUSTC.into()));
-        // Only for the target: build scripts and macros run here, with the compiler's own library.
-        environment.push(("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flag));
+        flags.push(format!("--sysroot={}", debian_sysroot()?.display()));
     } else if find_program("rustup").is_some() {
         step(&format!("rustup target add {TARGET}"));
         run_quietly(Command::new("rustup").args(["target", "add", TARGET]))
@@ -68,7 +78,7 @@ pub(crate) fn aarch64() -> Result<CrossTarget> {
     } else {
         bail!("no Rust standard library for aarch64: install rustup (https://rustup.rs)");
     }
-    Ok(CrossTarget { environment })
+    Ok(CrossTarget { environment, flags })
 }
 
 fn rustup_has_target() -> bool {

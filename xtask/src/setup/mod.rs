@@ -4,6 +4,8 @@ mod apt;
 mod archive;
 mod bpf;
 mod cross;
+mod dist;
+mod go;
 mod loops;
 mod oap;
 mod peer;
@@ -11,15 +13,17 @@ mod python;
 mod venv;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use profiler_test_support::{target_dir, workspace_root};
 
 use crate::command::{find_program, step};
 
 pub(crate) use archive::{Archive, DEBIAN_KEYRING};
 pub(crate) use cross::{AARCH64_CC, CrossTarget, aarch64, debian_suite};
+pub(crate) use go::{KUBERNETES_MINOR, kube_folder, tool};
 pub(crate) use peer::py_spy;
 
 /// Arguments of `setup`.
@@ -40,6 +44,12 @@ pub(crate) struct SetupArgs {
     /// Also what building for aarch64 and booting it needs.
     #[arg(long)]
     aarch64: bool,
+    /// Also what makes releases: image, packages, SBOM, licences.
+    #[arg(long)]
+    dist: bool,
+    /// Also what checks chart, manifests, image and systemd unit.
+    #[arg(long)]
+    deploy: bool,
 }
 
 /// What a thing is needed for.
@@ -57,6 +67,18 @@ pub(crate) enum Group {
     Vm,
     /// Building for aarch64, and booting it.
     Aarch64,
+    /// Running single programs that were built for aarch64.
+    Emulator,
+    /// Building the image.
+    Image,
+    /// Building everything else that is released.
+    Dist,
+    /// Checking chart, manifests, image and systemd unit.
+    Deploy,
+    /// Trying the packages in a machine.
+    Packages,
+    /// Running a Kubernetes cluster on this machine.
+    Kube,
 }
 
 /// A file whose absence means that a package is missing.
@@ -97,6 +119,31 @@ const NEEDS: &[Need] = &[
         "libc6-dev-arm64-cross",
     ),
     need(Group::Aarch64, "qemu-system-aarch64", "qemu-system-arm"),
+    need(Group::Emulator, "qemu-aarch64", "qemu-user"),
+    need(Group::Image, "buildah", "buildah"),
+    need(Group::Image, "readelf", "binutils"),
+    need(
+        Group::Image,
+        "/usr/share/ca-certificates/mozilla",
+        "ca-certificates",
+    ),
+    need(Group::Packages, "debootstrap", "debootstrap"),
+    need(Group::Packages, DEBIAN_KEYRING, "debian-archive-keyring"),
+    need(Group::Packages, "rpm", "rpm"),
+    need(Group::Kube, "containerd", "containerd"),
+    need(
+        Group::Kube,
+        "/usr/lib/cni/bridge",
+        "containernetworking-plugins",
+    ),
+    need(Group::Kube, "iptables", "iptables"),
+    need(Group::Kube, "conntrack", "conntrack"),
+    need(Group::Kube, "openssl", "openssl"),
+    need(Group::Kube, "curl", "curl"),
+    need(Group::Kube, "/usr/bin/python3", "python3"),
+    need(Group::Deploy, "podman", "podman"),
+    need(Group::Deploy, "runc", "runc"),
+    need(Group::Deploy, "systemd-analyze", "systemd"),
 ];
 
 const fn need(group: Group, file: &'static str, apt_package: &'static str) -> Need {
@@ -115,6 +162,12 @@ pub(crate) fn run(args: &SetupArgs) -> Result<ExitCode> {
     groups.extend(args.bench.then_some(Group::Bench));
     groups.extend(args.vm.then_some(Group::Vm));
     groups.extend(args.aarch64.then_some(Group::Aarch64));
+    if args.dist {
+        groups.extend([Group::Image, Group::Dist]);
+    }
+    if args.deploy {
+        groups.extend([Group::Image, Group::Deploy]);
+    }
     ensure(&groups)?;
     step("everything is installed");
     Ok(ExitCode::SUCCESS)
@@ -154,7 +207,31 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
     if groups.contains(&Group::Bench) {
         peer::ensure()?;
     }
+    if groups.contains(&Group::Dist) {
+        dist::ensure()?;
+    }
+    if groups.contains(&Group::Deploy) {
+        go::ensure_helm()?;
+        venv::ensure(&kubernetes_validate_folder(), &kubernetes_validate_list())
+            .context("failed to fetch kubernetes-validate")?;
+    }
+    if groups.contains(&Group::Kube) {
+        go::ensure_kube()?;
+    }
     Ok(())
+}
+
+fn kubernetes_validate_folder() -> PathBuf {
+    target_dir().join("tools/kubernetes-validate")
+}
+
+fn kubernetes_validate_list() -> PathBuf {
+    workspace_root().join("xtask/tools/kubernetes-validate.txt")
+}
+
+/// The program with the schemas of Kubernetes.
+pub(crate) fn kubernetes_validate() -> PathBuf {
+    kubernetes_validate_folder().join("bin/kubernetes-validate")
 }
 
 /// Fills `folder` by `fetch` unless it was filled for the same text of `wanted` before. What is left of

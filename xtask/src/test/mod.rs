@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every ring of tests in one run, and one closing line with the totals.
 //!
 //! Format and lints, then the unprivileged crates, then the crate `tests` one test at a time (its tests
-//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds other kernels and the fuzzer.
+//! attach programs to the whole machine), then the demo as the end-to-end test. `ci` adds other kernels, the fuzzer, and the checks
+//! of what profilerd is installed with.
 
 mod leftover;
 mod skips;
@@ -19,7 +20,7 @@ use profiler_test_support::{ChildGuard, read_json, workspace_root};
 
 use crate::command::{cargo, is_root, output, step};
 use crate::setup::{self, Group};
-use crate::{fuzz, vm};
+use crate::{deploy, fuzz, vm};
 
 pub(crate) use totals::Totals;
 
@@ -28,16 +29,39 @@ pub(crate) use totals::Totals;
 pub(crate) struct TestArgs {
     /// Only tests whose names contain this; without format, lints and end-to-end run.
     filter: Option<String>,
+    /// Only the checks of what profilerd is installed with: chart, manifests, image, systemd unit.
+    #[arg(long, conflicts_with = "filter")]
+    deploy: bool,
+    /// Only the packages: install, run and remove the deb in a machine with systemd.
+    #[arg(long, conflicts_with_all = ["filter", "deploy"])]
+    packages: bool,
+    /// Only on Kubernetes: chart and manifests in a cluster on this machine, which is built at the first time.
+    #[arg(long, conflicts_with_all = ["filter", "deploy", "packages"])]
+    kube: bool,
 }
 
 /// Runs `test`.
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    if args.deploy {
+        leftover::adopt()?;
+        let mut totals = Totals::default();
+        count(&mut totals, "deploy", deploy::check());
+        return Ok(close(&totals));
+    }
+    if args.kube {
+        leftover::adopt()?;
+        let mut totals = Totals::default();
+        count(&mut totals, "kube", deploy::check_kube());
+        return Ok(close(&totals));
+    }
+    if args.packages {
+        return Ok(close(&deploy::check_packages()?));
+    }
     run_all(args.filter.as_deref(), None)
 }
 
-/// Kernels of every `ci`: one to two minutes each, emulated. The oldest and the newest one are left to
-/// `cargo xtask vm`.
-const CI_KERNELS: [&str; 2] = ["6.1", "6.12"];
+/// Kernels of every `ci`, beside the machine's own: minutes each, emulated. The others are left to `cargo xtask vm`.
+const CI_KERNELS: [&str; 1] = ["6.1"];
 
 /// Time of each fuzz target in every `ci`.
 const FUZZ_SECONDS: u32 = 10;
@@ -108,28 +132,34 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
                 totals.add_failure(&format!("kernel tests in a virtual machine: {error:#}"));
             }
         }
-        fuzz_all(&mut totals);
+        count(&mut totals, "fuzz", fuzz::check(FUZZ_SECONDS));
+        count(&mut totals, "deploy", deploy::check());
     }
     skips::compare(&mut totals, filter.is_none(), machines.is_some())?;
+    Ok(close(&totals))
+}
+
+/// Prints failures and totals.
+fn close(totals: &Totals) -> ExitCode {
     for failure in totals.failures() {
         eprintln!("FAILED {failure}");
     }
     println!("{}", totals.closing_line());
-    Ok(totals.exit_code())
+    totals.exit_code()
 }
 
-/// Each target of the fuzzer counts as one test.
-fn fuzz_all(totals: &mut Totals) {
-    match fuzz::check(FUZZ_SECONDS) {
-        Ok(searches) => {
-            for (target, result) in searches {
+/// Each of several named results counts as one test.
+fn count(totals: &mut Totals, what: &str, results: Result<Vec<(String, Result<()>)>>) {
+    match results {
+        Ok(results) => {
+            for (name, result) in results {
                 match result {
                     Ok(()) => totals.add_pass(),
-                    Err(error) => totals.add_failure(&format!("fuzz {target}: {error:#}")),
+                    Err(error) => totals.add_failure(&format!("{what} {name}: {error:#}")),
                 }
             }
         }
-        Err(error) => totals.add_failure(&format!("fuzz: {error:#}")),
+        Err(error) => totals.add_failure(&format!("{what}: {error:#}")),
     }
 }
 

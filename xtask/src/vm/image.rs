@@ -191,7 +191,7 @@ impl Image {
 }
 
 /// `cpio` in the format that the kernel unpacks, gzip at its fastest.
-fn pack(root: &Path, image: &Path) -> Result<()> {
+pub(super) fn pack(root: &Path, image: &Path) -> Result<()> {
     let mut names = String::new();
     list(root, Path::new("."), &mut names)?;
     let mut cpio = Command::new("cpio")

@@ -177,6 +177,24 @@ pub(crate) fn run_tests(args: &VmArgs) -> Result<Totals> {
     Ok(sum)
 }
 
+/// Boots a folder, whose `init` is started, until the machine switches itself off; yields the results that it prints as
+/// cargo's test runner does.
+pub(crate) fn boot_root(root: &Path, kernel: &str, deadline: Duration) -> Result<Totals> {
+    let arch = Arch::X86_64;
+    let vmlinuz = image::kernel(arch, kernel, suite_of(kernel)?)?;
+    let initramfs = root.with_extension("gz");
+    image::pack(root, &initramfs)?;
+    step(&format!("boot {} with Linux {kernel}", root.display()));
+    let ended = boot(arch, &vmlinuz, &initramfs, deadline, 1, |line| {
+        eprintln!("  {line}");
+    })?;
+    let (totals, _) = ended
+        .into_iter()
+        .next()
+        .context("the machine did not come to its end")?;
+    Ok(totals)
+}
+
 fn suite_of(kernel: &str) -> Result<&'static str> {
     let known = KERNELS.iter().find(|(version, _)| *version == kernel);
     known.map(|&(_, suite)| suite).with_context(|| {
