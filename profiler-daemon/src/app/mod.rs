@@ -75,11 +75,7 @@ const FIRST_ORDINARY_PORT: u16 = 1024;
 /// # Errors
 ///
 /// It cannot start: privileges, configuration, kernel.
-pub fn run_daemon(
-    config: Config,
-    source: ConfigSource,
-    early_reload: EarlyReload,
-) -> Result<()> {
+pub fn run_daemon(config: Config, source: ConfigSource, early_reload: EarlyReload) -> Result<()> {
     require_unless_it_waits(&config)?;
     let mut oap = config.oap_config();
     oap.check()?;

@@ -7,13 +7,18 @@ use super::{Outcome, named};
 use crate::setup::tool;
 
 /// Options of `helm template`, and what its refusal must say.
-const REFUSED: [(&[&str], &str); 12] = [
+const REFUSED: [(&[&str], &str); 13] = [
     (&["--set", "hostPid=true"], "hostPid"),
     (&["--set", "oap.backend=x"], "backend"),
     (&["--set", "oap.backends={}"], "oap.backends"),
     (
         &["--set", "oap.backends={http://oap:11800}"],
         "oap.backends.0",
+    ),
+    // GraphQL is asked without TLS.
+    (
+        &["--set", "oap.query=https://oap:12800/graphql"],
+        "oap.query",
     ),
     (&["--set", "metrics.port=70000"], "metrics.port"),
     (&["--set", "config.limit.max_cpu_percent=5"], "limit"),
