@@ -50,7 +50,11 @@ fn main() {
 
 fn build() -> Result<(), Box<dyn Error>> {
     let workspace = workspace_root()?;
-    for path in [PACKAGE, "profiler-common", "Cargo.lock", "Cargo.toml"] {
+    // Not whole folders: a file that a tool writes beside the sources would compile the daemon again.
+    let sources = [PACKAGE, "profiler-common"]
+        .map(|package| ["src", "Cargo.toml"].map(|it| format!("{package}/{it}")));
+    let manifests = ["Cargo.lock", "Cargo.toml"].map(str::to_owned);
+    for path in sources.into_iter().flatten().chain(manifests) {
         println!("cargo::rerun-if-changed={}", workspace.join(path).display());
     }
     for variable in [TOOLCHAIN_VARIABLE, LINKER_VARIABLE, REVISION_VARIABLE] {

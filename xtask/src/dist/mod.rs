@@ -9,7 +9,7 @@
 //! ```
 //!
 //! In:  the commit, and the tools of `cargo xtask setup --dist`
-//! Out: `profilerd-VERSION-linux-ARCH.{tar.gz,oci.tar,cdx.json}`, a deb, an rpm, `SHA256SUMS`
+//! Out: `profilerd-VERSION-linux-ARCH.{tar.gz,oci.tar,cdx.json,bpf.cdx.json}`, a deb, an rpm, `SHA256SUMS`
 //!
 //! The same commit and tools give the same bytes: every time is the one of the commit, and no path of this machine is
 //! in the binary.
@@ -57,13 +57,14 @@ pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
 
     let binary = binary::build(platform, &commit)?;
     let bom = folder.join(format!("{name}.cdx.json"));
-    notices::write_bom(platform, &commit, &bom)?;
+    let bpf_bom = folder.join(format!("{name}.bpf.cdx.json"));
+    notices::write_boms(platform, &commit, [&bom, &bpf_bom])?;
     let stage = stage::fill(platform, &binary)?;
     let archive = folder.join(format!("{name}.tar.gz"));
     stage::pack(&stage, &name, &commit, &archive)?;
     let image = image::build(platform, &binary, &stage.join("licences"), &commit, &folder)?;
     image::check_size(&binary)?;
-    let mut written = vec![bom, archive, image];
+    let mut written = vec![bom, bpf_bom, archive, image];
     written.extend(packages::build(platform, &commit, &folder)?);
     write_checksums(&folder)?;
     for path in written {

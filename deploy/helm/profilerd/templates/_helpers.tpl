@@ -62,6 +62,7 @@ app.kubernetes.io/part-of: skywalking
   "oap" $oap
   "kubernetes" (dict "enabled" true)
   "metrics" (printf "0.0.0.0:%d" (int .Values.metrics.port))
+  "state_dir" "/var/lib/profilerd/state"
 -}}
 {{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
 {{- end -}}

@@ -18,7 +18,7 @@ use super::{Outcome, named};
 use crate::command::{run, step};
 use crate::demo::{POST, Traffic};
 use crate::dist;
-use crate::setup::{self, Group};
+use crate::setup::{self, Group, tool};
 use node::Node;
 
 /// Release and namespace.
@@ -279,7 +279,7 @@ fn rights(node: &Node) -> Result<()> {
         (["get", "secrets", "-A"], false),
         (["get", "configmaps", "-A"], false),
         (["get", "nodes", "-A"], false),
-        (["delete", "pods", "--all"], false),
+        (["delete", "pods", "nobodys"], false),
     ] {
         let question = [&["--token", token.trim()][..], &arguments].concat();
         let output = node.kubectl_output(&question)?;
@@ -417,9 +417,12 @@ fn run_task(node: &Node, binary: &Path) -> Result<()> {
 }
 
 fn is_gone(node: &Node) -> Result<()> {
+    // Helm does not wait for the pod of a DaemonSet, which delivers its results first.
     for kind in ["ds,pods,cm,sa", "clusterroles,clusterrolebindings"] {
-        let left = node.kubectl(&["-n", NAME, "get", kind, "-o", "name"])?;
-        ensure!(!left.contains("/profilerd"), "left behind: {left}");
+        let question = ["-n", NAME, "get", kind, "-o", "name"];
+        node.wait_until(tool("kube", "kubectl"), &question, |left| {
+            !left.contains("/profilerd")
+        })?;
     }
     ensure!(daemon_pid().is_none(), "the daemon still runs");
     Ok(())

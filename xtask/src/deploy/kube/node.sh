@@ -155,7 +155,7 @@ restart) # the API server, with a history that begins now: watches of before hav
     stop api
     revision=$(inside curl -s http://127.0.0.1:2379/v3/kv/range -d '{"key":"AA=="}' |
         sed -E 's/.*"revision":"([0-9]+)".*/\1/')
-    inside curl -sf http://127.0.0.1:2379/v3/kv/compaction -d "{\"revision\":\"$revision\",\"physical\":true}"
+    inside curl -sf -o /dev/null http://127.0.0.1:2379/v3/kv/compaction -d "{\"revision\":\"$revision\",\"physical\":true}"
     api
     ;;
 load)
