@@ -150,9 +150,9 @@ pub enum KernelError {
 }
 
 /// If it is no limit that keeps a perf event from being opened.
-const PERF_EVENTS_REMEDY: &str = "give the process CAP_PERFMON or CAP_SYS_ADMIN, check `sysctl \
-    kernel.perf_event_paranoid` (4 on some distributions refuses even root in containers) and the container's \
-    seccomp profile, which must allow perf_event_open";
+const PERF_EVENTS_REMEDY: &str = "give the process CAP_PERFMON; where `sysctl kernel.perf_event_paranoid` is 3 or 4, as \
+    on Debian and Ubuntu, give it CAP_SYS_ADMIN or set that to 2; in a container its seccomp profile must allow \
+    perf_event_open";
 
 /// First kernel that counts maps and programs as memory of the control group, not as locked memory.
 /// <https://github.com/torvalds/linux/commit/80ee81e0403c48f4eb342f7c8d40477c89b8836a>
@@ -169,6 +169,11 @@ fn refusal_remedy(error: &io::Error) -> &'static str {
         "check capabilities, `sysctl kernel.unprivileged_bpf_disabled` and the container's seccomp profile, \
          which must allow bpf"
     }
+}
+
+/// What to do when the kernel refuses a perf event.
+pub(super) fn perf_events_remedy(error: &io::Error) -> String {
+    remedy_or(error, PERF_EVENTS_REMEDY)
 }
 
 fn remedy_or(error: &(dyn Error + 'static), otherwise: &str) -> String {

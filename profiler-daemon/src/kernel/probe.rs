@@ -3,9 +3,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::error::{KernelError, MINIMUM_KERNEL, check_capabilities, check_kernel_version};
+use super::error::{
+    KernelError, MINIMUM_KERNEL, check_capabilities, check_kernel_version, perf_events_remedy,
+};
 use super::object::{BTF_PATH, LoadOptions};
-use super::{Kernel, KernelTypes};
+use super::{Kernel, KernelTypes, try_perf_event};
 
 /// One thing that was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,10 +45,15 @@ impl Check {
     }
 }
 
-/// Checks what takes no time: kernel version, privileges, type information.
+/// Checks what takes no time: kernel version, privileges, type information, perf events.
 #[must_use]
 pub fn probe_quickly() -> Vec<Check> {
-    vec![kernel_version(), capabilities(), type_information()]
+    vec![
+        kernel_version(),
+        capabilities(),
+        type_information(),
+        perf_events(),
+    ]
 }
 
 /// Does [`probe_quickly`], and finally loads and attaches the programs for an instant. Later checks
@@ -55,7 +62,7 @@ pub fn probe_quickly() -> Vec<Check> {
 pub fn probe() -> Vec<Check> {
     let mut checks = probe_quickly();
     checks.push(perf_event_paranoid());
-    if checks.iter().take(3).all(|check| check.ok) {
+    if checks.iter().all(|check| check.ok) {
         let (programs, hooks) = programs();
         checks.push(programs);
         checks.extend(hooks);
@@ -100,6 +107,20 @@ fn type_information() -> Check {
                 source,
             },
         ),
+    }
+}
+
+/// Capabilities do not tell: distributions, security modules and seccomp refuse them as well.
+fn perf_events() -> Check {
+    const NAME: &str = "perf events";
+    match try_perf_event() {
+        Ok(()) => Check::passed(NAME, "one was opened for an instant"),
+        Err(error) => Check {
+            name: NAME,
+            ok: false,
+            detail: format!("the kernel refuses them: {error}"),
+            fix: perf_events_remedy(&error),
+        },
     }
 }
 

@@ -63,12 +63,20 @@ is_healthy() {
     systemctl status --no-pager profilerd && [ "$(systemctl is-active profilerd)" = active ]
 }
 
-has_few_privileges() {
+has_only() { # MASK of capabilities
     status=/proc/$(systemctl show --property=MainPID --value profilerd)/status
     cat "$status"
-    # CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYSLOG, CAP_PERFMON, CAP_BPF, CAP_CHECKPOINT_RESTORE
-    grep -q '^CapBnd:.*000001c400080004$' "$status" && grep -q '^CapEff:.*000001c400080004$' "$status" &&
+    grep -q "^CapBnd:.*$1\$" "$status" && grep -q "^CapEff:.*$1\$" "$status" &&
         grep -q '^NoNewPrivs:.*1$' "$status" && grep -q '^Seccomp:.*2$' "$status"
+}
+
+# CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYSLOG, CAP_PERFMON, CAP_BPF, CAP_CHECKPOINT_RESTORE. This kernel asks for
+# CAP_SYS_ADMIN as well, unless its administrator does not want that.
+has_few_privileges() {
+    paranoid=/proc/sys/kernel/perf_event_paranoid
+    [ "$(cat $paranoid)" = 3 ] && eventually has_only 000001c400280004 || return 1
+    echo 2 >$paranoid && systemctl restart profilerd && eventually has_only 000001c400080004 || return 1
+    echo 3 >$paranoid && systemctl restart profilerd && eventually has_only 000001c400280004
 }
 
 # The unit with its own OAP, so that a task runs with the unit's privileges.

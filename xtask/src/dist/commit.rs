@@ -36,4 +36,12 @@ impl Commit {
             revision: String::new(),
         })
     }
+
+    /// The same for what is only built for checks, which need no commit.
+    pub(super) fn read_if_known() -> Self {
+        Self::read().unwrap_or_else(|_| Self {
+            seconds: "0".to_owned(),
+            revision: String::new(),
+        })
+    }
 }

@@ -78,7 +78,7 @@ pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
 pub(crate) fn quick_image() -> Result<(PathBuf, PathBuf)> {
     let platform = Platform::native();
     setup::ensure(&platform.groups())?;
-    let commit = Commit::read()?;
+    let commit = Commit::read_if_known();
     let binary = binary::link_for_checks()?;
     let licence = workspace_root().join("LICENSE");
     let image = image::build(platform, &binary, &licence, &commit, &checks_folder()?)?;
@@ -88,7 +88,7 @@ pub(crate) fn quick_image() -> Result<(PathBuf, PathBuf)> {
 /// The deb and the rpm with a binary as in [`quick_image`].
 pub(crate) fn quick_packages() -> Result<[PathBuf; 2]> {
     let platform = Platform::native();
-    let commit = Commit::read()?;
+    let commit = Commit::read_if_known();
     let binary = binary::link_for_checks()?;
     stage::fill(platform, &binary)?;
     packages::build(platform, &commit, &checks_folder()?)
