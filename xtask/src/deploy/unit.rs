@@ -10,7 +10,7 @@ use profiler_test_support::{target_dir, workspace_root};
 use crate::command::{run_quietly, step};
 
 /// Highest exposure that is accepted, of 10; docs/deploy.md has the present one.
-const EXPOSURE_MAX: f32 = 3.2;
+const EXPOSURE_MAX: f32 = 3.5;
 
 /// That it has no unknown setting, and that it is hardened.
 pub(super) fn check(binary: &Path) -> Result<()> {
