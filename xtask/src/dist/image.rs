@@ -21,16 +21,18 @@ const MOZILLA_ROOTS: &str = "/usr/share/ca-certificates/mozilla";
 
 /// Largest image, unpacked.
 const IMAGE_BYTES_MAX: u64 = 30_000_000;
-/// CA roots and licences.
-const REST_BYTES_MAX: u64 = 2_000_000;
 
-/// That the image of this binary is not too large.
-pub(super) fn check_size(binary: &Path) -> Result<()> {
-    let bytes = fs::metadata(binary)?.len() + REST_BYTES_MAX;
+/// That the image of this binary and these licences is not too large.
+pub(super) fn check_size(binary: &Path, licences: &Path) -> Result<()> {
+    let mut bytes = fs::metadata(binary)?.len() + roots()?.len() as u64;
+    for entry in fs::read_dir(licences)? {
+        bytes += entry?.metadata()?.len();
+    }
     ensure!(
         bytes <= IMAGE_BYTES_MAX,
         "the image has {bytes} bytes, more than {IMAGE_BYTES_MAX}"
     );
+    step(&format!("the image has {bytes} bytes, unpacked"));
     Ok(())
 }
 

@@ -62,8 +62,9 @@ pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
     let stage = stage::fill(platform, &binary)?;
     let archive = folder.join(format!("{name}.tar.gz"));
     stage::pack(&stage, &name, &commit, &archive)?;
-    let image = image::build(platform, &binary, &stage.join("licences"), &commit, &folder)?;
-    image::check_size(&binary)?;
+    let licences = stage.join("licences");
+    image::check_size(&binary, &licences)?;
+    let image = image::build(platform, &binary, &licences, &commit, &folder)?;
     let mut written = vec![bom, bpf_bom, archive, image];
     written.extend(packages::build(platform, &commit, &folder)?);
     write_checksums(&folder)?;
