@@ -363,12 +363,11 @@ async fn another_oap_takes_over() {
     assert_eq!(next_task(&mut events).await.endpoint, "/first");
 }
 
-/// Check that the token is sent, and that a wrong one is told as the cause of the disconnection.
-#[tokio::test]
-async fn the_token_is_sent() {
+/// An OAP that asks for this token, with a task.
+async fn guarded_oap(token: &str) -> EmbeddedOap {
     let listen = "127.0.0.1:0".parse().unwrap();
     let oap = EmbeddedOap::start_with(EmbeddedConfig {
-        token: Some("tok123".to_owned()),
+        token: Some(token.to_owned()),
         ..EmbeddedConfig::new(listen)
     })
     .await
@@ -376,6 +375,13 @@ async fn the_token_is_sent() {
     oap.store()
         .create_task(request("shop", "/"), unix_ms_now())
         .unwrap();
+    oap
+}
+
+/// Check that the token is sent, and that a wrong one is told as the cause of the disconnection.
+#[tokio::test]
+async fn the_token_is_sent() {
+    let oap = guarded_oap("tok123").await;
     let with = |token: &str| OapConfig {
         token: TokenSource::Given(token.to_owned()),
         ..config(&[&oap])
@@ -409,16 +415,7 @@ async fn the_token_is_sent() {
 /// is not there speaks to no OAP and says why.
 #[tokio::test]
 async fn a_new_token_is_used_at_once() {
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let oap = EmbeddedOap::start_with(EmbeddedConfig {
-        token: Some("right".to_owned()),
-        ..EmbeddedConfig::new(listen)
-    })
-    .await
-    .unwrap();
-    oap.store()
-        .create_task(request("shop", "/"), unix_ms_now())
-        .unwrap();
+    let oap = guarded_oap("right").await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     let with_file = OapConfig {

@@ -107,14 +107,7 @@ fn installed(node: &Node, binary: &Path) -> Vec<Outcome> {
             || {
                 node.restart_api()?;
                 node.kubectl(&["-n", "prod", "delete", "pod", "-l", "app=shop"])?;
-                node.kubectl(&[
-                    "-n",
-                    "prod",
-                    "rollout",
-                    "status",
-                    "deploy/shop",
-                    "--timeout=180s",
-                ])?;
+                is_rolled_out(node, "prod", "deploy/shop")?;
                 run_task(node, binary)
             },
         ),
@@ -190,27 +183,22 @@ fn helm(verb: &str, node: &Node, options: &[&str]) -> Result<()> {
 
 fn install(node: &Node) -> Result<()> {
     helm("install", node, &["--create-namespace"])?;
-    let phase = [
-        "-n",
-        NAME,
-        "get",
-        "pods",
-        "-o",
-        "jsonpath={.items[*].status.phase}",
-    ];
-    node.wait_for(&phase, "Running")
+    is_running(node)
 }
 
 fn is_ready(node: &Node) -> Result<()> {
-    let status = [
-        "-n",
-        NAME,
-        "rollout",
-        "status",
-        "ds/profilerd",
-        "--timeout=120s",
-    ];
-    node.kubectl(&status).map(drop)
+    is_rolled_out(node, NAME, "ds/profilerd")
+}
+
+fn is_rolled_out(node: &Node, namespace: &str, workload: &str) -> Result<()> {
+    let status = ["-n", namespace, "rollout", "status", workload];
+    node.kubectl(&[&status[..], &["--timeout=120s"]].concat())
+        .map(drop)
+}
+
+fn is_running(node: &Node) -> Result<()> {
+    let phase = "jsonpath={.items[*].status.phase}";
+    node.wait_for(&["-n", NAME, "get", "pods", "-o", phase], "Running")
 }
 
 fn is_refused_by_baseline(node: &Node) -> Result<()> {
@@ -354,15 +342,7 @@ fn deploy_shop(node: &Node) -> Result<()> {
     )?;
     let path = path.to_str().context("a path is UTF-8")?;
     node.kubectl(&["apply", "--server-side", "--validate=strict", "-f", path])?;
-    node.kubectl(&[
-        "-n",
-        "prod",
-        "rollout",
-        "status",
-        "deploy/shop",
-        "--timeout=180s",
-    ])?;
-    Ok(())
+    is_rolled_out(node, "prod", "deploy/shop")
 }
 
 /// `profilerd record` in the pod of the daemon.
@@ -437,15 +417,7 @@ fn plain_manifests(node: &Node) -> Result<()> {
     node.wait_for(&kinds, "daemonset.apps/profilerd")?;
     let image = format!("{NAME}={}", dist::reference());
     node.kubectl(&["-n", NAME, "set", "image", "ds/profilerd", &image])?;
-    let phase = [
-        "-n",
-        NAME,
-        "get",
-        "pods",
-        "-o",
-        "jsonpath={.items[*].status.phase}",
-    ];
-    node.wait_for(&phase, "Running")?;
+    is_running(node)?;
     node.kubectl(&["delete", "-k", folder, "--wait=true", "--timeout=120s"])?;
     ensure!(daemon_pid().is_none(), "the daemon still runs");
     Ok(())
