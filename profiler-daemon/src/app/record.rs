@@ -12,7 +12,7 @@ use super::inspect::inspect;
 use super::pipeline::Pipeline;
 use super::resolve::PipelineEvent;
 use super::search::Search;
-use super::table::{logged_table, unknown_service};
+use super::table::{logged_table, require_service, wanted_process};
 use crate::analyze;
 use crate::config::Config;
 use crate::model::{
@@ -20,7 +20,6 @@ use crate::model::{
     ProgressState, RecordRequest, RecordTarget, SegmentReport, Service, SnapshotReport, TaskId,
     TaskReport, TaskSlot,
 };
-use crate::process::table::Process;
 use crate::process::{Family, ProcessTable};
 use crate::request::Endpoint;
 
@@ -219,18 +218,14 @@ enum Whom {
 impl Targets {
     fn new(table: &ProcessTable, target: &RecordTarget) -> Result<Self> {
         let whom = match target {
-            RecordTarget::Pid(pid) => match table.get(*pid) {
-                Some(Process {
-                    denial: Some(denial),
-                    ..
-                }) => bail!("process {pid} is not to be profiled: {denial}"),
-                Some(first) => Whom::Family(first.identity.service.clone(), Family::of(first.key)),
-                None => bail!("there is no process {pid}; `profilerd ps` lists the processes"),
-            },
-            RecordTarget::Service(name) if table.processes_of_name(name).next().is_none() => {
-                bail!("{}", unknown_service(table, name))
+            RecordTarget::Pid(pid) => {
+                let first = wanted_process(table, *pid)?;
+                Whom::Family(first.identity.service.clone(), Family::of(first.key))
             }
-            RecordTarget::Service(name) => Whom::Service(name.clone()),
+            RecordTarget::Service(name) => {
+                require_service(table, name)?;
+                Whom::Service(name.clone())
+            }
         };
         Ok(Self {
             whom,

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use anyhow::Error;
+use anyhow::{Error, Result, bail};
 
 use crate::config::Config;
 use crate::kubernetes::{LOOK_DEADLINE, pods_now, reads_pods};
+use crate::model::Pid;
+use crate::process::table::Process;
 use crate::process::{Choice, ProcessTable};
 
 /// The processes by the rules of the configuration, not scanned yet; and why pods are not known, if they should be.
@@ -33,12 +35,32 @@ pub(super) async fn logged_table(config: &Config) -> ProcessTable {
     table
 }
 
-/// Why no process of a service can be looked at.
-pub(super) fn unknown_service(table: &ProcessTable, name: &str) -> String {
+/// A process that somebody wants to look at.
+///
+/// # Errors
+///
+/// It is not there, or is not to be profiled.
+pub(super) fn wanted_process(table: &ProcessTable, pid: Pid) -> Result<&Process> {
+    let Some(process) = table.get(pid) else {
+        bail!("there is no process {pid}; `profilerd ps` lists the processes");
+    };
+    match &process.denial {
+        Some(denial) => bail!("process {pid} is not to be profiled: {denial}"),
+        None => Ok(process),
+    }
+}
+
+/// That a service has a process that can be looked at.
+///
+/// # Errors
+///
+/// It has none, or none that is to be profiled.
+pub(super) fn require_service(table: &ProcessTable, name: &str) -> Result<()> {
+    if table.processes_of_name(name).next().is_some() {
+        return Ok(());
+    }
     match table.denial_of_name(name) {
-        Some(denial) => format!("the service `{name}` is not to be profiled: {denial}"),
-        None => {
-            format!("no process belongs to the service `{name}`; `profilerd ps` shows which do")
-        }
+        Some(denial) => bail!("the service `{name}` is not to be profiled: {denial}"),
+        None => bail!("no process belongs to the service `{name}`; `profilerd ps` shows which do"),
     }
 }

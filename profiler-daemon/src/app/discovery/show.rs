@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 
 use super::super::privilege;
-use super::super::table::{logged_table, unknown_service};
+use super::super::table::{logged_table, require_service, wanted_process};
 use super::look::{Look, Looked};
 use crate::config::Config;
 use crate::model::{EndpointFigures, RecordTarget, Unseen, Watched};
@@ -157,21 +157,15 @@ impl Whom {
     fn new(table: &ProcessTable, target: Option<&RecordTarget>) -> Result<Self> {
         Ok(match target {
             None => Self::All,
-            Some(RecordTarget::Pid(pid)) => match table.get(*pid) {
-                Some(Process {
-                    denial: Some(denial),
-                    ..
-                }) => bail!("process {pid} is not to be profiled: {denial}"),
-                Some(first) => Self::Family(
-                    Arc::new(first.identity.service.clone()),
-                    Family::of(first.key),
-                ),
-                None => bail!("there is no process {pid}; `profilerd ps` lists the processes"),
-            },
-            Some(RecordTarget::Service(name)) if table.processes_of_name(name).next().is_none() => {
-                bail!("{}", unknown_service(table, name))
+            Some(RecordTarget::Pid(pid)) => {
+                let first = wanted_process(table, *pid)?;
+                let service = Arc::new(first.identity.service.clone());
+                Self::Family(service, Family::of(first.key))
             }
-            Some(RecordTarget::Service(name)) => Self::Service(name.clone()),
+            Some(RecordTarget::Service(name)) => {
+                require_service(table, name)?;
+                Self::Service(name.clone())
+            }
         })
     }
 
