@@ -81,6 +81,11 @@ fn run_all(filter: Option<&str>, machines: Option<&vm::VmArgs>) -> Result<ExitCo
             "cargo fmt",
             cargo().args(["fmt", "--all", "--check"]),
         );
+        // A workspace of its own, which nothing else here builds before the end of `ci`.
+        let mut fuzz = cargo();
+        fuzz.args(["fetch", "--locked", "--quiet", "--manifest-path"]);
+        fuzz.arg(workspace_root().join("fuzz/Cargo.toml"));
+        check(&mut totals, "lock file of fuzz/", &mut fuzz);
         let mut clippy = cargo();
         clippy.args([
             "clippy",
