@@ -2,7 +2,8 @@
 //! `kernel::object` embeds it. Finds out the version that `--version` prints.
 //!
 //! In:  `profiler-ebpf/`, `profiler-common/`, `Cargo.lock`; the revision of git
-//! Out: `OUT_DIR/profiler-ebpf`, an ELF file for `bpfel-unknown-none` with BTF; the variable `PROFILERD_VERSION`
+//! Out: `OUT_DIR/profiler-ebpf`, an ELF file for `bpfel-unknown-none` with BTF and without DWARF; the variable
+//!      `PROFILERD_VERSION`
 //!
 //! # Toolchains
 //!
@@ -19,6 +20,9 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 
 /// The package and its only binary.
 const PACKAGE: &str = "profiler-ebpf";
@@ -127,9 +131,36 @@ fn build() -> Result<(), Box<dyn Error>> {
         println!("cargo::warning={line}");
     }
     let object = target_dir.join(target).join("release").join(PACKAGE);
-    fs::copy(&object, out_dir.join(PACKAGE))
-        .map_err(|error| format!("failed to copy {}: {error}", object.display()))?;
+    strip(&object, &out_dir.join(PACKAGE))
+        .map_err(|error| format!("failed to strip {}: {error}", object.display()))?;
     Ok(())
+}
+
+/// Copies an object without its DWARF, which is four fifths of it. The kernel and Aya read BTF, which the linker has made
+/// of that.
+fn strip(object: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    let bytes = fs::read(object)?;
+    let mut builder = Builder::read(bytes.as_slice())?;
+    let sections = builder.sections.iter();
+    let debug = sections.filter(|section| section.name.starts_with(b".debug_"));
+    let debug: Vec<_> = debug.map(|section| section.id()).collect();
+    for section in builder.sections.iter_mut() {
+        // Relocations are sections of their own.
+        let of_debug = section
+            .sh_info_section
+            .is_some_and(|id| debug.contains(&id));
+        section.delete = of_debug || debug.contains(&section.id());
+    }
+    builder.delete_orphans();
+    // LLVM keeps names of sections among those of symbols, the writer apart.
+    let names = builder.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(fs::write(to, stripped)?)
 }
 
 /// The version of the package, with the revision behind it if that is known. Nothing else: the same sources give the

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::look::{Look, Looked};
 use crate::model::Watched;
 use crate::request::Templates;
+use crate::usage::release_free_memory;
 
 /// Requests after which a look knows enough. Each costs the thread that serves it a few microseconds.
 const ENOUGH_REQUESTS: u64 = 50_000;
@@ -83,6 +84,8 @@ fn run(
         };
         let look = Look::begin(Arc::clone(templates), request_ring_bytes);
         let looked = look.and_then(|look| watch(look, processes, lasts, orders));
+        // Loading the programs took tens of megabytes, and the next look is minutes away.
+        release_free_memory();
         if results.blocking_send(looked).is_err() {
             return;
         }
