@@ -18,7 +18,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt as lines, reload};
 
-use crate::config::{LogFormat, LogLevel};
+use crate::config::{LogFormat, LogLevel, Origin};
 use crate::model::plain::{Escaping, escape_json};
 
 /// Field with the text of an event.
@@ -35,7 +35,18 @@ struct Started {
     usual: &'static str,
     filter: reload::Handle<EnvFilter, Registry>,
     /// Who decides on the filter instead of the configuration.
-    decider: Option<&'static str>,
+    decider: Option<Origin>,
+}
+
+/// The filter that is used whatever the configuration says, and who gave it: the flag, else `RUST_LOG`, unless that is empty
+/// or no filter.
+pub(crate) fn filter_given(flag: Option<&str>) -> Option<(String, Origin)> {
+    if let Some(flag) = flag {
+        return Some((flag.to_owned(), Origin::Option("--log-level"))); // checked by the parser
+    }
+    let filter = std::env::var(EnvFilter::DEFAULT_ENV).ok()?;
+    let is_filter = !filter.is_empty() && EnvFilter::try_new(&filter).is_ok();
+    is_filter.then_some((filter, Origin::Variable(EnvFilter::DEFAULT_ENV)))
 }
 
 /// Starts the log on standard error: by the flag, else by `RUST_LOG`, else by the configuration, else at the `usual` level.
@@ -45,14 +56,9 @@ pub(crate) fn start(
     usual: &'static str,
     format: LogFormat,
 ) {
-    let named = match flag {
-        Some(flag) => EnvFilter::try_new(flag).ok().map(|it| (it, "--log-level")), // checked by the parser
-        None => EnvFilter::try_from_default_env()
-            .ok()
-            .map(|it| (it, "RUST_LOG")),
-    };
-    let (filter, decider) = named.unzip();
-    let filter = filter.unwrap_or_else(|| EnvFilter::new(level.map_or(usual, LogLevel::name)));
+    let (filter, decider) = filter_given(flag).unzip();
+    let filter = filter.unwrap_or_else(|| level.map_or(usual, LogLevel::name).to_owned());
+    let filter = EnvFilter::new(filter);
     let (filter, handle) = reload::Layer::new(filter);
     let text = lines::layer()
         .fmt_fields(PlainFields)
@@ -92,7 +98,7 @@ pub(crate) fn is_json() -> bool {
 /// # Errors
 ///
 /// What decides on the level instead.
-pub(crate) fn set_level(level: Option<LogLevel>) -> Result<(), &'static str> {
+pub(crate) fn set_level(level: Option<LogLevel>) -> Result<(), Origin> {
     let Some(started) = STARTED.get() else {
         return Ok(());
     };

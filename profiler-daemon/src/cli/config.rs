@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::columns::columns;
 use super::{DaemonOptions, LogArgs};
-use crate::config::{ConfigSource, Loaded};
+use crate::config::{ConfigSource, Loaded, Origin};
 
 #[derive(Args, Debug)]
 pub(super) struct ConfigCommand {
@@ -83,10 +83,8 @@ fn check(args: &CheckArgs) -> Result<ExitCode> {
 struct Row {
     key: String,
     value: Value,
-    /// `default`, `file`, `variable` or `option`.
-    source: &'static str,
-    /// Of the variable or option.
-    name: Option<&'static str>,
+    #[serde(flatten)]
+    origin: Origin,
 }
 
 impl Row {
@@ -95,11 +93,7 @@ impl Row {
             Value::String(text) => text.clone(),
             value => value.to_string(),
         };
-        let source = match self.name {
-            Some(name) => format!("{} {name}", self.source),
-            None => self.source.to_owned(),
-        };
-        [self.key.clone(), value, source]
+        [self.key.clone(), value, self.origin.to_string()]
     }
 }
 
@@ -108,13 +102,7 @@ fn show(args: &ShowArgs, log: &LogArgs) -> Result<ExitCode> {
     for warning in &loaded.warnings {
         super::say(warning);
     }
-    let filter = match &log.log_level {
-        Some(filter) => Some((filter.clone(), "option", "--log-level")),
-        None => std::env::var("RUST_LOG")
-            .ok()
-            .filter(|filter| !filter.is_empty())
-            .map(|filter| (filter, "variable", "RUST_LOG")),
-    };
+    let filter = crate::log::filter_given(log.log_level.as_deref());
     let rows = rows(&loaded, filter)?;
     super::print(&if args.json {
         super::pretty_json(&rows)?
@@ -126,26 +114,15 @@ fn show(args: &ShowArgs, log: &LogArgs) -> Result<ExitCode> {
 }
 
 /// All keys; `filter` is what decides on the level of the log instead of the configuration, with its source.
-fn rows(loaded: &Loaded, filter: Option<(String, &'static str, &'static str)>) -> Result<Vec<Row>> {
+fn rows(loaded: &Loaded, filter: Option<(String, Origin)>) -> Result<Vec<Row>> {
     let entries = loaded.config.entries()?.into_iter();
     let rows = entries.map(|(key, value)| {
-        if key == "log.level"
-            && let Some((filter, source, name)) = filter.clone()
-        {
-            return Row {
-                key,
-                value: Value::String(filter),
-                source,
-                name: Some(name),
-            };
-        }
-        let origin = loaded.origins.of(&key);
-        Row {
-            key,
-            value,
-            source: origin.kind(),
-            name: origin.name(),
-        }
+        let given = filter.clone().filter(|_| key == "log.level");
+        let (value, origin) = match given {
+            Some((filter, origin)) => (Value::String(filter), origin),
+            None => (value, loaded.origins.of(&key)),
+        };
+        Row { key, value, origin }
     });
     Ok(rows.collect())
 }
@@ -194,7 +171,10 @@ mod tests {
             ["log.level", "debug", "variable PROFILERD_LOG_LEVEL"]
         ));
         assert!(!text.contains("s3cret"), "{text}");
-        let text = shown(Some(("oap=trace".to_owned(), "option", "--log-level")));
+        let text = shown(Some((
+            "oap=trace".to_owned(),
+            Origin::Option("--log-level"),
+        )));
         assert!(has(&text, ["log.level", "oap=trace", "option --log-level"]));
     }
 }

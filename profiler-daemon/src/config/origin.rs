@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What gave a key its value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::Serialize;
+
+/// What gave a key its value. In JSON `source` is one of these, and `name` is there where it has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(tag = "source", content = "name", rename_all = "lowercase")]
 pub enum Origin {
     /// Nobody.
     #[default]
@@ -17,33 +20,13 @@ pub enum Origin {
     Option(&'static str),
 }
 
-impl Origin {
-    /// Which kind of source it is, in one word.
-    #[must_use]
-    pub const fn kind(self) -> &'static str {
-        match self {
-            Self::Default => "default",
-            Self::File => "file",
-            Self::Variable(_) => "variable",
-            Self::Option(_) => "option",
-        }
-    }
-
-    /// Name of the variable or option.
-    #[must_use]
-    pub const fn name(self) -> Option<&'static str> {
-        match self {
-            Self::Default | Self::File => None,
-            Self::Variable(name) | Self::Option(name) => Some(name),
-        }
-    }
-}
-
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.name() {
-            Some(name) => write!(f, "{} {name}", self.kind()),
-            None => f.write_str(self.kind()),
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File => f.write_str("file"),
+            Self::Variable(name) => write!(f, "variable {name}"),
+            Self::Option(name) => write!(f, "option {name}"),
         }
     }
 }
