@@ -128,7 +128,11 @@ fn a_stack_that_never_arrives_is_left_out() {
             assert_eq!(beside.request("POST", "/", "{}").unwrap().status, 200);
         }
         let report = daemon.wait_for_segments(&task_id, 2);
-        assert!(has_function(&report.segments[1], "method1"), "{means}");
+        assert!(
+            has_function(&report.segments[1], "method1"),
+            "{means}: {report:?}\n{}",
+            daemon.log()
+        );
         wait_until("the count", DEADLINE, || {
             let coverage = daemon.show(&lost_task)["coverage"].clone();
             let counted = ["processes_unreadable", "requests_unreadable"];
