@@ -2,7 +2,8 @@
 //!
 //! In:  the workspace
 //! Out: `target/TARGET/PROFILE/profilerd`, linked statically with glibc, stripped
-//! Lost: name services other than files and DNS: users of LDAP or SSSD are shown by number
+//! Lost: name services other than files and DNS: users of LDAP or SSSD are shown by number; on arm64, where rustc links no
+//!       static PIE with glibc, random addresses
 //!
 //! # Why glibc
 //!
