@@ -25,7 +25,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use profiler_test_support::{target_dir, workspace_root};
 
-use super::{Commit, Platform};
+use super::{Commit, Platform, SOURCES};
 use crate::command::{cargo, output, run, step};
 use crate::setup::aarch64;
 
@@ -145,7 +145,7 @@ fn renamed_paths() -> Result<Vec<String>> {
     // With the component rust-src the standard library's own files are named as they are found there.
     let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
     let renamed = [
-        (workspace_root(), "/usr/src/profilerd"),
+        (workspace_root(), SOURCES),
         (home.join("registry/src"), "/usr/src/crates"),
         (library, "/usr/src/rust"),
     ];

@@ -36,6 +36,9 @@ use platform::Platform;
 
 pub(crate) use image::{build_single, reference};
 
+/// Name for the folder of the sources in what is released, which is another one on every machine.
+const SOURCES: &str = "/usr/src/profilerd";
+
 /// Arguments of `dist`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DistArgs {

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use profiler_test_support::workspace_root;
 
-use super::{Commit, Platform};
+use super::{Commit, Platform, SOURCES};
 use crate::command::{cargo, output, run_quietly, step};
 
 /// The package of the binary, and that of the BPF programs which are in it as data.
@@ -39,8 +39,11 @@ pub(super) fn write_boms(platform: Platform, commit: &Commit, to: [&Path; 2]) ->
     };
     for (package, to) in PACKAGES.into_iter().zip(to) {
         let written = written(package);
-        fs::rename(&written, to)
-            .with_context(|| format!("failed to move {}", written.display()))?;
+        let bom = fs::read_to_string(&written)
+            .with_context(|| format!("failed to read {}", written.display()))?;
+        fs::write(to, with_named_sources(&bom, &workspace_root()))
+            .with_context(|| to.display().to_string())?;
+        fs::remove_file(&written)?;
     }
     // The tool writes one for every package of the workspace.
     for other in [
@@ -56,6 +59,14 @@ pub(super) fn write_boms(platform: Platform, commit: &Commit, to: [&Path; 2]) ->
         }
     }
     Ok(())
+}
+
+/// The folder of the sources is part of how the tool refers to our packages; it is named as in the binary.
+fn with_named_sources(bom: &str, folder: &Path) -> String {
+    bom.replace(
+        &format!("file://{}/", folder.display()),
+        &format!("file://{SOURCES}/"),
+    )
 }
 
 /// Writes the text of every licence with the crates that are under it.
@@ -77,4 +88,19 @@ pub(super) fn write_licences(platform: Platform, to: &Path) -> Result<()> {
         all += &output(&mut about)?;
     }
     fs::write(to, all).with_context(|| to.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Check that no SBOM names a folder of the machine that wrote it.
+    #[test]
+    fn an_sbom_names_no_folder_of_this_machine() {
+        let bom = r#"{"ref": "path+file:///home/me/p/profiler-common#0.1.0"}"#;
+        assert_eq!(
+            with_named_sources(bom, Path::new("/home/me/p")),
+            r#"{"ref": "path+file:///usr/src/profilerd/profiler-common#0.1.0"}"#
+        );
+    }
 }
