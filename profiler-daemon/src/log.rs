@@ -42,11 +42,20 @@ struct Started {
 /// or no filter.
 pub(crate) fn filter_given(flag: Option<&str>) -> Option<(String, Origin)> {
     if let Some(flag) = flag {
-        return Some((flag.to_owned(), Origin::Option("--log-level"))); // checked by the parser
+        return Some((filter_of(flag), Origin::Option("--log-level"))); // checked by the parser
     }
     let filter = std::env::var(EnvFilter::DEFAULT_ENV).ok()?;
     let is_filter = !filter.is_empty() && EnvFilter::try_new(&filter).is_ok();
     is_filter.then_some((filter, Origin::Variable(EnvFilter::DEFAULT_ENV)))
+}
+
+/// The filter that a level stands for; another filter is itself. Details of libraries, such as a line for each instruction of
+/// a BPF program that is relocated, would hide our own: they are shown to who names the library.
+fn filter_of(level: &str) -> String {
+    match level.to_ascii_lowercase().as_str() {
+        "debug" | "trace" => format!("info,profiler_daemon={level},profiler_ebpf={level}"),
+        _ => level.to_owned(),
+    }
 }
 
 /// Starts the log on standard error: by the flag, else by `RUST_LOG`, else by the configuration, else at the `usual` level.
@@ -57,7 +66,7 @@ pub(crate) fn start(
     format: LogFormat,
 ) {
     let (filter, decider) = filter_given(flag).unzip();
-    let filter = filter.unwrap_or_else(|| level.map_or(usual, LogLevel::name).to_owned());
+    let filter = filter.unwrap_or_else(|| filter_of(level.map_or(usual, LogLevel::name)));
     let filter = EnvFilter::new(filter);
     let (filter, handle) = reload::Layer::new(filter);
     let text = lines::layer()
@@ -105,7 +114,7 @@ pub(crate) fn set_level(level: Option<LogLevel>) -> Result<(), Origin> {
     if let Some(decider) = started.decider {
         return Err(decider);
     }
-    let filter = EnvFilter::new(level.map_or(started.usual, LogLevel::name));
+    let filter = EnvFilter::new(filter_of(level.map_or(started.usual, LogLevel::name)));
     // It fails if the subscriber is gone, and so is the log.
     let _ = started.filter.reload(filter);
     Ok(())
@@ -209,6 +218,34 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    /// Check that a level shows our own details and not those of libraries, and that each of its filters is one.
+    #[test]
+    fn a_level_is_about_our_own_modules() {
+        assert_eq!(filter_of("warn"), "warn");
+        assert_eq!(filter_of("info,aya=debug"), "info,aya=debug");
+        for level in ["debug", "trace", "DEBUG"] {
+            let written = Lines::default();
+            let writer = written.clone();
+            let log = tracing_subscriber::fmt()
+                .with_env_filter(EnvFilter::try_new(filter_of(level)).unwrap())
+                .with_writer(move || writer.clone())
+                .finish();
+            tracing::subscriber::with_default(log, || {
+                tracing::debug!("ours");
+                tracing::debug!(target: "profiler_ebpf", "a program's");
+                tracing::debug!(target: "aya_obj::relocation", "of a library");
+                tracing::info!(target: "aya", "important");
+            });
+            let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+            let shown = |what: &str| text.contains(what);
+            assert!(
+                shown("ours") && shown("a program's") && shown("important"),
+                "{text}"
+            );
+            assert!(!shown("of a library"), "{text}");
         }
     }
 
